@@ -1,0 +1,164 @@
+"""OpenCV's INTER_LINEAR on uint8, fused with normalisation and the change of layout; for the CPU.
+
+The rules, for a length ``source`` that becomes ``size`` (the oracle is ``reference.resize_cv2_linear``):
+
+* source coordinate of output ``d``: ``(d + 0.5) * (source / size) - 0.5`` in double, then rounded to float32;
+* weights ``1 - f`` and ``f``, each times 2048, rounded half to even; columns outside the photo clamp index *and*
+  weight, rows the index only;
+* horizontal pass ``(p * w0 + q * w1) >> 4``, kept in int16 (at most 255 * 2048 / 16 = 32640);
+* vertical pass ``(((a * b0) >> 16) + ((b * b1) >> 16) + 2) >> 2``.
+
+A row of the photo is interleaved RGB. Two neighbouring pixels are six consecutive bytes, so the horizontal pass loads
+eight bytes per output pixel, spreads them to (r0 r1 g0 g1 b0 b1 - -) and multiplies by (w0 w1 w0 w1 w0 w1 0 0):
+LLVM turns this into one shuffle and one multiply-add per two pixels. Left to its own vectoriser the same loop is four
+times slower (benchmarks/NOTES.md).
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_LANES = 4  # output pixels per step of the horizontal pass
+_ONE = np.float32(2048)  # fixed-point one: OpenCV's INTER_RESIZE_COEF_SCALE
+
+
+@intrinsic
+def _blend4(typingctx: Any, row: Any, o0: Any, o1: Any, o2: Any, o3: Any, weights: Any, out: Any) -> Any:
+    """int16 [4, 4] at ``out`` = RGB- of the two pixels at each of ``row + o``, weighted by int16 [4, 8], >> 4."""
+    signature = types.void(types.uint64, *[types.int32] * 4, types.uint64, types.uint64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        row, *offsets, weights, out = args
+
+        def vector(element: Any, count: int) -> Any:
+            return ir.VectorType(element, count)
+
+        def pick(a: Any, b: Any, lanes: Any) -> Any:
+            return builder.shuffle_vector(a, b, ir.Constant(vector(_I32, len(lanes)), [int(k) for k in lanes]))
+
+        def load(address: Any, what: Any, align: int) -> Any:
+            return builder.load(builder.inttoptr(address, what.as_pointer()), align=align)
+
+        pixels = [
+            builder.bitcast(load(builder.add(row, builder.zext(offset, _I64)), _I64, 1), vector(_I8, 8))
+            for offset in offsets
+        ]
+        halves = []
+        for half in range(2):
+            pair = pick(pixels[2 * half], pixels[2 * half + 1], range(16))
+            spread = pick(pair, pair, [8 * p + k for p in range(2) for k in (0, 3, 1, 4, 2, 5, 6, 7)])
+            weight = load(builder.add(weights, ir.Constant(_I64, 32 * half)), vector(_I16, 16), 2)
+            product = builder.mul(builder.zext(spread, vector(_I32, 16)), builder.sext(weight, vector(_I32, 16)))
+            total = builder.add(
+                pick(product, product, range(0, 16, 2)),
+                pick(product, product, range(1, 16, 2)),
+            )
+            shifted = builder.ashr(total, ir.Constant(vector(_I32, 8), [4] * 8))
+            halves.append(builder.trunc(shifted, vector(_I16, 8)))
+        whole = pick(halves[0], halves[1], range(16))
+        builder.store(whole, builder.inttoptr(out, vector(_I16, 16).as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _coordinate(d: int, scale: float) -> tuple[int, Any]:
+    """Lower source index (may be outside the photo) and float32 fraction of output ``d``."""
+    position = np.float32((d + 0.5) * scale - 0.5)
+    index = int(np.floor(position))
+    return index, position - np.float32(index)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _columns(source: int, size: int, offset: Any, weight: Any) -> None:
+    """Fill byte offset int32 [>= size] and weights int16 [>= size, 8] of every output column; the rest stays 0."""
+    scale = source / size
+    for d in range(size):
+        index, fraction = _coordinate(d, scale)
+        if index < 0:
+            index, fraction = 0, np.float32(0)
+        if index >= source - 1:
+            index, fraction = source - 1, np.float32(0)
+        offset[d] = 3 * index
+        for k in range(0, 6, 2):
+            weight[d, k] = np.int16(np.rint((np.float32(1) - fraction) * _ONE))
+            weight[d, k + 1] = np.int16(np.rint(fraction * _ONE))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _blend_columns(row: Any, offset: Any, weights: Any, out: Any) -> None:
+    """Horizontal pass of one photo row at address ``row`` into int16 [n, 4] at address ``out``."""
+    for x in range(0, offset.size, _LANES):
+        _blend4(
+            row,
+            offset[x],
+            offset[x + 1],
+            offset[x + 2],
+            offset[x + 3],
+            weights + np.uint64(16 * x),
+            out + np.uint64(8 * x),
+        )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _blend_rows(upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> None:
+    """Vertical pass: uint8 [n * 4] from two rows int16 [n * 4]."""
+    for i in range(out.size):
+        out[i] = np.uint8((((np.int32(upper[i]) * b0) >> 16) + ((np.int32(lower[i]) * b1) >> 16) + 2) >> 2)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
+    """Resize a photo and write it, normalised, into a cell of a frame.
+
+    Args:
+        photo: uint8 [H, W, 3], C-contiguous RGB.
+        table: [3, 256], the output value of each channel's uint8 value.
+        cell: [3, h, w] of the table's dtype, a view into the frame; h or w may be 0.
+    """
+    height, width, _ = photo.shape
+    _, h, w = cell.shape
+    if h == 0 or w == 0:
+        return
+    padded = (w + _LANES - 1) // _LANES * _LANES
+    offset = np.zeros(padded, np.int32)
+    weight = np.zeros((padded, 8), np.int16)
+    _columns(width, w, offset, weight)
+    upper = np.empty(4 * padded, np.int16)
+    lower = np.empty(4 * padded, np.int16)
+    pixels = np.empty(4 * padded, np.uint8)
+    # Eight bytes are loaded where six are used: only behind the last row is that outside the photo.
+    last = np.zeros(3 * width + 8, np.uint8)
+    last[: 3 * width] = photo[height - 1].ravel()
+    first_row = np.uint64(photo.ctypes.data)
+    last_row = np.uint64(last.ctypes.data)
+    weights = np.uint64(weight.ctypes.data)
+    upper_index = lower_index = -1
+    scale = height / h
+    for y in range(h):
+        index, fraction = _coordinate(y, scale)
+        b0 = np.int32(np.rint((np.float32(1) - fraction) * _ONE))
+        b1 = np.int32(np.rint(fraction * _ONE))
+        y0 = min(max(index, 0), height - 1)
+        y1 = min(max(index + 1, 0), height - 1)
+        if y0 != upper_index:
+            if y0 == lower_index:
+                upper, lower = lower, upper
+                upper_index, lower_index = lower_index, upper_index
+            else:
+                row = last_row if y0 == height - 1 else first_row + np.uint64(y0) * np.uint64(3 * width)
+                _blend_columns(row, offset, weights, np.uint64(upper.ctypes.data))
+                upper_index = y0
+        if y1 != lower_index:
+            row = last_row if y1 == height - 1 else first_row + np.uint64(y1) * np.uint64(3 * width)
+            _blend_columns(row, offset, weights, np.uint64(lower.ctypes.data))
+            lower_index = y1
+        _blend_rows(upper, lower, b0, b1, pixels)
+        for c in range(3):
+            for x in range(w):
+                cell[c, y, x] = table[c, pixels[4 * np.uint64(x) + np.uint64(c)]]

@@ -1,0 +1,105 @@
+"""One cell of a mosaic: photo and run lengths in, pixels and mask out; for the CPU.
+
+``write_tile`` is what a caller with arrays uses. ``run_address`` and ``setup_address`` are the same behind DALI's
+``numba_function`` interface: DALI's threads call it once per cell, without the GIL.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.mask import write_mask
+from nemo_dali.kernels.pillow_bilinear import resize_pillow_bilinear
+from nemo_dali.kernels.tile import CV2_LINEAR, TILE
+
+DONE, WRONG_SIZE = 1, 2  # status of a cell
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.uint64), codegen
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _write_pixels(photo: Any, resample: int, table: Any, cell: Any) -> None:
+    if resample == CV2_LINEAR:
+        write_cv2_linear(photo, table, cell)
+        return
+    _, h, w = cell.shape
+    resized = np.empty((3, h, w), np.uint8)
+    resize_pillow_bilinear(photo, resized)
+    for c in range(3):
+        for y in range(h):
+            for x in range(w):
+                cell[c, y, x] = table[c, resized[c, y, x]]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def write_tile(tile: Any, photo: Any) -> int:
+    """Write the pixels and the mask of one cell.
+
+    Args:
+        tile: one record of dtype ``tile.TILE``.
+        photo: uint8 [H, W, 3], C-contiguous RGB.
+
+    Returns:
+        DONE, or WRONG_SIZE if the photo is not of the size that the tile says; then nothing is written.
+    """
+    height, width, _ = photo.shape
+    if height != tile.photo_height or width != tile.photo_width:
+        return WRONG_SIZE
+    if tile.y0 == tile.y1 or tile.x0 == tile.x1:
+        return DONE
+    shape = (3, tile.frame_height, tile.frame_width)
+    box = (slice(0, 3), slice(tile.y0, tile.y1), slice(tile.x0, tile.x1))
+    if tile.itemsize == 4:
+        table4 = carray(_pointer(tile.table), (3, 256), np.uint32)
+        _write_pixels(photo, tile.resample, table4, carray(_pointer(tile.image), shape, np.uint32)[box])
+    elif tile.itemsize == 2:
+        table2 = carray(_pointer(tile.table), (3, 256), np.uint16)
+        _write_pixels(photo, tile.resample, table2, carray(_pointer(tile.image), shape, np.uint16)[box])
+    else:
+        table1 = carray(_pointer(tile.table), (3, 256), np.uint8)
+        _write_pixels(photo, tile.resample, table1, carray(_pointer(tile.image), shape, np.uint8)[box])
+    mask = carray(_pointer(tile.mask), (tile.frame_height, tile.frame_width), np.uint8)[box[1:]]
+    if tile.run_count:
+        runs = carray(_pointer(tile.runs), tile.run_count, np.uint32)
+        write_mask(runs, height, width, tile.resample, mask)
+    else:
+        mask[:] = 0
+    return DONE
+
+
+# DALI's calling convention: addresses of arrays of addresses (data, shapes) and of dimension counts, then how many.
+_RUN = types.void(*([types.uint64] * 3 + [types.int32]) * 2)
+_SETUP = types.void(*([types.uint64] * 2 + [types.int32]) * 2, types.int32)
+
+
+@cfunc(_RUN, nopython=True, cache=True)
+def _run(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, _m: Any) -> None:
+    """Of one cell: inputs uint8 [TILE.itemsize] and photo uint8 [H, W, 3]; output uint8 [1], the status."""
+    out = carray(_pointer(outs), 1, np.uint64)
+    data = carray(_pointer(ins), 2, np.uint64)
+    shapes = carray(_pointer(in_shapes), 2, np.uint64)
+    shape = carray(_pointer(shapes[1]), 3, np.int64)
+    photo = carray(_pointer(data[1]), (shape[0], shape[1], 3), np.uint8)
+    tile = carray(_pointer(data[0]), 1, TILE)[0]
+    carray(_pointer(out[0]), 1, np.uint8)[0] = write_tile(tile, photo)
+
+
+@cfunc(_SETUP, nopython=True, cache=True)
+def _setup(out_shapes: Any, _d: Any, _n: Any, _s: Any, _e: Any, _m: Any, samples: Any) -> None:
+    """Of a batch: every output has the shape [1]."""
+    shapes = carray(_pointer(out_shapes), samples, np.uint64)
+    for sample in range(samples):
+        carray(_pointer(shapes[sample]), 1, np.int64)[0] = 1
+
+
+run_address: int = _run.address
+setup_address: int = _setup.address

@@ -1,0 +1,38 @@
+"""One cell of one frame, as NumPy, Numba and (later) CUDA C++ see it.
+
+       frame  [3, frame_height, frame_width]
+       0            x0            x1      frame_width
+     0 ┌────────────┬─────────────┬───────┐
+    y0 │            ├─────────────┤       │     the photo is stretched to the half-open box
+       │            │  this cell  │       │     [y0, y1) x [x0, x1); a box may be empty
+    y1 │            ├─────────────┤       │
+       └────────────┴─────────────┴───────┘
+
+Addresses are plain integers, so that a row can travel through a DALI pipeline as bytes. Whoever makes a row keeps the
+memory behind them alive until the pipeline has delivered the batch.
+"""
+
+import numpy as np
+
+CV2_LINEAR, PILLOW_BILINEAR = 0, 1
+RESAMPLE = {"cv2-linear": CV2_LINEAR, "pillow-bilinear": PILLOW_BILINEAR}
+
+TILE = np.dtype(
+    [
+        ("image", "u8"),  # address of the sample's frame, [3, frame_height, frame_width] of itemsize bytes
+        ("mask", "u8"),  # address of the sample's mask, uint8 [frame_height, frame_width]
+        ("table", "u8"),  # address of the normalisation table [3, 256] of itemsize bytes
+        ("runs", "u8"),  # address of the target's run lengths, uint32; 0 where this cell is not the target's
+        ("run_count", "i8"),
+        ("frame_height", "i4"),
+        ("frame_width", "i4"),
+        ("y0", "i4"),
+        ("x0", "i4"),
+        ("y1", "i4"),  # exclusive
+        ("x1", "i4"),  # exclusive
+        ("photo_height", "i4"),  # as annotated; the kernel refuses a decoded photo of another size
+        ("photo_width", "i4"),
+        ("itemsize", "i4"),  # bytes of one output value: 1 (uint8), 2 (float16, bfloat16), 4 (float32)
+        ("resample", "i4"),  # one of RESAMPLE's values
+    ]
+)

@@ -1,0 +1,91 @@
+"""MosaicPolicy: which share of the samples becomes a mosaic, of what kind, and where its target lies."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
+
+TargetCell = Literal["uniform", "positional"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosaicPolicy:
+    """How samples are drawn. Checked when made; ``dataclasses.replace`` makes variants.
+
+    Attributes:
+        p_mined: probability of a mosaic whose other photos are mined negatives.
+        p_random: probability of a mosaic whose other photos are random ones; the rest of the probability is single.
+        mine_after_epoch: before this epoch (counted from 0) mined samples are random ones.
+        top_k: K, the number of candidates in the pool.
+        max_similarity: tau, the largest similarity of a candidate; None for no bound.
+        grids: weight of each grid among the mosaics, keys 2 (2x2) and 3 (3x3).
+        jitter: largest shift of the crossing of a 2x2 mosaic from the middle, as a share of the frame's size, 0 to 0.5.
+        target_cell: "uniform", or "positional": a cell that keeps "left", "top right", ... in the expression true.
+
+    Raises:
+        ValueError: an attribute is outside its range.
+    """
+
+    p_mined: float = 0.5
+    p_random: float = 0.0
+    mine_after_epoch: int = 0
+    top_k: int = 100
+    max_similarity: float | None = None
+    grids: Mapping[int, float] = field(default_factory=lambda: {2: 1.0})
+    jitter: float = 0.0
+    target_cell: TargetCell = "uniform"
+
+    def __post_init__(self) -> None:
+        for name in ("p_mined", "p_random"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1")
+        if self.p_mined + self.p_random > 1 + 1e-12:
+            raise ValueError(f"p_mined + p_random ({self.p_mined + self.p_random}) must be at most 1")
+        if self.mine_after_epoch < 0:
+            raise ValueError(f"mine_after_epoch ({self.mine_after_epoch}) must be >= 0")
+        if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
+            raise ValueError(f"max_similarity ({self.max_similarity}) must be None or between -1 and 1")
+        object.__setattr__(self, "grids", dict(self.grids))
+        if not self.grids or not set(self.grids) <= {2, 3}:
+            raise ValueError(f"grids ({self.grids}) must weigh 2 (2x2), 3 (3x3) or both")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.grids.values()) or not any(
+            self.grids.values()
+        ):
+            raise ValueError(f"grids ({self.grids}) must have weights >= 0, one of them > 0")
+        if self.top_k < self.most_negatives:
+            raise ValueError(f"top_k ({self.top_k}) must be >= {self.most_negatives}, the cells to fill")
+        if not 0 <= self.jitter <= 0.5:
+            raise ValueError(f"jitter ({self.jitter}) must be between 0 and 0.5")
+        if self.target_cell not in get_args(TargetCell):
+            raise ValueError(f"target_cell ({self.target_cell!r}) must be one of {get_args(TargetCell)}")
+
+    @property
+    def largest_grid(self) -> int:
+        """3 if a mosaic can be 3x3, 2 if it can only be 2x2, 1 if every sample is single."""
+        if self.p_mined + self.p_random == 0:
+            return 1
+        return max(grid for grid, weight in self.grids.items() if weight > 0)
+
+    @property
+    def most_negatives(self) -> int:
+        """Photos beside the target's in the largest mosaic."""
+        return self.largest_grid**2 - 1
+
+    def to_json(self) -> str:
+        """The policy as a JSON object, keys sorted."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "MosaicPolicy":
+        """The policy that ``to_json`` wrote; missing keys take their defaults.
+
+        Raises:
+            ValueError: not a JSON object, an unknown key, or a value out of range.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or not set(values) <= set(cls.__dataclass_fields__):
+            raise ValueError(f"a policy must be a JSON object with keys among {sorted(cls.__dataclass_fields__)}")
+        if "grids" in values:
+            values["grids"] = {int(grid): weight for grid, weight in values["grids"].items()}
+        return cls(**values)

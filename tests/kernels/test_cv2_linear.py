@@ -1,0 +1,60 @@
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.reference import resize_cv2_linear
+
+IDENTITY = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+
+
+def resize(photo, height, width, table=IDENTITY):
+    cell = np.zeros((3, height, width), table.dtype)
+    write_cv2_linear(photo, table, cell)
+    return cell.transpose(1, 2, 0)
+
+
+def photo_of(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("photo", [(1, 1), (1, 7), (7, 1), (2, 2), (480, 640), (427, 640), (1200, 1600), (33, 3000)])
+@pytest.mark.parametrize("cell", [(1, 1), (240, 240), (160, 160), (480, 480), (3, 301), (301, 3)])
+def test_equals_opencv(photo, cell):
+    image = photo_of(*photo)
+    expected = cv2.resize(image, cell[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(resize(image, *cell), expected.reshape(*cell, 3))
+
+
+@settings(max_examples=150, deadline=None)
+@given(*[st.integers(1, 700)] * 2, *[st.integers(1, 400)] * 2, st.integers(0, 2**32))
+def test_equals_opencv_and_the_reference_for_any_size(height, width, h, w, seed):
+    image = photo_of(height, width, seed)
+    ours = resize(image, h, w)
+    assert np.array_equal(ours, cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR))
+    assert np.array_equal(ours, resize_cv2_linear(image, h, w))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.uint8])
+def test_values_come_from_the_table_of_their_channel(dtype):
+    table = np.random.default_rng(1).permutation(768).reshape(3, 256).astype(dtype)
+    image = photo_of(50, 60)
+    expected = cv2.resize(image, (31, 41), interpolation=cv2.INTER_LINEAR)
+    ours = resize(image, 41, 31, table)
+    for channel in range(3):
+        assert np.array_equal(ours[..., channel], table[channel][expected[..., channel]])
+
+
+def test_writes_its_cell_and_nothing_else():
+    frame = np.full((3, 40, 50), 7, np.uint8)
+    write_cv2_linear(np.zeros((9, 9, 3), np.uint8), IDENTITY, frame[:, 10:20, 5:48])
+    inside = np.zeros((40, 50), bool)
+    inside[10:20, 5:48] = True
+    assert (frame[:, inside] == 0).all() and (frame[:, ~inside] == 7).all()
+
+
+@pytest.mark.parametrize("cell", [(0, 5), (5, 0), (0, 0)])
+def test_a_cell_without_pixels_is_left_alone(cell):
+    assert resize(photo_of(5, 5), *cell).size == 0
