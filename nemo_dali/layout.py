@@ -7,12 +7,13 @@ import numpy.typing as npt
 
 from nemo_dali.kernels.tile import TILE
 
+Ints = npt.NDArray[np.int64]
 
-def cell_edges(
-    grid: npt.NDArray[np.int64], line: npt.NDArray[np.int64], center: npt.NDArray[np.int64], size: int
-) -> Any:
+
+def cell_edges(grid: Ints, line: Ints, center: Ints, size: int) -> Ints:
     """Pixel of grid line ``line`` (0 to grid) along one axis: ``size * line // grid``, or the crossing of a 2x2."""
-    return np.where((grid == 2) & (line == 1), center, size * line // grid)
+    edges: Ints = np.where((grid == 2) & (line == 1), center, size * line // grid)
+    return edges
 
 
 def lay_out(rows: npt.NDArray[Any], size: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:

@@ -7,12 +7,18 @@ Frames are ordinary memory of the caller's, so DALI never copies a finished batc
 """
 
 import atexit
+import os
 from collections import deque
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+
+def encode_path(path: str) -> npt.NDArray[np.uint8]:
+    """A path as ``io.file.read`` takes it: its bytes, uint8 [length]."""
+    return np.frombuffer(os.fsencode(path), np.uint8)
 
 
 class StreamPipeline:
@@ -55,7 +61,7 @@ class StreamPipeline:
         """Start a batch.
 
         Args:
-            paths: per cell the photo's path as UTF-8 bytes, uint8 [length].
+            paths: per cell the photo's path from ``encode_path``.
             tiles: ``kernels.tile.TILE`` [cells].
             keep: holds what the tiles point to; it stays in ``running`` until the batch is done.
         """

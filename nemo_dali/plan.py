@@ -100,8 +100,8 @@ class Planner:
         for part in parts:
             if part.photos <= policy.most_negatives:
                 raise NemoError(
-                    f"A {policy.largest_grid}x{policy.largest_grid} mosaic needs {policy.most_negatives + 1} photos, but "
-                    f"a data set has {part.photos}. Use more photos or a smaller grid, or p_mined=0 and p_random=0."
+                    f"A {policy.largest_grid}x{policy.largest_grid} mosaic needs {policy.most_negatives + 1} photos, "
+                    f"but a data set has {part.photos}. Use more photos or a smaller grid, or p_mined=0 and p_random=0."
                 )
             if policy.p_mined > 0 and part.neighbors is None:
                 raise NemoError(

@@ -72,7 +72,8 @@ def oracle(part, policy, seed, epoch, position, size):
     kind = MINED if share(word[2]) < policy.p_mined and epoch >= policy.mine_after_epoch else RANDOM
     found = []
     if kind == MINED:
-        row = [(int(n), float(s)) for n, s in zip(part.neighbors[sentence], part.similarity[sentence]) if n >= 0]
+        pairs = zip(part.neighbors[sentence], part.similarity[sentence], strict=True)
+        row = [(int(n), float(s)) for n, s in pairs if n >= 0]
         tau = np.inf if policy.max_similarity is None else policy.max_similarity
         pool = [n for n, s in row if s <= tau][: policy.top_k]
         if len(pool) < need:
