@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.errors import NemoError
+from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.draws import fill_rows, shuffle_keys
 from nemo_dali.policy import MosaicPolicy
 
@@ -187,6 +187,8 @@ class Planner:
             *(rows[name] for name in ("position", "ref", "sentence", "kind", "grid", "cell", "images", "center")),
             short,
         )
+        if ((rows["images"] >= 0).sum(1) != rows["grid"].astype(int) ** 2).any() or rows["images"].max() >= part.photos:
+            raise FileFormatError("A negative table is damaged: it names photos that do not exist. Mine it again.")
         rows["ref"] += self._ref_offset[index]
         rows["sentence"] += self._sentence_offset[index]
         rows["images"] += np.where(rows["images"] >= 0, self._image_offset[index], 0).astype(np.int32)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.errors import NemoError
+from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.plan import MINED, PLAN, RANDOM, SINGLE, Part, Planner
 from nemo_dali.policy import MosaicPolicy
 
@@ -280,3 +280,11 @@ def test_what_cannot_be_planned_is_refused():
     with pytest.raises(ValueError, match="epoch"):
         planner.plan(-1, [0])
     assert len(planner.plan(0, [])) == 0
+
+
+@pytest.mark.parametrize("wrong", [90, -2])
+def test_a_table_that_names_photos_that_do_not_exist_is_refused(wrong):
+    part = make_part()
+    part.neighbors[part.neighbors == 7] = wrong
+    with pytest.raises(FileFormatError, match="damaged"):
+        plan_all(parts=[part])

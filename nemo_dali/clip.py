@@ -1,0 +1,274 @@
+"""A CLIP model of open_clip: loaded without executing what its files hold, and its unit vectors.
+
+An embedding changes in the last bits with the batch that it was computed in, so the encoders always see batches of one
+size, in row order: the same model, batch size and machine give the same bytes.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.dataset import Dataset
+from nemo_dali.errors import NemoError, PhotoError
+from nemo_dali.photos import FORMATS
+from nemo_dali.progress import progress
+from nemo_dali.storage import fingerprint
+
+if TYPE_CHECKING:
+    import torch
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A model ready to embed; make it with ``load_clip``.
+
+    Attributes:
+        network: an open_clip model in evaluation mode, float32.
+        transform: its own preprocessing of a Pillow photo, giving float32 [3, size, size].
+        tokenizer: sentences to int64 [n, context length].
+        weights_hash: sha256 over the tensors in the order of their names, whatever file they came from.
+        name: model and weights, for messages.
+    """
+
+    network: Any
+    transform: "Callable[[Any], torch.Tensor]"
+    tokenizer: "Callable[[list[str]], torch.Tensor]"
+    device: "torch.device"
+    weights_hash: str
+    name: str
+
+    def embed_photos(self, dataset: Dataset, *, batch_size: int) -> F32:
+        """Unit vectors float32 [M, D] of a data set's photos, decoded on threads ahead of the model.
+
+        Raises:
+            PhotoError: a photo is missing, cannot be decoded or has changed its size.
+            NemoError: an embedding is not finite, or the photos are not in a local folder.
+        """
+        if "://" in dataset.image_root:
+            raise NemoError(f"{dataset.image_root} is not a local folder. Say where the photos are with --images.")
+        photos = len(dataset.images.id)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            inputs = _map_ahead(pool, lambda row: self._load_photo(dataset, row), range(photos), ahead=2 * batch_size)
+            shown = progress(inputs, total=photos, what="embedding photos", unit="photo")
+            embedding = self._embed(self.network.encode_image, shown, batch_size)
+        if (row := first_not_finite(embedding)) is not None:
+            raise NemoError(f"{self.name} gives no finite embedding for {dataset.photo_path(row)}. Use other weights.")
+        return embedding
+
+    def embed_sentences(self, texts: Sequence[str], *, batch_size: int) -> F32:
+        """Unit vectors float32 [S, D] of sentences.
+
+        Raises:
+            NemoError: an embedding is not finite.
+        """
+        batches = (list(texts[begin : begin + batch_size]) for begin in range(0, len(texts), batch_size))
+        tokens = (row for batch in batches for row in self.tokenizer(batch))
+        shown = progress(tokens, total=len(texts), what="embedding sentences", unit="sentence")
+        embedding = self._embed(self.network.encode_text, shown, batch_size)
+        if (row := first_not_finite(embedding)) is not None:
+            raise NemoError(f"{self.name} gives no finite embedding for '{texts[row]}'. Use other weights.")
+        return embedding
+
+    def _load_photo(self, dataset: Dataset, row: int) -> "torch.Tensor":
+        from PIL import Image
+
+        path = dataset.photo_path(row)
+        size = int(dataset.images.width[row]), int(dataset.images.height[row])
+        try:
+            with Image.open(path, formats=FORMATS) as photo:
+                if photo.size == size:
+                    return self.transform(photo)
+                problem = f"is {photo.size[0]}x{photo.size[1]} pixels, but was {size[0]}x{size[1]} when it was indexed"
+        except FileNotFoundError:
+            problem = "does not exist"
+        # What Pillow's decoders raise.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            problem = f"cannot be decoded ({error})"
+        raise PhotoError(f"The photo {path} {problem}. Put it back, or index the photos again with --verify.")
+
+    def _embed(self, encode: "Callable[[Any], torch.Tensor]", inputs: "Iterable[torch.Tensor]", batch_size: int) -> F32:
+        """Unit vectors float32 [n, D]; the last batch is filled up by repeating its last input."""
+        import torch
+
+        inputs = iter(inputs)
+        embedding = []
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
+            while batch := list(islice(inputs, batch_size)):
+                filled = torch.stack(batch + batch[-1:] * (batch_size - len(batch)))
+                try:
+                    features = encode(filled.to(self.device)).float()
+                except torch.cuda.OutOfMemoryError as error:
+                    raise NemoError(f"The GPU's memory holds no batch of {batch_size}. Use a smaller one.") from error
+                features = features / features.norm(dim=-1, keepdim=True)
+                embedding.append(features[: len(batch)].cpu().numpy())
+        return np.concatenate(embedding)
+
+
+def first_not_finite(array: F32) -> int | None:
+    """The first row that holds NaN or infinity."""
+    bad = ~np.isfinite(array).all(axis=1)
+    return int(bad.argmax()) if bad.any() else None
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[int], Any], items: Iterable[int], *, ahead: int
+) -> Iterator[Any]:
+    """``map`` on threads, in order, with at most ``ahead`` results waiting to be taken."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip:
+    """Build an open_clip model and load its weights.
+
+    Args:
+        model: the name of an open_clip model ("ViT-B-32"), or the path of a model config (.json).
+        pretrained: a tag that open_clip can fetch ("laion2b_s34b_b79k"), or a local weights file (.pt, .pth, .bin,
+            .safetensors). Tensors are all that is read from it.
+        device: "cpu", "cuda", "cuda:1", ...; None: CUDA where there is a device, else the CPU.
+
+    Raises:
+        NemoError: no such model, weights or device, or weights of another model.
+    """
+    import open_clip
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch_device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device ({device}) must be one of PyTorch's, such as cpu or cuda") from error
+    if torch_device.type == "cuda" and not torch.cuda.is_available():
+        raise NemoError(f"The device {device} was asked for, but PyTorch finds no CUDA device. Use the device cpu.")
+    name, preprocess = _model_name(model)
+    _check_weights(_find_weights(model, name, pretrained))
+    try:
+        network, transform = open_clip.create_model_from_pretrained(
+            name,
+            pretrained,
+            precision="fp32",
+            device=torch_device,
+            weights_only=True,
+            **{f"image_{key}": preprocess.get(key) for key in ("mean", "std", "interpolation", "resize_mode")},
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:  # whatever open_clip, timm or transformers meet in a config, a file or on the network
+        raise NemoError(
+            f"{model} with the weights {pretrained} cannot be loaded ({_first_line(error)}). "
+            "Give the model that the weights were trained as."
+        ) from error
+    return Clip(
+        network=network.eval(),
+        transform=transform,
+        tokenizer=tokenizer,
+        device=torch_device,
+        weights_hash=fingerprint({key: tensor.cpu().numpy() for key, tensor in network.state_dict().items()}),
+        name=f"{model} with {pretrained}",
+    )
+
+
+def _model_name(model: str) -> tuple[str, dict[str, Any]]:
+    """The name that open_clip knows a model by, and the preprocessing that its config file asks for.
+
+    A file is a model config, or the open_clip_config.json of a model on the Hugging Face hub. It is registered under a
+    name of its own, so that it never replaces one of open_clip's models.
+    """
+    import open_clip
+
+    if not model.endswith(".json"):
+        name = model.replace("/", "-")
+        if name not in open_clip.list_models():
+            close = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+            hint = f"Did you mean {' or '.join(close)}?" if close else "open_clip.list_models() lists all."
+            raise NemoError(f"open_clip has no model '{model}'. {hint}")
+        return name, {}
+    try:
+        text = Path(model).read_text(encoding="utf-8")
+        config = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise NemoError(f"The model config {model} cannot be read ({_first_line(error)}). Give another.") from error
+    whole = config if isinstance(config, dict) else {}
+    config = whole.get("model_cfg", whole)
+    for key in ("embed_dim", "vision_cfg", "text_cfg"):
+        if key not in config:
+            raise NemoError(f"The model config {model} has no '{key}'. Give a config in the layout of open_clip's.")
+    name = f"{Path(model).stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if name not in open_clip.list_models():
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / f"{name}.json"
+            path.write_text(json.dumps(config), encoding="utf-8")
+            open_clip.add_model_config(path)
+    return name, whole.get("preprocess_cfg", {})
+
+
+def _find_weights(model: str, name: str, pretrained: str) -> Path:
+    """The local file of the weights, fetched if ``pretrained`` is a tag."""
+    import open_clip
+
+    if tag := open_clip.pretrained.get_pretrained_cfg(name, pretrained):
+        try:
+            return Path(open_clip.pretrained.download_pretrained(tag))
+        except (OSError, RuntimeError) as error:
+            raise NemoError(
+                f"The weights '{pretrained}' of {model} could not be fetched ({_first_line(error)}). "
+                "Check the network, or give a local weights file with --pretrained."
+            ) from error
+    if not Path(pretrained).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise NemoError(
+            f"{pretrained} is neither a weights file nor a tag of {model}. Give the path of a file"
+            + (f", or one of the tags {', '.join(tags)}." if tags else ".")
+        )
+    return Path(pretrained)
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse a file that holds more than tensors and plain containers.
+
+    open_clip is told the same, but where loading raises a TypeError it loads again without saying so, and PyTorch
+    before 2.6 then executes what the file asks for.
+    """
+    import torch
+
+    if path.suffix == ".safetensors":
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about kinds of files that are refused right here
+        try:
+            torch.load(path, map_location="meta", weights_only=True)
+        except Exception as error:  # a damaged file raises almost anything
+            raise NemoError(
+                f"{path} is damaged or holds objects other than tensors, which could run code and are refused. "
+                "Save the model's state_dict() with torch.save or as .safetensors."
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message that says something, shortened: PyTorch lists every tensor of a model."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
+    return line if len(line) <= 160 else line[:157] + "..."

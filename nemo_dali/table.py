@@ -1,0 +1,252 @@
+"""The negative table (.neg.h5): for each sentence the photos that a CLIP model finds closest to it.
+
+    similarity   .41  .38  .33  .31  .30  .27  .22 ...     descending
+                           ^begin          ^end
+                   > tau   |  the pool     |  too easy     here tau = .35 and K = 4
+
+Neither tau nor K is stored: the pool for both is a window of the row.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.errors import FileFormatError
+from nemo_dali.storage import fingerprint, map_array, open_h5, write_array, write_h5
+
+if TYPE_CHECKING:
+    from nemo_dali.dataset import Dataset
+
+FORMAT = "nemo-dali/neg"
+VERSION = 1
+SAMPLED_ROWS = 32  # whose contents are checked when a table is opened; all of them would be a read of the whole file
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NegativeTable:
+    """An open table of S sentences and M photos: mapped arrays, no file handle.
+
+    Attributes:
+        neighbors: int32 [S, N], photo rows by descending similarity, -1 behind the last one; N = min(depth, M - 1).
+        similarity: float32 or float16 [S, N], -inf behind the last one.
+        text_embedding: float32 [S, D], of unit length.
+        image_embedding: float32 [M, D], of unit length.
+        weights_hash: sha256 over the model's tensors, whatever file they came from.
+        exclusions: what was left out of every row, for people.
+    """
+
+    path: Path
+    fingerprint: str
+    dataset_fingerprint: str
+    dataset_name: str
+    model: str
+    pretrained: str
+    weights_hash: str
+    depth: int
+    exclusions: list[str]
+    neighbors: npt.NDArray[np.int32]
+    similarity: npt.NDArray[np.floating[Any]]
+    text_embedding: npt.NDArray[np.float32]
+    image_embedding: npt.NDArray[np.float32]
+
+    @staticmethod
+    def open(path: str | Path) -> "NegativeTable":
+        """Open a table in milliseconds, whatever its size: some rows' contents are checked, the arrays are mapped.
+
+        Raises:
+            FileFormatError: not such a file, cut short, or damaged.
+        """
+        path = Path(path).absolute()
+        remedy = f"Make it with: nemo-dali mine F.ris.h5 --model NAME --pretrained TAG_OR_FILE -o {path}"
+        with open_h5(path, format=FORMAT, version=VERSION, remedy=remedy) as file:
+            try:
+                table = NegativeTable(
+                    path=path,
+                    **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
+                    **{name: str(file.attrs[name]) for name in ("model", "pretrained", "weights_hash")},
+                    depth=int(file.attrs["depth"]),
+                    exclusions=[str(text) for text in json.loads(file.attrs["exclusions"])],
+                    neighbors=_array(file, "neighbors", "<i4"),
+                    similarity=_array(file, "similarity", "<f4", "<f2"),
+                    text_embedding=_array(file, "text_embedding", "<f4"),
+                    image_embedding=_array(file, "image_embedding", "<f4"),
+                )
+                # Read, not mapped: a page fault may read megabytes ahead.
+                rows = np.unique(np.linspace(0, len(table.neighbors) - 1, SAMPLED_ROWS).astype(int))
+                some_neighbors, some_similarity = file["neighbors"][rows], file["similarity"][rows].astype(np.float32)
+            except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+                raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
+        if (damage := _damage(table, some_neighbors, some_similarity)) is not None:
+            raise FileFormatError(f"{path} is damaged: {damage}. {remedy}")
+        return table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NegativeTable.open, (self.path,)  # a mapped array would pickle as its bytes
+
+    def check_dataset(self, dataset: "Dataset") -> None:
+        """Refuse a data set other than the one that this table was mined for.
+
+        Raises:
+            FileFormatError: naming both fingerprints.
+        """
+        if self.dataset_fingerprint != dataset.fingerprint:
+            raise FileFormatError(
+                f"{self.path} was mined for another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) "
+                f"than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Mine this one with: nemo-dali mine "
+                f"{dataset.path} --model {self.model} --pretrained {self.pretrained} -o {self.path}"
+            )
+
+    def windows(self, max_similarity: float | None, top_k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The pool of each sentence, as a half-open window ``neighbors[s, begin[s]:end[s]]``.
+
+        A window starts at the first photo whose similarity is at most ``max_similarity`` (None: at the first) and holds
+        the next ``top_k`` photos, or as many as there are.
+
+        Returns:
+            ``(begin int64 [S], end int64 [S])``.
+        """
+        if max_similarity is not None and not math.isfinite(max_similarity):
+            raise ValueError(f"max_similarity ({max_similarity}) must be a finite number or None")
+        if top_k < 1:
+            raise ValueError(f"top_k ({top_k}) must be at least 1")
+        # Both ends from the similarities alone, so that a cold table's neighbors are not read.
+        last = _first_below(self.similarity, -np.inf)
+        # As float64: in the table's own type 0.3 would become 0.30000001, or more.
+        begin = np.zeros_like(last) if max_similarity is None else _first_below(self.similarity, max_similarity)
+        return begin, np.minimum(begin + top_k, last)
+
+    def pool_sizes(self, max_similarity: float | None, top_k: int) -> dict[str, Any]:
+        """How many candidates the sentences have for this tau and K, as JSON values.
+
+        ``fewer_than_3`` and ``fewer_than_8`` count the sentences whose pool does not fill a 2x2 or a 3x3 mosaic;
+        ``quantiles`` are of the pool size, at 0, 5, 25, 50, 75, 95 and 100 %.
+        """
+        begin, end = self.windows(max_similarity, top_k)
+        size = end - begin
+        percents = (0, 5, 25, 50, 75, 95, 100)
+        return {
+            "max_similarity": max_similarity,
+            "top_k": top_k,
+            "sentences": len(size),
+            "empty": int((size == 0).sum()),
+            "fewer_than_3": int((size < 3).sum()),
+            "fewer_than_8": int((size < 8).sum()),
+            "mean": float(size.mean()),
+            "quantiles": {
+                str(percent): int(value)
+                for percent, value in zip(percents, np.percentile(size, percents, method="lower"), strict=True)
+            },
+        }
+
+
+def _first_below(descending: npt.NDArray[np.floating[Any]], limit: float) -> npt.NDArray[np.int64]:
+    """Per row the first column whose value is at most ``limit``, or the number of columns.
+
+    By bisection: of C columns log2(C) cells a row are touched.
+    """
+    rows, columns = descending.shape
+    low, high = np.zeros(rows, np.int64), np.full(rows, columns)
+    every_row = np.arange(rows)
+    for _ in range(columns.bit_length()):
+        middle = (low + high) // 2
+        found = (low == high) | (descending[every_row, np.minimum(middle, columns - 1)] <= np.float64(limit))
+        high = np.where(found, middle, high)
+        low = np.where(found, low, middle + 1)
+    return low
+
+
+def _array(file: h5py.File, name: str, *dtypes: str) -> npt.NDArray[Any]:
+    array = file[name]
+    if (
+        not isinstance(array, h5py.Dataset)
+        or array.ndim != 2
+        or 0 in array.shape
+        or array.dtype not in [np.dtype(d) for d in dtypes]
+    ):
+        raise ValueError(f"/{name} is not a matrix of type {' or '.join(dtypes)}")
+    return map_array(array)
+
+
+def _damage(table: NegativeTable, neighbors: npt.NDArray[np.int32], similarity: npt.NDArray[np.float32]) -> str | None:
+    """The first contradiction in the shapes, or in some of the rows, or None."""
+    sentences, width = table.neighbors.shape
+    photos = len(table.image_embedding)
+    if table.depth < 1 or width != min(table.depth, photos - 1):
+        return f"/neighbors is {width} wide, which does not fit depth {table.depth} of {photos} photos"
+    if table.similarity.shape != table.neighbors.shape:
+        return "/similarity is not as large as /neighbors"
+    if table.text_embedding.shape != (sentences, table.image_embedding.shape[1]):
+        return "/text_embedding does not fit /neighbors and /image_embedding"
+    if neighbors.min() < -1 or neighbors.max() >= photos:
+        return "/neighbors has a photo row out of range"
+    if not (similarity[:, 1:] <= similarity[:, :-1]).all() or np.isnan(similarity[:, 0]).any():
+        return "a row of /similarity does not descend"
+    if not np.array_equal(neighbors < 0, np.isneginf(similarity)):
+        return "the rows of /neighbors and /similarity end at different columns"
+    return None
+
+
+def write_table(
+    path: str | Path,
+    *,
+    blocks: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]],
+    text_embedding: npt.NDArray[np.float32],
+    image_embedding: npt.NDArray[np.float32],
+    depth: int,
+    dataset_fingerprint: str,
+    dataset_name: str,
+    model: str,
+    pretrained: str,
+    weights_hash: str,
+    exclusions: list[str],
+) -> str:
+    """Write a table whose rows arrive in blocks, so that it is never held in memory; return its fingerprint.
+
+    Args:
+        blocks: ``(neighbors int32 [b, N], similarity float32 [b, N])`` for consecutive sentences, S rows in all, with
+            N = min(depth, M - 1); short rows end in -1 and -inf.
+        text_embedding: float32 [S, D].
+        image_embedding: float32 [M, D].
+
+    Raises:
+        FileFormatError: the file cannot be written.
+    """
+    shape = (len(text_embedding), min(depth, len(image_embedding) - 1))
+    with write_h5(path, format=FORMAT, version=VERSION) as file:
+        write_array(file, "text_embedding", np.asarray(text_embedding, "<f4"))
+        write_array(file, "image_embedding", np.asarray(image_embedding, "<f4"))
+        neighbors = file.create_dataset("neighbors", shape, "<i4")
+        similarity = file.create_dataset("similarity", shape, "<f4")
+        row = 0
+        for some_neighbors, some_similarity in blocks:
+            neighbors[row : row + len(some_neighbors)] = some_neighbors
+            similarity[row : row + len(some_neighbors)] = some_similarity
+            row += len(some_neighbors)
+        if row != len(text_embedding):
+            raise ValueError(f"blocks ({row} rows) must have one row for each of {len(text_embedding)} sentences")
+        file.flush()
+        # What the plan depends on; names and file names of the model may differ for the same content.
+        file.attrs["fingerprint"] = digest = fingerprint(
+            {
+                "neighbors": map_array(neighbors),
+                "similarity": map_array(similarity),
+                "dataset_fingerprint": dataset_fingerprint,
+                "weights_hash": weights_hash,
+                "exclusions": exclusions,
+            }
+        )
+        file.attrs["dataset_fingerprint"] = dataset_fingerprint
+        file.attrs["dataset_name"] = dataset_name
+        file.attrs["model"] = model
+        file.attrs["pretrained"] = pretrained
+        file.attrs["weights_hash"] = weights_hash
+        file.attrs["depth"] = depth
+        file.attrs["exclusions"] = json.dumps(exclusions)
+    return digest
