@@ -1,6 +1,52 @@
 """NeMo mosaics for referring image segmentation, made inside a DALI pipeline.
 
-See README.md; the public names are in ``__all__`` and are imported when first used.
+The public names are those in ``__all__``. Each is imported when first used, so that ``import nemo_dali`` is quick.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemo_dali.dataset import Dataset
+    from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
+    from nemo_dali.loader import Batch, Loader
+    from nemo_dali.policy import MosaicPolicy
+    from nemo_dali.table import NegativeTable
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "AnnotationError": "errors",
+    "Batch": "loader",
+    "Dataset": "dataset",
+    "FileFormatError": "errors",
+    "Loader": "loader",
+    "MosaicPolicy": "policy",
+    "NegativeTable": "table",
+    "NemoError": "errors",
+    "PhotoError": "errors",
+    "StateError": "errors",
+}
+
+__all__ = [
+    "AnnotationError",
+    "Batch",
+    "Dataset",
+    "FileFormatError",
+    "Loader",
+    "MosaicPolicy",
+    "NegativeTable",
+    "NemoError",
+    "PhotoError",
+    "StateError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"nemo_dali.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'nemo_dali' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -16,6 +16,7 @@ from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.kernels.ranking import _rank_rows, rank_reference
 from nemo_dali.mining import mine, rank, rank_blocks
 from nemo_dali.table import NegativeTable
+from tests.conftest import CLIP_CONFIG
 
 
 def _unit(rng, rows, width):
@@ -160,27 +161,7 @@ def test_rank_refuses_wrong_arguments(change, named):
 
 # --- mining ----------------------------------------------------------------------------------------------------------
 
-CONFIG = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
 PHOTOS, SENTENCES_EACH = 11, 3
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """A tiny open_clip model with random weights: its config, its weights and the network itself."""
-    import open_clip
-    import torch
-
-    folder = tmp_path_factory.mktemp("clip")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = open_clip.CLIP(**CONFIG).eval()
-    (folder / "tiny.json").write_text(json.dumps(CONFIG))
-    torch.save(network.state_dict(), folder / "tiny.pt")
-    return folder, network
 
 
 def _make_dataset(folder: Path, *, photos: int = PHOTOS, seed: int = 0) -> Path:
@@ -330,7 +311,7 @@ def test_damaged_weights(dataset, clip, tmp_path, name, content):
 
 
 def _other_architecture(folder):
-    (folder / "wide.json").write_text(json.dumps(CONFIG | {"embed_dim": 48}))
+    (folder / "wide.json").write_text(json.dumps(CLIP_CONFIG | {"embed_dim": 48}))
     return {"model": str(folder / "wide.json")}
 
 
@@ -353,7 +334,7 @@ def _config(folder, text):
         (lambda folder: {"model": str(folder / "none.json")}, r"none\.json cannot be read"),
         (lambda folder: _config(folder, "{"), "cannot be read"),
         (lambda folder: _config(folder, "[]"), "no 'embed_dim'"),
-        (lambda folder: _config(folder, json.dumps(CONFIG | {"vision_cfg": {"colour": 1}})), "cannot be loaded"),
+        (lambda folder: _config(folder, json.dumps(CLIP_CONFIG | {"vision_cfg": {"colour": 1}})), "cannot be loaded"),
     ],
 )
 def test_wrong_models_and_weights_are_told_in_one_line(dataset, clip, tmp_path, options, message):
@@ -376,14 +357,17 @@ def test_a_config_file_never_replaces_a_model_of_open_clip(dataset, clip, tmp_pa
     import open_clip
 
     builtin = open_clip.get_model_config("ViT-B-32")
-    (tmp_path / "ViT-B-32.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "ViT-B-32.json").write_text(json.dumps(CLIP_CONFIG))
     _mine(dataset, clip, tmp_path / "a.neg.h5", model=str(tmp_path / "ViT-B-32.json"))
     assert open_clip.get_model_config("ViT-B-32") == builtin
 
 
 def test_a_hub_config_brings_its_preprocessing(dataset, clip, tmp_path):
     preprocess = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "interpolation": "bilinear", "resize_mode": "squash"}
-    for name, config in (("a", {"model_cfg": CONFIG, "preprocess_cfg": preprocess}), ("b", {"model_cfg": CONFIG})):
+    for name, config in (
+        ("a", {"model_cfg": CLIP_CONFIG, "preprocess_cfg": preprocess}),
+        ("b", {"model_cfg": CLIP_CONFIG}),
+    ):
         (tmp_path / f"{name}.json").write_text(json.dumps(config))
         _mine(dataset, clip, tmp_path / f"{name}.neg.h5", model=str(tmp_path / f"{name}.json"))
     _mine(dataset, clip, tmp_path / "c.neg.h5")

@@ -1,0 +1,228 @@
+"""The command ``nemo-dali``. Exit codes: 0 done, 1 failed with a one-line reason, 2 wrong usage."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_dali import __version__
+from nemo_dali.errors import NemoError
+from nemo_dali.policy import MosaicPolicy
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+        sys.stdout.flush()
+    except NemoError as error:
+        print(f"nemo-dali: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        options.parser.error(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
+    except KeyboardInterrupt:
+        print("nemo-dali: interrupted; files under their real names are complete", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nemo-dali", description="NeMo mosaics inside a DALI pipeline.")
+    parser.add_argument("--version", action="version", version=f"nemo-dali {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str, into: Any = commands) -> Any:
+        sub = into.add_parser(name, help=text, description=text)
+        sub.add_argument("--verbose", action="store_true", help="log what is done")
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    demo = command("demo", _demo, "the whole way on generated data, ending in a picture")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+
+    synth = command("synth", _synth, "generate a data set in the layout of RefCOCO")
+    synth.add_argument("folder", type=Path, metavar="DIR")
+    synth.add_argument("--images", type=int, default=500)
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument(
+        "--distractors", type=int, nargs=2, default=(0, 3), metavar=("LEAST", "MOST"), help="similar objects per photo"
+    )
+
+    index = command("index", _index, "annotations and photos to a data set file")
+    index.add_argument("root", type=Path, metavar="REFER_ROOT")
+    index.add_argument("--dataset", required=True, help="refcoco, refcoco+ or refcocog")
+    index.add_argument("--split-by", required=True, help="unc, umd or google")
+    index.add_argument("--split", required=True, help="train, val, test, testA or testB")
+    index.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of photos")
+    index.add_argument("--verify", action="store_true", help="decode every photo")
+    index.add_argument("--skip-corrupt", action="store_true", help="leave corrupt photos out")
+    index.add_argument("-o", "--output", type=Path, required=True, metavar="F.ris.h5")
+
+    mine = command("mine", _mine, "rank all photos for every sentence by CLIP")
+    mine.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    mine.add_argument("--model", required=True, help="open_clip's name, or a model config .json")
+    mine.add_argument("--pretrained", required=True, metavar="TAG_OR_FILE")
+    mine.add_argument("--depth", type=int, default=1000, help="candidates kept per sentence")
+    mine.add_argument("--batch-size", type=int, default=64)
+    mine.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
+    mine.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
+    mine.add_argument("-o", "--output", type=Path, required=True, metavar="F.neg.h5")
+
+    inspect = command("inspect", _inspect, "what is in a file")
+    inspect.add_argument("file", type=Path, metavar="FILE")
+    inspect.add_argument("--json", action="store_true")
+    inspect.add_argument("--max-similarity", type=float, nargs="+", metavar="TAU", help="pool sizes for these")
+    inspect.add_argument("--top-k", type=int, nargs="+", metavar="K", help="and these")
+
+    preview = command("preview", _preview, "draw a contact sheet of samples")
+    _data(preview)
+    preview.add_argument("-o", "--output", type=Path, required=True, metavar="sheet.png")
+    preview.add_argument("--count", type=int, default=12)
+    preview.add_argument("--seed", type=int, default=0)
+    preview.add_argument("--size", type=int, default=480, help="of a sample, in pixels")
+
+    bench = command("bench", _missing, "time things").add_subparsers(required=True, metavar="WHAT")
+    loader = command("loader", _bench_loader, "the Loader beside decode-only DALI", bench)
+    _data(loader)
+    loader.add_argument("--mode", choices=["stream"], default="stream")
+    loader.add_argument("--batch-size", type=int, default=16)
+    loader.add_argument("--size", type=int, default=480)
+    loader.add_argument("--dtype", default="float32")
+    loader.add_argument("--resample", default="cv2-linear")
+    loader.add_argument("--num-threads", type=int)
+    loader.add_argument("--p-mined", type=float, default=1.0)
+    loader.add_argument("--pairs", type=int, default=7)
+    loader.add_argument("--steps", type=int, default=20)
+    loader.add_argument("--json", type=Path, metavar="FILE")
+    return parser
+
+
+def _data(parser: Any) -> None:
+    parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    parser.add_argument("negatives", type=Path, metavar="F.neg.h5")
+    parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
+
+
+def _missing(options: argparse.Namespace) -> None:
+    raise ValueError("say what to time")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from nemo_dali.demo import run_demo
+
+    run_demo(options.out)
+
+
+def _synth(options: argparse.Namespace) -> None:
+    from nemo_dali.synthetic import synthesize
+
+    synthesize(options.folder, images=options.images, seed=options.seed, distractors=tuple(options.distractors))
+    photos = options.folder / "images/mscoco/images/train2014"
+    print(
+        f"{options.folder}: {options.images} photos. Next:\n  nemo-dali index {options.folder} --dataset refcoco "
+        f"--split-by unc --split train --images {photos} -o train.ris.h5"
+    )
+
+
+def _index(options: argparse.Namespace) -> None:
+    from nemo_dali.annotations import read_refer
+    from nemo_dali.dataset import index_dataset
+
+    annotations = read_refer(options.root, dataset=options.dataset, split_by=options.split_by, split=options.split)
+    report = index_dataset(
+        annotations,
+        images=options.images,
+        output=options.output,
+        verify=options.verify,
+        skip_corrupt=options.skip_corrupt,
+    )
+    print(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
+    if report.left_out:
+        print(f"left out: {len(report.left_out)} corrupt photos with {report.left_out_refs} refs:", *report.left_out)
+
+
+def _mine(options: argparse.Namespace) -> None:
+    from nemo_dali.mining import mine
+
+    report = mine(
+        options.dataset,
+        model=options.model,
+        pretrained=options.pretrained,
+        output=options.output,
+        depth=options.depth,
+        batch_size=options.batch_size,
+        device=options.device,
+        images=options.images,
+    )
+    print(report)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from nemo_dali.inspection import inspect_file
+
+    taus, ks = options.max_similarity or [None], options.top_k or [MosaicPolicy().top_k]
+    asked = options.max_similarity or options.top_k
+    found = inspect_file(options.file, pools=[(tau, k) for tau in taus for k in ks] if asked else [])
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        if name != "pools":
+            print(f"{name + ':':22}{value}")
+    for pool in found.get("pools", []):
+        print("pool " + ", ".join(f"{name} {value}" for name, value in pool.items()))
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from nemo_dali.preview import preview
+
+    preview(
+        options.dataset,
+        options.negatives,
+        output=options.output,
+        count=options.count,
+        seed=options.seed,
+        images=options.images,
+        size=options.size,
+    )
+    print(options.output)
+
+
+def _bench_loader(options: argparse.Namespace) -> None:
+    from nemo_dali.bench import bench_loader
+    from nemo_dali.loader import Loader
+
+    loader = Loader(
+        options.dataset,
+        options.negatives,
+        batch_size=options.batch_size,
+        policy=MosaicPolicy(p_mined=options.p_mined),
+        size=options.size,
+        dtype=options.dtype,
+        resample=options.resample,
+        num_threads=options.num_threads,
+        images=options.images,
+    )
+    result = bench_loader(loader, pairs=options.pairs, steps=options.steps)
+    for name, unit in (("samples_per_s", "samples/s"), ("decode_only", "samples/s"), ("ratio_decode_only", "")):
+        value = result[name]
+        print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
+    if options.json:
+        try:
+            options.json.write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise NemoError(f"Cannot write {options.json}: {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

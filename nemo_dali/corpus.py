@@ -1,0 +1,120 @@
+"""One or several data sets with their tables, as one: rows of photos, refs and sentences count through them all."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.dataset import Dataset
+from nemo_dali.plan import Part
+from nemo_dali.policy import MosaicPolicy
+from nemo_dali.position_words import allowed_cells
+from nemo_dali.table import NegativeTable
+from nemo_dali.text import Tokenizer, tokenize
+
+PathLike = str | Path
+T = TypeVar("T", bound=np.generic)
+
+
+class Corpus:
+    """The data behind a loader.
+
+    Args:
+        datasets: .ris.h5 files.
+        tables: .neg.h5 files, one per data set in the same order, or none at all.
+        images: image roots in place of the recorded ones, one per data set, or none at all.
+
+    Attributes:
+        photo_width, photo_height: int32 [photos].
+        runs: uint64 [refs], address of each ref's run lengths; run_count: int64 [refs].
+
+    Raises:
+        ValueError: lists of different lengths.
+        FileFormatError: a file is not what it should be, or a table was made for another data set.
+    """
+
+    def __init__(self, datasets: Sequence[PathLike], tables: Sequence[PathLike], images: Sequence[PathLike]) -> None:
+        if not datasets:
+            raise ValueError("dataset ([]) must name at least one file")
+        for name, given in (("negatives", tables), ("images", images)):
+            if given and len(given) != len(datasets):
+                raise ValueError(f"{name} ({len(given)} given) must be one per data set ({len(datasets)})")
+        roots: Sequence[PathLike | None] = images or [None] * len(datasets)
+        self.datasets = [Dataset.open(path, images=root) for path, root in zip(datasets, roots, strict=True)]
+        self.tables = [NegativeTable.open(path) for path in tables]
+        for dataset, table in zip(self.datasets, self.tables, strict=False):
+            table.check_dataset(dataset)
+        self.photo_width = self._joined(lambda d: d.images.width)
+        self.photo_height = self._joined(lambda d: d.images.height)
+        self.runs = self._joined(lambda d: d.rle_counts.ctypes.data + 4 * d.refs.rle_begin.astype(np.uint64))
+        self.run_count = self._joined(lambda d: d.refs.rle_count.astype(np.int64))
+        self._photo_offset = np.cumsum([0, *(len(d.images.id) for d in self.datasets)])
+        self._sentence_offset = np.cumsum([0, *(len(d.sentences.ref) for d in self.datasets)])
+
+    def _joined(self, column: Callable[[Dataset], npt.NDArray[T]]) -> npt.NDArray[T]:
+        return np.concatenate([column(dataset) for dataset in self.datasets])
+
+    @property
+    def ref_id(self) -> npt.NDArray[np.int64]:
+        """int64 [refs], the publisher's ids."""
+        return self._joined(lambda d: d.refs.ref_id)
+
+    @property
+    def image_id(self) -> npt.NDArray[np.int64]:
+        """int64 [photos], the publisher's ids."""
+        return self._joined(lambda d: d.images.id)
+
+    def fingerprints(self) -> dict[str, list[str]]:
+        """Fingerprints of the files, in order."""
+        return {
+            "dataset": [dataset.fingerprint for dataset in self.datasets],
+            "negatives": [table.fingerprint for table in self.tables],
+        }
+
+    def photo_path(self, row: int) -> str:
+        """Path of a photo."""
+        owner = int(np.searchsorted(self._photo_offset, row, side="right")) - 1
+        return self.datasets[owner].photo_path(row - int(self._photo_offset[owner]))
+
+    def sentence(self, row: int) -> str:
+        """A referring expression."""
+        owner = int(np.searchsorted(self._sentence_offset, row, side="right")) - 1
+        return self.datasets[owner].sentences.text[row - int(self._sentence_offset[owner])]
+
+    def parts(self, policy: MosaicPolicy) -> list[Part]:
+        """What the plan needs of each data set under a policy."""
+        parts = []
+        for index, dataset in enumerate(self.datasets):
+            table = self.tables[index] if self.tables else None
+            grids = [2, 3] if policy.target_cell == "positional" else []
+            parts.append(
+                Part(
+                    ref_image=dataset.refs.image,
+                    sentence_begin=dataset.refs.sentence_begin,
+                    sentence_count=dataset.refs.sentence_count,
+                    photos=len(dataset.images.id),
+                    neighbors=table.neighbors if table else None,
+                    similarity=table.similarity if table else None,
+                    cells={grid: allowed_cells(dataset.sentences.text, grid) for grid in grids},
+                )
+            )
+        return parts
+
+    def tokens(
+        self, tokenizer: str | Tokenizer, context_length: int | None
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Tokens int32 [sentences, L], padded with 0, and their number int32 [sentences]."""
+        made = [
+            tokenize(
+                dataset.sentences.text,
+                tokenizer=tokenizer,
+                context_length=context_length,
+                fingerprint=f"{dataset.fingerprint} text",
+            )
+            for dataset in self.datasets
+        ]
+        if len(made) == 1:
+            return made[0]
+        return np.concatenate([tokens for tokens, _ in made]), np.concatenate([length for _, length in made])

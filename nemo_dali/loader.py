@@ -1,0 +1,414 @@
+"""Loader: plan, pipeline and text as one iterator of batches."""
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.corpus import Corpus, PathLike
+from nemo_dali.errors import NemoError, PhotoError, StateError
+from nemo_dali.kernels.mosaic import DONE
+from nemo_dali.kernels.reference import normalisation_table
+from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.layout import lay_out
+from nemo_dali.photos import photo_problem
+from nemo_dali.pipeline import StreamPipeline, encode_path
+from nemo_dali.plan import Planner, ShortPools
+from nemo_dali.policy import MosaicPolicy
+from nemo_dali.text import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("nemo_dali")
+
+DType = Literal["float32", "float16", "bfloat16", "uint8"]
+Resample = Literal["cv2-linear", "pillow-bilinear"]
+Style = Literal["batch", "dali"]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One rank's batch. Iterating it gives the first five attributes, so that it can be unpacked.
+
+    Attributes:
+        image: torch tensor [B, 3, size, size] of the loader's dtype.
+        mask: torch uint8 [B, size, size], 1 where the referent is.
+        tokens: torch int64 [B, L].
+        attention_mask: torch int64 [B, L], 1 up to and including the end token.
+        plan: NumPy array of dtype ``plan.PLAN`` [B], what each sample is made of.
+    """
+
+    image: "torch.Tensor"
+    mask: "torch.Tensor"
+    tokens: "torch.Tensor"
+    attention_mask: "torch.Tensor"
+    plan: npt.NDArray[Any]
+    _corpus: Corpus = field(repr=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.image, self.mask, self.tokens, self.attention_mask, self.plan))
+
+    @property
+    def sentences(self) -> list[str]:
+        """The referring expressions, B strings."""
+        return [self._corpus.sentence(row) for row in self.plan["sentence"].tolist()]
+
+    @property
+    def ref_ids(self) -> list[int]:
+        """The publisher's ref ids, B integers."""
+        ids: list[int] = self._corpus.ref_id[self.plan["ref"]].tolist()
+        return ids
+
+    @property
+    def image_ids(self) -> list[int]:
+        """The publisher's image ids of the photos that hold the targets, B integers."""
+        rows = np.take_along_axis(self.plan["images"], self.plan["cell"][:, None].astype(np.int64), axis=1)[:, 0]
+        ids: list[int] = self._corpus.image_id[rows].tolist()
+        return ids
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A batch in the making: which one it is, and everything that DALI's threads write into."""
+
+    epoch: int
+    seen: int  # samples of the epoch before this step, over all ranks
+    plan: npt.NDArray[Any]
+    short: ShortPools
+    image: "torch.Tensor"
+    mask: "torch.Tensor"
+
+
+class Loader:
+    """Iterates over mosaics made inside a DALI pipeline.
+
+        loader = Loader(dataset="refcoco.ris.h5", negatives="refcoco.neg.h5", batch_size=8)
+        for epoch in range(epochs):
+            for image, mask, tokens, attention_mask, plan in loader:
+                ...
+
+    Sample s of step t on rank r is position ``t * world_size * batch_size + r * batch_size + s`` of the epoch, whatever
+    the rank or the machine. After a full pass the epoch advances by itself; after a ``break`` the next pass starts the
+    same epoch anew.
+
+    Args:
+        dataset: a .ris.h5 file, or several that are mixed.
+        negatives: its .neg.h5 file, or one per data set; None where the policy mines nothing.
+        batch_size: samples per step of this rank.
+        policy: the mosaic policy.
+        seed: integer in [0, 2**64); the same on every rank.
+        device: "cpu". This version makes batches in host memory.
+        size: height and width of a frame in pixels.
+        dtype: of the images. "uint8" is not normalised; the others are ``(value / 255 - mean) / std``.
+        mean, std: per channel RGB, in units of the full range 0 to 1; ImageNet's by default.
+        resample: "cv2-linear" (OpenCV's INTER_LINEAR) or "pillow-bilinear" (Pillow's antialiased BILINEAR), each with
+            that library's nearest neighbour for masks.
+        images: image root in place of the recorded one, or one per data set.
+        tokenizer, context_length: see ``text.tokenize``.
+        rank, world_size: this process among all; None: from torch.distributed if initialised, else 0 of 1.
+        drop_last: True: samples that fill no global batch are left out (others each epoch). False: the last step is
+            filled up with the epoch's first refs, drawn anew.
+        num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
+        prefetch: batches made ahead.
+        style: "batch" yields ``Batch``; "dali" yields a list of one dict, as DALI's PyTorch iterators do.
+
+    Raises:
+        ValueError: an argument out of range.
+        NemoError: a file that is missing, damaged, or does not fit the others.
+    """
+
+    def __init__(
+        self,
+        dataset: PathLike | Sequence[PathLike],
+        negatives: PathLike | Sequence[PathLike] | None = None,
+        *,
+        batch_size: int,
+        policy: MosaicPolicy | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+        size: int = 480,
+        dtype: DType = "float32",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        resample: Resample = "cv2-linear",
+        images: PathLike | Sequence[PathLike] | None = None,
+        tokenizer: str | Tokenizer = "clip",
+        context_length: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        drop_last: bool = True,
+        num_threads: int | None = None,
+        prefetch: int = 2,
+        style: Style = "batch",
+    ) -> None:
+
+        policy = policy or MosaicPolicy()
+        if str(device) != "cpu":
+            raise ValueError(f"device ({device!r}) must be 'cpu' in this version; move batches with tensor.to(device)")
+        num_threads = _thread_count() if num_threads is None else num_threads
+        for name, value in (
+            ("batch_size", batch_size),
+            ("size", size),
+            ("prefetch", prefetch),
+            ("num_threads", num_threads),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} ({value}) must be >= 1")
+        if len(mean) != 3:
+            raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
+        if len(std) != 3 or not all(value > 0 for value in std):
+            raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
+        for name, choice, choices in (
+            ("dtype", dtype, get_args(DType)),
+            ("resample", resample, get_args(Resample)),
+            ("style", style, get_args(Style)),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} ({choice!r}) must be one of {choices}")
+        rank, world_size = _rank(rank, world_size)
+        self.corpus = Corpus(_listed(dataset), _listed(negatives), _listed(images))
+        self.policy = policy
+        self.seed = seed
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+        self.size = size
+        self.num_threads = num_threads
+        self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
+        self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
+        self._tokens, self._token_count = self.corpus.tokens(tokenizer, context_length)
+        self._table = np.ascontiguousarray(normalisation_table(mean, std, dtype))
+        self.dtype = dtype
+        self.resample = resample
+        self._style = style
+        self._drop_last = drop_last
+        self.prefetch = prefetch
+        self._global_batch = batch_size * world_size
+        if not len(self):
+            raise NemoError(
+                f"The data set's {self._planner.length} refs fill no global batch of {self._global_batch}. Lower "
+                "batch_size or use drop_last=False."
+            )
+        if policy.p_mined > 0 and policy.max_similarity is None:
+            logger.info(
+                "max_similarity is None: photos that hold the referent themselves may be drawn as negatives. "
+                "'nemo-dali inspect FILE.neg.h5 --max-similarity 0.3 --top-k 100' shows how a bound changes the pools."
+            )
+        self._epoch = 0
+        self._seen = 0  # samples of the epoch delivered, over all ranks
+        self._resumed = False  # the next pass starts at _seen, not at 0
+        self._pipeline: StreamPipeline | None = None
+        self._close = weakref.finalize(self, lambda: None)
+
+    def __len__(self) -> int:
+        """Steps in a full epoch, the same on every rank."""
+        return self._steps_after(0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the current or the next pass shows."""
+        return self._epoch
+
+    @property
+    def sampler(self) -> "Loader":
+        """Itself: ``loader.sampler.set_epoch(e)`` works as with a DistributedSampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position."""
+        if epoch < 0:
+            raise ValueError(f"epoch ({epoch}) must be >= 0")
+        if epoch == self._epoch:
+            return
+        if self._resumed:
+            logger.warning(
+                "set_epoch(%d) drops the loaded position: epoch %d, %d samples.", epoch, self._epoch, self._seen
+            )
+        self._epoch, self._seen, self._resumed = epoch, 0, False
+
+    def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
+        """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n]."""
+        return self._planner.plan(epoch, positions)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
+        return {
+            "version": STATE_VERSION,
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "samples_seen": self._seen,
+            "fingerprints": self.corpus.fingerprints(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next pass go on behind the samples that the saved one delivered.
+
+        Raises:
+            StateError: the state is of another version, seed, data set or table; nothing is changed then.
+        """
+        try:
+            version, seed, prints = state["version"], state["seed"], state["fingerprints"]
+            epoch, seen = int(state["epoch"]), int(state["samples_seen"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StateError(
+                f"This is not a state of a nemo_dali Loader: {error!r}. Give what state_dict made."
+            ) from None
+        if version != STATE_VERSION:
+            raise StateError(f"The state is version {version}; this nemo-dali reads version {STATE_VERSION}.")
+        if seed != self.seed:
+            raise StateError(f"The state has seed {seed}, this loader {self.seed}. Make the loader with that seed.")
+        for kind, here in self.corpus.fingerprints().items():
+            there = prints.get(kind) if isinstance(prints, dict) else None
+            if there != here:
+                raise StateError(
+                    f"The state was saved with other files ({kind}): {_short(there)}, here {_short(here)}. Give the "
+                    "loader the files that the interrupted run used, or start without the state."
+                )
+        if epoch < 0 or seen < 0:
+            raise StateError(f"The state's epoch ({epoch}) and samples_seen ({seen}) must be >= 0.")
+        if not self._steps_after(seen):
+            epoch, seen = epoch + 1, 0
+        self._epoch, self._seen, self._resumed = epoch, seen, True
+
+    def close(self) -> None:
+        """End the pipeline: its threads, and the batches made ahead. The next pass makes a new one."""
+        self._close()
+        self._pipeline = None
+
+    def __iter__(self) -> Iterator[Any]:
+        seen = self._seen if self._resumed else 0
+        self._seen, self._resumed = seen, False
+        return self._pass(self._epoch, seen)
+
+    def _pass(self, epoch: int, seen: int) -> Iterator[Any]:
+        for _ in range(self._steps_after(seen)):
+            step = self._next_step(epoch, seen)
+            seen += self._global_batch
+            self._epoch, self._seen = epoch, seen
+            self.short_pools = ShortPools(
+                self.short_pools.last_valid + step.short.last_valid, self.short_pools.random + step.short.random
+            )
+            yield self._batch(step)
+        if self.short_pools.last_valid:
+            logger.info(
+                "So far %d mined samples had fewer candidates than cells and got the table's last ones, %d of them "
+                "random photos too. Raise max_similarity, or mine deeper.",
+                self.short_pools.last_valid,
+                self.short_pools.random,
+            )
+        self._epoch, self._seen = epoch + 1, 0
+
+    def _steps_after(self, seen: int) -> int:
+        """Steps left in an epoch of which ``seen`` samples are done, by whatever number of ranks."""
+        left = max(self._planner.length - seen, 0)
+        return left // self._global_batch if self._drop_last else -(-left // self._global_batch)
+
+    def _next_step(self, epoch: int, seen: int) -> _Step:
+        """The batch behind ``seen`` samples of an epoch; later ones are started, into the next epoch if need be."""
+        if self._pipeline is None:
+            cells = self.batch_size * self.policy.largest_grid**2
+            self._pipeline = StreamPipeline(max_cells=cells, num_threads=self.num_threads, prefetch=self.prefetch)
+            self._close = weakref.finalize(self, self._pipeline.close)
+            self._close.atexit = False  # the pipeline sees to that itself
+        pipeline = self._pipeline
+        if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
+            pipeline.drain()  # made ahead for a pass that was given up
+        while len(pipeline.running) < self.prefetch:
+            if pipeline.running:
+                last = pipeline.running[-1]
+                ahead = (last.epoch, last.seen + self._global_batch)
+                self._start(pipeline, *(ahead if self._steps_after(ahead[1]) else (last.epoch + 1, 0)))
+            else:
+                self._start(pipeline, epoch, seen)
+        step: _Step = pipeline.running[0]
+        try:
+            status = pipeline.wait()
+        except RuntimeError as error:
+            self.close()
+            raise self._explain(step, error) from error
+        if (status != DONE).any():
+            self.close()
+            raise self._explain(step, None)
+        return step
+
+    def _start(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
+        import torch
+
+        first = seen + self.rank * self.batch_size
+        rows, short = self._planner.plan_and_count(epoch, np.arange(first, first + self.batch_size))
+        image = torch.empty((self.batch_size, 3, self.size, self.size), dtype=getattr(torch, self.dtype))
+        mask = torch.empty((self.batch_size, self.size, self.size), dtype=torch.uint8)
+        tiles, sample, photo = lay_out(rows, self.size)
+        target = tiles["run_count"] == 1
+        ref = rows["ref"][sample]
+        tiles["run_count"] = np.where(target, self.corpus.run_count[ref], 0)
+        tiles["runs"] = np.where(target, self.corpus.runs[ref], 0)
+        tiles["image"] = image.data_ptr() + sample * (image[0].nbytes)
+        tiles["mask"] = mask.data_ptr() + sample * (mask[0].nbytes)
+        tiles["table"] = self._table.ctypes.data
+        tiles["itemsize"] = self._table.itemsize
+        tiles["photo_width"] = self.corpus.photo_width[photo]
+        tiles["photo_height"] = self.corpus.photo_height[photo]
+        tiles["resample"] = RESAMPLE[self.resample]
+        paths = [encode_path(self.corpus.photo_path(row)) for row in photo.tolist()]
+        pipeline.feed(paths, tiles, _Step(epoch, seen, rows, short, image, mask))
+
+    def _batch(self, step: _Step) -> Any:
+        import torch
+
+        rows = step.plan["sentence"]
+        tokens = torch.from_numpy(self._tokens[rows].astype(np.int64))
+        attention = torch.from_numpy(
+            (np.arange(self._tokens.shape[1]) < self._token_count[rows, None]).astype(np.int64)
+        )
+        if self._style == "dali":
+            return [{"image": step.image, "mask": step.mask, "tokens": tokens, "attention_mask": attention}]
+        return Batch(step.image, step.mask, tokens, attention, step.plan, self.corpus)
+
+    def _explain(self, step: _Step, error: RuntimeError | None) -> NemoError:
+        """Find the photo that a failed batch stumbled over: the pipeline itself does not tell."""
+        width, height = self.corpus.photo_width, self.corpus.photo_height
+        for row in dict.fromkeys(step.plan["images"][step.plan["images"] >= 0].tolist()):
+            if problem := photo_problem(self.corpus.photo_path(row), width[row], height[row]):
+                return PhotoError(
+                    f"{problem} Restore the photo, or make the data set file again with 'nemo-dali index --verify "
+                    "--skip-corrupt' and mine anew."
+                )
+        return NemoError(f"The DALI pipeline failed, though every photo of the batch can be read: {error}")
+
+
+def _listed(given: PathLike | Sequence[PathLike] | None) -> list[PathLike]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
+
+
+def _short(prints: Any) -> str:
+    """Fingerprints as a person compares them."""
+    return ", ".join(str(one)[:12] for one in prints) if prints else "none"
+
+
+def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    import torch.distributed as distributed
+
+    if rank is None and world_size is None:
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+    if rank is None or world_size is None:
+        raise ValueError(f"rank ({rank}) and world_size ({world_size}) must be given together")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank ({rank}) must be in [0, world_size), and world_size ({world_size}) >= 1")
+    return rank, world_size
+
+
+def _thread_count() -> int:
+    """Cores this process may use, shared by the ranks on its node, as torchrun announces them."""
+    return max(len(os.sched_getaffinity(0)) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)

@@ -1,0 +1,215 @@
+"""HDF5 files of ours: written whole or not at all, opened only when they are what they claim to be."""
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali import __version__
+from nemo_dali.errors import FileFormatError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+@contextmanager
+def write_h5(path: str | Path, *, format: str, version: int) -> Iterator[h5py.File]:
+    """Open an HDF5 file to be filled; it appears under its name only when the block ends without an exception.
+
+    The block fills the file and must set ``file.attrs["fingerprint"]``. A killed run leaves ``<name>.partial``,
+    which the next run writes anew.
+
+    Raises:
+        FileFormatError: the folder is missing or not writable, the disk is full, or another run is writing it.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    if path.is_dir():
+        raise FileFormatError(f"Cannot write {path}: it is a folder. Choose another place with -o.")
+    try:
+        lock = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise FileFormatError(f"Cannot write {path}: {error.strerror}. Choose another place with -o.") from error
+    if not _locked(lock, partial):
+        os.close(lock)
+        raise FileFormatError(f"Cannot write {path}: another run is writing it. Wait for it or end it.")
+    try:
+        file = _create_h5(partial)
+        try:
+            yield file
+            file.attrs["format"] = format
+            file.attrs["version"] = version
+            file.attrs["made_by"] = f"nemo-dali {__version__}"
+        finally:
+            file.close()
+        os.fsync(lock)
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the new name itself survives a power cut
+        os.close(folder)
+    except (OSError, RuntimeError) as error:
+        with suppress(OSError):
+            partial.unlink()
+        # HDF5 gives the number in the text only. Other errors are the block's own, of a photo say, and go on.
+        number = next(
+            (n for n in DISK_ERRORS if n == getattr(error, "errno", 0) or f"errno = {n}," in str(error)), None
+        )
+        if number is None:
+            raise
+        raise FileFormatError(
+            f"Cannot write {path}: {os.strerror(number)}. Nothing was changed; free some space or choose another "
+            "place with -o."
+        ) from error
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int, partial: Path) -> bool:
+    """Take the lock on the open partial file; False if another run has it, or has just renamed or removed that file."""
+    with suppress(OSError):  # other than being held: a file system without locks
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    try:
+        return os.path.samestat(os.fstat(lock), partial.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _create_h5(path: Path) -> h5py.File:
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_file_locking(False, True)  # HDF5's own lock would collide with ours: both are flock
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    # Unbuffered: a failed write is raised where it happens. Buffered, it fails in a destructor, which only prints it.
+    access.set_sieve_buf_size(0)
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fapl=access))
+
+
+def open_h5(path: str | Path, *, format: str, version: int, remedy: str) -> h5py.File:
+    """Open one of our files read-only after checking what it is.
+
+    Args:
+        remedy: how to make such a file, put at the end of every message.
+
+    Raises:
+        FileFormatError: missing, cut short, not HDF5, another format, another version, or external links inside.
+    """
+    path = Path(path)
+    try:
+        # The library's own lock is off: read-only network mounts cannot lock, and our files are never changed in place.
+        file = h5py.File(path, "r", locking=False)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} does not exist. {remedy}") from error
+    except OSError as error:
+        what = "is a folder" if path.is_dir() else "is not an HDF5 file or has been cut short"
+        if isinstance(error, PermissionError):
+            what = "may not be read by this user"
+        raise FileFormatError(f"{path} {what}. {remedy}") from error
+    try:
+        found = str(file.attrs.get("format", "unknown"))
+        if found != format:
+            raise FileFormatError(f"{path} is of format '{found}', not '{format}'. {remedy}")
+        if (number := str(file.attrs.get("version", "unknown"))) != str(version):
+            raise FileFormatError(f"{path} is version {number}; this nemo-dali reads version {version}. {remedy}")
+        if "fingerprint" not in file.attrs:
+            raise FileFormatError(f"{path} carries no fingerprint. {remedy}")
+        if _leads_elsewhere(file, depth=2):
+            raise FileFormatError(f"{path} links to other files, which is refused. {remedy}")
+    except (OSError, RuntimeError, KeyError) as error:
+        file.close()
+        raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _leads_elsewhere(group: h5py.Group, depth: int) -> bool:
+    """Whether a member down to this depth (that of our files) is a link or keeps its data in another file."""
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            return True
+        member = group[name]
+        if isinstance(member, h5py.Group):
+            if depth > 1 and _leads_elsewhere(member, depth - 1):
+                return True
+        elif isinstance(member, h5py.Dataset) and (member.is_virtual or member.external):
+            return True
+    return False
+
+
+def write_array(group: h5py.Group, name: str, array: npt.ArrayLike) -> None:
+    """Write one numeric dataset, contiguous and unfiltered, so that ``map_array`` can map it."""
+    group.create_dataset(name, data=np.asarray(array))
+
+
+def write_strings(group: h5py.Group, name: str, strings: Iterable[str]) -> None:
+    """Write UTF-8 strings of any length as one dataset."""
+    group.create_dataset(name, data=list(strings), dtype=h5py.string_dtype("utf-8"))
+
+
+def read_strings(dataset: h5py.Dataset) -> list[str]:
+    """Read what ``write_strings`` wrote.
+
+    Raises:
+        FileFormatError: not a column of strings, more of them than the file has room for, or not UTF-8.
+    """
+    path = dataset.file.filename
+    string = h5py.check_string_dtype(dataset.dtype)
+    if string is None or string.length is not None or dataset.ndim != 1:
+        raise FileFormatError(f"{path}: {dataset.name} is not a column of strings. Write the file with nemo-dali.")
+    if dataset.size * 16 > os.path.getsize(path):  # HDF5 takes 16 bytes to say where a string is
+        raise FileFormatError(f"{path} is too short for the strings of {dataset.name}. Make it again.")
+    try:
+        return [s.decode("utf-8") for s in dataset[:]]
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: {dataset.name} is not UTF-8. Make it again.") from error
+
+
+def map_array(dataset: h5py.Dataset) -> npt.NDArray[Any]:
+    """Map a contiguous dataset read-only; ranks on a node share its pages. It outlives the h5py file.
+
+    Raises:
+        FileFormatError: the dataset is chunked or filtered, or the file is shorter than the dataset.
+    """
+    path = dataset.file.filename
+    if dataset.size == 0:
+        return np.empty(dataset.shape, dataset.dtype)
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.external:
+        raise FileFormatError(f"{path}: {dataset.name} is not contiguous. Write the file with nemo-dali.")
+    if offset + dataset.nbytes > os.path.getsize(path):
+        raise FileFormatError(f"{path} has been cut short. Make it again.")
+    return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+
+
+def fingerprint(parts: Mapping[str, npt.NDArray[Any] | list[str] | str | int]) -> str:
+    """sha256 over named arrays, string lists and scalars, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(parts):
+        part = parts[name]
+        digest.update(name.encode() + b"\0")
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape}".encode())
+            digest.update(np.ascontiguousarray(part).data)
+        elif isinstance(part, list):
+            for text in part:
+                encoded = text.encode()
+                digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        else:
+            digest.update(str(part).encode())
+        digest.update(b"\1")
+    return digest.hexdigest()

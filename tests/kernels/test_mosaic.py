@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_dali.kernels import mosaic, reference
+from nemo_dali.kernels.tile import RESAMPLE, TILE
+from nemo_dali.layout import lay_out
+from nemo_dali.plan import PLAN
+
+DTYPES = ["float32", "float16", "bfloat16", "uint8"]
+
+
+def runs_of(random, height, width):
+    """Run lengths that add up to the photo, with empty runs among them."""
+    cuts = np.sort(random.integers(0, height * width + 1, random.integers(0, 12)))
+    return np.diff(np.concatenate([[0], cuts, [height * width]])).astype(np.uint32)
+
+
+def by_tiles(photos, *, grid, center, counts, cell, size, resample, table):
+    """A whole sample through ``write_tile``, one call per cell."""
+    frame = np.full((3, size, size), 99, table.dtype)
+    mask = np.full((size, size), 99, np.uint8)
+    row = np.zeros(1, PLAN)
+    row["grid"], row["cell"], row["center"], row["images"] = grid, cell, center, np.arange(9)
+    tiles, _, shown = lay_out(row, size)
+    photos = [photos[index] for index in shown]
+    tiles["image"], tiles["mask"], tiles["table"] = frame.ctypes.data, mask.ctypes.data, table.ctypes.data
+    tiles["frame_height"] = tiles["frame_width"] = size
+    tiles["itemsize"], tiles["resample"] = table.itemsize, RESAMPLE[resample]
+    tiles["photo_height"], tiles["photo_width"] = [[photo.shape[axis] for photo in photos] for axis in (0, 1)]
+    target = tiles["run_count"] == 1
+    tiles["runs"][target], tiles["run_count"][target] = counts.ctypes.data, len(counts)
+    for tile, photo in zip(tiles, photos, strict=True):
+        assert mosaic.write_tile(tile, photo) == mosaic.DONE
+    return frame, mask
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_equals_the_reference_for_any_sample(data):
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    grid = data.draw(st.sampled_from([1, 2, 3]))
+    size = data.draw(st.integers(grid, 150))
+    photos = [random.integers(0, 256, (*random.integers(1, 120, 2), 3), dtype=np.uint8) for _ in range(grid * grid)]
+    cell = data.draw(st.integers(0, grid * grid - 1))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    sample = {
+        "grid": grid,
+        "center": (data.draw(st.integers(0, size)), data.draw(st.integers(0, size))),
+        "counts": runs_of(random, *photos[cell].shape[:2]),
+        "cell": cell,
+        "size": size,
+        "resample": data.draw(st.sampled_from(sorted(RESAMPLE))),
+        "table": reference.normalisation_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), dtype),
+    }
+    frame, mask = by_tiles(photos, **sample)
+    expected_frame, expected_mask = reference.mosaic(photos, **sample)
+    assert frame.tobytes() == expected_frame.tobytes()
+    assert np.array_equal(mask, expected_mask)
+
+
+def test_a_photo_of_another_size_is_refused_and_nothing_is_written():
+    frame, mask = np.full((3, 8, 8), 7, np.uint8), np.full((8, 8), 7, np.uint8)
+    tile = np.zeros(1, TILE)
+    tile["image"], tile["mask"], tile["frame_height"], tile["frame_width"] = frame.ctypes.data, mask.ctypes.data, 8, 8
+    tile["x1"] = tile["y1"] = 8
+    tile["photo_height"], tile["photo_width"] = 5, 6
+    for shape in ((6, 5, 3), (5, 7, 3), (4, 6, 3)):
+        assert mosaic.write_tile(tile[0], np.zeros(shape, np.uint8)) == mosaic.WRONG_SIZE
+    assert (frame == 7).all() and (mask == 7).all()
+
+
+@pytest.mark.parametrize("address", ["run_address", "setup_address"])
+def test_callbacks_have_addresses(address):
+    assert getattr(mosaic, address) > 0
+
+
+def test_a_tile_has_no_hidden_padding():
+    """The record crosses to compiled code as bytes: its size is the sum of its fields, its fields are aligned."""
+    assert TILE.itemsize == sum(TILE[name].itemsize for name in TILE.names) and TILE.itemsize % 8 == 0
+    for name in TILE.names:
+        kind, offset = TILE.fields[name]
+        assert offset % kind.itemsize == 0

@@ -1,0 +1,75 @@
+"""What index takes for a sound photo, DALI's CPU decoder decodes later, and to Pillow's pixels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nemo_dali.annotations import Images
+from nemo_dali.errors import PhotoError
+from nemo_dali.photos import MODES, check_photos
+
+
+def decode_with_dali(path: Path) -> np.ndarray | None:
+    """uint8 [H, W, 3], or None where DALI refuses the photo."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def decode() -> Any:
+        encoded, _ = fn.readers.file(files=[str(path)])
+        return fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
+
+    try:
+        (decoded,) = decode().run()
+    except RuntimeError:
+        return None
+    return np.array(decoded.at(0))
+
+
+def is_sound(path: Path, size: tuple[int, int]) -> bool:
+    one, numbers = np.ones(1, np.int64), np.array([size], np.int32)
+    images = Images(one, numbers[:, 0], numbers[:, 1], [path.name], one, numbers[:, 0])
+    try:
+        check_photos(images, path.parent, verify=True, skip_corrupt=False)
+    except PhotoError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *((mode, {"format": "PNG"}) for mode in MODES if mode != "CMYK"),
+        *((mode, {"format": "JPEG"}) for mode in ("L", "RGB", "CMYK")),
+        ("RGB", {"format": "JPEG", "progressive": True, "subsampling": 0}),
+        ("RGB", {"format": "JPEG", "restart_marker_rows": 1}),
+    ],
+)
+def test_sound_photos_have_the_same_pixels_in_dali(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 4), np.uint8)
+    photo = Image.fromarray(pixels).resize((83, 61)).convert("RGB" if mode in ("P", "CMYK") else "RGBA")
+    path = tmp_path / "photo"
+    photo.convert(mode).save(path, **options)
+    assert is_sound(path, photo.size)
+    with Image.open(path) as stored:
+        np.testing.assert_array_equal(decode_with_dali(path), np.asarray(stored.convert("RGB")))
+
+
+def test_photos_that_dali_refuses_are_not_sound(tmp_path: Path) -> None:
+    path, random = tmp_path / "photo.jpg", np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 255, (61, 83, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for trial in range(12):
+        data = bytearray(whole)
+        if trial % 2:
+            del data[-int(random.integers(1, len(data) // 2)) :]
+        else:  # a byte anywhere, the header included
+            data[int(random.integers(0, len(data)))] ^= int(random.integers(1, 255))
+        path.write_bytes(data)
+        in_dali = decode_with_dali(path)
+        refused += in_dali is None
+        assert in_dali is not None or not is_sound(path, (83, 61))
+    assert refused >= 6
