@@ -8,22 +8,14 @@ from typing import Any
 
 import numpy as np
 from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic
 
 from nemo_dali.kernels.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.mask import write_mask
 from nemo_dali.kernels.pillow_bilinear import resize_pillow_bilinear
+from nemo_dali.kernels.stream import as_pointer, fence, write_row
 from nemo_dali.kernels.tile import CV2_LINEAR, TILE
 
 DONE, WRONG_SIZE = 1, 2  # status of a cell
-
-
-@intrinsic
-def _pointer(typingctx: Any, address: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.uint64), codegen
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -33,11 +25,11 @@ def _write_pixels(photo: Any, resample: int, table: Any, cell: Any) -> None:
         return
     _, h, w = cell.shape
     resized = np.empty((3, h, w), np.uint8)
+    buffer = np.empty(w, table.dtype)
     resize_pillow_bilinear(photo, resized)
     for c in range(3):
         for y in range(h):
-            for x in range(w):
-                cell[c, y, x] = table[c, resized[c, y, x]]
+            write_row(resized[c, y], 1, 0, table, buffer, cell, c, y)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -59,20 +51,21 @@ def write_tile(tile: Any, photo: Any) -> int:
     shape = (3, tile.frame_height, tile.frame_width)
     box = (slice(0, 3), slice(tile.y0, tile.y1), slice(tile.x0, tile.x1))
     if tile.itemsize == 4:
-        table4 = carray(_pointer(tile.table), (3, 256), np.uint32)
-        _write_pixels(photo, tile.resample, table4, carray(_pointer(tile.image), shape, np.uint32)[box])
+        table4 = carray(as_pointer(tile.table), (3, 256), np.uint32)
+        _write_pixels(photo, tile.resample, table4, carray(as_pointer(tile.image), shape, np.uint32)[box])
     elif tile.itemsize == 2:
-        table2 = carray(_pointer(tile.table), (3, 256), np.uint16)
-        _write_pixels(photo, tile.resample, table2, carray(_pointer(tile.image), shape, np.uint16)[box])
+        table2 = carray(as_pointer(tile.table), (3, 256), np.uint16)
+        _write_pixels(photo, tile.resample, table2, carray(as_pointer(tile.image), shape, np.uint16)[box])
     else:
-        table1 = carray(_pointer(tile.table), (3, 256), np.uint8)
-        _write_pixels(photo, tile.resample, table1, carray(_pointer(tile.image), shape, np.uint8)[box])
-    mask = carray(_pointer(tile.mask), (tile.frame_height, tile.frame_width), np.uint8)[box[1:]]
+        table1 = carray(as_pointer(tile.table), (3, 256), np.uint8)
+        _write_pixels(photo, tile.resample, table1, carray(as_pointer(tile.image), shape, np.uint8)[box])
+    mask = carray(as_pointer(tile.mask), (tile.frame_height, tile.frame_width), np.uint8)[box[1:]]
     if tile.run_count:
-        runs = carray(_pointer(tile.runs), tile.run_count, np.uint32)
+        runs = carray(as_pointer(tile.runs), tile.run_count, np.uint32)
         write_mask(runs, height, width, tile.resample, mask)
     else:
         mask[:] = 0
+    fence()
     return DONE
 
 
@@ -84,21 +77,21 @@ _SETUP = types.void(*([types.uint64] * 2 + [types.int32]) * 2, types.int32)
 @cfunc(_RUN, nopython=True, cache=True)
 def _run(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, _m: Any) -> None:
     """Of one cell: inputs uint8 [TILE.itemsize] and photo uint8 [H, W, 3]; output uint8 [1], the status."""
-    out = carray(_pointer(outs), 1, np.uint64)
-    data = carray(_pointer(ins), 2, np.uint64)
-    shapes = carray(_pointer(in_shapes), 2, np.uint64)
-    shape = carray(_pointer(shapes[1]), 3, np.int64)
-    photo = carray(_pointer(data[1]), (shape[0], shape[1], 3), np.uint8)
-    tile = carray(_pointer(data[0]), 1, TILE)[0]
-    carray(_pointer(out[0]), 1, np.uint8)[0] = write_tile(tile, photo)
+    out = carray(as_pointer(outs), 1, np.uint64)
+    data = carray(as_pointer(ins), 2, np.uint64)
+    shapes = carray(as_pointer(in_shapes), 2, np.uint64)
+    shape = carray(as_pointer(shapes[1]), 3, np.int64)
+    photo = carray(as_pointer(data[1]), (shape[0], shape[1], 3), np.uint8)
+    tile = carray(as_pointer(data[0]), 1, TILE)[0]
+    carray(as_pointer(out[0]), 1, np.uint8)[0] = write_tile(tile, photo)
 
 
 @cfunc(_SETUP, nopython=True, cache=True)
 def _setup(out_shapes: Any, _d: Any, _n: Any, _s: Any, _e: Any, _m: Any, samples: Any) -> None:
     """Of a batch: every output has the shape [1]."""
-    shapes = carray(_pointer(out_shapes), samples, np.uint64)
+    shapes = carray(as_pointer(out_shapes), samples, np.uint64)
     for sample in range(samples):
-        carray(_pointer(shapes[sample]), 1, np.int64)[0] = 1
+        carray(as_pointer(shapes[sample]), 1, np.int64)[0] = 1
 
 
 run_address: int = _run.address

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from nemo_dali.corpus import Corpus, PathLike
 from nemo_dali.errors import NemoError, PhotoError, StateError
+from nemo_dali.frames import FramePool
 from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import RESAMPLE
@@ -190,6 +191,9 @@ class Loader:
         self._style = style
         self._drop_last = drop_last
         self.prefetch = prefetch
+        # Beside the batches in the making, the training loop usually holds one and lets go of another.
+        frame_bytes = size**2 * (3 * self._table.itemsize + 1)
+        self._frames = FramePool(batch_size * frame_bytes, spare=prefetch + 2)
         self._global_batch = batch_size * world_size
         if not len(self):
             raise NemoError(
@@ -343,8 +347,11 @@ class Loader:
 
         first = seen + self.rank * self.batch_size
         rows, short = self._planner.plan_and_count(epoch, np.arange(first, first + self.batch_size))
-        image = torch.empty((self.batch_size, 3, self.size, self.size), dtype=getattr(torch, self.dtype))
-        mask = torch.empty((self.batch_size, self.size, self.size), dtype=torch.uint8)
+        pixels, samples = self.size**2, self.batch_size
+        block = torch.from_numpy(self._frames.take())
+        image, mask = block.split([samples * 3 * pixels * self._table.itemsize, samples * pixels])
+        image = image.view(getattr(torch, self.dtype)).view(samples, 3, self.size, self.size)
+        mask = mask.view(samples, self.size, self.size)
         tiles, sample, photo = lay_out(rows, self.size)
         target = tiles["run_count"] == 1
         ref = rows["ref"][sample]

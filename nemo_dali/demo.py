@@ -1,0 +1,260 @@
+"""``nemo-dali demo``: the whole way on generated data, with a small CLIP model trained on the spot."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from nemo_dali.annotations import read_refer
+from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.errors import NemoError
+from nemo_dali.loader import Loader
+from nemo_dali.mining import MiningReport, mine
+from nemo_dali.policy import MosaicPolicy
+from nemo_dali.preview import preview
+from nemo_dali.progress import progress
+from nemo_dali.synthetic import synthesize
+from nemo_dali.table import NegativeTable
+
+MARKER = "made-by-nemo-dali-demo"
+# A ResNet of a million weights beside a text transformer of two layers: what two cores train in about a minute.
+CLIP_CONFIG: dict[str, Any] = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+BATCH = 64
+LEARNING_RATE = 1e-3
+LONGEST_TRAINING = 110.0  # seconds; on a slow machine it ends early, its learning rate brought down all the same
+NEAREST = 20  # negatives per sentence that are looked at for what they show
+
+
+def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_batches: int = 60) -> None:
+    """Generate a data set, train a CLIP model on it, index, mine, load and preview; print what came of each.
+
+    Everything goes into the folder ``out``. What an earlier demo left there is removed and made anew; any other folder
+    that is not empty is refused.
+
+    Args:
+        images: generated photos, at least 40.
+        steps: training steps of 64 photos.
+        loader_batches: batches of 8 that the loader is timed over, at most an epoch.
+
+    Raises:
+        ValueError: ``images`` < 40, too few for every split.
+        NemoError: ``out`` holds files that are not a demo's, or cannot be written.
+    """
+    if images < 40:
+        raise ValueError(f"images ({images}) must be at least 40")
+    begin = time.monotonic()
+    out = Path(out)
+    _clear(out)
+    data, config, weights = out / "data", out / "clip.json", out / "clip.pt"
+
+    made = synthesize(data, images=images)
+    _say(
+        f"Generated {made['images']} photos of {made['annotations']} objects, with {made['sentences']} expressions for "
+        f"{made['refs']} of them, in RefCOCO's layout: {data}"
+    )
+    for split in ("train", "val"):
+        annotations = read_refer(data, dataset="refcoco", split_by="unc", split=split)
+        photos = data / "images" / "mscoco" / "images" / "train2014"
+        index_dataset(annotations, images=photos, output=out / f"{split}.ris.h5")
+    _say(f"Indexed the training split and the validation split: {out / 'train.ris.h5'}, {out / 'val.ris.h5'}")
+
+    config.write_text(json.dumps(CLIP_CONFIG, indent=2) + "\n")
+    training = train_clip(Dataset.open(out / "train.ris.h5"), weights, steps=steps)
+    _say(
+        f"Trained a CLIP model on the training split, contrastively: {training.steps} steps of {training.batch} photos "
+        f"with an expression each in {training.seconds:.0f} s, loss {training.first_loss:.2f} to "
+        f"{training.last_loss:.2f}: {weights}"
+    )
+    reports = {
+        split: mine(out / f"{split}.ris.h5", model=str(config), pretrained=str(weights), output=out / f"{split}.neg.h5")
+        for split in ("train", "val")
+    }
+    _say(f"Mined the negatives of {reports['train'].sentences} expressions: {out / 'train.neg.h5'}")
+    _say(f"  ranking of the true photo, training split:   {_ranking(reports['train'])}")
+    _say(f"  ranking of the true photo, validation split: {_ranking(reports['val'])}")
+    same, base = _same_kind(out / "train.ris.h5", out / "train.neg.h5")
+    _say(
+        f"  of an expression's first {NEAREST} negatives {same:.0%} show the kind of object that it is about; of all "
+        f"photos {base:.0%} do"
+    )
+
+    rate, batches, threads = _time_loader(out, loader_batches)
+    _say(f"Loaded {batches} batches of 8 mosaics of 480x480 as float32: {rate:.0f} samples/s on {threads} threads")
+    preview(out / "train.ris.h5", out / "train.neg.h5", output=out / "mosaics.png")
+    _say(f"Drew {out / 'mosaics.png'}. Look at it. The demo took {time.monotonic() - begin:.0f} s.")
+    _say(
+        "\nFor your own data (here RefCOCO, photos in train2014/):\n"
+        "  nemo-dali index REFER_ROOT --dataset refcoco --split-by unc --split train --images train2014 "
+        "-o refcoco.ris.h5\n"
+        "  nemo-dali mine refcoco.ris.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k -o refcoco.neg.h5\n"
+        "  nemo-dali preview refcoco.ris.h5 refcoco.neg.h5 -o sheet.png"
+    )
+
+
+def _clear(out: Path) -> None:
+    """Make the folder, or empty it of what an earlier demo made."""
+    try:
+        if (out / MARKER).is_file():
+            _say(f"Removing the earlier demo in {out}")
+            shutil.rmtree(out / "data", ignore_errors=True)
+            for pattern in ("clip.*", "*.ris.h5*", "*.neg.h5*", "mosaics.png"):
+                for path in out.glob(pattern):
+                    path.unlink()
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise NemoError(f"{out} exists and holds no earlier demo. Empty it, or choose another folder with --out.")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MARKER).touch()
+    except OSError as error:
+        raise NemoError(f"Cannot write {out}: {error.strerror}. Choose another folder with --out.") from error
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _ranking(report: MiningReport) -> str:
+    by_chance = f"(by chance {report.photos / 2:.0f})", f"(by chance {min(1, 10 / report.photos):.0%})"
+    return (
+        f"median place {report.median_rank:.0f} of {report.photos} {by_chance[0]}, "
+        f"among the first ten for {report.recall_at_10:.0%} {by_chance[1]}"
+    )
+
+
+def _same_kind(dataset_path: Path, table_path: Path) -> tuple[float, float]:
+    """How often a near negative shows the category of the referent, and how often any photo does."""
+    dataset, table = Dataset.open(dataset_path), NegativeTable.open(table_path)
+    images = dataset.images
+    shows = np.zeros((len(images.id), len(dataset.category_id)), bool)
+    shows[np.repeat(np.arange(len(images.id)), images.category_count), dataset.image_categories] = True
+    category = dataset.refs.category[dataset.sentences.ref]
+    near = table.neighbors[:, :NEAREST]
+    return float(shows[near, category[:, None]].mean()), float(shows[:, category].mean())
+
+
+def _time_loader(out: Path, batches: int) -> tuple[float, int, int]:
+    """Samples per second over some batches after the first one, their number, and the loader's threads."""
+    policy = MosaicPolicy(p_mined=1.0)
+    loader = Loader(out / "train.ris.h5", out / "train.neg.h5", batch_size=8, policy=policy)
+    iterator = iter(loader)
+    next(iterator)
+    start, done = time.monotonic(), 0
+    for _ in iterator:
+        done += 1
+        if done == batches:
+            break
+    seconds = time.monotonic() - start
+    loader.close()
+    return done * 8 / seconds, done, loader.num_threads
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training went; losses are means over the first and the last ten steps."""
+
+    steps: int
+    batch: int  # photos a step
+    seconds: float
+    first_loss: float
+    last_loss: float
+
+
+def train_clip(dataset: Dataset, weights: Path, *, steps: int, seed: int = 0) -> Training:
+    """Train a model of ``CLIP_CONFIG`` on a data set's photos and expressions and save its ``state_dict``.
+
+    Every step sees distinct photos, cropped a little differently each time, with one of their expressions each:
+    open_clip's contrastive loss, AdamW, a learning rate that rises and falls. One thread computes: layers this small
+    gain little from a second, and lose much when it is busy elsewhere. The same seed gives the same weights on a
+    machine that is not so slow that ``LONGEST_TRAINING`` cuts in.
+    """
+    import open_clip
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = open_clip.CLIP(**CLIP_CONFIG).to(memory_format=torch.channels_last)
+            # Of 49,408 tokens some hundred occur: their random vectors are told apart well enough by what follows.
+            network.token_embedding.requires_grad_(False)
+            training = _train(network, dataset, steps, Random(seed))
+        torch.save(network.state_dict(), weights)
+    except OSError as error:
+        raise NemoError(f"Cannot write {weights}: {error.strerror}. Choose another folder with --out.") from error
+    finally:
+        torch.set_num_threads(threads)
+    return training
+
+
+def _train(network: Any, dataset: Dataset, steps: int, random: Random) -> Training:
+    import open_clip
+    import torch
+
+    size = CLIP_CONFIG["vision_cfg"]["image_size"]
+    margin = size // 8
+    photos = _small_photos(dataset, size + margin)
+    tokens = open_clip.SimpleTokenizer(context_length=CLIP_CONFIG["text_cfg"]["context_length"])(
+        list(dataset.sentences.text)
+    )
+    said: list[list[int]] = [[] for _ in photos]  # sentence rows of each photo
+    for row, ref in enumerate(dataset.sentences.ref):
+        said[dataset.refs.image[ref]].append(row)
+    learnt = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, lr=LEARNING_RATE, weight_decay=0.1)
+    contrastive = open_clip.ClipLoss()
+    batch = min(BATCH, len(photos))
+    losses: list[float] = []
+    start = time.monotonic()
+    for step in progress(range(steps), total=steps, what="training", unit="step"):
+        gone = max(step / steps, (time.monotonic() - start) / LONGEST_TRAINING)
+        if gone >= 1:
+            break
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(step / 30, 1) * (0.51 + 0.49 * np.cos(np.pi * gone))
+        rows = random.sample(range(len(photos)), batch)
+        x, y = random.randrange(margin + 1), random.randrange(margin + 1)
+        image = photos[rows, :, y : y + size, x : x + size].to(memory_format=torch.channels_last)
+        text = tokens[[random.choice(said[row]) for row in rows]]
+        loss = contrastive(
+            network.encode_image(image, normalize=True),
+            network.encode_text(text, normalize=True),
+            network.logit_scale.exp(),
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            network.logit_scale.clamp_(0, np.log(100))
+        losses.append(loss.item())
+    first, last = float(np.mean(losses[:10])), float(np.mean(losses[-10:]))
+    return Training(len(losses), batch, time.monotonic() - start, first, last)
+
+
+def _small_photos(dataset: Dataset, side: int) -> Any:
+    """All photos, the shorter edge resized to ``side`` and the middle cut out: torch float32 [M, 3, side, side]."""
+    import open_clip
+    import torch
+    from PIL import Image
+
+    small = np.empty((len(dataset.images.id), side, side, 3), np.uint8)
+    for row in range(len(small)):
+        with Image.open(dataset.photo_path(row)) as file:
+            file.draft("RGB", (2 * side, 2 * side))
+            photo = file.convert("RGB")
+        scale = side / min(photo.size)
+        photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+        x, y = (photo.width - side) // 2, (photo.height - side) // 2
+        small[row] = np.asarray(photo.crop((x, y, x + side, y + side)))
+    mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    return (torch.from_numpy(small).permute(0, 3, 1, 2) / 255 - mean) / std

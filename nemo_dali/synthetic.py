@@ -1,0 +1,314 @@
+"""A generated data set in the layout of RefCOCO: photos of many things, and expressions that single one of them out.
+
+A photo is a pure function of (seed, its number, distractors): a scene is laid out, drawn, measured as it came out (what
+something else hides is no part of a mask), and only then described.
+"""
+
+import io
+import itertools
+import json
+import math
+import pickle
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFilter
+
+from nemo_dali.backdrops import THEMES, Theme, backdrop
+from nemo_dali.errors import NemoError
+from nemo_dali.progress import progress
+from nemo_dali.scenes import Scene, Thing, describe, normalise, similar
+from nemo_dali.shapes import KINDS, PAINTS, RGB, outlines, sprite
+
+SIZES = {"small": 0.64, "medium": 1.0, "big": 1.5}  # factors on a kind's usual size; nobody says "medium"
+MOST_DISTRACTORS = 5
+MOST_OVERLAP = 0.3  # of two things, as a share of the smaller one's box
+LEAST_VISIBLE = 0.5  # a thing of which less can be seen is never described
+GREY_PHOTOS = 0.03
+SOLID = 170  # of 255: what counts as covered. Two thirds, as Pillow draws polygons some tenths of a subpixel fat
+# Of every 50 photos, these are not for training: 8, 6 and 6 per cent, spread so that a small data set has all splits.
+SPLITS = {
+    i: split
+    for split, numbers in {"val": (2, 14, 27, 39), "testA": (4, 21, 35), "testB": (9, 25, 45)}.items()
+    for i in numbers
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One generated photo, before it is compressed.
+
+    ``labels`` says which thing each pixel shows: uint8 [H, W], 0 for none, else its number in ``scene.things`` plus 1.
+    ``sentences`` maps the number of every thing that is referred to to its sentences, as said.
+    """
+
+    scene: Scene
+    image: Image.Image
+    labels: npt.NDArray[np.uint8]
+    sentences: dict[int, list[str]]
+
+
+def make_photo(*, seed: int, number: int, distractors: tuple[int, int] = (0, 3)) -> Photo:
+    """Make the photo with that number; what is referred to has that many distractors (both ends included).
+
+    A distractor is another thing of the same kind that shares its colour or its size.
+    """
+    for attempt in range(1000):
+        random = Random(f"{seed}/{number}/{attempt}")
+        scene = _lay_out(random, random.randint(*distractors))
+        image, labels, scene = draw(scene, seed=random.getrandbits(64))
+        wanted = random.choice((1, 2, 3))
+        sentences: dict[int, list[str]] = {}
+        for i in random.sample(range(len(scene.things)), len(scene.things)):
+            if scene.things[i].visible < LEAST_VISIBLE or not distractors[0] <= similar(scene, i) <= distractors[1]:
+                continue
+            if len(sentences) < wanted and (said := describe(scene, i, random, random.choice((2, 3, 3)))):
+                sentences[i] = said
+        if sentences:
+            return Photo(scene, image, labels, sentences)
+    raise NemoError(f"No photo with {distractors[0]} distractors could be laid out; ask for fewer.")
+
+
+def _lay_out(random: Random, alike: int) -> Scene:
+    long = random.randint(320, 640)
+    short = max(200, round(long * random.choice((0.56, 0.667, 0.75, 0.75, 0.75, 0.85, 1.0))))
+    width, height = (short, long) if random.random() < 0.3 else (long, short)
+    name, grey = random.choice(list(THEMES)), random.random() < GREY_PHOTOS
+    theme, horizon = THEMES[name], round(height * random.uniform(0.34, 0.5))
+    count = random.randint(max(4, alike + 2), 9)
+    scale = math.sqrt(width * height) * random.uniform(1.2, 1.4) * (1 - 0.04 * (count - 4))
+    things: list[Thing] = []
+    boxes: list[npt.NDArray[np.float64]] = []
+    for kind, colour, size in _cast(random, theme, grey, alike, count):
+        floats = kind in theme.floating and (kind not in theme.standing or random.random() < 0.5)
+        half = KINDS[kind].half * SIZES[size] * random.uniform(0.94, 1.06) * scale
+        tilt, mirror = random.uniform(-1, 1) * KINDS[kind].tilt, KINDS[kind].mirrors and random.random() < 0.5
+        corners = np.concatenate(outlines(kind, 0, 0, half, tilt, mirror))
+        box = np.concatenate([corners.min(0), corners.max(0)])  # x0, y0, x1, y1 around the centre
+        top, bottom = (0.0, horizon + 0.3 * half) if floats else (horizon + 0.08 * height, float(height))
+        for _ in range(60):  # tries; where there is no room, the thing stays away
+            x = random.uniform(1 - box[0], width - 1 - box[2])
+            y = random.uniform(top + 1 - box[1] if floats else max(top - box[3], 1 - box[1]), bottom - 1 - box[3])
+            here = box + np.array((x, y, x, y))
+            if here[1] > 0 and here[3] < height and all(_overlap(here, other) < MOST_OVERLAP for other in boxes):
+                zone = theme.upper if floats else theme.lower
+                paint = _toned(PAINTS[colour], random)
+                things.append(Thing(kind, "grey" if grey else colour, size, zone, paint, x, y, half, tilt, mirror))
+                boxes.append(here)
+                break
+    things.sort(key=lambda thing: thing.y + thing.half)
+    return Scene(width, height, name, horizon, grey, tuple(things))
+
+
+def _cast(random: Random, theme: Theme, grey: bool, alike: int, count: int) -> list[tuple[str, str, str]]:
+    """Kind, colour and size of ``count`` things: the first has exactly ``alike`` distractors among the others."""
+
+    def one() -> tuple[str, str, str]:
+        return random.choice(theme.floating + theme.standing), random.choice(list(PAINTS)), random.choice(list(SIZES))
+
+    first = kind, colour, size = one()
+    others: list[tuple[str, str, str]] = []
+    while len(others) < count - 1:
+        k, c, s = one()
+        if len(others) < alike:
+            shared = random.choice(("colour", "size", "both"))
+            others.append((kind, c if shared == "size" else colour, s if shared == "colour" else size))
+        elif k != kind or (not grey and c != colour and s != size):
+            others.append((k, c, s))
+    return [first, *others]
+
+
+def _overlap(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """The part of the smaller box that both share."""
+    common = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0).prod()
+    return float(common / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
+
+
+def _toned(paint: RGB, random: Random) -> RGB:
+    shift = random.uniform(-8, 8)
+    r, g, b = (min(255, max(0, round(c + shift + random.uniform(-6, 6)))) for c in paint)
+    return r, g, b
+
+
+def draw(scene: Scene, *, seed: int) -> tuple[Image.Image, npt.NDArray[np.uint8], Scene]:
+    """Draw a scene.
+
+    Returns:
+        The photo (RGB, or L for a grey one), its labels (see ``Photo``), and the scene with what can be seen measured:
+        ``box``, ``visible`` and ``hides``.
+    """
+    random = Random(seed)
+    photo = backdrop(scene.theme, scene.width, scene.height, scene.horizon, random)
+    label_map = Image.new("L", photo.size)
+    whole: list[int] = []
+    covered: dict[tuple[int, int], int] = {}
+    windows: list[tuple[int, int, int, int]] = []
+    for i, thing in enumerate(scene.things):
+        colours, cover, (x, y) = sprite(thing.kind, thing.paint, thing.x, thing.y, thing.half, thing.tilt, thing.mirror)
+        _cast_shadow(photo, thing, cover, x, y)
+        photo.paste(colours, (x, y), cover)
+        solid = cover.point([255 * (value >= SOLID) for value in range(256)])
+        windows.append((max(x, 0), max(y, 0), x + cover.width, y + cover.height))
+        beneath = np.asarray(label_map.crop((x, y, x + cover.width, y + cover.height)))[np.asarray(solid) > 0]
+        whole.append(beneath.size)
+        for j in np.unique(beneath[beneath > 0]).tolist():
+            covered[i, j - 1] = int((beneath == j).sum())
+        label_map.paste(i + 1, (x, y), solid)
+    labels = np.array(label_map)
+    seen = np.bincount(labels.ravel(), minlength=len(whole) + 1)[1:]
+    things = []
+    for i, thing in enumerate(scene.things):
+        x0, y0, x1, y1 = windows[i]
+        rows, columns = np.nonzero(labels[y0:y1, x0:x1] == i + 1)
+        box = (x0, y0, x0, y0)
+        if rows.size:
+            box = (x0 + int(columns.min()), y0 + int(rows.min()), x0 + int(columns.max()) + 1, y0 + int(rows.max()) + 1)
+        things.append(replace(thing, box=box, visible=float(seen[i] / whole[i])))
+    hides = frozenset((i, j) for (i, j), n in covered.items() if n > 0.04 * whole[j] and things[j].visible > 0.3)
+    gains = [random.uniform(0.93, 1.05) for _ in "rgb"]
+    photo = photo.point([min(255, round(value * gain)) for gain in gains for value in range(256)])
+    return photo.convert("L") if scene.grey else photo, labels, replace(scene, things=tuple(things), hides=hides)
+
+
+def _cast_shadow(photo: Image.Image, thing: Thing, cover: Image.Image, x: int, y: int) -> None:
+    if thing.zone == "sky" or (thing.zone == "water" and thing.kind == "fish"):
+        return
+    if thing.zone == "wall":
+        soft = cover.filter(ImageFilter.GaussianBlur(2)).point([v * 70 // 255 for v in range(256)])
+        photo.paste((30, 26, 30), (x + 3, y + 4), soft)
+        return
+    wide, flat = round(cover.width * 1.1), max(4, round(cover.height * 0.16))
+    soft = _SHADOW.resize((wide, flat))
+    photo.paste((24, 28, 36), (x + (cover.width - wide) // 2, y + cover.height - 1 - round(0.62 * flat)), soft)
+
+
+def _blob() -> Image.Image:
+    v, u = np.mgrid[-1:1:32j, -1:1:64j]
+    return Image.fromarray((130 * np.clip(1 - u * u - v * v, 0, 1) ** 0.8).astype(np.uint8))
+
+
+_SHADOW = _blob()
+
+
+def synthesize(
+    folder: str | Path, *, images: int = 500, seed: int = 0, distractors: tuple[int, int] = (0, 3)
+) -> dict[str, int]:
+    """Write a data set: ``refcoco/instances.json``, ``refcoco/refs(unc).p`` and JPEGs below ``images/``.
+
+    The layout, the keys and the splits (train, val, testA, testB) are RefCOCO's, so that it is used as such with
+    ``--dataset refcoco --split-by unc``; every ref has one key more, ``distractors``. The same arguments give the same
+    bytes, and a larger ``images`` adds photos to those of a smaller one. The refs are written last: a folder that has
+    them is complete.
+
+    Args:
+        distractors: the fewest and the most things like the referent (of its kind, sharing its colour or size).
+
+    Returns:
+        How many "images", "refs", "sentences" and "annotations" were written.
+
+    Raises:
+        ValueError: ``images`` < 1, or ``distractors`` are not 0 <= fewest <= most <= 5.
+        NemoError: the folder already holds a data set or a part of one, or cannot be written.
+    """
+    if images < 1:
+        raise ValueError(f"images ({images}) must be at least 1")
+    if not 0 <= distractors[0] <= distractors[1] <= MOST_DISTRACTORS:
+        raise ValueError(f"distractors {distractors} must be 0 <= fewest <= most <= {MOST_DISTRACTORS}")
+    folder = Path(folder)
+    annotations, photos = folder / "refcoco", folder / "images" / "mscoco" / "images" / "train2014"
+    try:
+        if taken := next((path for path in (annotations, folder / "images") if path.exists()), None):
+            whole = "a data set" if (annotations / "refs(unc).p").exists() else "an unfinished data set"
+            raise NemoError(f"{taken} exists already, of {whole}. Remove {folder} first or choose another folder.")
+        photos.mkdir(parents=True)
+        annotations.mkdir()
+        return _write(annotations, photos, images, seed, distractors)
+    except OSError as error:
+        raise NemoError(
+            f"Cannot write {folder}: {error.strerror}. Choose another folder or free some space."
+        ) from error
+
+
+def _write(annotations: Path, photos: Path, images: int, seed: int, distractors: tuple[int, int]) -> dict[str, int]:
+    category = {kind: i for i, kind in enumerate(KINDS, 1)}
+    instances: dict[str, Any] = {
+        "info": {"description": "generated by nemo-dali synth", "seed": seed, "distractors": list(distractors)},
+        "licenses": [],
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i, "name": kind, "supercategory": "thing"} for kind, i in category.items()],
+    }
+    refs: list[dict[str, Any]] = []
+    sent_ids = itertools.count(1)
+    for number in progress(range(images), total=images, what="generating photos", unit="photo"):
+        photo = make_photo(seed=seed, number=number, distractors=distractors)
+        image_id = number + 1
+        name = f"COCO_train2014_{image_id:012d}"
+        (photos / f"{name}.jpg").write_bytes(_jpeg(photo.image, Random(f"{seed}/{number}/jpeg")))
+        width, height = photo.image.size
+        instances["images"].append({"id": image_id, "file_name": f"{name}.jpg", "width": width, "height": height})
+        for i, thing in enumerate(photo.scene.things):
+            if not (photo.labels == i + 1).any():
+                continue
+            ann_id = len(instances["annotations"]) + 1
+            x0, y0, x1, y1 = thing.box
+            instances["annotations"].append({
+                "id": ann_id,
+                "image_id": image_id,
+                "category_id": category[thing.kind],
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": int((photo.labels == i + 1).sum()),
+                "iscrowd": 0,
+                "segmentation": segmentation(photo, i),
+            })  # fmt: skip
+            if i not in photo.sentences:
+                continue
+            sentences = []
+            for raw in photo.sentences[i]:
+                sent = normalise(raw)
+                sentences.append({"sent_id": next(sent_ids), "sent": sent, "raw": raw, "tokens": sent.split()})
+            refs.append({
+                "ref_id": len(refs) + 1,
+                "ann_id": ann_id,
+                "category_id": category[thing.kind],
+                "image_id": image_id,
+                "split": SPLITS.get(number % 50, "train"),
+                "file_name": f"{name}_{ann_id}.jpg",
+                "sent_ids": [s["sent_id"] for s in sentences],
+                "sentences": sentences,
+                "distractors": similar(photo.scene, i),
+            })  # fmt: skip
+    (annotations / "instances.json").write_text(json.dumps(instances))
+    partial = annotations / "refs(unc).p.partial"
+    partial.write_bytes(pickle.dumps(refs, protocol=2))
+    partial.replace(annotations / "refs(unc).p")
+    return {
+        "images": images,
+        "refs": len(refs),
+        "sentences": next(sent_ids) - 1,
+        "annotations": len(instances["annotations"]),
+    }
+
+
+def _jpeg(image: Image.Image, random: Random) -> bytes:
+    buffer = io.BytesIO()
+    quality, subsampling = random.randint(70, 95), random.choice(("4:2:0", "4:2:0", "4:2:2", "4:4:4"))
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, progressive=random.random() < 0.1)
+    return buffer.getvalue()
+
+
+def segmentation(photo: Photo, index: int) -> list[list[float]] | dict[str, list[int]]:
+    """The mask of a thing as COCO stores it: polygons if nothing hides a part of it, else uncompressed run lengths."""
+    thing = photo.scene.things[index]
+    if thing.visible == 1:
+        shape = outlines(thing.kind, thing.x, thing.y, thing.half, thing.tilt, thing.mirror)
+        return [np.round(points, 2).ravel().tolist() for points in shape]
+    height, width = photo.labels.shape
+    flat = (photo.labels == index + 1).ravel(order="F")
+    edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
+    counts = np.diff(edges).tolist()
+    return {"size": [height, width], "counts": [0, *counts] if flat[0] else counts}
