@@ -41,7 +41,11 @@ def main() -> None:
         files = (options.dataset, options.negatives) if options.dataset else generate(Path(folder))
         for resample in ("cv2-linear", "pillow-bilinear"):
             loader = Loader(
-                *files, batch_size=options.batch_size, policy=MosaicPolicy(p_mined=1.0), num_threads=2, resample=resample
+                *files,
+                batch_size=options.batch_size,
+                policy=MosaicPolicy(p_mined=1.0),
+                num_threads=2,
+                resample=resample,
             )
             result = bench_loader(loader, pairs=options.pairs, steps=options.steps)
             result["revision"] = revision()

@@ -12,7 +12,7 @@ from numba import carray, cfunc, njit, types
 from nemo_dali.kernels.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.mask import write_mask
 from nemo_dali.kernels.pillow_bilinear import resize_pillow_bilinear
-from nemo_dali.kernels.stream import as_pointer, fence, write_row
+from nemo_dali.kernels.stream import as_pointer, fence, put_row
 from nemo_dali.kernels.tile import CV2_LINEAR, TILE
 
 DONE, WRONG_SIZE = 1, 2  # status of a cell
@@ -25,11 +25,13 @@ def _write_pixels(photo: Any, resample: int, table: Any, cell: Any) -> None:
         return
     _, h, w = cell.shape
     resized = np.empty((3, h, w), np.uint8)
-    buffer = np.empty(w, table.dtype)
+    values = np.empty(w, table.dtype)
     resize_pillow_bilinear(photo, resized)
     for c in range(3):
         for y in range(h):
-            write_row(resized[c, y], 1, 0, table, buffer, cell, c, y)
+            for x in range(w):
+                values[x] = table[c, resized[c, y, x]]
+            put_row(values, cell, c, y)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

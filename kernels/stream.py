@@ -1,4 +1,4 @@
-"""Table lookup and stores that go past the cache, for rows of a frame; for the CPU.
+"""Stores that go past the cache, for rows of a frame; for the CPU.
 
 A batch of frames is larger than the cache and is read by somebody else, later. An ordinary store first fetches the line
 that it is going to overwrite; a non-temporal one does not, which saves a third of the kernel's time.
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 _LINE = 64  # bytes of a cache line; half a line past the cache costs more than it saves
@@ -51,40 +51,24 @@ def fence(typingctx: Any) -> Any:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _stream_row(row: Any, target: Any) -> None:
-    """Copy ``row`` to address ``target``: whole lines past the cache, what is left at both ends the ordinary way."""
-    line = np.uint64(_LINE)
-    size = np.uint64(row.itemsize)
+def put_row(row: Any, cell: Any, channel: int, y: int) -> None:
+    """Copy ``row`` [w] to ``cell[channel, y]``, a view into a frame whose last axis is contiguous.
+
+    Whole cache lines go past the cache, what is left at both ends goes the ordinary way.
+    """
+    line, size, width = np.uint64(_LINE), np.uint64(row.itemsize), np.uint64(row.size)
+    if width * size < np.uint64(_WORTH_IT):
+        for x in range(width):
+            cell[channel, y, x] = row[x]
+        return
     source = np.uint64(row.ctypes.data)
-    width = np.uint64(row.size)
+    target = np.uint64(cell.ctypes.data + channel * cell.strides[0] + y * cell.strides[1])
     head = min((np.uint64(0) - target) % line // size, width)
     lines = (width - head) * size // line
-    tail = head + lines * line // size
-    values = carray(as_pointer(target), row.size, row.dtype)
     for x in range(head):
-        values[x] = row[x]
+        cell[channel, y, x] = row[x]
     for k in range(lines):
         offset = head * size + np.uint64(k) * line
         _stream_line(target + offset, source + offset)
-    for x in range(tail, width):
-        values[x] = row[x]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def write_row(pixels: Any, step: int, offset: int, table: Any, buffer: Any, cell: Any, channel: int, y: int) -> None:
-    """Set ``cell[channel, y, x]`` to ``table[channel, pixels[offset + step * x]]``.
-
-    Args:
-        pixels: uint8 [>= offset + step * w].
-        table: [3, 256].
-        buffer: [w] of the table's dtype, scratch.
-        cell: [3, h, w] of the table's dtype, a view into a frame whose last axis is contiguous.
-    """
-    _, _, w = cell.shape
-    if w * table.itemsize < _WORTH_IT:
-        for x in range(w):
-            cell[channel, y, x] = table[channel, pixels[np.uint64(offset) + np.uint64(step) * np.uint64(x)]]
-        return
-    for x in range(w):
-        buffer[x] = table[channel, pixels[np.uint64(offset) + np.uint64(step) * np.uint64(x)]]
-    _stream_row(buffer, np.uint64(cell.ctypes.data + channel * cell.strides[0] + y * cell.strides[1]))
+    for x in range(head + lines * line // size, width):
+        cell[channel, y, x] = row[x]

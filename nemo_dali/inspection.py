@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from nemo_dali import dataset, table
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import FileFormatError
+from nemo_dali.storage import read_attributes
 from nemo_dali.table import NegativeTable
 
 
@@ -23,7 +22,17 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
     Raises:
         FileFormatError: the file is not one of ours or is damaged.
     """
-    kind, common = _attributes(Path(path))
+    remedy = "Give a file that 'nemo-dali index' or 'nemo-dali mine' made."
+    attributes = read_attributes(path, remedy=remedy)
+    kind = str(attributes.get("format", "unknown"))
+    if kind not in (dataset.FORMAT, table.FORMAT):
+        raise FileFormatError(f"{path} is of format '{kind}', not {dataset.FORMAT} or {table.FORMAT}. {remedy}")
+    common = {
+        "format": kind,
+        "version": int(attributes.get("version", -1)),
+        "fingerprint": str(attributes.get("fingerprint", "")),
+        "made_by": str(attributes.get("made_by", "")),
+    }
     if kind == dataset.FORMAT:
         opened = Dataset.open(path)
         return common | {
@@ -51,24 +60,3 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
         "exclusions": found.exclusions,
         "pools": [found.pool_sizes(tau, k) for tau, k in pools],
     }
-
-
-def _attributes(path: Path) -> tuple[str, dict[str, Any]]:
-    kinds = {dataset.FORMAT, table.FORMAT}
-    remedy = "Give a file that 'nemo-dali index' or 'nemo-dali mine' made."
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            kind = str(file.attrs.get("format", "unknown"))
-            common = {
-                "format": kind,
-                "version": int(file.attrs.get("version", -1)),
-                "fingerprint": str(file.attrs.get("fingerprint", "")),
-                "made_by": str(file.attrs.get("made_by", "")),
-            }
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} does not exist. {remedy}") from error
-    except OSError as error:
-        raise FileFormatError(f"{path} is not an HDF5 file or has been cut short. {remedy}") from error
-    if kind not in kinds:
-        raise FileFormatError(f"{path} is of format '{kind}', not one of {', '.join(sorted(kinds))}. {remedy}")
-    return kind, common

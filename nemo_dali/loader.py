@@ -1,6 +1,7 @@
 """Loader: plan, pipeline and text as one iterator of batches."""
 
 import logging
+import math
 import os
 import weakref
 from collections.abc import Iterator, Sequence
@@ -347,11 +348,11 @@ class Loader:
 
         first = seen + self.rank * self.batch_size
         rows, short = self._planner.plan_and_count(epoch, np.arange(first, first + self.batch_size))
-        pixels, samples = self.size**2, self.batch_size
+        shape = (self.batch_size, self.size, self.size)
         block = torch.from_numpy(self._frames.take())
-        image, mask = block.split([samples * 3 * pixels * self._table.itemsize, samples * pixels])
-        image = image.view(getattr(torch, self.dtype)).view(samples, 3, self.size, self.size)
-        mask = mask.view(samples, self.size, self.size)
+        image, mask = block[: -math.prod(shape)], block[-math.prod(shape) :]
+        image = image.view(getattr(torch, self.dtype)).view(shape[0], 3, *shape[1:])
+        mask = mask.view(shape)
         tiles, sample, photo = lay_out(rows, self.size)
         target = tiles["run_count"] == 1
         ref = rows["ref"][sample]

@@ -98,6 +98,37 @@ def _create_h5(path: Path) -> h5py.File:
     return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fapl=access))
 
 
+def _open(path: Path, remedy: str) -> h5py.File:
+    """Open any HDF5 file read-only, without HDF5's own lock: network mounts may have none, and ours never change."""
+    try:
+        try:
+            return h5py.File(path, "r", locking=False)
+        except OSError as error:
+            if "file locking flag" not in str(error):
+                raise
+            return h5py.File(path, "r")  # this process has it open already, with the lock: HDF5 wants them alike
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} does not exist. {remedy}") from error
+    except OSError as error:
+        what = "is a folder" if path.is_dir() else "is not an HDF5 file or has been cut short"
+        if isinstance(error, PermissionError):
+            what = "may not be read by this user"
+        raise FileFormatError(f"{path} {what}. {remedy}") from error
+
+
+def read_attributes(path: str | Path, *, remedy: str) -> dict[str, Any]:
+    """The attributes of an HDF5 file, whatever its format; {} where they cannot be read.
+
+    Raises:
+        FileFormatError: missing, cut short or not HDF5.
+    """
+    with _open(Path(path), remedy) as file:
+        try:
+            return dict(file.attrs)
+        except (OSError, RuntimeError, KeyError):
+            return {}
+
+
 def open_h5(path: str | Path, *, format: str, version: int, remedy: str) -> h5py.File:
     """Open one of our files read-only after checking what it is.
 
@@ -108,16 +139,7 @@ def open_h5(path: str | Path, *, format: str, version: int, remedy: str) -> h5py
         FileFormatError: missing, cut short, not HDF5, another format, another version, or external links inside.
     """
     path = Path(path)
-    try:
-        # The library's own lock is off: read-only network mounts cannot lock, and our files are never changed in place.
-        file = h5py.File(path, "r", locking=False)
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} does not exist. {remedy}") from error
-    except OSError as error:
-        what = "is a folder" if path.is_dir() else "is not an HDF5 file or has been cut short"
-        if isinstance(error, PermissionError):
-            what = "may not be read by this user"
-        raise FileFormatError(f"{path} {what}. {remedy}") from error
+    file = _open(path, remedy)
     try:
         found = str(file.attrs.get("format", "unknown"))
         if found != format:

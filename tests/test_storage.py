@@ -254,3 +254,11 @@ def test_fingerprints_tell_contents_apart() -> None:
         {"a": base["a"], "d": base["b"], "c": 3},
     ]
     assert len({fingerprint(parts) for parts in [base, *others]}) == 1 + len(others)
+
+
+def test_a_file_that_the_user_has_open_in_h5py_opens_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with write_h5(path, format="test", version=1) as file:
+        file.attrs["fingerprint"] = "0"
+    with h5py.File(path, "r"):  # HDF5 demands one way of locking of all that open a file in one process
+        open_h5(path, format="test", version=1, remedy="Do.").close()

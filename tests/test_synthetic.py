@@ -15,9 +15,9 @@ from pycocotools import mask as coco
 from nemo_dali import synthetic
 from nemo_dali.annotations import read_refer
 from nemo_dali.errors import NemoError
-from nemo_dali.scenes import NO, UNSURE, YES, Expression, Scene, Thing, fits, normalise, refers_to, similar
-from nemo_dali.shapes import KINDS, PAINTS
 from nemo_dali.synthetic import draw, make_photo, segmentation, synthesize
+from nemo_dali.synthetic.scenes import NO, UNSURE, YES, Expression, Scene, Thing, fits, normalise, refers_to, similar
+from nemo_dali.synthetic.shapes import KINDS, PAINTS
 
 COUNT = 60
 

@@ -9,7 +9,7 @@ import itertools
 from dataclasses import dataclass, replace
 from random import Random
 
-from nemo_dali.shapes import RGB
+from nemo_dali.synthetic.shapes import RGB
 
 
 @dataclass(frozen=True)
