@@ -78,6 +78,11 @@ def _first_at_most(row: Any, bound: float) -> int:
     low, high = 0, row.size
     if high and _wide(row[high - 1]) > bound:  # the usual case of a full row: one cache miss instead of ten
         return high
+    step = 8
+    while low + step < high and _wide(row[low + step]) > bound:  # the bound is usually near the beginning
+        low += step + 1
+        step *= 2
+    high = min(high, low + step)
     while low < high:
         middle = (low + high) // 2
         if _wide(row[middle]) <= bound:
