@@ -1,6 +1,7 @@
 """One or several data sets with their tables, as one: rows of photos, refs and sentences count through them all."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,12 +57,12 @@ class Corpus:
     def _joined(self, column: Callable[[Dataset], npt.NDArray[T]]) -> npt.NDArray[T]:
         return np.concatenate([column(dataset) for dataset in self.datasets])
 
-    @property
+    @cached_property
     def ref_id(self) -> npt.NDArray[np.int64]:
         """int64 [refs], the publisher's ids."""
         return self._joined(lambda d: d.refs.ref_id)
 
-    @property
+    @cached_property
     def image_id(self) -> npt.NDArray[np.int64]:
         """int64 [photos], the publisher's ids."""
         return self._joined(lambda d: d.images.id)

@@ -5,7 +5,7 @@ import math
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -57,6 +57,11 @@ class Batch:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.image, self.mask, self.tokens, self.attention_mask, self.plan))
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Batch":
+        """The batch with its tensors on a device, as ``torch.Tensor.to`` puts them there."""
+        tensors = ("image", "mask", "tokens", "attention_mask")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in tensors})
 
     @property
     def sentences(self) -> list[str]:

@@ -94,6 +94,13 @@ def test_a_batch_is_what_the_docstring_says(files):
     assert batch.image_ids == dataset.images.id[dataset.refs.image[plan["ref"]]].tolist()
 
 
+def test_a_batch_moves_as_a_whole(files):
+    batch = next(iter(make(files)))
+    moved = batch.to("meta")
+    assert [part.device.type for part in tuple(moved)[:4]] == ["meta"] * 4
+    assert moved.plan is batch.plan and moved.sentences == batch.sentences
+
+
 def test_tokens_are_open_clips(files):
     import open_clip
 
