@@ -115,6 +115,14 @@ def _blend_rows(upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _row(first_row: Any, safe_row: Any, y: int, safe: int, width: int) -> Any:
+    """Address of photo row ``y``; from row ``safe`` on in the copy."""
+    if y >= safe:
+        return safe_row + np.uint64(y - safe) * np.uint64(3 * width)
+    return first_row + np.uint64(y) * np.uint64(3 * width)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
     """Resize a photo and write it, normalised, into a cell of a frame.
 
@@ -135,11 +143,13 @@ def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
     lower = np.empty(4 * padded, np.int16)
     pixels = np.empty(4 * padded, np.uint8)
     values = np.empty(w, table.dtype)
-    # Eight bytes are loaded where six are used: only behind the last row is that outside the photo.
-    last = np.zeros(3 * width + 8, np.uint8)
-    last[: 3 * width] = photo[height - 1].ravel()
+    # Eight bytes are loaded where six are used. Behind the last row that is outside the photo, and behind the last but
+    # one where a row is a single pixel: these two are read from a longer copy.
+    safe = max(height - 2, 0)
+    copied = np.zeros((height - safe) * 3 * width + 8, np.uint8)
+    copied[:-8] = photo[safe:].ravel()
     first_row = np.uint64(photo.ctypes.data)
-    last_row = np.uint64(last.ctypes.data)
+    safe_row = np.uint64(copied.ctypes.data)
     weights = np.uint64(weight.ctypes.data)
     upper_index = lower_index = -1
     scale = height / h
@@ -154,11 +164,11 @@ def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
                 upper, lower = lower, upper
                 upper_index, lower_index = lower_index, upper_index
             else:
-                row = last_row if y0 == height - 1 else first_row + np.uint64(y0) * np.uint64(3 * width)
+                row = _row(first_row, safe_row, y0, safe, width)
                 _blend_columns(row, offset, weights, np.uint64(upper.ctypes.data))
                 upper_index = y0
         if y1 != lower_index:
-            row = last_row if y1 == height - 1 else first_row + np.uint64(y1) * np.uint64(3 * width)
+            row = _row(first_row, safe_row, y1, safe, width)
             _blend_columns(row, offset, weights, np.uint64(lower.ctypes.data))
             lower_index = y1
         _blend_rows(upper, lower, b0, b1, pixels)

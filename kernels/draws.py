@@ -129,7 +129,7 @@ def _mined_photos(
     """
     valid = _first_at_most(similarity, -np.inf)
     begin = 0 if tau == np.inf else _first_at_most(similarity[:valid], tau)
-    end = min(begin + top_k, valid)
+    end = begin + min(top_k, valid - begin)
     enough = end - begin
     for k in range(begin, end):
         enough -= neighbors[k] == own

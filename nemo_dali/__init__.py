@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nemo_dali.batch import Batch
     from nemo_dali.dataset import Dataset
     from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
-    from nemo_dali.loader import Batch, Loader
+    from nemo_dali.loader import Loader
     from nemo_dali.policy import MosaicPolicy
     from nemo_dali.table import NegativeTable
 
@@ -17,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AnnotationError": "errors",
-    "Batch": "loader",
+    "Batch": "batch",
     "Dataset": "dataset",
     "FileFormatError": "errors",
     "Loader": "loader",

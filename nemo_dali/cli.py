@@ -23,13 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(options)
         sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
     except NemoError as error:
         print(f"nemo-dali: {error}", file=sys.stderr)
         return 1
     except ValueError as error:
         options.parser.error(str(error))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
+    except (OSError, MemoryError) as error:  # the system's own refusals
+        print(f"nemo-dali: {error or 'out of memory'}. Free what is short, or ask for less.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("nemo-dali: interrupted; files under their real names are complete", file=sys.stderr)
         return 1
@@ -201,6 +204,7 @@ def _preview(options: argparse.Namespace) -> None:
 def _bench_loader(options: argparse.Namespace) -> None:
     from nemo_dali.bench import bench_loader
     from nemo_dali.loader import Loader
+    from nemo_dali.storage import write_bytes
 
     loader = Loader(
         options.dataset,
@@ -213,15 +217,14 @@ def _bench_loader(options: argparse.Namespace) -> None:
         num_threads=options.num_threads,
         images=options.images,
     )
+    if options.json is not None and (options.json.suffix != ".json" or not options.json.absolute().parent.is_dir()):
+        raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")
     result = bench_loader(loader, pairs=options.pairs, steps=options.steps)
     for name, unit in (("samples_per_s", "samples/s"), ("decode_only", "samples/s"), ("ratio_decode_only", "")):
         value = result[name]
         print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
     if options.json:
-        try:
-            options.json.write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise NemoError(f"Cannot write {options.json}: {error.strerror}.") from error
+        write_bytes(options.json, (json.dumps(result, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -162,6 +162,8 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
         torch_device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device ({device}) must be one of PyTorch's, such as cpu or cuda") from error
+    if torch_device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device ({device}) must be cpu or cuda")
     if torch_device.type == "cuda" and not torch.cuda.is_available():
         raise NemoError(f"The device {device} was asked for, but PyTorch finds no CUDA device. Use the device cpu.")
     name, preprocess = _model_name(model)

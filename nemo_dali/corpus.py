@@ -1,9 +1,10 @@
 """One or several data sets with their tables, as one: rows of photos, refs and sentences count through them all."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,13 @@ from nemo_dali.text import Tokenizer, tokenize
 
 PathLike = str | Path
 T = TypeVar("T", bound=np.generic)
+
+
+def listed(given: PathLike | Sequence[PathLike] | None) -> list[PathLike]:
+    """One, several or no files as a list."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
 
 
 class Corpus:
@@ -42,7 +50,11 @@ class Corpus:
         for name, given in (("negatives", tables), ("images", images)):
             if given and len(given) != len(datasets):
                 raise ValueError(f"{name} ({len(given)} given) must be one per data set ({len(datasets)})")
+        for root in images:
+            if "://" in str(root) and not str(root).startswith("s3://"):
+                raise ValueError(f"images ({root}) must be a folder or an s3:// address")
         roots: Sequence[PathLike | None] = images or [None] * len(datasets)
+        self._made_of = (tuple(datasets), tuple(tables), tuple(images))
         self.datasets = [Dataset.open(path, images=root) for path, root in zip(datasets, roots, strict=True)]
         self.tables = [NegativeTable.open(path) for path in tables]
         for dataset, table in zip(self.datasets, self.tables, strict=False):
@@ -53,6 +65,9 @@ class Corpus:
         self.run_count = self._joined(lambda d: d.refs.rle_count.astype(np.int64))
         self._photo_offset = np.cumsum([0, *(len(d.images.id) for d in self.datasets)])
         self._sentence_offset = np.cumsum([0, *(len(d.sentences.ref) for d in self.datasets)])
+
+    def __reduce__(self) -> Any:
+        return Corpus, self._made_of  # addresses and mappings are this process's own
 
     def _joined(self, column: Callable[[Dataset], npt.NDArray[T]]) -> npt.NDArray[T]:
         return np.concatenate([column(dataset) for dataset in self.datasets])
@@ -89,7 +104,7 @@ class Corpus:
         parts = []
         for index, dataset in enumerate(self.datasets):
             table = self.tables[index] if self.tables else None
-            grids = [2, 3] if policy.target_cell == "positional" else []
+            grids = [g for g, weight in policy.grids.items() if weight > 0 and policy.target_cell == "positional"]
             parts.append(
                 Part(
                     ref_image=dataset.refs.image,

@@ -121,6 +121,10 @@ class Dataset:
             dataset.photo_path(0)  # a wrong argument is told now
         return dataset
 
+    def content_fingerprint(self) -> str:
+        """The fingerprint of what the file holds now; reads all of it."""
+        return fingerprint(_flat_columns(self))
+
     def photo_path(self, row: int) -> str:
         """Path or address of the photo in this row of ``images``.
 
@@ -265,7 +269,7 @@ def index_dataset(
     """
     root = Path(images).absolute()
     if not root.is_dir():
-        raise PhotoError(f"The folder of photos {root} does not exist. Say where they are with --images.")
+        raise PhotoError(f"{root} is no folder of photos. Say where they are with --images.")
     output = Path(output)
     with write_h5(output, format=FORMAT, version=VERSION) as file:
         corrupt = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
@@ -288,7 +292,7 @@ def index_dataset(
     )
 
 
-def _flat_columns(annotations: Annotations) -> dict[str, npt.NDArray[Any] | list[str]]:
+def _flat_columns(annotations: Annotations | Dataset) -> dict[str, npt.NDArray[Any] | list[str]]:
     """Everything that the file holds, by the names of its datasets."""
     columns: dict[str, Any] = {
         f"{group}/{name}": getattr(getattr(annotations, group), name) for group in COLUMNS for name in COLUMNS[group]

@@ -2,6 +2,7 @@
 
 import mmap
 import weakref
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,9 @@ class FramePool:
         try:
             block = self._free.pop()
         except IndexError:
-            block = mmap.mmap(-1, self._nbytes)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
+            # Private: a forked child's batches must not change with its parent's.
+            block = mmap.mmap(-1, self._nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(AttributeError, OSError):  # a hint that not every kernel takes
                 block.madvise(mmap.MADV_HUGEPAGE)
         array = np.frombuffer(block, np.uint8)
         # Views and tensors hold the array, not the block: its end is theirs.

@@ -11,7 +11,7 @@ from nemo_dali.table import NegativeTable
 
 
 def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> dict[str, Any]:
-    """Describe a data set file or a negative table after all checks of opening it.
+    """Describe a data set file or a negative table after all checks of opening it, and of its whole content.
 
     Args:
         pools: (tau, K) pairs whose pool sizes are wanted; for a table only.
@@ -33,8 +33,10 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
         "fingerprint": str(attributes.get("fingerprint", "")),
         "made_by": str(attributes.get("made_by", "")),
     }
-    if kind == dataset.FORMAT:
-        opened = Dataset.open(path)
+    opened = Dataset.open(path) if kind == dataset.FORMAT else NegativeTable.open(path)
+    if opened.content_fingerprint() != opened.fingerprint:
+        raise FileFormatError(f"{path} is damaged: its content does not match its fingerprint. Make it again.")
+    if isinstance(opened, Dataset):
         return common | {
             "name": opened.name,
             "image_root": opened.image_root,
@@ -45,18 +47,17 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
             "categories": len(opened.category_id),
             "run_lengths": len(opened.rle_counts),
         }
-    found = NegativeTable.open(path)
-    sentences, width = found.neighbors.shape
+    sentences, width = opened.neighbors.shape
     return common | {
-        "dataset": found.dataset_name,
-        "dataset_fingerprint": found.dataset_fingerprint,
-        "model": found.model,
-        "pretrained": found.pretrained,
-        "weights_hash": found.weights_hash,
+        "dataset": opened.dataset_name,
+        "dataset_fingerprint": opened.dataset_fingerprint,
+        "model": opened.model,
+        "pretrained": opened.pretrained,
+        "weights_hash": opened.weights_hash,
         "sentences": sentences,
-        "photos": len(found.image_embedding),
-        "depth": found.depth,
+        "photos": len(opened.image_embedding),
+        "depth": opened.depth,
         "neighbors": width,
-        "exclusions": found.exclusions,
-        "pools": [found.pool_sizes(tau, k) for tau, k in pools],
+        "exclusions": opened.exclusions,
+        "pools": [opened.pool_sizes(tau, k) for tau, k in pools],
     }

@@ -1,17 +1,19 @@
 """Loader: plan, pipeline and text as one iterator of batches."""
 
+import functools
 import logging
 import math
-import os
+import operator
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.corpus import Corpus, PathLike
+from nemo_dali.batch import Batch
+from nemo_dali.corpus import Corpus, PathLike, listed
 from nemo_dali.errors import NemoError, PhotoError, StateError
 from nemo_dali.frames import FramePool
 from nemo_dali.kernels.mosaic import DONE
@@ -22,6 +24,7 @@ from nemo_dali.photos import photo_problem
 from nemo_dali.pipeline import StreamPipeline, encode_path
 from nemo_dali.plan import Planner, ShortPools
 from nemo_dali.policy import MosaicPolicy
+from nemo_dali.sharding import rank_and_world_size, thread_count
 from nemo_dali.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,52 +37,7 @@ Resample = Literal["cv2-linear", "pillow-bilinear"]
 Style = Literal["batch", "dali"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One rank's batch. Iterating it gives the first five attributes, so that it can be unpacked.
-
-    Attributes:
-        image: torch tensor [B, 3, size, size] of the loader's dtype.
-        mask: torch uint8 [B, size, size], 1 where the referent is.
-        tokens: torch int64 [B, L].
-        attention_mask: torch int64 [B, L], 1 up to and including the end token.
-        plan: NumPy array of dtype ``plan.PLAN`` [B], what each sample is made of.
-    """
-
-    image: "torch.Tensor"
-    mask: "torch.Tensor"
-    tokens: "torch.Tensor"
-    attention_mask: "torch.Tensor"
-    plan: npt.NDArray[Any]
-    _corpus: Corpus = field(repr=False)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.image, self.mask, self.tokens, self.attention_mask, self.plan))
-
-    def to(self, device: Any, non_blocking: bool = False) -> "Batch":
-        """The batch with its tensors on a device, as ``torch.Tensor.to`` puts them there."""
-        tensors = ("image", "mask", "tokens", "attention_mask")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in tensors})
-
-    @property
-    def sentences(self) -> list[str]:
-        """The referring expressions, B strings."""
-        return [self._corpus.sentence(row) for row in self.plan["sentence"].tolist()]
-
-    @property
-    def ref_ids(self) -> list[int]:
-        """The publisher's ref ids, B integers."""
-        ids: list[int] = self._corpus.ref_id[self.plan["ref"]].tolist()
-        return ids
-
-    @property
-    def image_ids(self) -> list[int]:
-        """The publisher's image ids of the photos that hold the targets, B integers."""
-        rows = np.take_along_axis(self.plan["images"], self.plan["cell"][:, None].astype(np.int64), axis=1)[:, 0]
-        ids: list[int] = self._corpus.image_id[rows].tolist()
-        return ids
+LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +82,16 @@ class Loader:
         drop_last: True: samples that fill no global batch are left out (others each epoch). False: the last step is
             filled up with the epoch's first refs, drawn anew.
         num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
-        prefetch: batches made ahead.
+        prefetch: batches in the making while the training loop works on one.
         style: "batch" yields ``Batch``; "dali" yields a list of one dict, as DALI's PyTorch iterators do.
+
+    Attributes:
+        corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.
+        policy, seed, batch_size, rank, world_size, size, dtype, resample, num_threads, prefetch: as given or chosen.
 
     Raises:
         ValueError: an argument out of range.
-        NemoError: a file that is missing, damaged, or does not fit the others.
+        NemoError: a file that is missing, damaged, or does not fit the others; while iterating, PhotoError for a photo.
     """
 
     def __init__(
@@ -157,21 +119,20 @@ class Loader:
         style: Style = "batch",
     ) -> None:
 
-        policy = policy or MosaicPolicy()
+        policy = MosaicPolicy() if policy is None else policy
+        if not isinstance(policy, MosaicPolicy):
+            raise ValueError(f"policy ({policy!r}) must be a MosaicPolicy")
         if str(device) != "cpu":
-            raise ValueError(f"device ({device!r}) must be 'cpu' in this version; move batches with tensor.to(device)")
-        num_threads = _thread_count() if num_threads is None else num_threads
-        for name, value in (
-            ("batch_size", batch_size),
-            ("size", size),
-            ("prefetch", prefetch),
-            ("num_threads", num_threads),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} ({value}) must be >= 1")
-        if len(mean) != 3:
+            raise ValueError(f"device ({device!r}) must be 'cpu' in this version; move batches with batch.to(device)")
+        num_threads = thread_count() if num_threads is None else num_threads
+        batch_size = _integer("batch_size", batch_size, least=1)
+        size = _integer("size", size, least=1)
+        prefetch = _integer("prefetch", prefetch, least=1)
+        num_threads = _integer("num_threads", num_threads, least=1)
+        seed = _integer("seed", seed, least=0)
+        if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
             raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
-        if len(std) != 3 or not all(value > 0 for value in std):
+        if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
             raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
         for name, choice, choices in (
             ("dtype", dtype, get_args(DType)),
@@ -180,8 +141,8 @@ class Loader:
         ):
             if choice not in choices:
                 raise ValueError(f"{name} ({choice!r}) must be one of {choices}")
-        rank, world_size = _rank(rank, world_size)
-        self.corpus = Corpus(_listed(dataset), _listed(negatives), _listed(images))
+        rank, world_size = rank_and_world_size(rank, world_size)
+        self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size
@@ -189,6 +150,7 @@ class Loader:
         self.size = size
         self.num_threads = num_threads
         self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
+        self._told = False  # of short pools: once is enough
         self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
         self._tokens, self._token_count = self.corpus.tokens(tokenizer, context_length)
         self._table = np.ascontiguousarray(normalisation_table(mean, std, dtype))
@@ -207,15 +169,19 @@ class Loader:
                 "batch_size or use drop_last=False."
             )
         if policy.p_mined > 0 and policy.max_similarity is None:
-            logger.info(
+            _say_once(
                 "max_similarity is None: photos that hold the referent themselves may be drawn as negatives. "
                 "'nemo-dali inspect FILE.neg.h5 --max-similarity 0.3 --top-k 100' shows how a bound changes the pools."
             )
         self._epoch = 0
         self._seen = 0  # samples of the epoch delivered, over all ranks
         self._resumed = False  # the next pass starts at _seen, not at 0
+        self._confirmed = False  # set_epoch has named the loaded epoch: it is shown even if nothing of it is left
+        self._passes = 0  # only the newest pass moves _epoch and _seen
         self._pipeline: StreamPipeline | None = None
-        self._close = weakref.finalize(self, lambda: None)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("A Loader cannot be pickled or copied. Make one in each process.")
 
     def __len__(self) -> int:
         """Steps in a full epoch, the same on every rank."""
@@ -233,15 +199,19 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position."""
-        if epoch < 0:
-            raise ValueError(f"epoch ({epoch}) must be >= 0")
+        epoch = _integer("epoch", epoch, least=0, most=LAST_EPOCH)
         if epoch == self._epoch:
+            self._confirmed = self._resumed
             return
         if self._resumed:
             logger.warning(
                 "set_epoch(%d) drops the loaded position: epoch %d, %d samples.", epoch, self._epoch, self._seen
             )
-        self._epoch, self._seen, self._resumed = epoch, 0, False
+        self._move(epoch, 0)
+
+    def _move(self, epoch: int, seen: int, *, resumed: bool = False) -> None:
+        self._epoch, self._seen, self._resumed, self._confirmed = epoch, seen, resumed, False
+        self._passes += 1
 
     def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
         """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n]."""
@@ -281,39 +251,43 @@ class Loader:
                     f"The state was saved with other files ({kind}): {_short(there)}, here {_short(here)}. Give the "
                     "loader the files that the interrupted run used, or start without the state."
                 )
-        if epoch < 0 or seen < 0:
-            raise StateError(f"The state's epoch ({epoch}) and samples_seen ({seen}) must be >= 0.")
-        if not self._steps_after(seen):
-            epoch, seen = epoch + 1, 0
-        self._epoch, self._seen, self._resumed = epoch, seen, True
+        if not 0 <= epoch <= LAST_EPOCH or seen < 0:
+            raise StateError(f"The state's epoch ({epoch}) and samples_seen ({seen}) are out of range.")
+        self._move(epoch, seen, resumed=True)
 
     def close(self) -> None:
-        """End the pipeline: its threads, and the batches made ahead. The next pass makes a new one."""
-        self._close()
-        self._pipeline = None
+        """End the pipeline: its threads, and the batches made ahead. The next step makes a new one."""
+        if self._pipeline is not None:
+            self._close()
+            self._pipeline = None
 
     def __iter__(self) -> Iterator[Any]:
-        seen = self._seen if self._resumed else 0
-        self._seen, self._resumed = seen, False
-        return self._pass(self._epoch, seen)
+        epoch, seen = self._epoch, self._seen if self._resumed else 0
+        if self._resumed and not self._confirmed and not self._steps_after(seen):
+            epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
+        self._move(epoch, seen)
+        return self._pass(self._passes, epoch, seen)
 
-    def _pass(self, epoch: int, seen: int) -> Iterator[Any]:
+    def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         for _ in range(self._steps_after(seen)):
             step = self._next_step(epoch, seen)
             seen += self._global_batch
-            self._epoch, self._seen = epoch, seen
+            if number == self._passes:
+                self._epoch, self._seen = epoch, seen
             self.short_pools = ShortPools(
                 self.short_pools.last_valid + step.short.last_valid, self.short_pools.random + step.short.random
             )
             yield self._batch(step)
-        if self.short_pools.last_valid:
-            logger.info(
-                "So far %d mined samples had fewer candidates than cells and got the table's last ones, %d of them "
-                "random photos too. Raise max_similarity, or mine deeper.",
+        if self.short_pools.last_valid and not self._told:
+            self._told = True
+            logger.warning(
+                "%d mined samples had fewer candidates than cells and got the table's last ones, %d of them random "
+                "photos too. Raise max_similarity or top_k, mine deeper, or use more photos.",
                 self.short_pools.last_valid,
                 self.short_pools.random,
             )
-        self._epoch, self._seen = epoch + 1, 0
+        if number == self._passes:
+            self._epoch, self._seen = epoch + 1, 0
 
     def _steps_after(self, seen: int) -> int:
         """Steps left in an epoch of which ``seen`` samples are done, by whatever number of ranks."""
@@ -321,32 +295,45 @@ class Loader:
         return left // self._global_batch if self._drop_last else -(-left // self._global_batch)
 
     def _next_step(self, epoch: int, seen: int) -> _Step:
-        """The batch behind ``seen`` samples of an epoch; later ones are started, into the next epoch if need be."""
+        """The batch behind ``seen`` samples of an epoch; as many behind it are started, into the next epoch too."""
+        try:
+            pipeline = self._open_pipeline()
+            if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
+                pipeline.drain()  # made ahead for a pass that was given up
+            self._start_ahead(pipeline, epoch, seen)
+            step: _Step = pipeline.running[0]
+            try:
+                status = pipeline.wait()
+            except RuntimeError as error:
+                raise self._explain(step, error) from error
+            if (status != DONE).any():
+                raise self._explain(step, None)
+            self._start_ahead(pipeline, *self._behind(step))
+        except BaseException:  # an interrupt, say: what DALI has taken cannot be taken back
+            self.close()
+            raise
+        return step
+
+    def _open_pipeline(self) -> StreamPipeline:
         if self._pipeline is None:
             cells = self.batch_size * self.policy.largest_grid**2
             self._pipeline = StreamPipeline(max_cells=cells, num_threads=self.num_threads, prefetch=self.prefetch)
             self._close = weakref.finalize(self, self._pipeline.close)
             self._close.atexit = False  # the pipeline sees to that itself
-        pipeline = self._pipeline
-        if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
-            pipeline.drain()  # made ahead for a pass that was given up
+        if self._pipeline.inherited:
+            raise NemoError("A running Loader does not survive a fork. Make one in each process, after the fork.")
+        return self._pipeline
+
+    def _start_ahead(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
+        """Start batches until ``prefetch`` are in the making; the first one, if there is none, as told."""
         while len(pipeline.running) < self.prefetch:
-            if pipeline.running:
-                last = pipeline.running[-1]
-                ahead = (last.epoch, last.seen + self._global_batch)
-                self._start(pipeline, *(ahead if self._steps_after(ahead[1]) else (last.epoch + 1, 0)))
-            else:
-                self._start(pipeline, epoch, seen)
-        step: _Step = pipeline.running[0]
-        try:
-            status = pipeline.wait()
-        except RuntimeError as error:
-            self.close()
-            raise self._explain(step, error) from error
-        if (status != DONE).any():
-            self.close()
-            raise self._explain(step, None)
-        return step
+            place = self._behind(pipeline.running[-1]) if pipeline.running else (epoch, seen)
+            self._start(pipeline, *place)
+
+    def _behind(self, step: _Step) -> tuple[int, int]:
+        """Epoch and samples seen of the step that follows."""
+        seen = step.seen + self._global_batch
+        return (step.epoch, seen) if self._steps_after(seen) else (step.epoch + 1, 0)
 
     def _start(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
         import torch
@@ -390,17 +377,8 @@ class Loader:
         width, height = self.corpus.photo_width, self.corpus.photo_height
         for row in dict.fromkeys(step.plan["images"][step.plan["images"] >= 0].tolist()):
             if problem := photo_problem(self.corpus.photo_path(row), width[row], height[row]):
-                return PhotoError(
-                    f"{problem} Restore the photo, or make the data set file again with 'nemo-dali index --verify "
-                    "--skip-corrupt' and mine anew."
-                )
-        return NemoError(f"The DALI pipeline failed, though every photo of the batch can be read: {error}")
-
-
-def _listed(given: PathLike | Sequence[PathLike] | None) -> list[PathLike]:
-    if given is None:
-        return []
-    return [given] if isinstance(given, str | os.PathLike) else list(given)
+                return PhotoError(problem)
+        return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 
 
 def _short(prints: Any) -> str:
@@ -408,20 +386,16 @@ def _short(prints: Any) -> str:
     return ", ".join(str(one)[:12] for one in prints) if prints else "none"
 
 
-def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    import torch.distributed as distributed
-
-    if rank is None and world_size is None:
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return 0, 1
-    if rank is None or world_size is None:
-        raise ValueError(f"rank ({rank}) and world_size ({world_size}) must be given together")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank ({rank}) must be in [0, world_size), and world_size ({world_size}) >= 1")
-    return rank, world_size
+@functools.cache
+def _say_once(text: str) -> None:
+    logger.warning(text)
 
 
-def _thread_count() -> int:
-    """Cores this process may use, shared by the ranks on its node, as torchrun announces them."""
-    return max(len(os.sched_getaffinity(0)) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)
+def _integer(name: str, value: Any, *, least: int, most: int = 2**64 - 1) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} ({value!r}) must be an integer") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} ({number}) must be >= {least}" + (f" and <= {most}" if number > most else ""))
+    return number

@@ -1,5 +1,6 @@
 """Photo files against their annotations: there, readable, and of the size that the masks were drawn on."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from nemo_dali.annotations import Images
-from nemo_dali.errors import PhotoError
+from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.progress import progress
 
 FORMATS = ("JPEG", "PNG")
@@ -53,12 +54,16 @@ def check_photos(images: Images, root: Path, *, verify: bool, skip_corrupt: bool
 
 
 def photo_problem(path: str, width: int, height: int) -> str | None:
-    """Why the photo at this local path cannot be decoded to its annotated size, as a sentence; None where it can."""
+    """Why the photo at this local path cannot be decoded to its annotated size, and what to do; None where it can."""
     problem = None if "://" in path else _problem(Path(), True, path, width, height)
     if problem is None:
         return None
-    what = {"missing": "cannot be opened", "size": "has another size than annotated", "corrupt": "is corrupt"}
-    return f"A photo {what[problem.kind]}: {problem.text}."
+    what, remedy = {
+        "missing": ("cannot be opened", "Restore it, or say where the photos are with images=..."),
+        "size": ("has another size than annotated", "Restore the photo that the annotations were made on."),
+        "corrupt": ("is corrupt", "Restore it, or index with --verify --skip-corrupt and mine anew."),
+    }[problem.kind]
+    return f"A photo {what}: {problem.text}. {remedy}"
 
 
 def _problem(root: Path, verify: bool, name: str, width: int, height: int) -> _Problem | None:
@@ -74,6 +79,8 @@ def _problem(root: Path, verify: bool, name: str, width: int, height: int) -> _P
     except UnidentifiedImageError:
         return _Problem("corrupt", f"{name} (neither JPEG nor PNG)")
     except Exception as error:  # a decoder may raise anything on damaged bytes
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise NemoError("Too many files are open at once. Raise the limit (ulimit -n).") from error
         if isinstance(error, OSError) and error.errno is not None:
             return _Problem("missing", f"{name} ({os.strerror(error.errno)})")
         return _Problem("corrupt", f"{name} ({error})")

@@ -122,11 +122,13 @@ class Planner:
         """int64 [length]: the ref at each position of the epoch, one permutation for all ranks."""
         if not 0 <= epoch < 2**63:
             raise ValueError(f"epoch ({epoch}) must be in [0, 2**63)")
-        if self._order[0] != epoch:
+        known, order = self._order
+        if known != epoch:
             keys = np.empty(self.length, np.uint64)
             shuffle_keys(np.uint64(self.seed), np.uint64(epoch), keys)
-            self._order = (epoch, np.argsort(keys, kind="stable"))
-        return self._order[1]
+            order = np.argsort(keys, kind="stable")
+            self._order = (epoch, order)
+        return order
 
     def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
         """Plan rows, dtype ``PLAN`` [n], for positions of an epoch, int [n] or one int.

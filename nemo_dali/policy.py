@@ -21,6 +21,7 @@ class MosaicPolicy:
         max_similarity: tau, the largest similarity of a candidate; None for no bound.
         grids: weight of each grid among the mosaics, keys 2 (2x2) and 3 (3x3).
         jitter: largest shift of the crossing of a 2x2 mosaic from the middle, as a share of the frame's size, 0 to 0.5.
+            At 0.5 a cell may get no pixels; if it is the target's, that sample's mask is empty.
         target_cell: "uniform", or "positional": a cell that keeps "left", "top right", ... in the expression true.
 
     Raises:
@@ -37,13 +38,18 @@ class MosaicPolicy:
     target_cell: TargetCell = "uniform"
 
     def __post_init__(self) -> None:
+        for name in ("p_mined", "p_random", "mine_after_epoch", "top_k", "jitter"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name} ({getattr(self, name)!r}) must be a number")
+        if not isinstance(self.grids, Mapping):
+            raise ValueError(f"grids ({self.grids!r}) must map 2, 3 or both to their weights")
         for name in ("p_mined", "p_random"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1")
         if self.p_mined + self.p_random > 1 + 1e-12:
             raise ValueError(f"p_mined + p_random ({self.p_mined + self.p_random}) must be at most 1")
-        if self.mine_after_epoch < 0:
-            raise ValueError(f"mine_after_epoch ({self.mine_after_epoch}) must be >= 0")
+        if not isinstance(self.mine_after_epoch, int) or self.mine_after_epoch < 0:
+            raise ValueError(f"mine_after_epoch ({self.mine_after_epoch}) must be an integer >= 0")
         if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
             raise ValueError(f"max_similarity ({self.max_similarity}) must be None or between -1 and 1")
         object.__setattr__(self, "grids", dict(self.grids))
@@ -53,12 +59,15 @@ class MosaicPolicy:
             self.grids.values()
         ):
             raise ValueError(f"grids ({self.grids}) must have weights >= 0, one of them > 0")
-        if self.top_k < self.most_negatives:
-            raise ValueError(f"top_k ({self.top_k}) must be >= {self.most_negatives}, the cells to fill")
+        if not isinstance(self.top_k, int) or not self.most_negatives <= self.top_k < 2**31:
+            raise ValueError(f"top_k ({self.top_k}) must be an integer >= {self.most_negatives}, the cells to fill")
         if not 0 <= self.jitter <= 0.5:
             raise ValueError(f"jitter ({self.jitter}) must be between 0 and 0.5")
         if self.target_cell not in get_args(TargetCell):
             raise ValueError(f"target_cell ({self.target_cell!r}) must be one of {get_args(TargetCell)}")
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
 
     @property
     def largest_grid(self) -> int:
@@ -86,6 +95,6 @@ class MosaicPolicy:
         values = json.loads(text)
         if not isinstance(values, dict) or not set(values) <= set(cls.__dataclass_fields__):
             raise ValueError(f"a policy must be a JSON object with keys among {sorted(cls.__dataclass_fields__)}")
-        if "grids" in values:
+        if isinstance(values.get("grids"), dict):
             values["grids"] = {int(grid): weight for grid, weight in values["grids"].items()}
         return cls(**values)

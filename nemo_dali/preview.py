@@ -1,9 +1,8 @@
 """The contact sheet: samples as a loader delivers them, the target outlined, the negatives with their similarities."""
 
-import os
+import io
 from bisect import bisect_right
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.layout import lay_out
 from nemo_dali.plan import KINDS, SINGLE
 from nemo_dali.policy import MosaicPolicy
+from nemo_dali.storage import write_bytes
 from nemo_dali.table import NegativeTable
 
 RGB = tuple[int, int, int]
@@ -68,6 +68,7 @@ def preview(
     Args:
         dataset: a .ris.h5 file.
         table: its .neg.h5 file.
+        count: samples to draw, >= 1.
         output: the .png file; one that exists is replaced only when the new one is complete.
         seed: the loader's seed: other samples.
         images: where the photos are, if not where they were when the data set file was made.
@@ -150,15 +151,9 @@ def _samples(batch: Any, negatives: NegativeTable, size: int) -> list[Sample]:
 
 
 def _write(sheet: Image.Image, output: Path) -> None:
-    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
-    try:
-        sheet.save(partial, "PNG", optimize=True)
-        partial.replace(output)
-    except OSError as error:
-        raise NemoError(f"Cannot write {output}: {error.strerror}. Choose another place with -o.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+    encoded = io.BytesIO()
+    sheet.save(encoded, "PNG", optimize=True)
+    write_bytes(output, encoded.getvalue())
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali import __version__
-from nemo_dali.errors import FileFormatError
+from nemo_dali.errors import FileFormatError, NemoError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -27,12 +27,12 @@ def write_h5(path: str | Path, *, format: str, version: int) -> Iterator[h5py.Fi
     which the next run writes anew.
 
     Raises:
-        FileFormatError: the folder is missing or not writable, the disk is full, or another run is writing it.
+        FileFormatError: something else than such a file has that name, the folder is missing or not writable, the disk
+            is full, or another run is writing the file.
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    if path.is_dir():
-        raise FileFormatError(f"Cannot write {path}: it is a folder. Choose another place with -o.")
+    _check_target(path, format)
     try:
         lock = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -75,6 +75,41 @@ def write_h5(path: str | Path, *, format: str, version: int) -> Iterator[h5py.Fi
         os.close(lock)
 
 
+def _check_target(path: Path, format: str) -> None:
+    """Only a file of the same format may be replaced: whatever else has that name was given by mistake."""
+    found = None
+    try:
+        if path.is_dir():
+            raise FileFormatError(f"Cannot write {path}: it is a folder. Choose another place with -o.")
+        if not path.exists():
+            return
+        found = read_attributes(path, remedy="Choose another place with -o.").get("format")
+    except OSError as error:
+        raise FileFormatError(f"Cannot write {path}: {error.strerror}. Choose another place with -o.") from error
+    if found != format:
+        raise FileFormatError(
+            f"Cannot write {path}: it exists and is no file of format '{format}'. Choose another place with -o."
+        )
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a small file that appears under its name, or replaces the one there, only when it is complete.
+
+    Raises:
+        NemoError: it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise NemoError(f"Cannot write {path}: {error.strerror}. Choose another place.") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
 def _locked(lock: int, partial: Path) -> bool:
     """Take the lock on the open partial file; False if another run has it, or has just renamed or removed that file."""
     with suppress(OSError):  # other than being held: a file system without locks
@@ -95,7 +130,9 @@ def _create_h5(path: Path) -> h5py.File:
     access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
     # Unbuffered: a failed write is raised where it happens. Buffered, it fails in a destructor, which only prints it.
     access.set_sieve_buf_size(0)
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fapl=access))
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)  # the same content gives the same bytes
+    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access))
 
 
 def _open(path: Path, remedy: str) -> h5py.File:
@@ -143,6 +180,8 @@ def open_h5(path: str | Path, *, format: str, version: int, remedy: str) -> h5py
     try:
         found = str(file.attrs.get("format", "unknown"))
         if found != format:
+            if found.startswith("nemo-dali/"):  # the remedy would tell to write over it
+                remedy = f"Give a '{format}' file in its place."
             raise FileFormatError(f"{path} is of format '{found}', not '{format}'. {remedy}")
         if (number := str(file.attrs.get("version", "unknown"))) != str(version):
             raise FileFormatError(f"{path} is version {number}; this nemo-dali reads version {version}. {remedy}")
@@ -175,12 +214,21 @@ def _leads_elsewhere(group: h5py.Group, depth: int) -> bool:
 
 def write_array(group: h5py.Group, name: str, array: npt.ArrayLike) -> None:
     """Write one numeric dataset, contiguous and unfiltered, so that ``map_array`` can map it."""
-    group.create_dataset(name, data=np.asarray(array))
+    _parent(group, name).create_dataset(name.rpartition("/")[2], data=np.asarray(array))
 
 
 def write_strings(group: h5py.Group, name: str, strings: Iterable[str]) -> None:
     """Write UTF-8 strings of any length as one dataset."""
-    group.create_dataset(name, data=list(strings), dtype=h5py.string_dtype("utf-8"))
+    kind = h5py.string_dtype("utf-8")
+    _parent(group, name).create_dataset(name.rpartition("/")[2], data=list(strings), dtype=kind)
+
+
+def _parent(group: h5py.Group, name: str) -> h5py.Group:
+    """The group that a dataset of this name lies in, made without the times that HDF5 would put into it by itself."""
+    above = name.rpartition("/")[0]
+    if not above:
+        return group
+    return group[above] if above in group else group.create_group(above, track_times=False)
 
 
 def read_strings(dataset: h5py.Dataset) -> list[str]:

@@ -90,17 +90,29 @@ class NegativeTable:
     def __reduce__(self) -> tuple[Any, ...]:
         return NegativeTable.open, (self.path,)  # a mapped array would pickle as its bytes
 
+    def content_fingerprint(self) -> str:
+        """The fingerprint of what the file holds now; reads all of it."""
+        return _fingerprint(
+            self.neighbors, self.similarity, self.dataset_fingerprint, self.weights_hash, self.exclusions
+        )
+
     def check_dataset(self, dataset: "Dataset") -> None:
         """Refuse a data set other than the one that this table was mined for.
 
         Raises:
             FileFormatError: naming both fingerprints.
         """
+        rows = len(self.neighbors), len(self.image_embedding)
         if self.dataset_fingerprint != dataset.fingerprint:
             raise FileFormatError(
                 f"{self.path} was mined for another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) "
                 f"than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Mine this one with: nemo-dali mine "
                 f"{dataset.path} --model {self.model} --pretrained {self.pretrained} -o {self.path}"
+            )
+        if rows != (len(dataset.sentences.ref), len(dataset.images.id)):
+            raise FileFormatError(
+                f"{self.path} is damaged: it has {rows[0]} sentences and {rows[1]} photos, unlike {dataset.path}. "
+                "Mine it again."
             )
 
     def windows(self, max_similarity: float | None, top_k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -193,6 +205,25 @@ def _damage(table: NegativeTable, neighbors: npt.NDArray[np.int32], similarity: 
     return None
 
 
+def _fingerprint(
+    neighbors: npt.NDArray[np.int32],
+    similarity: npt.NDArray[np.floating[Any]],
+    dataset_fingerprint: str,
+    weights_hash: str,
+    exclusions: list[str],
+) -> str:
+    """Over what the plan depends on; names and file names of the model may differ for the same content."""
+    return fingerprint(
+        {
+            "neighbors": neighbors,
+            "similarity": similarity,
+            "dataset_fingerprint": dataset_fingerprint,
+            "weights_hash": weights_hash,
+            "exclusions": exclusions,
+        }
+    )
+
+
 def write_table(
     path: str | Path,
     *,
@@ -232,16 +263,10 @@ def write_table(
         if row != len(text_embedding):
             raise ValueError(f"blocks ({row} rows) must have one row for each of {len(text_embedding)} sentences")
         file.flush()
-        # What the plan depends on; names and file names of the model may differ for the same content.
-        file.attrs["fingerprint"] = digest = fingerprint(
-            {
-                "neighbors": map_array(neighbors),
-                "similarity": map_array(similarity),
-                "dataset_fingerprint": dataset_fingerprint,
-                "weights_hash": weights_hash,
-                "exclusions": exclusions,
-            }
+        digest = _fingerprint(
+            map_array(neighbors), map_array(similarity), dataset_fingerprint, weights_hash, exclusions
         )
+        file.attrs["fingerprint"] = digest
         file.attrs["dataset_fingerprint"] = dataset_fingerprint
         file.attrs["dataset_name"] = dataset_name
         file.attrs["model"] = model

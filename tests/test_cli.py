@@ -1,9 +1,12 @@
 """The commands as a user types them, most of them in one process."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,7 +90,9 @@ def fails_in_one_line(capsys, code, *words):
 def test_bad_annotations_end_in_one_line_and_touch_nothing(tmp_path, capsys):
     refer = write_refer(tmp_path)
     output = tmp_path / "out.ris.h5"
-    output.write_bytes(b"somebody's")
+    assert index(refer, output) == 0
+    capsys.readouterr()
+    earlier = output.read_bytes()
     pickle = refer.root / "refcoco" / "refs(unc).p"
     good = pickle.read_bytes()
     cases = {
@@ -102,7 +107,7 @@ def test_bad_annotations_end_in_one_line_and_touch_nothing(tmp_path, capsys):
         assert snapshot(tmp_path) == before
     pickle.write_bytes(good)
     fails_in_one_line(capsys, index(refer, output, split="vall"), "vall", "train")
-    assert output.read_bytes() == b"somebody's"
+    assert output.read_bytes() == earlier
 
 
 def test_bad_photos_end_in_one_line_and_touch_nothing(tmp_path, capsys):
@@ -148,7 +153,8 @@ def test_tables_that_do_not_fit_end_in_one_line(mined, tmp_path, capsys):
 def test_a_disk_that_fills_up_while_mining_ends_in_one_line(mined, clip, tmp_path):
     """EFBIG stands in for ENOSPC: both are a write that fails half way."""
     output = tmp_path / "out.neg.h5"
-    output.write_bytes(b"somebody's")
+    shutil.copy(mined / "train.neg.h5", output)
+    earlier = output.read_bytes()
     code = (
         "import resource, sys; from nemo_dali.cli import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); sys.exit(main(sys.argv[1:]))"
@@ -158,8 +164,11 @@ def test_a_disk_that_fills_up_while_mining_ends_in_one_line(mined, clip, tmp_pat
         [sys.executable, "-c", code, *map(str, words), "-o", str(output)], capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("nemo-dali: Cannot write") and "Traceback" not in done.stderr
-    assert output.read_bytes() == b"somebody's"
+    assert (
+        done.stderr.splitlines()[-1].startswith(f"nemo-dali: Cannot write {output}: File too large")
+        and "Traceback" not in done.stderr
+    )
+    assert output.read_bytes() == earlier
     assert [path.name for path in tmp_path.iterdir()] == ["out.neg.h5"]
 
 
@@ -190,3 +199,92 @@ def test_the_installed_command_answers(tmp_path):
     assert (done.returncode, done.stdout.split()[0]) == (0, "nemo-dali")
     head = subprocess.run(f"{command} --help | head -1", shell=True, capture_output=True, text=True, cwd=tmp_path)
     assert "usage" in head.stdout and not head.stderr
+
+
+def test_no_command_writes_over_another_kind_of_file(mined, clip, tmp_path, capsys):
+    for name in ("train.ris.h5", "train.neg.h5"):
+        shutil.copy(mined / name, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    dataset, table, notes = (tmp_path / name for name in ("train.ris.h5", "train.neg.h5", "notes.txt"))
+    refer = write_refer(tmp_path / "refer", photos=6)
+    for output in (dataset, notes):
+        fails_in_one_line(capsys, mine(dataset, clip, output), output, "-o")
+    for output in (table, notes):
+        fails_in_one_line(capsys, index(refer, output), output, "-o")
+    wrong = fails_in_one_line(capsys, run("preview", dataset, dataset, "-o", tmp_path / "s.png"), "nemo-dali/ris")
+    assert " -o " not in wrong  # no advice to write over the data set
+    for output in (dataset, notes):
+        with pytest.raises(SystemExit):
+            run("bench", "loader", dataset, table, "--json", output)
+        capsys.readouterr()
+    assert {path: content for path, content in snapshot(tmp_path).items() if path in before} == before
+
+
+def test_inspect_finds_a_single_changed_bit(mined, tmp_path, capsys):
+    import h5py
+
+    for name, where in (("train.ris.h5", "refs/ref_id"), ("train.neg.h5", "similarity")):
+        path = tmp_path / name
+        shutil.copy(mined / name, path)
+        assert run("inspect", path) == 0
+        capsys.readouterr()
+        with h5py.File(path) as file:
+            offset = file[where].id.get_offset()
+        content = bytearray(path.read_bytes())
+        content[offset] ^= 1
+        path.write_bytes(content)
+        fails_in_one_line(capsys, run("inspect", path), "fingerprint")
+
+
+def test_indexing_twice_gives_the_same_bytes(tmp_path):
+    refer = write_refer(tmp_path)
+    first, second = tmp_path / "a.ris.h5", tmp_path / "b.ris.h5"
+    assert index(refer, first) == 0
+    time.sleep(1.1)  # HDF5's times are in seconds
+    assert index(refer, second) == 0
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_an_interrupt_ends_in_one_line(mined, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nemo_dali.inspection.inspect_file", interrupted)
+    fails_in_one_line(capsys, run("inspect", mined / "train.neg.h5"), "interrupted")
+
+
+def test_the_systems_refusals_end_in_one_line(mined, tmp_path, capsys):
+    huge = run("preview", mined / "train.ris.h5", mined / "train.neg.h5", "-o", tmp_path / "s.png", "--size", 10**6)
+    fails_in_one_line(capsys, huge, "memory")
+    refer = write_refer(tmp_path)
+    fails_in_one_line(capsys, index(refer, tmp_path / ("x" * 300)), "too long")
+
+
+def test_a_reader_that_stops_is_no_error(mined):
+    command = f"{sys.executable} -m nemo_dali.cli inspect --json {mined / 'train.neg.h5'} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_place_for_compiled_kernels_they_are_compiled_anew(tmp_path):
+    """As for a user without a writable home and with a package that somebody else installed."""
+    root = Path(__file__).resolve().parents[1]
+    for name in ("nemo_dali", "kernels"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / name).chmod(0o555)
+    (tmp_path / "home").mkdir(mode=0o555)
+    command = [
+        sys.executable,
+        "-c",
+        "from nemo_dali.plan import Planner; import nemo_dali.kernels.draws as d; print(d)",
+    ]
+    if os.geteuid() == 0:  # root may write anywhere unless it gives that right up
+        if shutil.which("setpriv") is None:
+            pytest.skip("needs setpriv, or a user other than root")
+        command = ["setpriv", "--bounding-set=-dac_override", *command]
+    where = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": "/usr/bin"}
+    done = subprocess.run(command, env=where, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "kernels" / "draws.py") in done.stdout
+    assert "NUMBA_CACHE_DIR" in done.stderr

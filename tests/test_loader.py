@@ -12,7 +12,7 @@ from pycocotools import mask as coco
 
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError, StateError
-from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD, Loader
+from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD, Loader, _say_once
 from nemo_dali.policy import MosaicPolicy
 from tests.conftest import make_files, write_random_table
 
@@ -390,21 +390,22 @@ def test_without_negatives_nothing_can_be_mined(files):
     assert len(Loader(files.dataset, batch_size=4, policy=MosaicPolicy(p_mined=0, p_random=1))) == 12
 
 
-def test_short_pools_are_counted(files, tmp_path):
+def test_short_pools_are_counted_and_told(files, tmp_path, caplog):
     shallow = tmp_path / "shallow.neg.h5"
     write_random_table(shallow, Dataset.open(files.dataset), depth=2)
     loader = make(files._replace(negatives=shallow), policy=MosaicPolicy(p_mined=1))
     list(loader)
     assert (loader.short_pools.last_valid, loader.short_pools.random) == (48, 48)
+    assert "48 mined samples had fewer candidates" in caplog.text
 
 
 def test_a_missing_bound_is_said_in_the_log(files, caplog):
-    with caplog.at_level(logging.INFO):
-        make(files)
-        assert "max_similarity is None" in caplog.text
-        caplog.clear()
-        make(files, policy=MosaicPolicy(max_similarity=0.3))
-        assert not caplog.text
+    _say_once.cache_clear()
+    make(files, policy=MosaicPolicy(max_similarity=0.3))
+    assert not caplog.text
+    make(files)
+    make(files)
+    assert caplog.text.count("max_similarity is None") == 1  # in a process
 
 
 def test_rank_comes_from_torch_distributed(files, tmp_path):
@@ -429,8 +430,9 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_interpreter_ends_quietly(files, ending):
     code = f"""
-from nemo_dali import Loader
-def make(): return Loader({str(files.dataset)!r}, {str(files.negatives)!r}, batch_size=4, size=480, prefetch=3)
+from nemo_dali import Loader, MosaicPolicy
+policy = MosaicPolicy(max_similarity=0.4)
+def make(): return Loader({str(files.dataset)!r}, {str(files.negatives)!r}, batch_size=4, prefetch=3, policy=policy)
 loader = make()
 {ENDINGS[ending]}
 """

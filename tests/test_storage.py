@@ -49,11 +49,12 @@ def test_an_empty_column_can_be_mapped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [KeyError("x"), KeyboardInterrupt(), RuntimeError("x"), FileNotFoundError(2, "x")])
 def test_an_exception_while_writing_changes_nothing(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.h5"
-    path.write_bytes(b"old")
+    write(path, np.arange(3))
+    old = path.read_bytes()
     with pytest.raises(type(error)), write_h5(path, **KIND) as file:
         write_array(file, "values", np.arange(10))
         raise error
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -70,7 +71,7 @@ from nemo_dali.storage import write_array, write_h5, write_strings
 path, what, limit = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write beyond it fails as on a full disk
 try:
-    with write_h5(path, format="x", version=1) as file:
+    with write_h5(path, format="nemo-dali/test", version=3) as file:
         for number in range(200 if what == "many" else 1):
             if what == "strings":
                 write_strings(file, "strings", [f"expression {i}" for i in range(5000)])
@@ -86,13 +87,14 @@ except FileFormatError as error:
 @pytest.mark.parametrize("what", ["one", "many", "strings"])
 def test_a_full_disk_is_told_in_one_sentence_and_changes_nothing(tmp_path: Path, what: str, limit: int) -> None:
     path = tmp_path / "a.h5"
-    path.write_bytes(b"old")
+    write(path, np.arange(3))
+    old = path.read_bytes()
     process = run_python(FILL_DISK, path, what, limit)
     out, err = process.communicate()
     assert re.fullmatch(r"Cannot write .*a\.h5: File too large\. Nothing was changed; .*\n", out)
     assert err == ""  # HDF5 prints failures in destructors
     assert process.returncode == 0
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -153,10 +155,10 @@ def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path: Path) 
 
 
 def test_other_files_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    def message(path: Path, **kind: object) -> str:
+    def message(path: Path, remedy: str = ". Make it with: nemo-dali index", **kind: object) -> str:
         with pytest.raises(FileFormatError) as caught:
             open_h5(path, **(KIND | kind), remedy="Make it with: nemo-dali index")  # type: ignore[arg-type]
-        assert str(caught.value).endswith(". Make it with: nemo-dali index")
+        assert str(caught.value).endswith(remedy)
         assert str(path) in str(caught.value)
         return str(caught.value)
 
@@ -169,8 +171,11 @@ def test_other_files_are_refused_with_the_remedy(tmp_path: Path) -> None:
     with h5py.File(path, "w"):
         pass
     assert "is of format 'unknown', not 'nemo-dali/test'" in message(path)
+    path.unlink()
     write(path, np.arange(10))
-    assert "is of format 'nemo-dali/test', not 'other'" in message(path, format="other")
+    assert "is of format 'nemo-dali/test', not 'other'" in message(
+        path, ". Give a 'other' file in its place.", format="other"
+    )
     assert "is version 3; this nemo-dali reads version 4" in message(path, version=4)
     for attribute, text in (("fingerprint", "carries no fingerprint"), ("version", "is version unknown")):
         with h5py.File(path, "r+") as file:
@@ -262,3 +267,18 @@ def test_a_file_that_the_user_has_open_in_h5py_opens_too(tmp_path: Path) -> None
         file.attrs["fingerprint"] = "0"
     with h5py.File(path, "r"):  # HDF5 demands one way of locking of all that open a file in one process
         open_h5(path, format="test", version=1, remedy="Do.").close()
+
+
+@pytest.mark.parametrize("content", [b"notes", b"", None])
+def test_something_else_under_the_name_is_not_replaced(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.h5"
+    if content is None:
+        write(path, np.arange(3))
+        content = path.read_bytes()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=r"Choose another place with -o\."):
+        with write_h5(path, format="nemo-dali/other", version=1):
+            pass
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]

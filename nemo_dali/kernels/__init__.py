@@ -4,6 +4,10 @@ The sources lie in ``kernels/`` at the top of the repository. An installed wheel
 checkout this package looks there too. They are never a top-level package: that name belongs to another project.
 """
 
+import logging
+import os
+import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,3 +21,23 @@ if not (_here / "tile.py").exists():  # a checkout, not a wheel
         with suppress(OSError):  # another process may be doing the same
             if _index.stat().st_mtime < _newest:
                 _index.unlink()
+else:
+    _sources = _here
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    # Where Numba would look: beside the sources, then in the user's cache. With neither it raises at the first import.
+    _user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    _places = (_sources / "__pycache__", _sources, _user, *_user.parents)
+    _beside = next(place for place in _places[:2] if place.exists())
+    _nearest = next(place for place in _places[2:] if place.exists())
+    if not any(os.access(place, os.W_OK | os.X_OK) for place in (_beside, _nearest)):
+        _temporary = tempfile.mkdtemp(prefix="nemo-dali-numba-")  # private: Numba runs what it finds in its cache
+        os.environ["NUMBA_CACHE_DIR"] = _temporary
+        if "numba" in sys.modules:
+            sys.modules["numba"].config.CACHE_DIR = _temporary
+        logging.getLogger("nemo_dali").warning(
+            "Kernels are compiled anew, for some 20 s: neither %s nor %s can be written. Set NUMBA_CACHE_DIR to a "
+            "folder of yours that lasts.",
+            _sources,
+            _user,
+        )

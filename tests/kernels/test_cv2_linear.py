@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -58,3 +61,25 @@ def test_writes_its_cell_and_nothing_else():
 @pytest.mark.parametrize("cell", [(0, 5), (5, 0), (0, 0)])
 def test_a_cell_without_pixels_is_left_alone(cell):
     assert resize(photo_of(5, 5), *cell).size == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (40, 1), (33, 2), (7, 3), (5, 64)])
+def test_reads_nothing_outside_the_photo(shape):
+    """The photo ends, then begins, where a page without access does: a read beyond it ends the process."""
+    code = f"""
+import ctypes, mmap
+import numpy as np
+from nemo_dali.kernels.cv2_linear import write_cv2_linear
+libc = ctypes.CDLL(None)
+size, page = {shape[0] * shape[1] * 3}, mmap.PAGESIZE
+room = -(-size // page) * page
+for at_end in (True, False):
+    block = np.frombuffer(mmap.mmap(-1, room + 2 * page), np.uint8)
+    for guard in (0, page + room):
+        assert libc.mprotect(ctypes.c_void_p(block.ctypes.data + guard), page, 0) == 0
+    begin = page + (room - size if at_end else 0)
+    photo = block[begin : begin + size].reshape({shape[0]}, {shape[1]}, 3)
+    for cell in (1, 20, 90):
+        write_cv2_linear(photo, np.zeros((3, 256), np.uint8), np.zeros((3, cell, cell), np.uint8))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
