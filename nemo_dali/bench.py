@@ -72,11 +72,18 @@ def bench_loader(loader: Loader, *, pairs: int = 7, steps: int = 20) -> dict[str
             "policy": json.loads(loader.policy.to_json()),
             "pairs": pairs,
             "steps": steps,
+            "datasets": [dataset.name for dataset in loader.corpus.datasets],
             "photos": len(loader.corpus.photo_width),
+            "megapixels_a_photo": round(_megapixels(loader), 3),
         },
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def _megapixels(loader: Loader) -> float:
+    """Mean size of the photos: what decoding costs goes with it, what writing frames costs does not."""
+    return float((loader.corpus.photo_width.astype(np.int64) * loader.corpus.photo_height).mean() / 1e6)
 
 
 def _seconds(batches: Iterator[Any], steps: int) -> float:
