@@ -11,7 +11,7 @@ The rules, for a length ``source`` that becomes ``size`` (the oracle is ``refere
 A row of the photo is interleaved RGB. Two neighbouring pixels are six consecutive bytes, so the horizontal pass loads
 eight bytes per output pixel, spreads them to (r0 r1 g0 g1 b0 b1 - -) and multiplies by (w0 w1 w0 w1 w0 w1 0 0):
 LLVM turns this into one shuffle and one multiply-add per two pixels. Left to its own vectoriser the same loop is four
-times slower (benchmarks/NOTES.md).
+times slower, and the vertical pass, which Numba widens to 64 bits, two times (benchmarks/NOTES.md).
 """
 
 from typing import Any
@@ -25,6 +25,7 @@ from nemo_dali.kernels.stream import put_row
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _LANES = 4  # output pixels per step of the horizontal pass
+_MIXED = 16  # values per step of the vertical pass: those of _LANES pixels, RGB-
 _ONE = np.float32(2048)  # fixed-point one: OpenCV's INTER_RESIZE_COEF_SCALE
 
 
@@ -63,6 +64,31 @@ def _blend4(typingctx: Any, row: Any, o0: Any, o1: Any, o2: Any, o3: Any, weight
             halves.append(builder.trunc(shifted, vector(_I16, 8)))
         whole = pick(halves[0], halves[1], range(16))
         builder.store(whole, builder.inttoptr(out, vector(_I16, 16).as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _mix16(typingctx: Any, upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> Any:
+    """uint8 [16] at ``out`` from int16 [16] at ``upper`` and ``lower``: the vertical pass with weights b0 and b1."""
+    signature = types.void(types.uint64, types.uint64, types.int16, types.int16, types.uint64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        half, whole, byte = (ir.VectorType(element, _MIXED) for element in (_I16, _I32, _I8))
+
+        def same(element: Any, vector: Any) -> Any:
+            first = builder.insert_element(ir.Constant(vector, ir.Undefined), element, ir.Constant(_I32, 0))
+            return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, _MIXED), [0] * _MIXED))
+
+        def share(address: Any, weight: Any) -> Any:
+            row = builder.load(builder.inttoptr(address, half.as_pointer()), align=2)
+            product = builder.mul(builder.sext(row, whole), builder.sext(same(weight, half), whole))
+            return builder.trunc(builder.ashr(product, ir.Constant(whole, [16] * _MIXED)), half)
+
+        total = builder.add(share(args[0], args[2]), share(args[1], args[3]))
+        rounded = builder.lshr(builder.add(total, ir.Constant(half, [2] * _MIXED)), ir.Constant(half, [2] * _MIXED))
+        builder.store(builder.trunc(rounded, byte), builder.inttoptr(args[4], byte.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -109,9 +135,15 @@ def _blend_columns(row: Any, offset: Any, weights: Any, out: Any) -> None:
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _blend_rows(upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> None:
-    """Vertical pass: uint8 [n * 4] from two rows int16 [n * 4]."""
-    for i in range(out.size):
-        out[i] = np.uint8((((np.int32(upper[i]) * b0) >> 16) + ((np.int32(lower[i]) * b1) >> 16) + 2) >> 2)
+    """Vertical pass: uint8 [n] from two rows int16 [n], n a multiple of ``_MIXED``."""
+    for i in range(0, out.size, _MIXED):
+        _mix16(
+            np.uint64(upper.ctypes.data) + np.uint64(2 * i),
+            np.uint64(lower.ctypes.data) + np.uint64(2 * i),
+            b0,
+            b1,
+            np.uint64(out.ctypes.data) + np.uint64(i),
+        )
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -155,8 +187,8 @@ def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
     scale = height / h
     for y in range(h):
         index, fraction = _coordinate(y, scale)
-        b0 = np.int32(np.rint((np.float32(1) - fraction) * _ONE))
-        b1 = np.int32(np.rint(fraction * _ONE))
+        b0 = np.int16(np.rint((np.float32(1) - fraction) * _ONE))
+        b1 = np.int16(np.rint(fraction * _ONE))
         y0 = min(max(index, 0), height - 1)
         y1 = min(max(index + 1, 0), height - 1)
         if y0 != upper_index:
