@@ -37,6 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.dataset is not None and options.negatives is None:
         parser.error("a data set needs its negative table")
+    measured = revision()  # before the results change the tree
     with tempfile.TemporaryDirectory() as folder:
         files = (options.dataset, options.negatives) if options.dataset else generate(Path(folder))
         for resample in ("cv2-linear", "pillow-bilinear"):
@@ -48,7 +49,7 @@ def main() -> None:
                 resample=resample,
             )
             result = bench_loader(loader, pairs=options.pairs, steps=options.steps)
-            result["revision"] = revision()
+            result["revision"] = measured
             options.output.mkdir(parents=True, exist_ok=True)
             path = options.output / f"stream.{resample}.json"
             path.write_text(json.dumps(result, indent=2) + "\n")
