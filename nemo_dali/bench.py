@@ -24,6 +24,8 @@ from nemo_dali.progress import progress
 
 PACKAGES = ("nemo-dali", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch", "numba", "numpy", "h5py", "pillow")
 
+WARM_UP = 6  # batches until every block of frames and every buffer of DALI has been touched once
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -44,7 +46,7 @@ def bench_loader(loader: Loader, *, pairs: int = 7, steps: int = 20) -> dict[str
 
     Args:
         pairs: how many times each is timed, >= 1.
-        steps: batches per timing, >= 1, after one that is not counted; they go on into later epochs.
+        steps: batches per timing, >= 1, after ``WARM_UP`` that are not counted; they go on into later epochs.
 
     Returns:
         JSON-able: ``samples_per_s`` and ``decode_only`` as ``{median, p25, p75}``, ``ratio_decode_only`` likewise (the
@@ -88,7 +90,8 @@ def _megapixels(loader: Loader) -> float:
 
 def _seconds(batches: Iterator[Any], steps: int) -> float:
     """Time of ``steps`` batches in a row, with as many in the making at the end as at the beginning."""
-    next(batches)
+    for _ in range(WARM_UP):
+        next(batches)
     start = time.perf_counter()
     for _ in range(steps):
         next(batches)
@@ -120,7 +123,7 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
         encoded = fn.io.file.read(source, dont_use_mmap=True)
         pipe.set_outputs(fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False))
     pipe.build()
-    batches = [paths(step) for step in range(depth + steps + 1)]
+    batches = [paths(step) for step in range(depth + steps + WARM_UP)]
     for batch in batches[:depth]:
         pipe.feed_input("paths", batch)
     pipe.schedule_run()

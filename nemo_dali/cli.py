@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--seed", type=int, default=0)
     preview.add_argument("--size", type=int, default=480, help="of a sample, in pixels")
 
-    bench = command("bench", _missing, "time things").add_subparsers(required=True, metavar="WHAT")
+    bench = commands.add_parser("bench", help="time things").add_subparsers(required=True, metavar="WHAT")
     loader = command("loader", _bench_loader, "the Loader beside decode-only DALI", bench)
     _data(loader)
     loader.add_argument("--mode", choices=["stream"], default="stream")
@@ -114,10 +114,6 @@ def _data(parser: Any) -> None:
     parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
     parser.add_argument("negatives", type=Path, metavar="F.neg.h5")
     parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
-
-
-def _missing(options: argparse.Namespace) -> None:
-    raise ValueError("say what to time")
 
 
 def _demo(options: argparse.Namespace) -> None:

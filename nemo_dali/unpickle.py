@@ -55,7 +55,7 @@ class _BuiltinsUnpickler(pickle._Unpickler):
     """
 
     # BUILD changes objects, a bytearray takes memory ahead of its data, buffers live outside the file.
-    dispatch = {  # noqa: RUF012
+    dispatch = {  # noqa: RUF012  # not ours to annotate: the parent class has it so
         code: step
         for code, step in pickle._Unpickler.dispatch.items()
         if code not in b"".join((pickle.BUILD, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER))
