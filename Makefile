@@ -1,12 +1,13 @@
-# What a person needs: make install demo test lint bench
+# What a person needs: make install demo test lint cuda-check bench
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO ?= demo
+CUDA := $(wildcard kernels/*.cu tests/kernels/*.cpp tests/kernels/*.hpp)
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint cuda-check format bench clean
 
 install: $(STAMP)
 
@@ -25,11 +26,17 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CUDA)
 	$(BIN)/mypy
+
+# Part of `make test`; here with the registers of every kernel on every architecture.
+cuda-check: install
+	$(BIN)/python -m pytest -s -q tests/kernels/test_mosaic_cuda.py tests/kernels/test_mask_cuda.py
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CUDA)
 
 bench: install
 	$(BIN)/python benchmarks/stream.py

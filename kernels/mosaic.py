@@ -35,6 +35,26 @@ def _write_pixels(photo: Any, resample: int, table: Any, cell: Any) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _write_image(photo: Any, tile: Any, table: Any, frame: Any) -> None:
+    """Write the cell into the frame, given flat."""
+    if not tile.channels_last:
+        planes = frame.reshape(3, tile.frame_height, tile.frame_width)
+        _write_pixels(photo, tile.resample, table, planes[:, tile.y0 : tile.y1, tile.x0 : tile.x1])
+        return
+    pixels = frame.reshape(1, tile.frame_height, 3 * tile.frame_width)
+    cell = pixels[:, tile.y0 : tile.y1, 3 * tile.x0 : 3 * tile.x1]
+    h, w = tile.y1 - tile.y0, tile.x1 - tile.x0
+    channels = np.empty((3, h, w), table.dtype)
+    _write_pixels(photo, tile.resample, table, channels)
+    values = np.empty(3 * w, table.dtype)
+    for y in range(h):
+        for x in range(w):
+            for c in range(3):
+                values[3 * x + c] = channels[c, y, x]
+        put_row(values, cell, 0, y)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def write_tile(tile: Any, photo: Any) -> int:
     """Write the pixels and the mask of one cell.
 
@@ -50,18 +70,18 @@ def write_tile(tile: Any, photo: Any) -> int:
         return WRONG_SIZE
     if tile.y0 == tile.y1 or tile.x0 == tile.x1:
         return DONE
-    shape = (3, tile.frame_height, tile.frame_width)
-    box = (slice(0, 3), slice(tile.y0, tile.y1), slice(tile.x0, tile.x1))
+    pixels = np.int64(tile.frame_height) * tile.frame_width
     if tile.itemsize == 4:
         table4 = carray(as_pointer(tile.table), (3, 256), np.uint32)
-        _write_pixels(photo, tile.resample, table4, carray(as_pointer(tile.image), shape, np.uint32)[box])
+        _write_image(photo, tile, table4, carray(as_pointer(tile.image), 3 * pixels, np.uint32))
     elif tile.itemsize == 2:
         table2 = carray(as_pointer(tile.table), (3, 256), np.uint16)
-        _write_pixels(photo, tile.resample, table2, carray(as_pointer(tile.image), shape, np.uint16)[box])
+        _write_image(photo, tile, table2, carray(as_pointer(tile.image), 3 * pixels, np.uint16))
     else:
         table1 = carray(as_pointer(tile.table), (3, 256), np.uint8)
-        _write_pixels(photo, tile.resample, table1, carray(as_pointer(tile.image), shape, np.uint8)[box])
-    mask = carray(as_pointer(tile.mask), (tile.frame_height, tile.frame_width), np.uint8)[box[1:]]
+        _write_image(photo, tile, table1, carray(as_pointer(tile.image), 3 * pixels, np.uint8))
+    frame_mask = carray(as_pointer(tile.mask), (tile.frame_height, tile.frame_width), np.uint8)
+    mask = frame_mask[tile.y0 : tile.y1, tile.x0 : tile.x1]
     if tile.run_count:
         runs = carray(as_pointer(tile.runs), tile.run_count, np.uint32)
         write_mask(runs, height, width, tile.resample, mask)

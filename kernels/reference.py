@@ -146,12 +146,13 @@ def mosaic(
     size: int,
     resample: str,
     table: NDArray[np.generic],
+    channels_last: bool = False,
 ) -> tuple[NDArray[np.generic], U8]:
     """One sample: each photo stretched into its cell (row-major), and the mask of the photo in cell `cell`.
 
     `center` is where the edges cross in a 2x2 grid, (x, y) in pixels; other grids are regular. `counts` are the run
-    lengths of the target in its own photo. Returns the frame [3, size, size] of the table's type, and the mask,
-    uint8 [size, size] in {0, 1}.
+    lengths of the target in its own photo. Returns the frame [3, size, size] of the table's type, or [size, size, 3]
+    with `channels_last`, and the mask, uint8 [size, size] in {0, 1}.
     """
     resize, sources = {
         "cv2-linear": (resize_cv2_linear, nearest_sources_cv2),
@@ -169,4 +170,4 @@ def mosaic(
         if i == cell:
             rows, columns = sources(photo.shape[0], y1 - y0), sources(photo.shape[1], x1 - x0)
             mask[y0:y1, x0:x1] = mask_from_runs(counts, (photo.shape[0], photo.shape[1]), rows, columns)
-    return frame, mask
+    return (np.ascontiguousarray(frame.transpose(1, 2, 0)) if channels_last else frame), mask

@@ -1,6 +1,6 @@
-"""One cell of one frame, as NumPy, Numba and (later) CUDA C++ see it.
+"""One cell of one frame, as NumPy, Numba and CUDA C++ see it.
 
-       frame  [3, frame_height, frame_width]
+       frame  [3, frame_height, frame_width], or [frame_height, frame_width, 3] with channels_last
        0            x0            x1      frame_width
      0 ┌────────────┬─────────────┬───────┐
     y0 │            ├─────────────┤       │     the photo is stretched to the half-open box
@@ -9,7 +9,7 @@
        └────────────┴─────────────┴───────┘
 
 Addresses are plain integers, so that a row can travel through a DALI pipeline as bytes. Whoever makes a row keeps the
-memory behind them alive until the pipeline has delivered the batch.
+memory behind them alive until the pipeline has delivered the batch. For CUDA they are device addresses.
 """
 
 import numpy as np
@@ -19,11 +19,12 @@ RESAMPLE = {"cv2-linear": CV2_LINEAR, "pillow-bilinear": PILLOW_BILINEAR}
 
 TILE = np.dtype(
     [
-        ("image", "u8"),  # address of the sample's frame, [3, frame_height, frame_width] of itemsize bytes
+        ("image", "u8"),  # address of the sample's frame, itemsize bytes a value
         ("mask", "u8"),  # address of the sample's mask, uint8 [frame_height, frame_width]
         ("table", "u8"),  # address of the normalisation table [3, 256] of itemsize bytes
         ("runs", "u8"),  # address of the target's run lengths, uint32; 0 where this cell is not the target's
         ("run_count", "i8"),
+        ("photo", "u8"),  # address of the decoded photo, uint8 [photo_height, photo_width, 3]; CUDA only
         ("frame_height", "i4"),
         ("frame_width", "i4"),
         ("y0", "i4"),
@@ -34,5 +35,9 @@ TILE = np.dtype(
         ("photo_width", "i4"),
         ("itemsize", "i4"),  # bytes of one output value: 1 (uint8), 2 (float16, bfloat16), 4 (float32)
         ("resample", "i4"),  # one of RESAMPLE's values
+        ("channels_last", "i4"),  # 0 or 1
+        ("first_block", "i4"),  # CUDA only, as the rest: which of the launch's blocks is the cell's first one,
+        ("part_width", "i4"),  # and how much of the cell each of them writes
+        ("part_height", "i4"),
     ]
 )

@@ -1,6 +1,7 @@
 """Data that several test files share: a small data set and a negative table with random similarities."""
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,16 @@ CLIP_CONFIG = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+
+
+def pytest_runtest_setup(item):
+    """A test marked ``gpu`` is skipped without a CUDA device; where FAIL_WITHOUT_CUDA=1 that is a failure."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        (pytest.fail if os.environ.get("FAIL_WITHOUT_CUDA") == "1" else pytest.skip)("needs a CUDA device")
 
 
 class Files(NamedTuple):

@@ -17,9 +17,14 @@ def runs_of(random, height, width):
     return np.diff(np.concatenate([[0], cuts, [height * width]])).astype(np.uint32)
 
 
-def by_tiles(photos, *, grid, center, counts, cell, size, resample, table):
-    """A whole sample through ``write_tile``, one call per cell."""
-    frame = np.full((3, size, size), 99, table.dtype)
+def write_on_cpu(tiles, photos, frame, table):
+    for tile, photo in zip(tiles, photos, strict=True):
+        assert mosaic.write_tile(tile, photo) == mosaic.DONE
+
+
+def by_tiles(write, photos, *, grid, center, counts, cell, size, resample, table, channels_last):
+    """A whole sample: its frame and mask after ``write(tiles, photos, frame, table)``."""
+    frame = np.full((size, size, 3) if channels_last else (3, size, size), 99, table.dtype)
     mask = np.full((size, size), 99, np.uint8)
     row = np.zeros(1, PLAN)
     row["grid"], row["cell"], row["center"], row["images"] = grid, cell, center, np.arange(9)
@@ -28,34 +33,41 @@ def by_tiles(photos, *, grid, center, counts, cell, size, resample, table):
     tiles["image"], tiles["mask"], tiles["table"] = frame.ctypes.data, mask.ctypes.data, table.ctypes.data
     tiles["frame_height"] = tiles["frame_width"] = size
     tiles["itemsize"], tiles["resample"] = table.itemsize, RESAMPLE[resample]
+    tiles["channels_last"] = channels_last
     tiles["photo_height"], tiles["photo_width"] = [[photo.shape[axis] for photo in photos] for axis in (0, 1)]
     target = tiles["run_count"] == 1
     tiles["runs"][target], tiles["run_count"][target] = counts.ctypes.data, len(counts)
-    for tile, photo in zip(tiles, photos, strict=True):
-        assert mosaic.write_tile(tile, photo) == mosaic.DONE
+    write(tiles, photos, frame, table)
     return frame, mask
 
 
-@settings(max_examples=120, deadline=None)
-@given(data=st.data())
-def test_equals_the_reference_for_any_sample(data):
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    grid = data.draw(st.sampled_from([1, 2, 3]))
-    size = data.draw(st.integers(grid, 150))
-    photos = [random.integers(0, 256, (*random.integers(1, 120, 2), 3), dtype=np.uint8) for _ in range(grid * grid)]
-    cell = data.draw(st.integers(0, grid * grid - 1))
-    dtype = data.draw(st.sampled_from(DTYPES))
-    sample = {
+@st.composite
+def samples(draw, largest_photo=120, largest_frame=150):
+    """Photos and the arguments of ``reference.mosaic`` for a sample of any kind."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    grid = draw(st.sampled_from([1, 2, 3]))
+    size = draw(st.integers(grid, largest_frame))
+    shapes = random.integers(1, largest_photo, (grid * grid, 2))
+    photos = [random.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    cell = draw(st.integers(0, grid * grid - 1))
+    return photos, {
         "grid": grid,
-        "center": (data.draw(st.integers(0, size)), data.draw(st.integers(0, size))),
+        "center": (draw(st.integers(0, size)), draw(st.integers(0, size))),
         "counts": runs_of(random, *photos[cell].shape[:2]),
         "cell": cell,
         "size": size,
-        "resample": data.draw(st.sampled_from(sorted(RESAMPLE))),
-        "table": reference.normalisation_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), dtype),
+        "resample": draw(st.sampled_from(sorted(RESAMPLE))),
+        "table": reference.normalisation_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), draw(st.sampled_from(DTYPES))),
+        "channels_last": draw(st.booleans()),
     }
-    frame, mask = by_tiles(photos, **sample)
-    expected_frame, expected_mask = reference.mosaic(photos, **sample)
+
+
+@settings(max_examples=120, deadline=None)
+@given(sample=samples())
+def test_equals_the_reference_for_any_sample(sample):
+    photos, options = sample
+    frame, mask = by_tiles(write_on_cpu, photos, **options)
+    expected_frame, expected_mask = reference.mosaic(photos, **options)
     assert frame.tobytes() == expected_frame.tobytes()
     assert np.array_equal(mask, expected_mask)
 

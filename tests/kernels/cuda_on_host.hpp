@@ -1,0 +1,86 @@
+// Lets a C++ compiler build a CUDA kernel: blocks run one after the other, the threads of a block as threads of the
+// host or, if there is one alone, as a plain call. Enough for the kernels here, and no more.
+#pragma once
+#include <algorithm>
+#include <barrier>
+#include <cmath>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+using std::max;
+using std::min;
+
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define DYNAMIC_SHARED(name) uint4* const name = host::dynamic_shared
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) int2 {
+    int x, y;
+};
+struct dim3 {
+    unsigned x, y;
+};
+
+namespace host {
+inline uint4* dynamic_shared;
+inline std::barrier<>* threads_of_block;
+}  // namespace host
+
+inline thread_local struct {
+    int x, y;
+} threadIdx;
+inline struct {
+    unsigned x;
+} blockIdx;
+
+inline void __syncthreads() {
+    if (host::threads_of_block) host::threads_of_block->arrive_and_wait();
+}
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return (unsigned)((((unsigned long long)high << 32) | low) >> (shift & 31));
+}
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    unsigned long long bytes = ((unsigned long long)b << 32) | a;
+    unsigned result = 0;
+    for (int i = 0; i < 4; i++) result |= (unsigned)(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+    return result;
+}
+inline unsigned __dp2a_lo(unsigned a, unsigned b, unsigned c) {
+    return c + (a & 65535) * (b & 255) + (a >> 16) * (b >> 8 & 255);
+}
+inline unsigned __dp2a_hi(unsigned a, unsigned b, unsigned c) { return __dp2a_lo(a, b >> 16, c); }
+
+namespace host {
+// Launch `kernel(arguments...)` with `blocks` blocks of `across` x `down` threads and dynamic shared memory of exactly
+// `bytes` bytes, so that an address sanitizer sees what lies beyond.
+template <typename Kernel, typename... Arguments>
+void launch(unsigned blocks, int across, int down, int bytes, Kernel kernel, Arguments... arguments) {
+    std::vector<uint4> memory(bytes / sizeof(uint4));
+    dynamic_shared = memory.data();
+    if (across * down == 1) {
+        threads_of_block = nullptr;
+        threadIdx = {0, 0};
+        for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) kernel(arguments...);
+        return;
+    }
+    std::barrier<> barrier(across * down);
+    threads_of_block = &barrier;
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+        std::vector<std::thread> threads;
+        for (int i = 0; i < across * down; i++) {
+            threads.emplace_back([=] {
+                threadIdx = {i % across, i / across};
+                kernel(arguments...);
+            });
+        }
+        for (std::thread& thread : threads) thread.join();
+    }
+}
+}  // namespace host

@@ -1,0 +1,272 @@
+"""The CUDA source: on the host against the oracle and under sanitizers, compiled for every GPU, run where one is."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from nemo_dali.kernels import mosaic_cuda, reference
+from nemo_dali.kernels.tile import RESAMPLE, TILE
+from tests.kernels.test_mosaic import by_tiles, samples
+
+ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
+KERNELS = [mosaic_cuda.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
+HERE = Path(__file__).parent
+
+RUN = f"""
+extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
+    decltype(&{KERNELS[0]}) kernels[] = {{{", ".join(KERNELS)}}};
+    host::launch(blocks, LANES, ROWS, stage_bytes, kernels[which], tiles, tile_of_block, stage_bytes);
+}}
+"""
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+def build(folder, *options, lanes, rows, main=""):
+    """Compile the CUDA source for the host; returns the path of what came out."""
+    text = f'#include "cuda_on_host.hpp"\n{mosaic_cuda.source()}{RUN}{main}'
+    (folder / "kernel.cpp").write_text(text)
+    command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
+    command += [f"-DLANES={lanes}", f"-DROWS={rows}", *options, "kernel.cpp", "-o", "kernel", "-pthread"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder / "kernel"
+
+
+def which(tile):
+    return KERNELS.index(mosaic_cuda.kernel_name(int(tile["resample"]), int(tile["itemsize"])))
+
+
+@pytest.fixture(scope="session")
+def on_host(tmp_path_factory):
+    """``write(tiles, photos, frame, table)``: one launch, by a single thread of the host."""
+    library = ctypes.CDLL(str(build(tmp_path_factory.mktemp("host"), "-O2", "-shared", "-fPIC", lanes=1, rows=1)))
+
+    def write(tiles, photos, frame, table):
+        tiles["photo"] = [photo.ctypes.data for photo in photos]
+        tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
+        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
+        library.run(which(tiles[0]), len(tile_of_block), *pointers, stage_bytes)
+
+    return write
+
+
+@pytest.fixture
+def on_gpu():
+    """The same launch on the current GPU; what stands in the frame before goes there and comes back."""
+    import torch
+
+    def write(tiles, photos, frame, table):
+        there = [torch.from_numpy(np.ascontiguousarray(a).view(np.uint8).reshape(-1)).cuda() for a in photos]
+        frame_there, table_there = (
+            torch.from_numpy(a.view(np.uint8).reshape(-1).copy()).cuda() for a in (frame, np.ascontiguousarray(table))
+        )
+        tiles["photo"] = [photo.data_ptr() for photo in there]
+        tiles["image"] += np.uint64(frame_there.data_ptr()) - np.uint64(frame.ctypes.data)
+        tiles["table"] = table_there.data_ptr()
+        stream = torch.cuda.current_stream()
+        mosaic_cuda.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
+        frame.view(np.uint8).reshape(-1)[:] = frame_there.cpu().numpy()
+
+    return write
+
+
+def check(write, sample):
+    photos, options = sample
+    frame, _ = by_tiles(write, photos, **options)
+    expected, _ = reference.mosaic(photos, **options)
+    # Where the crossing of a 2x2 leaves cells without pixels nothing is lost: the other cells fill the frame.
+    assert frame.tobytes() == expected.tobytes()
+
+
+def one_cell(write, height, width, h, w, *, resample, dtype="uint8", margin=(0, 0), channels_last=False):
+    """A photo of height x width in a box of h x w that lies ``margin`` pixels inside its frame."""
+    random = np.random.default_rng(height * width + h * w)
+    photo = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    table = reference.normalisation_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), dtype)
+    top, left = margin
+    frame = np.full((3, h + top + 2, w + left + 3), 7, table.dtype)
+    expected = frame.copy()
+    pixels = getattr(reference, "resize_" + resample.replace("-", "_"))(photo, h, w)
+    for c in range(3):
+        expected[c, top : top + h, left : left + w] = table[c][pixels[:, :, c]]
+    if channels_last:
+        frame, expected = (np.ascontiguousarray(a.transpose(1, 2, 0)) for a in (frame, expected))
+    tile = np.zeros(1, TILE)
+    tile["image"], tile["table"], tile["photo"] = frame.ctypes.data, table.ctypes.data, photo.ctypes.data
+    tile["frame_height"], tile["frame_width"] = h + top + 2, w + left + 3
+    tile["y0"], tile["y1"], tile["x0"], tile["x1"] = top, top + h, left, left + w
+    tile["photo_height"], tile["photo_width"] = height, width
+    tile["itemsize"], tile["resample"], tile["channels_last"] = table.itemsize, RESAMPLE[resample], channels_last
+    write(tile, [photo], frame, table)
+    assert frame.tobytes() == expected.tobytes()
+
+
+# height, width of the photo, height, width of the cell
+SIZES = [
+    (1, 1, 480, 480),
+    (1, 1, 1, 1),
+    (480, 640, 240, 240),
+    (427, 640, 160, 160),
+    (640, 427, 480, 480),
+    (99, 77, 480, 479),
+    (480, 640, 1, 240),  # what a jittered crossing can leave of a cell
+    (480, 640, 240, 1),
+    (37, 8192, 5, 1),  # more weights along x than are kept at a time
+    (8192, 37, 1, 5),
+    (1500, 2000, 240, 240),
+    (3, 8192, 2, 480),
+]
+LARGEST = [(8192, 8192, 3, 3), (8192, 8192, 240, 240), (2, 2, 8192, 3), (2, 2, 3, 8192)]
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sample=samples())
+def test_the_source_equals_the_reference_for_any_sample(on_host, sample):
+    check(on_host, sample)
+
+
+@needs_compiler
+@pytest.mark.parametrize("resample", RESAMPLE)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_source_equals_the_reference_at_the_ends_of_what_is_allowed(on_host, sizes, resample):
+    one_cell(on_host, *sizes, resample=resample)
+
+
+@needs_compiler
+@pytest.mark.parametrize("resample", RESAMPLE)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_a_cell_leaves_its_surroundings_alone_wherever_it_lies(on_host, dtype, channels_last, resample):
+    for left in range(17):
+        sizes = (60, 50, 23, 40 + left)
+        one_cell(on_host, *sizes, resample=resample, dtype=dtype, margin=(2, left), channels_last=channels_last)
+
+
+def boxes(random, count):
+    """Tiles of one kernel in frames of their own, among them some of very different size."""
+    tiles = np.zeros(count, TILE)
+    for name in ("photo_height", "photo_width"):
+        tiles[name] = random.choice([1, 2, 17, 60, 90], count)
+    for low, high, frame in (("y0", "y1", "frame_height"), ("x0", "x1", "frame_width")):
+        tiles[low] = random.integers(0, 9, count)
+        tiles[high] = tiles[low] + random.choice([1, 5, 30, 70], count)
+        tiles[frame] = tiles[high] + random.integers(0, 3, count)
+    tiles["channels_last"] = random.integers(0, 2, count)
+    return tiles
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("sanitizer", "lanes", "rows", "count"),
+    [("address,undefined", 1, 1, 60), ("thread", 4, 2, 5)],
+    ids=["bounds", "races"],
+)
+def test_the_source_passes_a_sanitizer(tmp_path, sanitizer, lanes, rows, count):
+    """No access beyond photo, frame and shared memory; no two threads of a block at one place without a barrier."""
+    options = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g"]
+    main = (HERE / "sanitize.cpp").read_text()
+    program = build(tmp_path, *options, lanes=lanes, rows=rows, main=main)
+    random = np.random.default_rng(0)
+    for kernel, (resample, itemsize) in enumerate([(r, i) for r in RESAMPLE.values() for i in (1, 2, 4)]):
+        tiles = boxes(random, count)
+        tiles["resample"], tiles["itemsize"] = resample, itemsize
+        tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
+        head = np.array([kernel, len(tile_of_block), stage_bytes, len(tiles)], np.int32)
+        (tmp_path / "launch").write_bytes(head.tobytes() + tiles.tobytes() + tile_of_block.tobytes())
+        run = subprocess.run([program, tmp_path / "launch"], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[:4000]
+
+
+def check_report(report, title):
+    """Every kernel is there and nothing spilled; prints the register table (shown by ``make cuda-check``)."""
+    found = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers.*?(\d+) bytes smem",
+        report,
+        re.DOTALL,
+    )
+    assert sorted(name for name, *_ in found) == sorted(KERNELS), report
+    for name, *numbers in sorted(found):
+        stack, stores, loads, registers, shared = map(int, numbers)
+        assert (stack, stores, loads) == (0, 0, 0), (name, numbers)
+        assert shared + mosaic_cuda._LARGEST_STAGE <= 48 * 1024  # what a launch may have without asking for more
+        assert registers <= 80, (name, registers)  # three blocks of 256 threads on a multiprocessor
+        print(f"{title} {name}: {registers} registers, {shared} bytes shared, no spills")
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvcc_compiles_the_source_without_spills(tmp_path, architecture):
+    (tmp_path / "mosaic.cu").write_text(mosaic_cuda.source())
+    command = ["nvcc", *mosaic_cuda.OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"]
+    run = subprocess.run([*command, "-cubin", "mosaic.cu"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    check_report(run.stderr, f"nvcc sm_{architecture}")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_run_time_compiler_compiles_the_source_without_spills(architecture):
+    """NVRTC is what CuPy hands the source to; it needs no GPU."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    error, program = nvrtc.nvrtcCreateProgram(mosaic_cuda.source().encode(), b"mosaic.cu", 0, [], [])
+    options = [o.encode() for o in (*mosaic_cuda.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")]
+    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert error == 0, log.decode()
+    check_report(log.decode(), f"NVRTC sm_{architecture}")
+
+
+def test_a_photo_that_is_too_large_is_refused():
+    tiles = boxes(np.random.default_rng(0), 2)
+    tiles["photo_width"][1] = mosaic_cuda.LARGEST_PHOTO + 1
+    with pytest.raises(ValueError, match="at most 8192 pixels"):
+        mosaic_cuda.cut(tiles)
+
+
+def test_every_part_of_every_cell_is_written_by_one_block():
+    random = np.random.default_rng(1)
+    for resample in RESAMPLE.values():
+        tiles = boxes(random, 50)
+        tiles["resample"], tiles["photo_width"] = resample, random.integers(1, 8193, 50)
+        tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
+        assert stage_bytes % 16 == 0 and stage_bytes <= mosaic_cuda._LARGEST_STAGE
+        for index, tile in enumerate(tiles):
+            mine = np.flatnonzero(tile_of_block == index)
+            across, down = (-(-(tile[b] - tile[a]) // tile[p]) for a, b, p in PARTS)
+            assert len(mine) == across * down and mine[0] == tile["first_block"]
+
+
+PARTS = [("x0", "x1", "part_width"), ("y0", "y1", "part_height")]
+
+
+@pytest.mark.gpu
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sample=samples(largest_photo=700, largest_frame=500))
+def test_a_gpu_equals_the_reference_for_any_sample(on_gpu, sample):
+    check(on_gpu, sample)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resample", RESAMPLE)
+@pytest.mark.parametrize("sizes", SIZES + LARGEST)
+def test_a_gpu_equals_the_reference_at_the_ends_of_what_is_allowed(on_gpu, sizes, resample):
+    one_cell(on_gpu, *sizes, resample=resample)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resample", RESAMPLE)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_on_a_gpu_a_cell_leaves_its_surroundings_alone(on_gpu, dtype, channels_last, resample):
+    for left in range(17):
+        sizes = (60, 50, 23, 40 + left)
+        one_cell(on_gpu, *sizes, resample=resample, dtype=dtype, margin=(2, left), channels_last=channels_last)
