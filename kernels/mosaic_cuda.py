@@ -1,7 +1,6 @@
 """Launches ``mosaic.cu``: all cells of a batch at once, on a stream of the caller's.
 
-CuPy compiles the source at first use, for the device at hand, and keeps the result in its cache on disk. torch owns the
-device memory that a launch needs, so that one allocator serves the whole process.
+CuPy compiles the source at first use, for the device at hand, and keeps the result in its cache on disk.
 """
 
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.kernels.launch import current, padded, upload
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE
 
 THREADS = (32, 8)  # LANES, ROWS
@@ -44,10 +44,6 @@ def kernel_name(resample: int, itemsize: int) -> str:
     return f"{names[resample]}_{itemsize}"
 
 
-def _padded(size: Any) -> Any:
-    return (size + 15) // 16 * 16
-
-
 def cut(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], int]:
     """Divide cells into the parts that blocks of threads write.
 
@@ -78,12 +74,12 @@ def cut(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], int]:
         most = np.clip(_COLUMN_TAPS // taps, 1, most).astype(np.int64)
     most = np.where(most >= 16, most // 16 * 16, most)  # lines that begin at a multiple of 16 bytes in the frame
     even = -(-width // -(-width // most))
-    part_width = np.where(most >= 16, np.minimum(_padded(even), most), even)
+    part_width = np.where(most >= 16, np.minimum(padded(even), most), even)
     part_height = np.minimum(_CV2_ROWS if cv2 else _PILLOW_ROWS, height)
     tiles["part_width"], tiles["part_height"] = part_width, part_height
 
     segment = 3 * np.minimum(np.ceil((np.minimum(part_width, width) - 1) * across + around), source_width)
-    pitch = _padded(segment.astype(np.int64) + 15 + 12)
+    pitch = padded(segment.astype(np.int64) + 15 + 12)
     if cv2:
         rows = np.minimum(2 * _STEP, np.ceil(_STEP * down) + 2).astype(np.int64)
         stage = max((2 * pitch).max(), min((rows * pitch).max(), _STAGE))
@@ -105,29 +101,6 @@ def _module(device: int) -> Any:
     return module
 
 
-def upload(arrays: list[npt.NDArray[Any]], *, device: int, stream: int) -> tuple[Any, list[int]]:
-    """Copy arrays to a device in one transfer that the host does not wait for.
-
-    Args:
-        device: CUDA device number.
-        stream: CUDA stream's address.
-
-    Returns:
-        A torch tensor that owns the memory, to be held until the work that uses it has been queued on ``stream``; and
-        the device address of each array, a multiple of 16.
-    """
-    import torch
-
-    begins = np.cumsum([0, *(_padded(array.nbytes) for array in arrays)]).tolist()
-    # torch keeps page-locked blocks for further use, and gives one out again only after the copies out of it are done.
-    packed = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=True)
-    for array, begin in zip(arrays, begins, strict=False):
-        packed[begin : begin + array.nbytes].numpy()[:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-    with torch.cuda.stream(torch.cuda.ExternalStream(stream, device)):
-        sent = packed.to(f"cuda:{device}", non_blocking=True)
-    return sent, [sent.data_ptr() + begin for begin in begins[:-1]]
-
-
 def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
     """Queue the writing of all cells of a batch; their masks are the work of ``mask_cuda``.
 
@@ -139,12 +112,10 @@ def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
     Raises:
         ValueError: see ``cut``.
     """
-    import cupy
-
     if not len(tiles):
         return
     tile_of_block, stage_bytes = cut(tiles)
     kernel = _module(device).get_function(kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
     _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
+    with current(device, stream):
         kernel((len(tile_of_block),), THREADS, (*addresses, np.int32(stage_bytes)), shared_mem=stage_bytes)

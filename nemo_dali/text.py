@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.cache import cache_folder
 from nemo_dali.errors import NemoError
 
 TOKENS_VERSION = 1  # of the cached array; part of its name
@@ -70,13 +71,6 @@ def tokenize(
         packed = _make(sentences, tokenizer, context_length)
         _write(path, packed)
     return _split(packed)
-
-
-def cache_folder() -> Path:
-    """The folder for what can be made again; it need not exist yet."""
-    if folder := os.environ.get("NEMO_DALI_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "nemo-dali"
 
 
 def _split(packed: Int32) -> tuple[Int32, Int32]:

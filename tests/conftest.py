@@ -11,6 +11,7 @@ import pytest
 from nemo_dali.annotations import read_refer
 from nemo_dali.dataset import Dataset, index_dataset
 from nemo_dali.table import write_table
+from tests.kernels.cuda_host import library
 from tests.refer_files import write_refer
 
 CLIP_CONFIG = {
@@ -81,6 +82,12 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NEMO_DALI_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory):
+    """The CUDA source, built for the host; needs g++."""
+    return library(tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture(scope="session")

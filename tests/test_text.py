@@ -181,17 +181,6 @@ def test_a_full_disk_leaves_nothing_behind(cache, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
-def test_cache_folder(tmp_path, monkeypatch):
-    monkeypatch.delenv("NEMO_DALI_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert text.cache_folder() == tmp_path / ".cache" / "nemo-dali"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert text.cache_folder() == Path("/x/nemo-dali")
-    monkeypatch.setenv("NEMO_DALI_CACHE", "/y")
-    assert text.cache_folder() == Path("/y")
-
-
 def test_a_callable(cache):
     calls = []
 

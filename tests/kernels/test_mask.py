@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nemo_dali.kernels.mask import nearest_sources, write_mask
+from nemo_dali.kernels.mask import add_up, find_run, nearest_sources, write_mask
 from nemo_dali.kernels.tile import CV2_LINEAR, PILLOW_BILINEAR
 
 RULES = [CV2_LINEAR, PILLOW_BILINEAR]
@@ -68,11 +68,42 @@ def test_runs_of_no_length_and_a_missing_tail():
     assert cell.T.reshape(-1).tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
+def test_runs_beyond_the_photo_are_cut():
+    cell = np.full((4, 3), 9, np.uint8)
+    write_mask(np.array([10, 2**32 - 1, 5, 7], np.uint32), 4, 3, CV2_LINEAR, cell)
+    assert cell.T.reshape(-1).tolist() == [0] * 10 + [1, 1]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_sources_are_the_librarys_for_every_small_pair(rule):
     for source in range(1, 90):
         line = np.arange(source, dtype=np.uint8)[None]
         for size in range(1, 90):
             found = np.empty(size, np.int32)
-            nearest_sources(source, size, rule, found)
+            nearest_sources(source, size, rule, 0, found)
             assert np.array_equal(found, expected(line, 1, size, rule)[0]), (source, size)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=200, deadline=None)
+@given(
+    source=st.integers(1, 8192), size=st.integers(1, 1024), cut=st.tuples(st.integers(0, 1024), st.integers(0, 1024))
+)
+def test_a_part_of_the_sources(rule, source, size, cut):
+    begin, end = sorted(min(place, size) for place in cut)
+    whole, part = np.empty(size, np.int32), np.empty(end - begin, np.int32)
+    nearest_sources(source, size, rule, 0, whole)
+    nearest_sources(source, size, rule, begin, part)
+    assert np.array_equal(part, whole[begin:end])
+
+
+@settings(max_examples=300, deadline=None)
+@given(runs=st.lists(st.integers(0, 9), max_size=40), data=st.data())
+def test_find_run_is_a_search_in_the_ends(runs, data):
+    pixels = data.draw(st.integers(0, 200))
+    ends = np.empty(len(runs), np.uint32)
+    add_up(np.array(runs, np.uint32), pixels, ends)
+    assert np.array_equal(ends, np.minimum(np.cumsum(runs), pixels))
+    pixel = data.draw(st.integers(0, 220))
+    begin, end = sorted(data.draw(st.tuples(st.integers(0, len(runs)), st.integers(0, len(runs)))))
+    assert find_run(ends, begin, end, pixel) == begin + np.searchsorted(ends[begin:end], pixel, side="right")

@@ -1,10 +1,8 @@
 """The CUDA source: on the host against the oracle and under sanitizers, compiled for every GPU, run where one is."""
 
-import ctypes
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,47 +10,19 @@ from hypothesis import HealthCheck, given, settings
 
 from nemo_dali.kernels import mosaic_cuda, reference
 from nemo_dali.kernels.tile import RESAMPLE, TILE
+from tests.kernels.cuda_host import HERE, KERNELS, build, launch, needs_compiler
 from tests.kernels.test_mosaic import by_tiles, samples
 
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
-KERNELS = [mosaic_cuda.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
-HERE = Path(__file__).parent
-
-RUN = f"""
-extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
-    decltype(&{KERNELS[0]}) kernels[] = {{{", ".join(KERNELS)}}};
-    host::launch(blocks, LANES, ROWS, stage_bytes, kernels[which], tiles, tile_of_block, stage_bytes);
-}}
-"""
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-def build(folder, *options, lanes, rows, main=""):
-    """Compile the CUDA source for the host; returns the path of what came out."""
-    text = f'#include "cuda_on_host.hpp"\n{mosaic_cuda.source()}{RUN}{main}'
-    (folder / "kernel.cpp").write_text(text)
-    command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
-    command += [f"-DLANES={lanes}", f"-DROWS={rows}", *options, "kernel.cpp", "-o", "kernel", "-pthread"]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return folder / "kernel"
-
-
-def which(tile):
-    return KERNELS.index(mosaic_cuda.kernel_name(int(tile["resample"]), int(tile["itemsize"])))
-
-
-@pytest.fixture(scope="session")
-def on_host(tmp_path_factory):
+@pytest.fixture
+def on_host(cuda_library):
     """``write(tiles, photos, frame, table)``: one launch, by a single thread of the host."""
-    library = ctypes.CDLL(str(build(tmp_path_factory.mktemp("host"), "-O2", "-shared", "-fPIC", lanes=1, rows=1)))
 
     def write(tiles, photos, frame, table):
         tiles["photo"] = [photo.ctypes.data for photo in photos]
-        tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
-        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
-        library.run(which(tiles[0]), len(tile_of_block), *pointers, stage_bytes)
+        launch(cuda_library, tiles)
 
     return write
 
