@@ -7,28 +7,23 @@ import operator
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali import cuda
 from nemo_dali.batch import Batch
+from nemo_dali.canvas import Canvas, Drawing
 from nemo_dali.corpus import Corpus, PathLike, listed
 from nemo_dali.errors import NemoError, PhotoError, StateError
-from nemo_dali.frames import FramePool
 from nemo_dali.kernels.mosaic import DONE
-from nemo_dali.kernels.reference import normalisation_table
-from nemo_dali.kernels.tile import RESAMPLE
-from nemo_dali.layout import lay_out
 from nemo_dali.photos import photo_problem
-from nemo_dali.pipeline import StreamPipeline, encode_path
+from nemo_dali.pipeline import CudaStreamPipeline, StreamPipeline
 from nemo_dali.plan import Planner, ShortPools
 from nemo_dali.policy import MosaicPolicy
 from nemo_dali.sharding import rank_and_world_size, thread_count
 from nemo_dali.text import Tokenizer
-
-if TYPE_CHECKING:
-    import torch
 
 logger = logging.getLogger("nemo_dali")
 
@@ -42,14 +37,13 @@ LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """A batch in the making: which one it is, and everything that DALI's threads write into."""
+    """A batch in the making: which one it is, and everything that the pipeline writes into."""
 
     epoch: int
     seen: int  # samples of the epoch before this step, over all ranks
     plan: npt.NDArray[Any]
     short: ShortPools
-    image: "torch.Tensor"
-    mask: "torch.Tensor"
+    drawing: Drawing
 
 
 class Loader:
@@ -70,7 +64,8 @@ class Loader:
         batch_size: samples per step of this rank.
         policy: the mosaic policy.
         seed: integer in [0, 2**64); the same on every rank.
-        device: "cpu". This version makes batches in host memory.
+        device: "cpu", or "cuda" or "cuda:1": where photos are decoded and batches made. On a GPU the tensors are
+            torch's own, ready for its current stream and safe to keep; the host does not wait for them.
         size: height and width of a frame in pixels.
         dtype: of the images. "uint8" is not normalised; the others are ``(value / 255 - mean) / std``.
         mean, std: per channel RGB, in units of the full range 0 to 1; ImageNet's by default.
@@ -83,6 +78,7 @@ class Loader:
             filled up with the epoch's first refs, drawn anew.
         num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in the making while the training loop works on one.
+        hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: see ``cuda.hardware_share``.
         style: "batch" yields ``Batch``; "dali" yields a list of one dict, as DALI's PyTorch iterators do.
 
     Attributes:
@@ -116,20 +112,22 @@ class Loader:
         drop_last: bool = True,
         num_threads: int | None = None,
         prefetch: int = 2,
+        hw_decoder_load: float | None = None,
         style: Style = "batch",
     ) -> None:
-
         policy = MosaicPolicy() if policy is None else policy
         if not isinstance(policy, MosaicPolicy):
             raise ValueError(f"policy ({policy!r}) must be a MosaicPolicy")
-        if str(device) != "cpu":
-            raise ValueError(f"device ({device!r}) must be 'cpu' in this version; move batches with batch.to(device)")
+        self._cuda = cuda.cuda_device(device)
         num_threads = thread_count() if num_threads is None else num_threads
         batch_size = _integer("batch_size", batch_size, least=1)
         size = _integer("size", size, least=1)
         prefetch = _integer("prefetch", prefetch, least=1)
         num_threads = _integer("num_threads", num_threads, least=1)
         seed = _integer("seed", seed, least=0)
+        hw_decoder_load = cuda.hardware_share(num_threads) if hw_decoder_load is None else hw_decoder_load
+        if not 0 <= hw_decoder_load <= 1:
+            raise ValueError(f"hw_decoder_load ({hw_decoder_load}) must be from 0 to 1")
         if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
             raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
         if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
@@ -153,15 +151,24 @@ class Loader:
         self._told = False  # of short pools: once is enough
         self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
         self._tokens, self._token_count = self.corpus.tokens(tokenizer, context_length)
-        self._table = np.ascontiguousarray(normalisation_table(mean, std, dtype))
+        self._hw_decoder_load = hw_decoder_load
         self.dtype = dtype
         self.resample = resample
         self._style = style
         self._drop_last = drop_last
         self.prefetch = prefetch
-        # Beside the batches in the making, the training loop usually holds one and lets go of another.
-        frame_bytes = size**2 * (3 * self._table.itemsize + 1)
-        self._frames = FramePool(batch_size * frame_bytes, spare=prefetch + 2)
+        self._canvas = Canvas(
+            self.corpus,
+            batch_size=batch_size,
+            size=size,
+            dtype=dtype,
+            mean=mean,
+            std=std,
+            resample=resample,
+            device_id=self._cuda,
+            # Beside the batches in the making, the training loop usually holds one and lets go of another.
+            spare=prefetch + 2,
+        )
         self._global_batch = batch_size * world_size
         if not len(self):
             raise NemoError(
@@ -300,6 +307,7 @@ class Loader:
             pipeline = self._open_pipeline()
             if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
                 pipeline.drain()  # made ahead for a pass that was given up
+                pipeline = self._open_pipeline()
             self._start_ahead(pipeline, epoch, seen)
             step: _Step = pipeline.running[0]
             try:
@@ -315,9 +323,19 @@ class Loader:
         return step
 
     def _open_pipeline(self) -> StreamPipeline:
+        if self._pipeline is not None and self._pipeline.broken:
+            self.close()
         if self._pipeline is None:
-            cells = self.batch_size * self.policy.largest_grid**2
-            self._pipeline = StreamPipeline(max_cells=cells, num_threads=self.num_threads, prefetch=self.prefetch)
+            options: dict[str, Any] = {
+                "max_cells": self.batch_size * self.policy.largest_grid**2,
+                "num_threads": self.num_threads,
+                "prefetch": self.prefetch,
+            }
+            if self._cuda is None:
+                self._pipeline = StreamPipeline(**options)
+            else:
+                options |= {"device_id": self._cuda, "hw_decoder_load": self._hw_decoder_load}
+                self._pipeline = CudaStreamPipeline(**options)
             self._close = weakref.finalize(self, self._pipeline.close)
             self._close.atexit = False  # the pipeline sees to that itself
         if self._pipeline.inherited:
@@ -336,29 +354,10 @@ class Loader:
         return (step.epoch, seen) if self._steps_after(seen) else (step.epoch + 1, 0)
 
     def _start(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
-        import torch
-
         first = seen + self.rank * self.batch_size
         rows, short = self._planner.plan_and_count(epoch, np.arange(first, first + self.batch_size))
-        shape = (self.batch_size, self.size, self.size)
-        block = torch.from_numpy(self._frames.take())
-        image, mask = block[: -math.prod(shape)], block[-math.prod(shape) :]
-        image = image.view(getattr(torch, self.dtype)).view(shape[0], 3, *shape[1:])
-        mask = mask.view(shape)
-        tiles, sample, photo = lay_out(rows, self.size)
-        target = tiles["run_count"] == 1
-        ref = rows["ref"][sample]
-        tiles["run_count"] = np.where(target, self.corpus.run_count[ref], 0)
-        tiles["runs"] = np.where(target, self.corpus.runs[ref], 0)
-        tiles["image"] = image.data_ptr() + sample * (image[0].nbytes)
-        tiles["mask"] = mask.data_ptr() + sample * (mask[0].nbytes)
-        tiles["table"] = self._table.ctypes.data
-        tiles["itemsize"] = self._table.itemsize
-        tiles["photo_width"] = self.corpus.photo_width[photo]
-        tiles["photo_height"] = self.corpus.photo_height[photo]
-        tiles["resample"] = RESAMPLE[self.resample]
-        paths = [encode_path(self.corpus.photo_path(row)) for row in photo.tolist()]
-        pipeline.feed(paths, tiles, _Step(epoch, seen, rows, short, image, mask))
+        drawing = self._canvas.prepare(rows)
+        pipeline.feed(drawing.paths, drawing.work, _Step(epoch, seen, rows, short, drawing))
 
     def _batch(self, step: _Step) -> Any:
         import torch
@@ -368,9 +367,15 @@ class Loader:
         attention = torch.from_numpy(
             (np.arange(self._tokens.shape[1]) < self._token_count[rows, None]).astype(np.int64)
         )
+        image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream
+        if self._cuda is not None:
+            tokens, attention = cuda.send(tokens, self._cuda), cuda.send(attention, self._cuda)
+            current = cuda.current_stream(self._cuda)
+            if current != stream:  # torch must not give the memory away before this stream is done with it
+                image.record_stream(current)
         if self._style == "dali":
-            return [{"image": step.image, "mask": step.mask, "tokens": tokens, "attention_mask": attention}]
-        return Batch(step.image, step.mask, tokens, attention, step.plan, self.corpus)
+            return [{"image": image, "mask": mask, "tokens": tokens, "attention_mask": attention}]
+        return Batch(image, mask, tokens, attention, step.plan, self.corpus)
 
     def _explain(self, step: _Step, error: RuntimeError | None) -> NemoError:
         """Find the photo that a failed batch stumbled over: the pipeline itself does not tell."""
@@ -378,6 +383,8 @@ class Loader:
         for row in dict.fromkeys(step.plan["images"][step.plan["images"] >= 0].tolist()):
             if problem := photo_problem(self.corpus.photo_path(row), width[row], height[row]):
                 return PhotoError(problem)
+        if "memory" in str(error).lower():
+            return NemoError(f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({error})")
         return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 
 

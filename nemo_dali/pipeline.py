@@ -3,7 +3,10 @@
     paths ──▶ io.file.read ──▶ decoders.image ──▶ write_tiles ──▶ status
     tiles ────────────────────────────────────────▲   └─▶ pixels and masks, into the frames that the tiles name
 
-Frames are ordinary memory of the caller's, so DALI never copies a finished batch.
+Frames are ordinary memory of the caller's, so DALI never copies a finished batch. On a GPU the photos stay there, and
+the kernels are launched once a batch, from a Python function of DALI's thread on DALI's stream:
+
+    paths ──▶ io.file.read ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ one byte a cell
 """
 
 import atexit
@@ -17,8 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali import cuda
 from nemo_dali.errors import NemoError
 
+DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
 OTHER_FILES = 256  # open files that a training process has besides photos: libraries, sockets, logs
 
 
@@ -37,15 +42,16 @@ class StreamPipeline:
         max_cells: largest number of cells in a batch.
         num_threads: DALI's worker threads.
         prefetch: batches in the making at the same time, >= 1.
+        device_id: of the GPU that DALI is to use, if any.
 
     Raises:
         NemoError: the system does not let a process open as many files as a batch has cells.
     """
 
-    def __init__(self, *, max_cells: int, num_threads: int, prefetch: int) -> None:
-        from nvidia.dali import Pipeline, fn, types
+    broken = False  # whether it can only be closed
 
-        from nemo_dali.operators import write_tiles
+    def __init__(self, *, max_cells: int, num_threads: int, prefetch: int, device_id: int | None = None) -> None:
+        from nvidia.dali import Pipeline, fn, types
 
         _allow_open_files(max_cells + OTHER_FILES)
         self._prefetch = prefetch
@@ -53,44 +59,56 @@ class StreamPipeline:
         self._owed = 0  # batches that DALI has started and that were not taken from it yet
         self._process = os.getpid()
         pipe = Pipeline(
-            batch_size=max_cells, num_threads=num_threads, device_id=None, prefetch_queue_depth=prefetch, seed=0
+            batch_size=max_cells,
+            num_threads=num_threads,
+            device_id=device_id,
+            prefetch_queue_depth=prefetch,
+            seed=0,
         )
         with pipe:
             paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
-            tiles = fn.external_source(name="tiles", ndim=1, dtype=types.UINT8)
             # Without mmap: a file cut short under a mapping would end the process.
-            encoded = fn.io.file.read(paths, dont_use_mmap=True)
-            # Masks are of the photo as stored, so its EXIF rotation must not be applied.
-            photos = fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
-            pipe.set_outputs(write_tiles(tiles, photos))
+            pipe.set_outputs(self._write(fn.io.file.read(paths, dont_use_mmap=True)))
         pipe.build()
         self._pipe: Any = pipe
         self._started = False
         # Registered after DALI's own hook, hence run before it: DALI would shut the graph down under running batches.
         atexit.register(self.close)
 
+    def _write(self, encoded: Any) -> Any:
+        """The graph behind the files' bytes."""
+        from nvidia.dali import fn, types
+
+        from nemo_dali.operators import write_tiles
+
+        tiles = fn.external_source(name="tiles", ndim=1, dtype=types.UINT8)
+        return write_tiles(tiles, fn.decoders.image(encoded, **DECODING))
+
     @property
     def inherited(self) -> bool:
         """Whether this process is a fork of the one that made the pipeline; then only ``close`` works."""
         return os.getpid() != self._process
 
-    def feed(self, paths: list[npt.NDArray[np.uint8]], tiles: npt.NDArray[Any], keep: Any) -> None:
+    def feed(self, paths: list[npt.NDArray[np.uint8]], work: Any, keep: Any) -> None:
         """Start a batch.
 
         Args:
             paths: per cell the photo's path from ``encode_path``.
-            tiles: ``kernels.tile.TILE`` [cells].
+            work: ``kernels.tile.TILE`` [cells]; on a GPU a ``DeviceBatch``.
             keep: holds what the tiles point to; it stays in ``running`` until the batch is done.
         """
         self.running.append(keep)  # before DALI learns the addresses
         self._pipe.feed_input("paths", paths)
-        self._pipe.feed_input("tiles", tiles.view(np.uint8).reshape(len(tiles), -1))
+        self._feed(work)
         if self._started:
             self._pipe.schedule_run()
             self._owed += 1
         elif len(self.running) == self._prefetch:  # DALI's first call starts as many batches as it prefetches
             self._pipe.schedule_run()
             self._started, self._owed = True, self._prefetch
+
+    def _feed(self, work: Any) -> None:
+        self._pipe.feed_input("tiles", work.view(np.uint8).reshape(len(work), -1))
 
     def wait(self) -> npt.NDArray[np.uint8]:
         """Wait for the oldest batch; its status, uint8 [cells].
@@ -127,6 +145,70 @@ class StreamPipeline:
         self._pipe = None
         self.running.clear()  # only now: the graph is gone, or will never run here
         atexit.unregister(self.close)
+
+
+class CudaStreamPipeline(StreamPipeline):
+    """The same on a GPU: photos are decoded there, and frames and masks are torch tensors there.
+
+    ``wait`` does not wait for the GPU: it puts torch's current stream behind the batch. After a RuntimeError of
+    ``wait`` the pipeline is ``broken`` and can only be closed.
+
+    Args:
+        device_id: CUDA device number.
+        hw_decoder_load: share of the JPEGs for the hardware decoder, 0 to 1.
+        max_cells, num_threads, prefetch: as on the CPU.
+    """
+
+    def __init__(
+        self, *, device_id: int, hw_decoder_load: float, max_cells: int, num_threads: int, prefetch: int
+    ) -> None:
+        self._device = device_id
+        self._hw_decoder_load = hw_decoder_load
+        self._to_write: deque[cuda.DeviceBatch] = deque()  # fed, and not decoded yet
+        self._to_deliver: deque[cuda.DeviceBatch] = deque()  # fed, and not waited for yet
+        super().__init__(max_cells=max_cells, num_threads=num_threads, prefetch=prefetch, device_id=device_id)
+
+    def _write(self, encoded: Any) -> Any:
+        from nvidia.dali import fn
+
+        from nemo_dali.operators import call_with_photos
+
+        photos = fn.decoders.image(
+            encoded,
+            device="mixed",
+            hw_decoder_load=self._hw_decoder_load,
+            jpeg_fancy_upsampling=True,  # as libjpeg does it; nvJPEG's own way differs more
+            **DECODING,
+        )
+        return call_with_photos(photos, self._next_batch, device_id=self._device)
+
+    def _next_batch(self, photos: list[Any], stream: int) -> None:
+        # Batches come in the order they were fed in. Where DALI could not decode one it does not come here, and the
+        # next takes its place in the queue: its frames are kept until the pipeline is closed, so nothing is overwritten
+        # that anybody else has, and nobody sees them.
+        self._to_write.popleft().write(photos, stream)
+
+    def _feed(self, work: Any) -> None:
+        self._to_write.append(work)
+        self._to_deliver.append(work)
+
+    def wait(self) -> npt.NDArray[np.uint8]:
+        self._owed -= 1
+        try:
+            self._pipe.share_outputs(cuda_stream=cuda.current_stream(self._device))
+            self._pipe.release_outputs()
+        except RuntimeError:
+            self.broken = True
+            raise
+        self.running.popleft()
+        return self._to_deliver.popleft().status
+
+    def close(self) -> None:
+        """Wait for the GPU too, for what it writes into is then let go."""
+        if self._pipe is not None and not self.inherited:
+            self.drain()
+            cuda.synchronize(self._device)
+        super().close()
 
 
 def _allow_open_files(count: int) -> None:

@@ -1,0 +1,124 @@
+"""From plan rows to what a pipeline needs: memory for the frames, and the tile records that say what goes where."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali import cuda
+from nemo_dali.corpus import Corpus
+from nemo_dali.errors import NemoError
+from nemo_dali.frames import FramePool
+from nemo_dali.kernels.reference import normalisation_table
+from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.layout import lay_out
+from nemo_dali.pipeline import encode_path
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A batch to be drawn.
+
+    Attributes:
+        image: torch [B, 3, size, size] and mask: torch uint8 [B, size, size], of undefined content until it is drawn.
+        paths: of the photo of each cell, from ``encode_path``.
+        work: dtype ``TILE`` [cells]; on a GPU a ``DeviceBatch``.
+        stream: on a GPU torch's current stream when the memory was allocated.
+    """
+
+    image: "torch.Tensor"
+    mask: "torch.Tensor"
+    paths: list[npt.NDArray[np.uint8]]
+    work: npt.NDArray[Any] | cuda.DeviceBatch
+    stream: "torch.cuda.Stream | None"
+
+
+class Canvas:
+    """Allocates batches of one shape.
+
+    Args:
+        batch_size, size, dtype, mean, std, resample: see ``Loader``.
+        device_id: a CUDA device number; None: host memory.
+        spare: blocks of host memory that are kept for further batches.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        batch_size: int,
+        size: int,
+        dtype: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resample: str,
+        device_id: int | None,
+        spare: int,
+    ) -> None:
+        self._corpus = corpus
+        self._shape = (batch_size, size, size)
+        self._dtype = dtype
+        self._resample = RESAMPLE[resample]
+        self._device_id = device_id
+        table = np.ascontiguousarray(normalisation_table(mean, std, dtype))
+        self._itemsize = table.itemsize
+        self._nbytes = math.prod(self._shape) * (3 * table.itemsize + 1)
+        self._pool = FramePool(self._nbytes, spare=spare)
+        self._table: Any = table  # keeps what the address points to
+        self._table_address: int = table.ctypes.data
+        if device_id is not None:
+            import torch
+
+            self._table = torch.from_numpy(table.view(np.uint8)).to(cuda.place(device_id))
+            self._table_address = self._table.data_ptr()
+
+    def prepare(self, rows: npt.NDArray[Any]) -> Drawing:
+        """Allocate a batch for plan rows, dtype ``plan.PLAN`` [B].
+
+        Raises:
+            NemoError: the GPU has no memory left.
+        """
+        import torch
+
+        block = self._take()
+        image, mask = block[: -math.prod(self._shape)], block[-math.prod(self._shape) :]
+        batch, size, _ = self._shape
+        image = image.view(getattr(torch, self._dtype)).view(batch, 3, size, size)
+        mask = mask.view(self._shape)
+        tiles, sample, photo = lay_out(rows, size)
+        target = tiles["run_count"] == 1
+        ref = rows["ref"][sample]
+        tiles["run_count"] = np.where(target, self._corpus.run_count[ref], 0)
+        tiles["runs"] = np.where(target, self._corpus.runs[ref], 0)
+        tiles["image"] = image.data_ptr() + sample * image[0].nbytes
+        tiles["mask"] = mask.data_ptr() + sample * mask[0].nbytes
+        tiles["table"] = self._table_address
+        tiles["itemsize"] = self._itemsize
+        tiles["photo_width"] = self._corpus.photo_width[photo]
+        tiles["photo_height"] = self._corpus.photo_height[photo]
+        tiles["resample"] = self._resample
+        paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
+        if self._device_id is None:
+            return Drawing(image, mask, paths, tiles, None)
+        stream = cuda.current_stream(self._device_id)
+        return Drawing(image, mask, paths, cuda.device_batch(tiles, sample, mask, stream), stream)
+
+    def _take(self) -> "torch.Tensor":
+        """Memory for the images and then the masks of a batch, uint8 [bytes], of undefined content."""
+        import torch
+
+        if self._device_id is None:
+            return torch.from_numpy(self._pool.take())
+        try:
+            return torch.empty(self._nbytes, dtype=torch.uint8, device=cuda.place(self._device_id))
+        except torch.OutOfMemoryError as error:
+            raise NemoError(
+                f"GPU {self._device_id} has no room for a further batch of {self._nbytes / 2**20:.0f} MiB. Lower "
+                "batch_size, size or prefetch, or use a smaller dtype."
+            ) from error

@@ -1,0 +1,279 @@
+"""Batches made on a GPU; and, without one, the same way with the GPU's part played by the host.
+
+What plays: DALI's CPU decoder and a Python function on the CPU in place of ``mixed`` and the GPU's, the CUDA source
+built by g++ in place of the mosaic kernel, the CPU's mask kernel in place of the GPU's. Streams are not played.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError, cuda
+from nemo_dali.kernels import launch, mask_cuda, mosaic_cuda
+from nemo_dali.kernels.mask import write_mask
+from nemo_dali.kernels.tensors import read_tensors
+from tests.conftest import make_files
+from tests.kernels import cuda_host
+from tests.kernels.cuda_host import needs_compiler
+
+POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, max_similarity=0.4)
+
+
+def masks_on_host(targets, ends, masks, samples, *, frame_height, frame_width, **_):
+    """``mask_cuda.write_masks`` with arrays for addresses."""
+    frames = np.ctypeslib.as_array(
+        ctypes.cast(masks, ctypes.POINTER(ctypes.c_uint8)), (samples, frame_height, frame_width)
+    )
+    frames[:] = 0
+    for frame, target in zip(frames, targets, strict=True):
+        stop = target["ends_begin"] + target["ends_count"]
+        runs = np.diff(ends[target["ends_begin"] : stop].astype(np.int64), prepend=0).astype(np.uint32)
+        cell = frame[target["y0"] : target["y1"], target["x0"] : target["x1"]]
+        write_mask(runs, target["photo_height"], target["photo_width"], target["resample"], cell)
+
+
+class Stream:
+    """A stream on which nothing is ever outstanding."""
+
+    cuda_stream = 0
+
+    def record_event(self):
+        return self
+
+    def wait_event(self, event):
+        assert event is not None
+
+
+@pytest.fixture
+def played(monkeypatch, cuda_library):
+    """``device="cuda"`` then means the host."""
+    import nvidia.dali
+    import nvidia.dali.fn as fn
+    import nvidia.dali.python_function_plugin as plugin
+
+    stream = Stream()
+    pipeline, decode, call = nvidia.dali.Pipeline, fn.decoders.image, fn.dl_tensor_python_function
+    monkeypatch.setattr(cuda, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
+    monkeypatch.setattr(cuda, "place", lambda number: torch.device("cpu"))
+    monkeypatch.setattr(cuda, "current_stream", lambda number: stream)
+    monkeypatch.setattr(cuda, "stream_at", lambda address, number: stream)
+    monkeypatch.setattr(cuda, "send", lambda tensor, number: tensor)
+    monkeypatch.setattr(cuda, "synchronize", lambda number: None)
+    monkeypatch.setattr(nvidia.dali, "Pipeline", lambda **options: pipeline(**options | {"device_id": None}))
+    share = pipeline.share_outputs
+    monkeypatch.setattr(pipeline, "share_outputs", lambda self, cuda_stream=None: share(self))
+    monkeypatch.setattr(plugin, "current_dali_stream", lambda: 0)
+    gpu_only = ("hw_decoder_load", "jpeg_fancy_upsampling")
+    monkeypatch.setattr(
+        fn.decoders,
+        "image",
+        lambda data, device="cpu", **options: decode(
+            data, **{name: value for name, value in options.items() if name not in gpu_only}
+        ),
+    )
+    monkeypatch.setattr(
+        fn, "dl_tensor_python_function", lambda photos, device="cpu", **options: call(photos, device="cpu", **options)
+    )
+    monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
+    monkeypatch.setattr(launch, "upload", lambda arrays, **_: (None, arrays))
+    monkeypatch.setattr(mask_cuda, "write_masks", masks_on_host)
+    yield
+
+
+def batches(files, device, epochs=2, **options):
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=90, device=device, **options)
+    return [batch for _ in range(epochs) for batch in loader]
+
+
+def assert_same(some, others):
+    assert len(some) == len(others) > 0
+    for one, other in zip(some, others, strict=True):
+        assert one.plan.tobytes() == other.plan.tobytes()
+        assert torch.equal(one.mask.cpu(), other.mask)
+        assert torch.equal(one.tokens.cpu(), other.tokens)
+        assert torch.equal(one.attention_mask.cpu(), other.attention_mask)
+
+
+@needs_compiler
+@pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_the_gpus_way_ends_in_the_cpus_batches(files, played, dtype, resample):
+    options = {"dtype": dtype, "resample": resample}
+    played_batches, expected = batches(files, "cuda", **options), batches(files, "cpu", **options)
+    assert_same(played_batches, expected)
+    for one, other in zip(played_batches, expected, strict=True):
+        assert one.image.dtype == other.image.dtype and torch.equal(one.image, other.image)
+
+
+@needs_compiler
+def test_batches_are_safe_to_keep_and_a_pass_can_be_given_up(files, played):
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda")
+    first = next(iter(loader))
+    copy = first.image.clone()
+    kept = list(loader)  # the same epoch anew, with what was made ahead thrown away
+    assert torch.equal(kept[0].image, copy) and torch.equal(first.image, copy)
+    assert len({batch.image.data_ptr() for batch in kept}) == len(kept) == len(loader)
+
+
+@needs_compiler
+def test_a_photo_that_cannot_be_decoded_is_named_and_the_loader_goes_on(tmp_path, played):
+    files = make_files(tmp_path)
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda", seed=3)
+    expected = list(loader)
+    bad = loader.corpus.photo_path(int(expected[5].plan["images"][0, 0]))
+    with open(bad, "rb") as file:
+        content = file.read()
+    with open(bad, "wb") as file:
+        file.write(content[: len(content) // 2])
+    loader.set_epoch(0)
+    with pytest.raises(PhotoError, match=bad):
+        list(loader)
+    with open(bad, "wb") as file:
+        file.write(content)
+    loader.set_epoch(0)
+    again = list(loader)
+    assert all(torch.equal(one.image, other.image) for one, other in zip(again, expected, strict=True))
+
+
+@needs_compiler
+def test_a_photo_of_another_size_than_annotated_is_named(tmp_path, played):
+    from PIL import Image
+
+    files = make_files(tmp_path)
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda")
+    bad = loader.corpus.photo_path(int(loader.plan(0, [0])["images"][0, 0]))
+    Image.new("RGB", (31, 32)).save(bad)
+    with pytest.raises(PhotoError, match=bad):
+        next(iter(loader))
+
+
+def test_capsules_are_read_as_dali_made_them():
+    """Addresses and shapes, by way of the Python function that the GPU's graph uses."""
+    from nvidia.dali import Pipeline, fn, types
+
+    random = np.random.default_rng(0)
+    photos = [random.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((3, 5), (1, 1), (40, 2))]
+    seen = []
+
+    def function(capsules):
+        data, shapes = read_tensors(capsules)
+        for address, shape in zip(data.tolist(), shapes.tolist(), strict=True):
+            pixels = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), shape)
+            seen.append(pixels.copy())
+        return [torch.zeros(1, dtype=torch.uint8).__dlpack__() for _ in capsules]
+
+    pipe = Pipeline(batch_size=3, num_threads=1, device_id=None)
+    with pipe:
+        source = fn.external_source(name="photos", ndim=3, dtype=types.UINT8)
+        pipe.set_outputs(fn.dl_tensor_python_function(source, function=function, batch_processing=True))
+    pipe.build()
+    pipe.feed_input("photos", photos)
+    pipe.run()
+    assert all(np.array_equal(one, other) for one, other in zip(seen, photos, strict=True))
+
+
+def test_tensors_of_other_dimensions_have_no_shape():
+    capsules = [torch.zeros(shape, dtype=torch.uint8).__dlpack__() for shape in ((4,), (2, 2), (1, 2, 3))]
+    assert read_tensors(capsules)[1].tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "mps", None])
+def test_a_device_that_is_none_is_refused(files, device):
+    with pytest.raises(ValueError, match="must be 'cpu', 'cuda' or 'cuda:N'"):
+        Loader(files.dataset, files.negatives, batch_size=1, device=device)
+
+
+def test_without_a_gpu_the_error_says_so(files, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NemoError, match=r"torch sees no CUDA device.*nemo-dali doctor"):
+        Loader(files.dataset, files.negatives, batch_size=1, device="cuda")
+
+
+def test_a_device_beyond_the_last_and_a_missing_cupy_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(NemoError, match="no device cuda:2: torch sees 2"):
+        cuda.cuda_device("cuda:2")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(NemoError, match=r"needs CuPy.*nemo-dali\[cuda12\]"):
+        cuda.cuda_device(torch.device("cuda", 1))
+
+
+def test_the_hardware_decoders_share_falls_with_the_threads():
+    shares = [cuda.hardware_share(threads) for threads in (1, 2, 8, 16, 70)]
+    assert shares == sorted(shares, reverse=True) and 0.11 < shares[-1] < 0.13 and shares[0] > 0.85
+
+
+def test_a_full_gpu_is_told_with_the_remedy(files, played, monkeypatch):
+    loader = Loader(files.dataset, files.negatives, batch_size=4, size=40, device="cuda")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(NemoError, match=r"no room for a further batch.*Lower batch_size"):
+        next(iter(loader))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+def test_a_gpus_batches_are_the_cpus_but_for_the_decoder(files, dtype, resample):
+    """nvJPEG's pixels are not libjpeg's: masks, tokens and plan are equal, pixels close."""
+    made, expected = (batches(files, device, dtype=dtype, resample=resample) for device in ("cuda", "cpu"))
+    assert_same(made, expected)
+    for one, other in zip(made, expected, strict=True):
+        assert one.image.is_cuda and one.image.dtype == other.image.dtype
+        difference = (one.image.cpu().float() - other.image.float()).abs()
+        level = 1.0 if dtype == "uint8" else 1 / 255 / 0.224
+        assert difference.mean() < 2 * level
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_batches_are_ready_for_the_current_stream_and_safe_to_keep(files):
+    """Work on a busy side stream sees whole batches, and nothing writes into a batch that is still held."""
+    options = {"batch_size": 4, "policy": POLICY, "size": 480, "dtype": "uint8"}
+    expected = [batch.image.clone() for batch in Loader(files.dataset, files.negatives, device="cuda", **options)]
+    torch.cuda.synchronize()
+    loader = Loader(files.dataset, files.negatives, device="cuda", prefetch=3, **options)
+    side, sums, kept = torch.cuda.Stream(), [], []
+    with torch.cuda.stream(side):
+        for epoch in range(3):
+            for step, batch in enumerate(loader):
+                torch.cuda._sleep(20_000_000)
+                sums.append((batch.image != expected[step]).sum() if epoch == 0 else batch.image.sum())
+                if step % 3 == 0 and epoch == 0:
+                    kept.append((step, batch.image))
+    side.synchronize()
+    assert sum(sums[: len(loader)]) == 0
+    assert all(torch.equal(image, expected[step]) for step, image in kept)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_bad_photo_is_named_and_the_loader_goes_on(tmp_path):
+    files = make_files(tmp_path)
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda", seed=3)
+    expected = [batch.image.cpu() for batch in loader]
+    bad = Path(loader.corpus.photo_path(int(loader.plan(0, [20])["images"][0, 0])))
+    content = bad.read_bytes()
+    bad.write_bytes(b"no photo")
+    loader.set_epoch(0)
+    with pytest.raises(PhotoError, match=bad.name):
+        list(loader)
+    bad.write_bytes(content)
+    loader.set_epoch(0)
+    assert all(torch.equal(one.image.cpu(), other) for one, other in zip(loader, expected, strict=True))
+
+
+@pytest.mark.gpu
+def test_two_loaders_on_one_gpu_do_not_disturb_each_other(files):
+    options = {"batch_size": 4, "policy": POLICY, "size": 90, "dtype": "uint8", "device": "cuda"}
+    first, second = (Loader(files.dataset, files.negatives, seed=seed, **options) for seed in (0, 1))
+    alone = [[batch.image.cpu() for batch in loader] for loader in (first, second)]
+    first.set_epoch(0), second.set_epoch(0)
+    for step, (one, other) in enumerate(zip(first, second, strict=True)):
+        assert torch.equal(one.image.cpu(), alone[0][step]) and torch.equal(other.image.cpu(), alone[1][step])
