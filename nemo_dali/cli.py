@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--pairs", type=int, default=7)
     loader.add_argument("--steps", type=int, default=20)
     loader.add_argument("--json", type=Path, metavar="FILE")
+
+    doctor = command("doctor", _doctor, "what is installed, whether it fits this machine, whether the pixels are right")
+    doctor.add_argument("--json", action="store_true")
     return parser
 
 
@@ -221,6 +224,16 @@ def _bench_loader(options: argparse.Namespace) -> None:
         print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
     if options.json:
         write_bytes(options.json, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from nemo_dali.doctor import diagnose, raise_problems, render, report
+    from nemo_dali.probe import gather
+
+    facts = gather()
+    findings = diagnose(facts)
+    print(json.dumps(report(facts, findings), indent=2) if options.json else render(facts, findings))
+    raise_problems(findings)
 
 
 if __name__ == "__main__":

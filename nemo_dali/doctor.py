@@ -1,0 +1,332 @@
+"""``nemo-dali doctor``: what is installed, whether it fits this machine, and what to do where it does not.
+
+Every rule is a pure function of ``probe.Facts``, so that machines can be judged that are not at hand.
+"""
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from nemo_dali.errors import NemoError
+from nemo_dali.probe import Facts, Package
+from nemo_dali.self_check import Pixels
+
+Level = Literal["ok", "warning", "problem"]
+
+# NVIDIA, "CUDA Compatibility", page "Minor Version Compatibility", table 1: within a major version of CUDA the driver
+# of its first release is enough, 525 for 12 and 580 for 13. "CUDA Toolkit Release Notes" has the exact numbers.
+MIN_DRIVER = {12: "525.60.13", 13: "580.65.06"}
+# The oldest GPUs that a major version has code for: "CUDA Toolkit Release Notes", "Deprecated Architectures".
+MIN_CAPABILITY = {12: (5, 0), 13: (7, 5)}
+# By CUDA major version, what the extras in pyproject.toml install (numba-cuda with the extra that brings its compiler),
+# and torch, whose wheels are for CUDA 13 from 2.11 on.
+REQUIREMENTS = {
+    12: {
+        "DALI": ["nvidia-dali-cuda120>=2.4,<2.5"],
+        "CuPy": ["cupy-cuda12x[ctk]>=14"],
+        "numba-cuda": ["numba-cuda[cu12]>=0.30"],
+        "torch": ["torch<2.11", "torchvision"],
+    },
+    13: {
+        "DALI": ["nvidia-dali-cuda130>=2.4,<2.5"],
+        "CuPy": ["cupy-cuda13x[ctk]>=14"],
+        "numba-cuda": ["numba-cuda[cu13]>=0.30"],
+        "torch": ["torch>=2.11", "torchvision"],
+    },
+}
+OTHERS = {"NumPy": "numpy>=2", "open_clip": "open_clip_torch", "Pillow": "pillow<13"}
+ONLY_GPU = ("CuPy", "numba-cuda")
+# NCCL's user guide, "Shared memory", asks for this much in a container, where the default is 64 MiB.
+MIN_SHARED_MEMORY = 1 << 30
+OTHER_FILES = 256  # as pipeline.OTHER_FILES
+MIN_CELLS = 64 * 9  # photos open at once in a batch of 64 mosaics of 3x3, the largest that is common on one GPU
+# nvJPEG beside libjpeg on the smooth photos of the self-check, in levels of 0 to 255: both round each of transform,
+# upsampling and colour conversion to a level or so, and a photo that is wrong is wrong by far more.
+MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE = 1.0, 16.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was judged. ``remedy`` is None where nothing has to be done."""
+
+    level: Level
+    what: str
+    remedy: str | None = None
+
+
+def diagnose(facts: Facts) -> list[Finding]:
+    """All findings about a machine, in the order in which to mend things."""
+    return [finding for rule in _RULES for finding in rule(facts)]
+
+
+def report(facts: Facts, findings: list[Finding]) -> dict[str, Any]:
+    """JSON-able: ``ok``, ``findings``, ``facts``."""
+    return {
+        "ok": all(finding.level != "problem" for finding in findings),
+        "findings": [asdict(finding) for finding in findings],
+        "facts": asdict(facts),
+    }
+
+
+def render(facts: Facts, findings: list[Finding]) -> str:
+    """The same for a person to read."""
+    lines = [f"{'python':12}{facts.python}", f"{'nemo-dali':12}{facts.nemo_dali}"]
+    for name, package in facts.packages.items():
+        version = package.version or ("cannot be imported" if package.wheels else "not installed")
+        built = f", CUDA {package.cuda}" if package.cuda else ""
+        lines.append(f"{name:12}{version}{built}")
+    for number, gpu in enumerate(facts.driver.gpus if facts.driver else ()):
+        capability = ".".join(map(str, gpu.compute_capability))
+        lines.append(f"{f'GPU {number}':12}{gpu.name}, compute capability {capability}, {gpu.memory / 2**30:.1f} GiB")
+    lines.append("")
+    for finding in findings:
+        lines.append(f"{finding.level:9}{finding.what}")
+        if finding.remedy is not None:
+            lines.append(f"{'':9}-> {finding.remedy}")
+    return "\n".join(lines)
+
+
+def raise_problems(findings: list[Finding]) -> None:
+    """Do nothing if there are none.
+
+    Raises:
+        NemoError: names every problem and its remedy.
+    """
+    problems = [f"{finding.what} -> {finding.remedy}" for finding in findings if finding.level == "problem"]
+    if problems:
+        raise NemoError(f"{len(problems)} problem{'s' * (len(problems) > 1)} found. {'; '.join(problems)}")
+
+
+# --- what fits -------------------------------------------------------------------------------------------------------
+
+
+def fitting_extras(facts: Facts) -> tuple[int, ...]:
+    """CUDA major versions whose packages run on this driver and on all GPUs; all of them where there is no GPU."""
+    driver = facts.driver
+    if driver is None or not driver.gpus:
+        return tuple(MIN_DRIVER)
+    weakest = min(gpu.compute_capability for gpu in driver.gpus)
+    return tuple(major for major in MIN_DRIVER if major <= _major(driver.cuda) and MIN_CAPABILITY[major] <= weakest)
+
+
+def best_extra(facts: Facts) -> int:
+    """The CUDA major version to install: 13 if it fits and torch, or DALI beside a torch without CUDA, is for it."""
+    built = _major(facts.packages["torch"].cuda or facts.packages["DALI"].cuda)
+    return 13 if built == 13 and 13 in fitting_extras(facts) else 12
+
+
+def _major(version: str | None) -> int:
+    return int(version.split(".")[0]) if version else 0
+
+
+def _has_gpu(facts: Facts) -> bool:
+    return facts.driver is not None and bool(facts.driver.gpus)
+
+
+def _install(major: int, *names: str) -> str:
+    """The command that installs libraries for a CUDA major version; torch brings torchvision of the same release."""
+    wanted = [one for name in names for one in REQUIREMENTS[major].get(name) or [OTHERS.get(name, name)]]
+    return f"pip install {shlex.join(wanted)}"
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def _driver(facts: Facts) -> Iterator[Finding]:
+    driver = facts.driver
+    name = f"Driver {driver.version}" if driver and driver.version else "The driver"
+    if driver is None:
+        yield Finding("ok", "No NVIDIA driver: batches are made on the CPU.")
+    elif driver.error is not None:
+        yield Finding(
+            "problem",
+            f"The NVIDIA driver does not work: {driver.error}.",
+            "Restart the machine if the driver was updated; give a container its GPUs (docker run --gpus all); see "
+            "whether nvidia-smi runs.",
+        )
+    elif not driver.gpus:
+        yield Finding("ok", f"{name} shows no GPU to this process: batches are made on the CPU.")
+    elif not (fits := fitting_extras(facts)):
+        yield Finding(
+            "problem",
+            f"{name} supports CUDA up to {driver.cuda}, which neither cuda12 nor cuda13 can use.",
+            " ".join(f"cuda{major} needs driver {least} or newer." for major, least in MIN_DRIVER.items()),
+        )
+    else:
+        text = f"{name} supports CUDA up to {driver.cuda}: "
+        text += " and ".join(f"cuda{major}" for major in fits) + (" fits." if len(fits) == 1 else " fit.")
+        if len(fits) > 1:
+            text += f" cuda{best_extra(facts)} is the one to install beside this torch."
+        yield Finding("ok", text)
+
+
+def _packages(facts: Facts) -> Iterator[Finding]:
+    target = best_extra(facts)
+    for name, package in facts.packages.items():
+        optional = name in ONLY_GPU and not _has_gpu(facts)
+        install = _install(target, name)
+        if len(package.wheels) > 1:
+            yield Finding(
+                "problem",
+                f"{' and '.join(package.wheels)} are installed at once and overwrite each other's files.",
+                f"pip uninstall -y {' '.join(package.wheels)} && {install}",
+            )
+        if not package.wheels and package.version is None:
+            level: Level = "ok" if optional else "problem"
+            needed = "; without a GPU it is not needed" if optional else ""
+            yield Finding(level, f"{name} is not installed{needed}.", None if optional else install)
+        elif package.error is not None:
+            level = "warning" if optional else "problem"
+            remedy = install.replace("install", "install --force-reinstall", 1)
+            yield Finding(level, f"{name} cannot be imported: {package.error}.", remedy)
+    pillow = facts.packages["Pillow"]
+    if _major(pillow.version) >= 13:
+        yield Finding(
+            "warning",
+            f'"pillow-bilinear" is Pillow\'s up to 12; Pillow {pillow.version} resamples some sizes in another order.',
+            _install(target, "Pillow"),
+        )
+
+
+def _agreement(facts: Facts) -> Iterator[Finding]:
+    fits, target, driver = fitting_extras(facts), best_extra(facts), facts.driver
+    torch = facts.packages["torch"]
+    if torch.version is not None and torch.cuda is None and _has_gpu(facts):
+        yield Finding("problem", f"torch {torch.version} is a build without CUDA.", _install(target, "torch"))
+    built = {name: _major(facts.packages[name].cuda) for name in REQUIREMENTS[target] if facts.packages[name].cuda}
+    if not fits or not built:
+        return
+    wrong = [name for name, major in built.items() if major != target]
+    if not wrong:
+        yield Finding("ok", f"For CUDA {target}: {', '.join(built)}.")
+        return
+    text = "; ".join(
+        f"for CUDA {major}: {', '.join(name for name in built if built[name] == major)}"
+        for major in sorted(set(built.values()))
+    )
+    wheels = [wheel for name in wrong if name in ("DALI", "CuPy") for wheel in facts.packages[name].wheels]
+    # One command for all: they share CUDA's own packages, and one alone may not be installable beside the others.
+    remedy = f"pip uninstall -y {shlex.join(wheels)} && " if wheels else ""
+    remedy += _install(target, *REQUIREMENTS[target])
+    newest = max(built.values())
+    if driver is None or not driver.gpus or newest <= fits[-1]:
+        need = f": only driver {MIN_DRIVER[newest]} or newer runs them all" if newest in MIN_DRIVER else ""
+        yield Finding("warning", f"Libraries are not for the same CUDA ({text}){need}.", remedy)
+    elif newest > _major(driver.cuda):
+        if newest in MIN_DRIVER:
+            remedy += f"  (or driver {MIN_DRIVER[newest]} or newer, and all for CUDA {newest})"
+        yield Finding("problem", f"The driver supports CUDA up to {driver.cuda}, but {text}.", remedy)
+    else:
+        yield Finding("problem", f"CUDA {newest} has no code for a GPU of this machine, but {text}.", remedy)
+
+
+def _compilers(facts: Facts) -> Iterator[Finding]:
+    driver, gpu = facts.driver, _has_gpu(facts)
+    for what, name, found in (("NVRTC", "CuPy", facts.nvrtc), ("NVVM and nvJitLink", "numba-cuda", facts.nvvm)):
+        install = _install(best_extra(facts), name)
+        if facts.packages[name].version is None:
+            continue  # told already
+        if found.error is not None:
+            text = f"{name} cannot compile kernels with {what}: {found.error}."
+            yield Finding("problem" if gpu else "warning", text, install)
+        elif gpu and driver is not None and fitting_extras(facts) and _major(found.value) > _major(driver.cuda):
+            text = f"{name} compiles kernels for CUDA {found.value}, but the driver supports CUDA up to {driver.cuda}."
+            yield Finding("problem", text, install)
+        else:
+            yield Finding("ok", f"{name} compiles kernels with {what} of CUDA {found.value}.")
+
+
+def _limits(facts: Facts) -> Iterator[Finding]:
+    if facts.shared_memory is not None:
+        text = f"/dev/shm has {facts.shared_memory / 2**20:,.0f} MiB"
+        if facts.shared_memory < MIN_SHARED_MEMORY:
+            yield Finding(
+                "warning",
+                f"{text}: little for NCCL between GPUs and for DataLoader workers beside this loader.",
+                "docker run --shm-size=1g, or mount -o remount,size=1G /dev/shm",
+            )
+        else:
+            yield Finding("ok", f"{text}.")
+    if facts.open_files is not None:
+        cells = facts.open_files - OTHER_FILES
+        text = f"A process may open {facts.open_files} files: batches of up to {max(cells, 0) // 4} mosaics of 2x2"
+        if cells < MIN_CELLS:
+            level: Level = "problem" if cells < 9 else "warning"
+            yield Finding(level, f"{text}.", f"Raise the hard limit to {MIN_CELLS + OTHER_FILES} (ulimit -Hn) or more.")
+        else:
+            yield Finding("ok", f"{text}.")
+    if facts.core_quota is not None and facts.core_quota < facts.cores:
+        yield Finding(
+            "warning",
+            f"{facts.cores} cores are visible, but this container may use {facts.core_quota:g} of them.",
+            f"Loader(num_threads={max(int(facts.core_quota), 1)}), shared among the ranks of the node",
+        )
+    else:
+        yield Finding("ok", f"{facts.cores} core{'s' * (facts.cores > 1)} can be used.")
+    if facts.cache.error is not None:
+        yield Finding(
+            "warning",
+            f"Compiled kernels cannot be kept: {facts.cache.error}.",
+            "Set NUMBA_CACHE_DIR to a folder of yours that lasts and can be written.",
+        )
+    elif "nemo-dali-numba-" in facts.cache.value:  # a temporary folder that nemo_dali.kernels made
+        yield Finding(
+            "warning",
+            "Compiled kernels are kept nowhere: each start compiles for some 20 s.",
+            "Set NUMBA_CACHE_DIR to a folder of yours that lasts.",
+        )
+    else:
+        yield Finding("ok", f"Compiled kernels are kept in {facts.cache.value}.")
+
+
+def _pixels(facts: Facts) -> Iterator[Finding]:
+    for which, found in facts.pixels.items():
+        device, resample, photos = which.split()
+        pipeline = f"A small pipeline on {device} ({resample}, {photos})"
+        if device == "cuda" and not _has_gpu(facts):
+            continue
+        if found.error is not None:
+            if not any(_stops(name, package, device) for name, package in facts.packages.items()):
+                yield Finding(
+                    "problem",
+                    f"{pipeline} failed: {found.error}.",
+                    "Do what it says, or install the versions of constraints.txt.",
+                )
+            continue
+        pixels: Pixels = found.value
+        if pixels.exact:
+            wrong = pixels.wrong_values
+            text = f"{pixels.wrong_values:,} of {pixels.values:,} values and {pixels.wrong_mask:,} mask pixels"
+        else:
+            mean, largest = pixels.mean_difference, pixels.largest_difference
+            wrong = mean > MAX_MEAN_DIFFERENCE or largest > MAX_DIFFERENCE
+            text = (
+                f"values by {mean:.2f} levels in the mean and {largest:.0f} at most, {pixels.wrong_mask:,} mask pixels"
+            )
+        if wrong or pixels.wrong_mask:
+            kept, other = facts.cache.value or "the compiled kernels", "; until then use device='cpu'"
+            yield Finding(
+                "problem",
+                f"{pipeline} gives wrong pixels: off are {text}.",
+                f"Delete {kept}, or install the versions of constraints.txt{other if device != 'cpu' else ''}",
+            )
+        elif pixels.exact:
+            yield Finding("ok", f"{pipeline} gives the right pixels, bit for bit.")
+        else:
+            yield Finding("ok", f"{pipeline} gives the right masks and pixels as near as nvJPEG's: off are {text}.")
+
+
+def _stops(name: str, package: Package, device: str) -> bool:
+    """Whether a library that is missing or broken, and told so already, keeps a pipeline from running."""
+    return package.version is None and (device == "cuda" or name not in ONLY_GPU)
+
+
+_RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
+    _driver,
+    _packages,
+    _agreement,
+    _compilers,
+    _limits,
+    _pixels,
+)
