@@ -21,6 +21,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from nemo_dali.kernels.normalise import normalise
 from nemo_dali.kernels.stream import put_row
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -155,12 +156,13 @@ def _row(first_row: Any, safe_row: Any, y: int, safe: int, width: int) -> Any:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
+def write_cv2_linear(photo: Any, table: Any, recipe: Any, cell: Any) -> None:
     """Resize a photo and write it, normalised, into a cell of a frame.
 
     Args:
         photo: uint8 [H, W, 3], C-contiguous RGB.
         table: [3, 256], the output value of each channel's uint8 value.
+        recipe: how to compute it, ``normalise.RECIPE`` [1].
         cell: [3, h, w] of the table's dtype, a view into the frame; h or w may be 0.
     """
     height, width, _ = photo.shape
@@ -174,6 +176,7 @@ def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
     upper = np.empty(4 * padded, np.int16)
     lower = np.empty(4 * padded, np.int16)
     pixels = np.empty(4 * padded, np.uint8)
+    planes = np.empty((3, w), np.uint8)
     values = np.empty(w, table.dtype)
     # Eight bytes are loaded where six are used. Behind the last row that is outside the photo, and behind the last but
     # one where a row is a single pixel: these two are read from a longer copy.
@@ -204,8 +207,10 @@ def write_cv2_linear(photo: Any, table: Any, cell: Any) -> None:
             _blend_columns(row, offset, weights, np.uint64(lower.ctypes.data))
             lower_index = y1
         _blend_rows(upper, lower, b0, b1, pixels)
+        for x in range(w):  # signed: as 4 * x cannot wrap then, LLVM parts the channels with vectors
+            planes[0, x] = pixels[4 * x]
+            planes[1, x] = pixels[4 * x + 1]
+            planes[2, x] = pixels[4 * x + 2]
         for c in range(3):
-            # Written out here, with its constant stride: as a function of the stride the look-up takes twice as long.
-            for x in range(w):
-                values[x] = table[c, pixels[4 * np.uint64(x) + np.uint64(c)]]
+            normalise(planes[c], c, table, recipe, values)
             put_row(values, cell, c, y)

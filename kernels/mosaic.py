@@ -11,6 +11,7 @@ from numba import carray, cfunc, njit, types
 
 from nemo_dali.kernels.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.mask import write_mask
+from nemo_dali.kernels.normalise import RECIPE, normalise
 from nemo_dali.kernels.pillow_bilinear import resize_pillow_bilinear
 from nemo_dali.kernels.stream import as_pointer, fence, put_row
 from nemo_dali.kernels.tile import CV2_LINEAR, TILE
@@ -19,9 +20,9 @@ DONE, WRONG_SIZE = 1, 2  # status of a cell
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _write_pixels(photo: Any, resample: int, table: Any, cell: Any) -> None:
+def _write_pixels(photo: Any, resample: int, table: Any, recipe: Any, cell: Any) -> None:
     if resample == CV2_LINEAR:
-        write_cv2_linear(photo, table, cell)
+        write_cv2_linear(photo, table, recipe, cell)
         return
     _, h, w = cell.shape
     resized = np.empty((3, h, w), np.uint8)
@@ -29,23 +30,25 @@ def _write_pixels(photo: Any, resample: int, table: Any, cell: Any) -> None:
     resize_pillow_bilinear(photo, resized)
     for c in range(3):
         for y in range(h):
-            for x in range(w):
-                values[x] = table[c, resized[c, y, x]]
+            normalise(resized[c, y], c, table, recipe, values)
             put_row(values, cell, c, y)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _write_image(photo: Any, tile: Any, table: Any, frame: Any) -> None:
     """Write the cell into the frame, given flat."""
+    recipe = np.zeros(1, RECIPE)  # which says to look up
+    if tile.recipe:
+        recipe = carray(as_pointer(tile.recipe), 1, RECIPE)
     if not tile.channels_last:
         planes = frame.reshape(3, tile.frame_height, tile.frame_width)
-        _write_pixels(photo, tile.resample, table, planes[:, tile.y0 : tile.y1, tile.x0 : tile.x1])
+        _write_pixels(photo, tile.resample, table, recipe, planes[:, tile.y0 : tile.y1, tile.x0 : tile.x1])
         return
     pixels = frame.reshape(1, tile.frame_height, 3 * tile.frame_width)
     cell = pixels[:, tile.y0 : tile.y1, 3 * tile.x0 : 3 * tile.x1]
     h, w = tile.y1 - tile.y0, tile.x1 - tile.x0
     channels = np.empty((3, h, w), table.dtype)
-    _write_pixels(photo, tile.resample, table, channels)
+    _write_pixels(photo, tile.resample, table, recipe, channels)
     values = np.empty(3 * w, table.dtype)
     for y in range(h):
         for x in range(w):
@@ -92,11 +95,11 @@ def write_tile(tile: Any, photo: Any) -> int:
 
 
 # DALI's calling convention: addresses of arrays of addresses (data, shapes) and of dimension counts, then how many.
-_RUN = types.void(*([types.uint64] * 3 + [types.int32]) * 2)
-_SETUP = types.void(*([types.uint64] * 2 + [types.int32]) * 2, types.int32)
+RUN = types.void(*([types.uint64] * 3 + [types.int32]) * 2)
+SETUP = types.void(*([types.uint64] * 2 + [types.int32]) * 2, types.int32)
 
 
-@cfunc(_RUN, nopython=True, cache=True)
+@cfunc(RUN, nopython=True, cache=True)
 def _run(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, _m: Any) -> None:
     """Of one cell: inputs uint8 [TILE.itemsize] and photo uint8 [H, W, 3]; output uint8 [1], the status."""
     out = carray(as_pointer(outs), 1, np.uint64)
@@ -108,7 +111,7 @@ def _run(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any
     carray(as_pointer(out[0]), 1, np.uint8)[0] = write_tile(tile, photo)
 
 
-@cfunc(_SETUP, nopython=True, cache=True)
+@cfunc(SETUP, nopython=True, cache=True)
 def _setup(out_shapes: Any, _d: Any, _n: Any, _s: Any, _e: Any, _m: Any, samples: Any) -> None:
     """Of a batch: every output has the shape [1]."""
     shapes = carray(as_pointer(out_shapes), samples, np.uint64)

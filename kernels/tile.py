@@ -22,6 +22,7 @@ TILE = np.dtype(
         ("image", "u8"),  # address of the sample's frame, itemsize bytes a value
         ("mask", "u8"),  # address of the sample's mask, uint8 [frame_height, frame_width]
         ("table", "u8"),  # address of the normalisation table [3, 256] of itemsize bytes
+        ("recipe", "u8"),  # address of a ``normalise.RECIPE`` that computes the table; 0: look it up; CPU only
         ("runs", "u8"),  # address of the target's run lengths, uint32; 0 where this cell is not the target's
         ("run_count", "i8"),
         ("photo", "u8"),  # address of the decoded photo, uint8 [photo_height, photo_width, 3]; CUDA only

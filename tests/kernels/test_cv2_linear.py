@@ -8,14 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.normalise import RECIPE
 from nemo_dali.kernels.reference import resize_cv2_linear
 
 IDENTITY = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+LOOK_UP = np.zeros(1, RECIPE)
 
 
 def resize(photo, height, width, table=IDENTITY):
     cell = np.zeros((3, height, width), table.dtype)
-    write_cv2_linear(photo, table, cell)
+    write_cv2_linear(photo, table, LOOK_UP, cell)
     return cell.transpose(1, 2, 0)
 
 
@@ -52,7 +54,7 @@ def test_values_come_from_the_table_of_their_channel(dtype):
 
 def test_writes_its_cell_and_nothing_else():
     frame = np.full((3, 40, 50), 7, np.uint8)
-    write_cv2_linear(np.zeros((9, 9, 3), np.uint8), IDENTITY, frame[:, 10:20, 5:48])
+    write_cv2_linear(np.zeros((9, 9, 3), np.uint8), IDENTITY, LOOK_UP, frame[:, 10:20, 5:48])
     inside = np.zeros((40, 50), bool)
     inside[10:20, 5:48] = True
     assert (frame[:, inside] == 0).all() and (frame[:, ~inside] == 7).all()
@@ -70,6 +72,7 @@ def test_reads_nothing_outside_the_photo(shape):
 import ctypes, mmap
 import numpy as np
 from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.normalise import RECIPE
 libc = ctypes.CDLL(None)
 size, page = {shape[0] * shape[1] * 3}, mmap.PAGESIZE
 room = -(-size // page) * page
@@ -80,6 +83,7 @@ for at_end in (True, False):
     begin = page + (room - size if at_end else 0)
     photo = block[begin : begin + size].reshape({shape[0]}, {shape[1]}, 3)
     for cell in (1, 20, 90):
-        write_cv2_linear(photo, np.zeros((3, 256), np.uint8), np.zeros((3, cell, cell), np.uint8))
+        frame = np.zeros((3, cell, cell), np.uint8)
+        write_cv2_linear(photo, np.zeros((3, 256), np.uint8), np.zeros(1, RECIPE), frame)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

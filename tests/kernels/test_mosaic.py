@@ -4,10 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_dali.kernels import mosaic, reference
+from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.tile import RESAMPLE, TILE
 from nemo_dali.layout import lay_out
 from nemo_dali.plan import PLAN
 
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 DTYPES = ["float32", "float16", "bfloat16", "uint8"]
 
 
@@ -22,7 +24,7 @@ def write_on_cpu(tiles, photos, frame, table):
         assert mosaic.write_tile(tile, photo) == mosaic.DONE
 
 
-def by_tiles(write, photos, *, grid, center, counts, cell, size, resample, table, channels_last):
+def by_tiles(write, photos, *, grid, center, counts, cell, size, resample, table, channels_last, recipe=None):
     """A whole sample: its frame and mask after ``write(tiles, photos, frame, table)``."""
     frame = np.full((size, size, 3) if channels_last else (3, size, size), 99, table.dtype)
     mask = np.full((size, size), 99, np.uint8)
@@ -34,6 +36,7 @@ def by_tiles(write, photos, *, grid, center, counts, cell, size, resample, table
     tiles["frame_height"] = tiles["frame_width"] = size
     tiles["itemsize"], tiles["resample"] = table.itemsize, RESAMPLE[resample]
     tiles["channels_last"] = channels_last
+    tiles["recipe"] = 0 if recipe is None else recipe.ctypes.data
     tiles["photo_height"], tiles["photo_width"] = [[photo.shape[axis] for photo in photos] for axis in (0, 1)]
     target = tiles["run_count"] == 1
     tiles["runs"][target], tiles["run_count"][target] = counts.ctypes.data, len(counts)
@@ -57,16 +60,18 @@ def samples(draw, largest_photo=120, largest_frame=150):
         "cell": cell,
         "size": size,
         "resample": draw(st.sampled_from(sorted(RESAMPLE))),
-        "table": reference.normalisation_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), draw(st.sampled_from(DTYPES))),
+        "table": reference.normalisation_table(MEAN, STD, draw(st.sampled_from(DTYPES))),
         "channels_last": draw(st.booleans()),
     }
 
 
 @settings(max_examples=120, deadline=None)
-@given(sample=samples())
-def test_equals_the_reference_for_any_sample(sample):
+@given(sample=samples(), kind=st.sampled_from(DTYPES), compute=st.booleans())
+def test_equals_the_reference_for_any_sample(sample, kind, compute):
     photos, options = sample
-    frame, mask = by_tiles(write_on_cpu, photos, **options)
+    options["table"] = reference.normalisation_table(MEAN, STD, kind)
+    recipe = recipe_of(options["table"], MEAN, STD, kind) if compute else None
+    frame, mask = by_tiles(write_on_cpu, photos, **options, recipe=recipe)
     expected_frame, expected_mask = reference.mosaic(photos, **options)
     assert frame.tobytes() == expected_frame.tobytes()
     assert np.array_equal(mask, expected_mask)
