@@ -1,6 +1,7 @@
 """The command ``nemo-dali``. Exit codes: 0 done, 1 failed with a one-line reason, 2 wrong usage."""
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -81,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     mine.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
     mine.add_argument("-o", "--output", type=Path, required=True, metavar="F.neg.h5")
 
+    tiles = command("tiles", _tiles, "decode and resample every photo once")
+    tiles.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    tiles.add_argument("--size", type=int, required=True, help="of the frames, in pixels")
+    tiles.add_argument("--grids", type=int, nargs="+", default=[1, 2], metavar="GRID", help="1 single, 2 2x2, 3 3x3")
+    tiles.add_argument("--resample", default="cv2-linear", help="cv2-linear or pillow-bilinear")
+    tiles.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
+    tiles.add_argument("--num-threads", type=int)
+    tiles.add_argument("-o", "--output", type=Path, required=True, metavar="F.tiles.h5")
+
     inspect = command("inspect", _inspect, "what is in a file")
     inspect.add_argument("file", type=Path, metavar="FILE")
     inspect.add_argument("--json", action="store_true")
@@ -97,7 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time things").add_subparsers(required=True, metavar="WHAT")
     loader = command("loader", _bench_loader, "the Loader beside decode-only DALI", bench)
     _data(loader)
-    loader.add_argument("--mode", choices=["stream"], default="stream")
+    loader.add_argument("--mode", choices=["stream", "host"], default="stream")
+    loader.add_argument("--tiles", type=Path, metavar="F.tiles.h5", help="for --mode host")
+    loader.add_argument("--baseline", action="store_true", help="a PyTorch DataLoader beside it")
+    loader.add_argument("--starve", type=float, metavar="MS", help="share of waiting with training steps this long")
     loader.add_argument("--batch-size", type=int, default=16)
     loader.add_argument("--size", type=int, default=480)
     loader.add_argument("--dtype", default="float32")
@@ -169,6 +182,22 @@ def _mine(options: argparse.Namespace) -> None:
     print(report)
 
 
+def _tiles(options: argparse.Namespace) -> None:
+    from nemo_dali.tiling import make_tiles
+
+    report = make_tiles(
+        options.dataset,
+        size=options.size,
+        output=options.output,
+        resample=options.resample,
+        grids=options.grids,
+        images=options.images,
+        num_threads=options.num_threads,
+        announce=functools.partial(print, flush=True),
+    )
+    print(report)
+
+
 def _inspect(options: argparse.Namespace) -> None:
     from nemo_dali.inspection import inspect_file
 
@@ -201,27 +230,45 @@ def _preview(options: argparse.Namespace) -> None:
 
 
 def _bench_loader(options: argparse.Namespace) -> None:
-    from nemo_dali.bench import bench_loader
+    from nemo_dali.bench import bench_loader, timed_start
     from nemo_dali.loader import Loader
     from nemo_dali.storage import write_bytes
 
-    loader = Loader(
-        options.dataset,
-        options.negatives,
-        batch_size=options.batch_size,
-        policy=MosaicPolicy(p_mined=options.p_mined),
-        size=options.size,
-        dtype=options.dtype,
-        resample=options.resample,
-        num_threads=options.num_threads,
-        images=options.images,
-    )
     if options.json is not None and (options.json.suffix != ".json" or not options.json.absolute().parent.is_dir()):
         raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")
-    result = bench_loader(loader, pairs=options.pairs, steps=options.steps)
-    for name, unit in (("samples_per_s", "samples/s"), ("decode_only", "samples/s"), ("ratio_decode_only", "")):
-        value = result[name]
-        print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
+    if (options.mode == "host") != (options.tiles is not None):
+        raise ValueError(f"--tiles ({options.tiles}) must be given with --mode host, and only then")
+    loader, seconds = timed_start(
+        lambda: Loader(
+            options.dataset,
+            options.negatives,
+            batch_size=options.batch_size,
+            policy=MosaicPolicy(p_mined=options.p_mined),
+            size=options.size,
+            dtype=options.dtype,
+            resample=options.resample,
+            num_threads=options.num_threads,
+            images=options.images,
+            tiles=options.tiles,
+        )
+    )
+    result = bench_loader(
+        loader, pairs=options.pairs, steps=options.steps, baseline=options.baseline, starve=options.starve
+    )
+    result["start_up_s"] = round(seconds, 3)
+    for name, unit in (
+        ("samples_per_s", "samples/s"),
+        ("decode_only", "samples/s"),
+        ("baseline", "samples/s"),
+        ("ratio_decode_only", ""),
+        ("ratio_baseline", ""),
+    ):
+        if value := result[name]:
+            print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
+    print(f"{'start-up':20}{seconds:9.2f} s to the first batch, without imports")
+    print(f"{'peak memory':20}{result['peak_memory_mib']['loader']:9.0f} MiB")
+    if result["waiting"] is not None:
+        print(f"{'waiting':20}{result['waiting']:9.2%} of a training with steps of {options.starve:g} ms")
     if options.json:
         write_bytes(options.json, (json.dumps(result, indent=2) + "\n").encode())
 

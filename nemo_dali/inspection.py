@@ -3,15 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from nemo_dali import dataset, table
+from nemo_dali import dataset, table, tiles
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.storage import read_attributes
 from nemo_dali.table import NegativeTable
+from nemo_dali.tiles import TileFile
 
 
 def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> dict[str, Any]:
-    """Describe a data set file or a negative table after all checks of opening it, and of its whole content.
+    """Describe a data set file, a negative table or a tile file after opening it with all checks.
+
+    Its whole content is read and compared with its fingerprint.
 
     Args:
         pools: (tau, K) pairs whose pool sizes are wanted; for a table only.
@@ -22,18 +25,20 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
     Raises:
         FileFormatError: the file is not one of ours or is damaged.
     """
-    remedy = "Give a file that 'nemo-dali index' or 'nemo-dali mine' made."
+    remedy = "Give a file that 'nemo-dali index', 'nemo-dali mine' or 'nemo-dali tiles' made."
     attributes = read_attributes(path, remedy=remedy)
     kind = str(attributes.get("format", "unknown"))
-    if kind not in (dataset.FORMAT, table.FORMAT):
-        raise FileFormatError(f"{path} is of format '{kind}', not {dataset.FORMAT} or {table.FORMAT}. {remedy}")
+    kinds: dict[str, type[Dataset] | type[NegativeTable] | type[TileFile]]
+    kinds = {dataset.FORMAT: Dataset, table.FORMAT: NegativeTable, tiles.FORMAT: TileFile}
+    if kind not in kinds:
+        raise FileFormatError(f"{path} is of format '{kind}', not one of {', '.join(kinds)}. {remedy}")
     common = {
         "format": kind,
         "version": int(attributes.get("version", -1)),
         "fingerprint": str(attributes.get("fingerprint", "")),
         "made_by": str(attributes.get("made_by", "")),
     }
-    opened = Dataset.open(path) if kind == dataset.FORMAT else NegativeTable.open(path)
+    opened = kinds[kind].open(path)
     if opened.content_fingerprint() != opened.fingerprint:
         raise FileFormatError(f"{path} is damaged: its content does not match its fingerprint. Make it again.")
     if isinstance(opened, Dataset):
@@ -46,6 +51,18 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
             "sentences": len(opened.sentences.ref),
             "categories": len(opened.category_id),
             "run_lengths": len(opened.rle_counts),
+        }
+    if isinstance(opened, TileFile):
+        return common | {
+            "dataset": opened.dataset_name,
+            "dataset_fingerprint": opened.dataset_fingerprint,
+            "photos": len(opened.digest),
+            "size": opened.size,
+            "resample": opened.resample,
+            "grids": list(opened.grids),
+            "cells": [f"{h}x{w}" for h, w in opened.arrays],
+            "decoder": opened.decoder,
+            "bytes": Path(path).stat().st_size,
         }
     sentences, width = opened.neighbors.shape
     return common | {

@@ -32,12 +32,12 @@ def write_h5(path: str | Path, *, format: str, version: int) -> Iterator[h5py.Fi
     """
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
-    _check_target(path, format)
+    check_target(path, format)
     try:
         lock = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise FileFormatError(f"Cannot write {path}: {error.strerror}. Choose another place with -o.") from error
-    if not _locked(lock, partial):
+    if not locked(lock, partial):
         os.close(lock)
         raise FileFormatError(f"Cannot write {path}: another run is writing it. Wait for it or end it.")
     try:
@@ -75,7 +75,7 @@ def write_h5(path: str | Path, *, format: str, version: int) -> Iterator[h5py.Fi
         os.close(lock)
 
 
-def _check_target(path: Path, format: str) -> None:
+def check_target(path: Path, format: str) -> None:
     """Only a file of the same format may be replaced: whatever else has that name was given by mistake."""
     found = None
     try:
@@ -110,7 +110,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             partial.unlink()
 
 
-def _locked(lock: int, partial: Path) -> bool:
+def locked(lock: int, partial: Path) -> bool:
     """Take the lock on the open partial file; False if another run has it, or has just renamed or removed that file."""
     with suppress(OSError):  # other than being held: a file system without locks
         try:

@@ -140,9 +140,9 @@ def test_a_lock_on_a_file_that_was_renamed_meanwhile_is_no_lock(tmp_path: Path) 
     lock = os.open(partial, os.O_RDWR)
     try:
         partial.rename(tmp_path / "a.h5")
-        assert not storage._locked(lock, partial)
+        assert not storage.locked(lock, partial)
         partial.touch()
-        assert not storage._locked(lock, partial)
+        assert not storage.locked(lock, partial)
     finally:
         os.close(lock)
 

@@ -1,0 +1,216 @@
+"""The tile file (.tiles.h5): every photo decoded and resampled once, for each size of cell that the grids need.
+
+    grid 1            grid 2            grid 3
+    ┌───────────┐     ┌─────┬─────┐     ┌───┬───┬───┐     a frame of 50 pixels has one, one and four sizes of cells:
+    │           │     │     │     │     ├───┼───┼───┤     50x50, 25x25, and 16x16, 16x17, 17x16 and 17x17
+    │           │     ├─────┼─────┤     ├───┼───┼───┤
+    │           │     │     │     │     │   │   │   │     /tiles/{h}x{w}  uint8 [photos, 3, h, w]
+    └───────────┘     └─────┴─────┘     └───┴───┴───┘     /digest         uint8 [photos, 32], of a photo's tiles
+
+A photo's row is that of the data set's /images. ``tiling`` makes such files.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.dataset import Dataset
+from nemo_dali.errors import FileFormatError
+from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.progress import progress
+from nemo_dali.sharding import thread_count
+from nemo_dali.storage import fingerprint, map_array, open_h5
+
+FORMAT = "nemo-dali/tiles"
+VERSION = 1
+GRIDS = (1, 2, 3)
+UNFINISHED = "unfinished".ljust(64, "-")  # in place of the fingerprint, and as long
+BLOCK = 1024  # photos whose digests are asked for at once
+
+U8 = npt.NDArray[np.uint8]
+Shape = tuple[int, int]  # height and width of a cell in pixels
+
+
+def cell_shapes(size: int, grids: Iterable[int]) -> list[Shape]:
+    """The different sizes of the cells of these grids in a frame of ``size`` pixels, largest first."""
+    sides = [np.unique(np.diff(size * np.arange(grid + 1) // grid)).tolist() for grid in grids]
+    return sorted({(h, w) for lengths in sides for h in lengths for w in lengths if h and w}, reverse=True)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TileFile:
+    """An open tile file of M photos: mapped arrays, no file handle. It pickles as its path.
+
+    Attributes:
+        size: height and width in pixels of the frames that the tiles are made for.
+        grids: 1 for a single photo, 2 for 2x2, 3 for 3x3.
+        decoder: what decoded the photos.
+        arrays: uint8 [M, 3, h, w], planar RGB, by (h, w); rows are those of the data set's photos.
+        digest: uint8 [M, 32], sha256 over the tiles of a photo, largest first.
+    """
+
+    path: Path
+    fingerprint: str
+    dataset_fingerprint: str
+    dataset_name: str
+    size: int
+    resample: str
+    grids: tuple[int, ...]
+    decoder: str
+    arrays: Mapping[Shape, U8]
+    digest: U8
+
+    @staticmethod
+    def open(path: str | Path) -> "TileFile":
+        """Open a tile file in milliseconds, whatever its size.
+
+        Raises:
+            FileFormatError: not such a file, cut short, half built, or damaged.
+        """
+        found = read_tiles(path)
+        if found.fingerprint == UNFINISHED:
+            output = found.path.with_name(found.path.name.removesuffix(".partial"))
+            raise FileFormatError(
+                f"{found.path} is half built: {found.digest.any(axis=1).sum()} of {len(found.digest)} photos are done. "
+                f"Go on with: {_command(found.size, found.resample, found.grids, output)}"
+            )
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TileFile.open, (self.path,)  # a mapped array would pickle as its bytes
+
+    def address(self, height: int, width: int) -> tuple[int, int]:
+        """Where the tiles of this size begin in memory, and bytes per photo."""
+        array = self.arrays[height, width]
+        return array.ctypes.data, 3 * height * width
+
+    def content_fingerprint(self) -> str:
+        """The fingerprint of what the file holds now; reads all of it."""
+        digest = np.empty_like(self.digest)
+        begins = range(0, len(digest), BLOCK)
+        with ThreadPoolExecutor(thread_count()) as pool:
+            for begin in progress(begins, total=len(begins), what="reading tiles", unit=f"{BLOCK} photos"):
+                rows = range(begin, min(begin + BLOCK, len(digest)))
+                digest[rows] = [np.frombuffer(one, np.uint8) for one in digests(self.arrays, rows, pool)]
+        return tiles_fingerprint(self, digest)
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Refuse a data set other than the one that these tiles were made of.
+
+        Raises:
+            FileFormatError: naming both fingerprints.
+        """
+        if self.dataset_fingerprint != dataset.fingerprint:
+            raise FileFormatError(
+                f"{self.path} was made of another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) than "
+                f"{dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Make one of this with: "
+                + _command(self.size, self.resample, self.grids, self.path, dataset.path)
+            )
+        if len(self.digest) != len(dataset.images.id):
+            raise FileFormatError(
+                f"{self.path} is damaged: it has {len(self.digest)} photos, unlike {dataset.path}. Make it again."
+            )
+
+    def check(self, *, size: int, resample: str, grids: Iterable[int]) -> None:
+        """Refuse frames that these tiles do not fill.
+
+        Args:
+            grids: those wanted; 1 for single photos.
+
+        Raises:
+            FileFormatError: another size, another resampling, or a grid that there are no tiles for.
+        """
+        wanted_grids = set(grids)
+        missing = sorted(wanted_grids - set(self.grids))
+        for what, found, wanted in (("size", self.size, size), ("resample", self.resample, resample)):
+            if found != wanted:
+                problem = f"was made for {what} {found}, not {wanted}"
+                break
+        else:
+            if not missing:
+                return
+            problem = f"has no tiles for grid {' and '.join(map(str, missing))}"
+        command = _command(size, resample, sorted(wanted_grids.union(self.grids)), self.path)
+        raise FileFormatError(f"{self.path} {problem}. Make it with: {command}")
+
+
+def _command(size: int, resample: str, grids: Sequence[int], output: Path, dataset: Path | str = "F.ris.h5") -> str:
+    listed = " ".join(map(str, grids))
+    return f"nemo-dali tiles {dataset} --size {size} --grids {listed} --resample {resample} -o {output}"
+
+
+def read_tiles(path: str | Path) -> TileFile:
+    """Open a tile file, finished or not.
+
+    Raises:
+        FileFormatError: not such a file, cut short, or damaged.
+    """
+    path = Path(path).absolute()
+    remedy = f"Make it with: nemo-dali tiles F.ris.h5 --size SIZE -o {path}"
+    with open_h5(path, format=FORMAT, version=VERSION, remedy=remedy) as file:
+        try:
+            return _read(file, path)
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
+
+
+def _read(file: h5py.File, path: Path) -> TileFile:
+    size, grids = int(file.attrs["size"]), tuple(int(grid) for grid in json.loads(file.attrs["grids"]))
+    digest = _array(file, "digest", 32)
+    if size < 1 or not grids or not set(grids) <= set(GRIDS) or file.attrs["resample"] not in RESAMPLE:
+        raise ValueError("its size, grids or resampling is none that there is")
+    return TileFile(
+        path=path,
+        **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
+        size=size,
+        resample=str(file.attrs["resample"]),
+        grids=grids,
+        decoder=str(file.attrs["decoder"]),
+        arrays={(h, w): _array(file, f"tiles/{h}x{w}", 3, h, w, rows=len(digest)) for h, w in cell_shapes(size, grids)},
+        digest=digest,
+    )
+
+
+def _array(file: h5py.File, name: str, *shape: int, rows: int | None = None) -> U8:
+    array = file[name]
+    if (
+        not isinstance(array, h5py.Dataset)
+        or array.dtype != np.uint8
+        or array.shape[1:] != shape
+        or rows not in (None, len(array))
+    ):
+        raise ValueError(f"/{name} is not of uint8 [photos, {', '.join(map(str, shape))}]")
+    return map_array(array)
+
+
+def tiles_fingerprint(tiles: TileFile, digest: U8) -> str:
+    """Of a file whose photos' tiles have these digests, uint8 [M, 32]."""
+    return fingerprint(
+        {
+            "digest": digest,
+            "dataset_fingerprint": tiles.dataset_fingerprint,
+            "size": tiles.size,
+            "resample": tiles.resample,
+            "grids": json.dumps(tiles.grids),
+        }
+    )
+
+
+def digests(arrays: Mapping[Shape, U8], rows: Sequence[int], pool: Executor) -> Iterator[bytes]:
+    """sha256 over the tiles of each of these photos, largest first."""
+
+    def digest(row: int) -> bytes:
+        made = hashlib.sha256()
+        for array in arrays.values():
+            made.update(array[row].data)
+        return made.digest()
+
+    return pool.map(digest, rows)
