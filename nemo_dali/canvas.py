@@ -12,10 +12,12 @@ from nemo_dali import cuda
 from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
 from nemo_dali.frames import FramePool
+from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.layout import lay_out
 from nemo_dali.pipeline import encode_path
+from nemo_dali.placement import HostTiles
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +29,8 @@ class Drawing:
 
     Attributes:
         image: torch [B, 3, size, size] and mask: torch uint8 [B, size, size], of undefined content until it is drawn.
-        paths: of the photo of each cell, from ``encode_path``.
-        work: dtype ``TILE`` [cells]; on a GPU a ``DeviceBatch``.
+        paths: of the photo of each cell, from ``encode_path``; none with resident tiles.
+        work: dtype ``TILE`` [cells]; with resident tiles [B, most cells]; on a GPU a ``DeviceBatch``.
         stream: on a GPU torch's current stream when the memory was allocated.
     """
 
@@ -46,6 +48,8 @@ class Canvas:
         batch_size, size, dtype, mean, std, resample: see ``Loader``.
         device_id: a CUDA device number; None: host memory.
         spare: blocks of host memory that are kept for further batches.
+        resident: tiles to be shown in place of the photos.
+        most_cells: of a sample.
     """
 
     def __init__(
@@ -60,7 +64,11 @@ class Canvas:
         resample: str,
         device_id: int | None,
         spare: int,
+        resident: HostTiles | None = None,
+        most_cells: int = 9,
     ) -> None:
+        self._resident = resident
+        self._most_cells = most_cells
         self._corpus = corpus
         self._shape = (batch_size, size, size)
         self._dtype = dtype
@@ -70,6 +78,7 @@ class Canvas:
         self._itemsize = table.itemsize
         self._nbytes = math.prod(self._shape) * (3 * table.itemsize + 1)
         self._pool = FramePool(self._nbytes, spare=spare)
+        self._recipe = recipe_of(table, mean, std, dtype)
         self._table: Any = table  # keeps what the address points to
         self._table_address: int = table.ctypes.data
         if device_id is not None:
@@ -99,10 +108,17 @@ class Canvas:
         tiles["image"] = image.data_ptr() + sample * image[0].nbytes
         tiles["mask"] = mask.data_ptr() + sample * mask[0].nbytes
         tiles["table"] = self._table_address
+        tiles["recipe"] = self._recipe.ctypes.data
         tiles["itemsize"] = self._itemsize
         tiles["photo_width"] = self._corpus.photo_width[photo]
         tiles["photo_height"] = self._corpus.photo_height[photo]
         tiles["resample"] = self._resample
+        if self._resident is not None:
+            tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
+            work = np.zeros((batch, self._most_cells), tiles.dtype)
+            begin = np.searchsorted(sample, np.arange(batch))  # each sample's first cell
+            work[sample, np.arange(len(sample)) - begin[sample]] = tiles
+            return Drawing(image, mask, [], work, None)
         paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
         if self._device_id is None:
             return Drawing(image, mask, paths, tiles, None)

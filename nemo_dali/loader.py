@@ -7,7 +7,7 @@ import operator
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,22 @@ from nemo_dali.corpus import Corpus, PathLike, listed
 from nemo_dali.errors import NemoError, PhotoError, StateError
 from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.photos import photo_problem
-from nemo_dali.pipeline import CudaStreamPipeline, StreamPipeline
+from nemo_dali.pipeline import CudaStreamPipeline, ResidentPipeline, StreamPipeline
+from nemo_dali.placement import HostTiles
 from nemo_dali.plan import Planner, ShortPools
 from nemo_dali.policy import MosaicPolicy
 from nemo_dali.sharding import rank_and_world_size, thread_count
 from nemo_dali.text import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("nemo_dali")
 
 DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Resample = Literal["cv2-linear", "pillow-bilinear"]
 Style = Literal["batch", "dali"]
+Placement = Literal["host"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATE_VERSION = 1
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
@@ -73,6 +78,9 @@ class Loader:
             that library's nearest neighbour for masks.
         images: image root in place of the recorded one, or one per data set.
         tokenizer, context_length: see ``text.tokenize``.
+        tiles: a .tiles.h5 file, or one per data set: photos are then shown from there instead of decoded. The pixels
+            are the same; ``resample``, ``size`` and the policy's grids must be those of the file, ``jitter`` 0.
+        placement: where tiles lie: "host", mapped, one copy per node.
         rank, world_size: this process among all; None: from torch.distributed if initialised, else 0 of 1.
         drop_last: True: samples that fill no global batch are left out (others each epoch). False: the last step is
             filled up with the epoch's first refs, drawn anew.
@@ -83,7 +91,8 @@ class Loader:
 
     Attributes:
         corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.
-        policy, seed, batch_size, rank, world_size, size, dtype, resample, num_threads, prefetch: as given or chosen.
+        policy, seed, batch_size, rank, world_size, size, dtype, mean, std, resample, num_threads, prefetch: as given or
+            chosen.
 
     Raises:
         ValueError: an argument out of range.
@@ -107,6 +116,8 @@ class Loader:
         images: PathLike | Sequence[PathLike] | None = None,
         tokenizer: str | Tokenizer = "clip",
         context_length: int | None = None,
+        tiles: PathLike | Sequence[PathLike] | None = None,
+        placement: Placement = "host",
         rank: int | None = None,
         world_size: int | None = None,
         drop_last: bool = True,
@@ -136,6 +147,7 @@ class Loader:
             ("dtype", dtype, get_args(DType)),
             ("resample", resample, get_args(Resample)),
             ("style", style, get_args(Style)),
+            ("placement", placement, get_args(Placement)),
         ):
             if choice not in choices:
                 raise ValueError(f"{name} ({choice!r}) must be one of {choices}")
@@ -152,11 +164,17 @@ class Loader:
         self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
         self._tokens, self._token_count = self.corpus.tokens(tokenizer, context_length)
         self._hw_decoder_load = hw_decoder_load
-        self.dtype = dtype
+        self.dtype, self.mean, self.std = dtype, tuple(mean), tuple(std)
         self.resample = resample
         self._style = style
         self._drop_last = drop_last
         self.prefetch = prefetch
+        self._placement = placement
+        self._resident: HostTiles | None = None
+        if tiles is not None:
+            if self._cuda is not None:
+                raise ValueError(f"device ({device}) must be 'cpu' with tiles in this version")
+            self._resident = HostTiles(listed(tiles), self.corpus, size=size, resample=resample, policy=policy)
         self._canvas = Canvas(
             self.corpus,
             batch_size=batch_size,
@@ -168,6 +186,8 @@ class Loader:
             device_id=self._cuda,
             # Beside the batches in the making, the training loop usually holds one and lets go of another.
             spare=prefetch + 2,
+            resident=self._resident,
+            most_cells=policy.largest_grid**2,
         )
         self._global_batch = batch_size * world_size
         if not len(self):
@@ -193,6 +213,11 @@ class Loader:
     def __len__(self) -> int:
         """Steps in a full epoch, the same on every rank."""
         return self._steps_after(0)
+
+    @property
+    def mode(self) -> str:
+        """How samples are made: "stream", or where resident tiles lie."""
+        return "stream" if self._resident is None else self._placement
 
     @property
     def epoch(self) -> int:
@@ -223,6 +248,15 @@ class Loader:
     def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
         """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n]."""
         return self._planner.plan(epoch, positions)
+
+    def text_of(self, rows: npt.NDArray[Any]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
+        import torch
+
+        sentences = rows["sentence"]
+        seen = np.arange(self._tokens.shape[1]) < self._token_count[sentences, None]
+        tokens = self._tokens[sentences].astype(np.int64)
+        return torch.from_numpy(tokens), torch.from_numpy(seen.astype(np.int64))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
@@ -331,7 +365,9 @@ class Loader:
                 "num_threads": self.num_threads,
                 "prefetch": self.prefetch,
             }
-            if self._cuda is None:
+            if self._resident is not None:
+                self._pipeline = ResidentPipeline(**options | {"max_cells": self.batch_size})
+            elif self._cuda is None:
                 self._pipeline = StreamPipeline(**options)
             else:
                 options |= {"device_id": self._cuda, "hw_decoder_load": self._hw_decoder_load}
@@ -360,13 +396,8 @@ class Loader:
         pipeline.feed(drawing.paths, drawing.work, _Step(epoch, seen, rows, short, drawing))
 
     def _batch(self, step: _Step) -> Any:
-        import torch
 
-        rows = step.plan["sentence"]
-        tokens = torch.from_numpy(self._tokens[rows].astype(np.int64))
-        attention = torch.from_numpy(
-            (np.arange(self._tokens.shape[1]) < self._token_count[rows, None]).astype(np.int64)
-        )
+        tokens, attention = self.text_of(step.plan)
         image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream
         if self._cuda is not None:
             tokens, attention = cuda.send(tokens, self._cuda), cuda.send(attention, self._cuda)

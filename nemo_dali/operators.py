@@ -7,17 +7,34 @@ from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
 
 from nemo_dali import cuda
-from nemo_dali.kernels.mosaic import run_address, setup_address
+from nemo_dali.kernels.gather import run_address as run_gather
+from nemo_dali.kernels.mosaic import run_address as run_write_tiles
+from nemo_dali.kernels.mosaic import setup_address
 
 
-class _TileWriter(NumbaFunction):
-    """``numba_function`` with callbacks compiled once per machine; DALI's own compiles for seconds at every build."""
+class _Compiled(NumbaFunction):
+    """``numba_function`` with callbacks compiled once per machine; DALI's own compiles for seconds at every build.
 
-    def _get_run_fn_cpu(self, *_: Any) -> Any:
-        return run_address
+    ``run_fn`` is the address of one. Every output has the shape [1].
+    """
+
+    def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> Any:
+        return run_fn
 
     def _get_setup_fn_cpu(self, _: Any) -> Any:
         return setup_address
+
+
+def _status(run: Any, *inputs: Any, ndims: list[int]) -> Any:
+    call = _Compiled(
+        run_fn=run,
+        out_types=[types.UINT8],
+        in_types=[types.UINT8] * len(inputs),
+        outs_ndim=[1],
+        ins_ndim=ndims,
+        device="cpu",
+    )
+    return call(*inputs)
 
 
 def write_tiles(tiles: Any, photos: Any) -> Any:
@@ -30,15 +47,19 @@ def write_tiles(tiles: Any, photos: Any) -> Any:
     Returns:
         uint8 [1] a sample: ``mosaic.DONE`` or ``mosaic.WRONG_SIZE``.
     """
-    write = _TileWriter(
-        run_fn=None,
-        out_types=[types.UINT8],
-        in_types=[types.UINT8, types.UINT8],
-        outs_ndim=[1],
-        ins_ndim=[1, 3],
-        device="cpu",
-    )
-    return write(tiles, photos)
+    return _status(run_write_tiles, tiles, photos, ndims=[1, 3])
+
+
+def gather(samples: Any) -> Any:
+    """Write each sample from photos that were resampled beforehand.
+
+    Args:
+        samples: DALI CPU data, uint8 [cells, TILE.itemsize] a sample: what ``gather.write_sample`` takes.
+
+    Returns:
+        uint8 [1] a sample: ``mosaic.DONE``.
+    """
+    return _status(run_gather, samples, ndims=[2])
 
 
 def call_with_photos(photos: Any, function: Callable[[list[Any], int], None], *, device_id: int) -> Any:

@@ -51,7 +51,7 @@ class StreamPipeline:
     broken = False  # whether it can only be closed
 
     def __init__(self, *, max_cells: int, num_threads: int, prefetch: int, device_id: int | None = None) -> None:
-        from nvidia.dali import Pipeline, fn, types
+        from nvidia.dali import Pipeline
 
         _allow_open_files(max_cells + OTHER_FILES)
         self._prefetch = prefetch
@@ -66,14 +66,19 @@ class StreamPipeline:
             seed=0,
         )
         with pipe:
-            paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
-            # Without mmap: a file cut short under a mapping would end the process.
-            pipe.set_outputs(self._write(fn.io.file.read(paths, dont_use_mmap=True)))
+            pipe.set_outputs(self._graph())
         pipe.build()
         self._pipe: Any = pipe
         self._started = False
         # Registered after DALI's own hook, hence run before it: DALI would shut the graph down under running batches.
         atexit.register(self.close)
+
+    def _graph(self) -> Any:
+        from nvidia.dali import fn, types
+
+        paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
+        # Without mmap: a file cut short under a mapping would end the process.
+        return self._write(fn.io.file.read(paths, dont_use_mmap=True))
 
     def _write(self, encoded: Any) -> Any:
         """The graph behind the files' bytes."""
@@ -93,12 +98,13 @@ class StreamPipeline:
         """Start a batch.
 
         Args:
-            paths: per cell the photo's path from ``encode_path``.
+            paths: per cell the photo's path from ``encode_path``; none where tiles are resident.
             work: ``kernels.tile.TILE`` [cells]; on a GPU a ``DeviceBatch``.
             keep: holds what the tiles point to; it stays in ``running`` until the batch is done.
         """
         self.running.append(keep)  # before DALI learns the addresses
-        self._pipe.feed_input("paths", paths)
+        if paths:
+            self._pipe.feed_input("paths", paths)
         self._feed(work)
         if self._started:
             self._pipe.schedule_run()
@@ -209,6 +215,25 @@ class CudaStreamPipeline(StreamPipeline):
             self.drain()
             cuda.synchronize(self._device)
         super().close()
+
+
+class ResidentPipeline(StreamPipeline):
+    """Samples from photos that were resampled beforehand; one DALI sample is one sample, so ``max_cells`` counts those.
+
+        samples ──▶ gather ──▶ status
+
+    ``feed`` takes as work ``kernels.tile.TILE`` [B, cells], each sample's cells and behind them empty records.
+    """
+
+    def _graph(self) -> Any:
+        from nvidia.dali import fn, types
+
+        from nemo_dali.operators import gather
+
+        return gather(fn.external_source(name="tiles", ndim=2, dtype=types.UINT8))
+
+    def _feed(self, work: Any) -> None:
+        self._pipe.feed_input("tiles", work.view(np.uint8).reshape(*work.shape, -1))
 
 
 def _allow_open_files(count: int) -> None:
