@@ -1,14 +1,17 @@
-"""``nemo-dali bench loader``: samples per second of the Loader beside a DALI pipeline that only reads and decodes.
+"""``nemo-dali bench loader``: samples per second of the Loader, beside a DALI pipeline that only reads and decodes.
 
-Both read the photos of the same plan with the same number of threads, in turn, several times: on a machine whose speed
-drifts only the ratio within a pair means something.
+A PyTorch DataLoader can run beside both. All show the photos of the same plan with the same number of threads, in turn,
+several times: on a machine whose speed drifts only the ratio within a pair means something.
 """
 
+import itertools
 import json
+import math
 import os
 import platform
+import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,13 +20,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.baseline import IN_FLIGHT, check_equal, dataloader
+from nemo_dali.driver import read_driver
 from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
 from nemo_dali.pipeline import encode_path
 from nemo_dali.progress import progress
 
-PACKAGES = ("nemo-dali", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch", "numba", "numpy", "h5py", "pillow")
+PACKAGES = (
+    "nemo-dali",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "torch",
+    "numba",
+    "numba-cuda",
+    "numpy",
+    "h5py",
+    "pillow",
+)
 
+LEAST_SECONDS = 1.0  # a timing takes
 WARM_UP = 6  # batches until every block of frames and every buffer of DALI has been touched once
 
 
@@ -41,30 +59,64 @@ class Spread:
         return cls(*(round(float(q), 4) for q in np.quantile(np.asarray(values), (0.5, 0.25, 0.75))))
 
 
-def bench_loader(loader: Loader, *, pairs: int = 7, steps: int = 20) -> dict[str, Any]:
-    """Time a loader against decode-only DALI, in turn.
+def timed_start(make: Callable[[], Loader]) -> tuple[Loader, float]:
+    """Make a loader and wait for its first batch; the loader, and the seconds that took."""
+    start = time.perf_counter()
+    loader = make()
+    next(iter(loader))
+    return loader, time.perf_counter() - start
+
+
+def bench_loader(
+    loader: Loader, *, pairs: int = 7, steps: int = 20, baseline: bool = False, starve: float | None = None
+) -> dict[str, Any]:
+    """Time a loader against decode-only DALI and, if wanted, a PyTorch DataLoader, in turn.
 
     Args:
         pairs: how many times each is timed, >= 1.
-        steps: batches per timing, >= 1, after ``WARM_UP`` that are not counted; they go on into later epochs.
+        steps: batches per timing, >= 1, after ``WARM_UP`` that are not counted; more where they take less than
+            ``LEAST_SECONDS``. They go on into later epochs.
+        baseline: time ``baseline.dataloader`` too, after a check that its batches are the loader's.
+        starve: milliseconds of a training step that is played by waiting; how much of the time such a training waits
+            for batches is reported.
 
     Returns:
-        JSON-able: ``samples_per_s`` and ``decode_only`` as ``{median, p25, p75}``, ``ratio_decode_only`` likewise (the
-        ratio of each pair), ``config``, ``machine``, ``versions``.
+        JSON-able: ``samples_per_s``, ``decode_only`` and ``baseline`` as ``{median, p25, p75}``, ``ratio_decode_only``
+        and ``ratio_baseline`` likewise (the ratio of each pair), ``waiting`` (the share, 0 to 1), ``config``,
+        ``peak_memory_mib``, ``machine``, ``versions``. What was not asked for is None.
+
+    Raises:
+        NemoError: the baseline's batches are not the loader's.
     """
     for name, value in (("pairs", pairs), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} ({value}) must be >= 1")
-    ours, theirs = [], []
+    if starve is not None and not 0 < starve < math.inf:
+        raise ValueError(f"starve ({starve}) must be a number of milliseconds > 0")
+    timings: dict[str, list[float]] = {"samples_per_s": [], "decode_only": [], "baseline": []}
+    memory: dict[str, float] = {}
+    theirs = _Baseline(loader, steps) if baseline else None
     for _ in progress(range(pairs), total=pairs, what="timing", unit="pair"):
-        ours.append(steps * loader.batch_size / _seconds(_delivered(loader), steps))
+        timings["samples_per_s"].append(_rate(_delivered(loader), steps) * loader.batch_size)
+        memory.setdefault("loader", _peak_memory(resource.RUSAGE_SELF))
         loader.close()
-        theirs.append(steps * loader.batch_size / _seconds(_decode_only(loader, steps), steps))
+        timings["decode_only"].append(_rate(_decode_only(loader, steps), steps) * loader.batch_size)
+        if theirs is not None:
+            timings["baseline"].append(theirs.rate() * loader.batch_size)
+    if theirs is not None:
+        theirs = None  # its workers end, and their memory is known
+        memory["baseline_worker"] = _peak_memory(resource.RUSAGE_CHILDREN)
+    ours = timings["samples_per_s"]
+    spreads = {name: asdict(Spread.of(values)) if values else None for name, values in timings.items()}
+    ratios = {
+        f"ratio_{name}": asdict(Spread.of(np.divide(ours, timings[name]))) if timings[name] else None
+        for name in ("decode_only", "baseline")
+    }
     return {
-        "mode": "stream",
-        "samples_per_s": asdict(Spread.of(ours)),
-        "decode_only": asdict(Spread.of(theirs)),
-        "ratio_decode_only": asdict(Spread.of(np.divide(ours, theirs))),
+        "mode": loader.mode,
+        **spreads,
+        **ratios,
+        "waiting": None if starve is None else _waiting(_delivered(loader), steps, starve / 1000),
         "config": {
             "batch_size": loader.batch_size,
             "size": loader.size,
@@ -74,10 +126,12 @@ def bench_loader(loader: Loader, *, pairs: int = 7, steps: int = 20) -> dict[str
             "policy": json.loads(loader.policy.to_json()),
             "pairs": pairs,
             "steps": steps,
+            "starve_ms": starve,
             "datasets": [dataset.name for dataset in loader.corpus.datasets],
             "photos": len(loader.corpus.photo_width),
             "megapixels_a_photo": round(_megapixels(loader), 3),
         },
+        "peak_memory_mib": memory,
         "machine": machine(),
         "versions": versions(),
     }
@@ -88,20 +142,63 @@ def _megapixels(loader: Loader) -> float:
     return float((loader.corpus.photo_width.astype(np.int64) * loader.corpus.photo_height).mean() / 1e6)
 
 
-def _seconds(batches: Iterator[Any], steps: int) -> float:
-    """Time of ``steps`` batches in a row, with as many in the making at the end as at the beginning."""
+def _rate(batches: Iterator[Any], steps: int) -> float:
+    """Batches per second, with as many in the making at the end as at the beginning."""
     for _ in range(WARM_UP):
         next(batches)
-    start = time.perf_counter()
-    for _ in range(steps):
+    start, done = time.perf_counter(), 0
+    while done < steps or time.perf_counter() - start < LEAST_SECONDS:
         next(batches)
-    return time.perf_counter() - start
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
+def _waiting(batches: Iterator[Any], steps: int, step_seconds: float) -> float:
+    """Share of the time that a training spends waiting whose steps take so long."""
+    for _ in range(WARM_UP):
+        next(batches)
+    waited = 0.0
+    for _ in range(steps):
+        time.sleep(step_seconds)
+        asked = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - asked
+    return round(waited / (waited + steps * step_seconds), 4)
+
+
+def _peak_memory(whose: int) -> float:
+    """MiB resident at most, so far."""
+    return round(resource.getrusage(whose).ru_maxrss / 1024, 1)
 
 
 def _delivered(loader: Loader) -> Iterator[Any]:
     loader.set_epoch(0)
     while True:
         yield from loader
+
+
+class _Baseline:
+    """Times the PyTorch DataLoader. Its workers live as long as this; between two timings they have nothing to do."""
+
+    def __init__(self, loader: Loader, steps: int) -> None:
+        self._steps = steps
+        rows = loader.plan(0, np.arange(len(loader) * loader.batch_size))
+        asked = WARM_UP + steps + IN_FLIGHT * loader.num_threads
+        self._batches = dataloader(loader, rows, batches=asked)
+        check_equal(next(_delivered(loader)), next(iter(self._batches)))
+
+    def rate(self) -> float:
+        """Batches per second, with as many in the making at the end as at the beginning."""
+        delivered = iter(self._batches)
+        for _ in range(WARM_UP):
+            next(delivered)
+        start = time.perf_counter()
+        for _ in range(self._steps):
+            next(delivered)
+        seconds = time.perf_counter() - start
+        for _ in delivered:  # the rest, so that nothing runs on
+            pass
+        return self._steps / seconds
 
 
 def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
@@ -123,11 +220,11 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
         encoded = fn.io.file.read(source, dont_use_mmap=True)
         pipe.set_outputs(fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False))
     pipe.build()
-    batches = [paths(step) for step in range(depth + steps + WARM_UP)]
-    for batch in batches[:depth]:
+    batches = itertools.cycle([paths(step) for step in range(depth + steps + WARM_UP)])
+    for batch in itertools.islice(batches, depth):
         pipe.feed_input("paths", batch)
     pipe.schedule_run()
-    for batch in batches[depth:]:
+    for batch in batches:
         pipe.share_outputs()
         pipe.release_outputs()
         pipe.feed_input("paths", batch)
@@ -136,14 +233,17 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB."""
+    """Processor, cores this process may use, memory in GiB; the GPUs, their driver and the newest CUDA it supports."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
+    found = {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1)}
+    if (driver := read_driver()) and driver.gpus:
+        found |= {"gpus": [gpu.name for gpu in driver.gpus], "driver": driver.version, "cuda": driver.cuda}
+    return found
 
 
 def versions() -> dict[str, str]:

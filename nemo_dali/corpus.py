@@ -63,6 +63,7 @@ class Corpus:
         self.photo_height = self._joined(lambda d: d.images.height)
         self.runs = self._joined(lambda d: d.rle_counts.ctypes.data + 4 * d.refs.rle_begin.astype(np.uint64))
         self.run_count = self._joined(lambda d: d.refs.rle_count.astype(np.int64))
+        self._ref_offset = np.cumsum([0, *(len(d.refs.ref_id) for d in self.datasets)])
         self._photo_offset = np.cumsum([0, *(len(d.images.id) for d in self.datasets)])
         self._sentence_offset = np.cumsum([0, *(len(d.sentences.ref) for d in self.datasets)])
 
@@ -93,6 +94,13 @@ class Corpus:
         """Path of a photo."""
         owner = int(np.searchsorted(self._photo_offset, row, side="right")) - 1
         return self.datasets[owner].photo_path(row - int(self._photo_offset[owner]))
+
+    def runs_of(self, row: int) -> npt.NDArray[np.uint32]:
+        """A ref's run lengths, uint32 [n]."""
+        owner = int(np.searchsorted(self._ref_offset, row, side="right")) - 1
+        dataset, row = self.datasets[owner], row - int(self._ref_offset[owner])
+        begin = int(dataset.refs.rle_begin[row])
+        return dataset.rle_counts[begin : begin + int(dataset.refs.rle_count[row])]
 
     def sentence(self, row: int) -> str:
         """A referring expression."""

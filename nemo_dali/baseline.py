@@ -1,0 +1,142 @@
+"""What the Loader is measured against: the same samples by a PyTorch DataLoader, as a good engineer would write it.
+
+Only the photos of a sample are decoded, each resized straight into its cell, in worker processes that live as long as
+the loader; masks come from run lengths by pycocotools; normalisation is torch's own. Nothing is kept from sample to
+sample. Pixels, masks and tokens equal the Loader's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.corpus import Corpus
+from nemo_dali.errors import NemoError
+from nemo_dali.layout import lay_out
+from nemo_dali.loader import Loader
+
+IN_FLIGHT = 4  # batches that each worker makes ahead
+
+
+class Samples:
+    """A map-style data set of plan rows, dtype ``plan.PLAN`` [n]: image, mask, tokens and attention mask of each."""
+
+    def __init__(self, loader: Loader, rows: npt.NDArray[Any]) -> None:
+        import torch
+
+        self._corpus: Corpus = loader.corpus
+        self._rows = rows
+        self._size = loader.size
+        self._dtype = loader.dtype
+        self._pillow = loader.resample == "pillow-bilinear"
+        self._mean, self._std = (torch.tensor(numbers)[:, None, None] for numbers in (loader.mean, loader.std))
+        # Tokens of these rows alone: workers need not carry the whole data set's.
+        self._tokens, self._attention = loader.text_of(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        import torch
+        from pycocotools import mask as coco
+
+        row = self._rows[index : index + 1]
+        image = np.empty((self._size, self._size, 3), np.uint8)
+        mask = np.zeros((self._size, self._size), np.uint8)
+        tiles, _, photos = lay_out(row, self._size)
+        for tile, photo in zip(tiles, photos.tolist(), strict=True):
+            y, x = slice(int(tile["y0"]), int(tile["y1"])), slice(int(tile["x0"]), int(tile["x1"]))
+            shape = (y.stop - y.start, x.stop - x.start)
+            image[y, x] = self._photo(self._corpus.photo_path(photo), shape)
+            if tile["run_count"]:
+                height, width = int(self._corpus.photo_height[photo]), int(self._corpus.photo_width[photo])
+                runs = self._corpus.runs_of(int(row["ref"][0]))
+                encoded = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+                mask[y, x] = self._nearest(coco.decode(encoded), shape)
+        frame = torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        if self._dtype != "uint8":
+            frame = frame.float().div_(255).sub_(self._mean).div_(self._std).to(getattr(torch, self._dtype))
+        return frame, torch.from_numpy(mask), self._tokens[index], self._attention[index]
+
+    def _photo(self, path: str, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """A photo, RGB, stretched to (height, width)."""
+        if self._pillow:
+            from PIL import Image
+
+            with Image.open(path) as photo:
+                return np.asarray(photo.convert("RGB").resize(shape[::-1], Image.Resampling.BILINEAR))
+        import cv2
+
+        decoded = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        resized = cv2.resize(decoded, shape[::-1], interpolation=cv2.INTER_LINEAR)
+        pixels: npt.NDArray[np.uint8] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB, dst=resized)
+        return pixels
+
+    def _nearest(self, mask: npt.NDArray[np.uint8], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        if self._pillow:
+            from PIL import Image
+
+            return np.asarray(Image.fromarray(mask).resize(shape[::-1], Image.Resampling.NEAREST))
+        import cv2
+
+        resized: npt.NDArray[np.uint8] = cv2.resize(mask, shape[::-1], interpolation=cv2.INTER_NEAREST)
+        return resized
+
+
+def one_thread(_: int) -> None:
+    """In each worker: the workers are the parallelism."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        import cv2
+    except ImportError:
+        return
+    cv2.setNumThreads(0)
+
+
+def dataloader(loader: Loader, rows: npt.NDArray[Any], *, batches: int) -> Any:
+    """A DataLoader over plan rows in their order, with as many workers as the loader has threads.
+
+    Args:
+        rows: dtype ``plan.PLAN`` [n].
+        batches: how many, over the rows again and again.
+
+    Raises:
+        NemoError: OpenCV is missing.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    if loader.resample == "cv2-linear":
+        try:
+            import cv2  # noqa: F401
+        except ImportError as error:
+            raise NemoError("The baseline of 'cv2-linear' needs OpenCV: pip install opencv-python-headless.") from error
+    sampler: Sequence[int] = np.resize(np.arange(len(rows)), batches * loader.batch_size).tolist()
+    return DataLoader(
+        Samples(loader, rows),  # type: ignore[arg-type]
+        batch_size=loader.batch_size,
+        sampler=sampler,
+        num_workers=loader.num_threads,
+        prefetch_factor=IN_FLIGHT,
+        persistent_workers=True,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=one_thread,
+        multiprocessing_context="spawn",  # DALI's threads do not survive a fork
+    )
+
+
+def check_equal(ours: Any, theirs: Any) -> None:
+    """Compare a batch of the loader with the baseline's of the same plan rows.
+
+    Raises:
+        NemoError: they differ, so their speeds do not compare.
+    """
+    import torch
+
+    names = ("images", "masks", "tokens", "attention masks")
+    for name, one, other in zip(names, ours, theirs, strict=False):
+        if not torch.equal(one.cpu(), other):
+            raise NemoError(f"The baseline's {name} are not the loader's, so their speeds do not compare.")
