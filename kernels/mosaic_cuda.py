@@ -92,7 +92,8 @@ def cut(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], int]:
 
 
 @cache
-def _module(device: int) -> Any:
+def load_module(device: int) -> Any:
+    """The compiled source on a device; compiling takes seconds, loading from the cache on disk far less."""
     import cupy
 
     with cupy.cuda.Device(device):
@@ -115,7 +116,7 @@ def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
     if not len(tiles):
         return
     tile_of_block, stage_bytes = cut(tiles)
-    kernel = _module(device).get_function(kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
+    kernel = load_module(device).get_function(kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
     _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
     with current(device, stream):
         kernel((len(tile_of_block),), THREADS, (*addresses, np.int32(stage_bytes)), shared_mem=stage_bytes)

@@ -1,0 +1,97 @@
+"""What the benchmarks share: generated data, the GPU to measure, and where results go."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_dali.annotations import read_refer
+from nemo_dali.bench import machine, versions
+from nemo_dali.cuda import cuda_device
+from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.errors import NemoError
+from nemo_dali.synthetic import synthesize
+from nemo_dali.table import write_table
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def generate(folder: Path, *, images: int = 400) -> tuple[Path, Path]:
+    """A generated data set with a table of random similarities: which photos are drawn does not matter to the clock."""
+    synthesize(folder / "data", images=images)
+    annotations = read_refer(folder / "data", dataset="refcoco", split_by="unc", split="train")
+    paths = folder / "data.ris.h5", folder / "data.neg.h5"
+    index_dataset(annotations, images=folder / "data/images/mscoco/images/train2014", output=paths[0])
+    dataset = Dataset.open(paths[0])
+    random = np.random.default_rng(0)
+    sentences, photos = len(dataset.sentences.ref), len(dataset.images.id)
+    own = dataset.refs.image[dataset.sentences.ref]
+    neighbors = random.permuted(np.tile(np.arange(photos, dtype=np.int32), (sentences, 1)), axis=1)
+    neighbors = neighbors[neighbors != own[:, None]].reshape(sentences, photos - 1)
+    write_table(
+        paths[1],
+        blocks=[(neighbors, -np.sort(-random.random(neighbors.shape, np.float32), axis=1))],
+        text_embedding=np.ones((sentences, 1), np.float32),
+        image_embedding=np.ones((photos, 1), np.float32),
+        depth=1000,
+        dataset_fingerprint=dataset.fingerprint,
+        dataset_name=dataset.name,
+        model="random",
+        pretrained="none",
+        weights_hash="",
+        exclusions=["own photo"],
+    )
+    return paths
+
+
+def revision() -> str:
+    """The git revision that is measured, with a plus sign where files have been changed since."""
+    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+def require_gpu() -> int:
+    """The number of the GPU to measure; without one the process ends with a sentence and exit code 1."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("This benchmark needs a GPU, and torch sees none; 'nemo-dali doctor' says what is missing.")
+    try:
+        number = cuda_device("cuda")
+    except NemoError as error:
+        sys.exit(str(error))
+    assert number is not None
+    return number
+
+
+def described(device: int, measured: str) -> dict[str, Any]:
+    """What every result on a GPU says of where it was measured; ``measured`` is the git revision."""
+    import torch
+
+    here = machine()
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "driver": here["driver"],
+        "cuda": {"driver": here["cuda"], "torch": torch.version.cuda},
+        "revision": measured,
+        "machine": here,
+        "versions": versions(),
+    }
+
+
+def file_name(benchmark: str, device: str) -> str:
+    """``benchmark.device.json``, the device's name in small letters, digits and hyphens."""
+    return f"{benchmark}.{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+
+
+def save(result: dict[str, Any], benchmark: str, folder: Path) -> Path:
+    """Write a result of a GPU to its file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name(benchmark, result["device"])
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path

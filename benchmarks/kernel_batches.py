@@ -1,0 +1,241 @@
+"""What ``gpu_kernels.py`` times: batches for each kernel, what they must become, and how many bytes that takes."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali import cuda
+from nemo_dali.kernels import launch, mask_cuda, mosaic_cuda
+from nemo_dali.kernels.mask import write_mask
+from nemo_dali.kernels.mosaic import write_tile
+from nemo_dali.kernels.reference import normalisation_table
+from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE
+from nemo_dali.layout import cell_edges
+from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD
+
+PHOTO = (480, 640)  # height, width
+OTHER_GRIDS_BATCH = 64  # single and 3x3 at one batch size
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed; ``dtype`` is the output's."""
+
+    kernel: str  # "mosaic" or "mask"
+    grid: int
+    resample: str
+    dtype: str
+    batch: int
+    size: int = 480
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch of a case.
+
+    Attributes:
+        run: queues the kernel alone, whose tables are on the device.
+        run_whole: uploads the tables and queues the kernel, as the pipeline does.
+        output: torch uint8 [bytes], what the kernel writes.
+        expected: makes the same on the CPU, uint8 [bytes].
+        bytes: that the kernel must move.
+        keep: holds the memory behind addresses.
+    """
+
+    run: Callable[[], None]
+    run_whole: Callable[[], None]
+    output: Any
+    expected: Callable[[], Bytes]
+    bytes: int
+    keep: Any
+
+
+def cases(batches: Sequence[int], dtypes: Sequence[str]) -> list[Case]:
+    """All that is timed; masks are uint8 whatever the image's type."""
+    one = OTHER_GRIDS_BATCH if OTHER_GRIDS_BATCH in batches else max(batches)
+    shapes = [(2, batch) for batch in batches] + [(1, one), (3, one)]
+    return [
+        Case(kernel, grid, resample, dtype, batch)
+        for kernel, types in (("mosaic", dtypes), ("mask", ("uint8",)))
+        for resample in RESAMPLE
+        for dtype in types
+        for grid, batch in shapes
+    ]
+
+
+# --- what must be moved ----------------------------------------------------------------------------------------------
+
+
+@cache
+def touched_rows(source: int, size: int, resample: int) -> int:
+    """How many of a photo's ``source`` rows a cell of ``size`` rows is made from.
+
+    "cv2-linear" has two rows for each output row, counted though the weight of one may be 0; "pillow-bilinear" all rows
+    within the support.
+    """
+    scale = source / size
+    middle = (np.arange(size) + 0.5) * scale
+    if resample == CV2_LINEAR:
+        first = np.floor((middle - 0.5).astype(np.float32)).astype(np.int64)
+        end = first + 2
+        first, end = np.clip(first, 0, source - 1), np.clip(end, 1, source)
+    else:
+        support = max(scale, 1.0)
+        first = np.maximum((middle - support + 0.5).astype(np.int64), 0)
+        end = np.minimum((middle + support + 0.5).astype(np.int64), source)
+    begun = np.bincount(first, minlength=source) - np.bincount(end, minlength=source + 1)[:source]
+    return int((begun.cumsum() > 0).sum())
+
+
+def touched_bytes(tiles: npt.NDArray[Any]) -> int:
+    """Of photos and frames, by the mosaic kernel for cells of dtype ``TILE``."""
+    height, width = (tiles["y1"] - tiles["y0"]).astype(np.int64), (tiles["x1"] - tiles["x0"]).astype(np.int64)
+    lengths = zip(tiles["photo_height"].tolist(), height.tolist(), tiles["resample"].tolist(), strict=True)
+    rows = np.array([touched_rows(*length) for length in lengths])
+    return int((3 * rows * tiles["photo_width"] + 3 * tiles["itemsize"] * height * width).sum())
+
+
+def least_bytes(case: Case) -> int:
+    """What a batch of a case moves at the very least."""
+    if case.kernel == "mosaic":
+        return touched_bytes(tiles_of(case, image=0, mask=0, table=0))
+    return case.batch * case.size**2
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def boxes(case: Case) -> npt.NDArray[np.int64]:
+    """Half-open (y0, x0, y1, x1) [batch * grid**2, 4] of all cells, sample after sample."""
+    grid, line = np.int64(case.grid), np.arange(case.grid + 1)
+    edges = cell_edges(grid, line, np.int64(case.size // 2), case.size)
+    y, x = np.divmod(np.tile(np.arange(case.grid**2), case.batch), case.grid)
+    return np.stack([edges[y], edges[x], edges[y + 1], edges[x + 1]], axis=1)
+
+
+def tiles_of(case: Case, *, image: int, mask: int, table: int) -> npt.NDArray[Any]:
+    """The cells of a batch whose frames and masks lie one after the other from these addresses on; no photos yet."""
+    tiles = np.zeros(case.batch * case.grid**2, TILE)
+    for name, column in zip(("y0", "x0", "y1", "x1"), boxes(case).T, strict=True):
+        tiles[name] = column
+    tiles["photo_height"], tiles["photo_width"] = PHOTO
+    tiles["frame_height"] = tiles["frame_width"] = case.size
+    tiles["itemsize"], tiles["resample"] = np.dtype(case.dtype).itemsize, RESAMPLE[case.resample]
+    sample = np.arange(len(tiles), dtype=np.uint64) // np.uint64(case.grid**2)
+    pixels = np.uint64(case.size**2)
+    tiles["image"] = np.uint64(image) + sample * 3 * pixels * tiles["itemsize"].astype(np.uint64)
+    tiles["mask"] = np.uint64(mask) + sample * pixels
+    tiles["table"] = table
+    return tiles
+
+
+def mosaic_on_cpu(case: Case, photos: Bytes, table: npt.NDArray[Any]) -> Bytes:
+    """The frames of a batch by the CPU kernel; photos are uint8 [cells, H, W, 3]."""
+    frames = np.empty((case.batch, 3, case.size, case.size), table.dtype)
+    masks = np.empty((case.batch, case.size, case.size), np.uint8)
+    tiles = tiles_of(case, image=frames.ctypes.data, mask=masks.ctypes.data, table=table.ctypes.data)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write_tile, tiles, photos))
+    return frames.view(np.uint8).reshape(-1)
+
+
+def masks_on_cpu(case: Case, runs: Sequence[npt.NDArray[np.uint32]], cells: npt.NDArray[np.int64]) -> Bytes:
+    """The masks of a batch by the CPU kernel, from run lengths and boxes of the targets."""
+    masks = np.zeros((case.batch, case.size, case.size), np.uint8)
+    for mask, counts, (y0, x0, y1, x1) in zip(masks, runs, cells, strict=True):
+        write_mask(counts, *PHOTO, RESAMPLE[case.resample], mask[y0:y1, x0:x1])
+    return masks.reshape(-1)
+
+
+def ellipse(random: np.random.Generator) -> npt.NDArray[np.uint32]:
+    """Run lengths of an ellipse in a photo."""
+    y, x = np.ogrid[: PHOTO[0], : PHOTO[1]]
+    (cy, cx), (ry, rx) = random.uniform(0.3, 0.7, 2) * PHOTO, random.uniform(0.1, 0.3, 2) * PHOTO
+    inside = (((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1).ravel(order="F")
+    return np.diff([0, *np.flatnonzero(np.diff(inside)) + 1, inside.size]).astype(np.uint32)
+
+
+class Photos:
+    """Random photos, the same on the host and on the device: uint8 [count, H, W, 3]."""
+
+    def __init__(self, count: int, device: int) -> None:
+        import torch
+
+        self.host = np.random.default_rng(0).integers(0, 256, (count, *PHOTO, 3), dtype=np.uint8)
+        self.there = torch.from_numpy(self.host).to(cuda.place(device))
+
+    def take(self, first: int, count: int) -> tuple[Bytes, npt.NDArray[np.uint64]]:
+        """``count`` photos from number ``first`` on, and their device addresses."""
+        at = self.there.data_ptr() + np.arange(first, first + count, dtype=np.uint64) * np.uint64(self.host[0].nbytes)
+        return self.host[first : first + count], at
+
+
+def mosaic_work(case: Case, number: int, photos: Photos, *, device: int, stream: int) -> Work:
+    """The ``number``-th batch of a case, of photos that no other batch of it shows."""
+    import torch
+
+    table = np.ascontiguousarray(normalisation_table(IMAGENET_MEAN, IMAGENET_STD, case.dtype))
+    table_there = torch.from_numpy(table.view(np.uint8)).to(cuda.place(device))
+    output = torch.empty(case.batch * 3 * case.size**2 * table.itemsize, dtype=torch.uint8, device=cuda.place(device))
+    tiles = tiles_of(case, image=output.data_ptr(), mask=0, table=table_there.data_ptr())
+    shown, tiles["photo"] = photos.take(number * len(tiles), len(tiles))
+    tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
+    name = mosaic_cuda.kernel_name(RESAMPLE[case.resample], table.itemsize)
+    kernel = mosaic_cuda.load_module(device).get_function(name)
+    tables, addresses = launch.upload([tiles, tile_of_block], device=device, stream=stream)
+    blocks, arguments = (len(tile_of_block),), (*addresses, np.int32(stage_bytes))
+    return Work(
+        run=lambda: kernel(blocks, mosaic_cuda.THREADS, arguments, shared_mem=stage_bytes),
+        run_whole=lambda: mosaic_cuda.write_tiles(tiles, device=device, stream=stream),
+        output=output,
+        expected=lambda: mosaic_on_cpu(case, shown, table),
+        bytes=touched_bytes(tiles),
+        keep=(table_there, tables),
+    )
+
+
+def masks_of(case: Case) -> tuple[list[npt.NDArray[np.uint32]], npt.NDArray[np.int64], list[npt.NDArray[Any]]]:
+    """Ellipses as the targets of a batch, in each cell in turn: run lengths, boxes, and what the kernel reads."""
+    random = np.random.default_rng(0)
+    few = [ellipse(random) for _ in range(16)]
+    runs = [few[i % len(few)] for i in range(case.batch)]
+    sample, cells = np.arange(case.batch), case.grid**2
+    shown = boxes(case)[sample * cells + sample % cells]
+    addresses, counts = mask_cuda.run_addresses(runs)
+    photos, resample = np.tile(PHOTO, (case.batch, 1)), RESAMPLE[case.resample]
+    tables = mask_cuda.make_targets(addresses=addresses, counts=counts, boxes=shown, photos=photos, resample=resample)
+    return runs, shown, list(tables)
+
+
+def mask_work(case: Case, *, device: int, stream: int) -> Work:
+    """A batch of masks."""
+    import torch
+
+    runs, shown, tables = masks_of(case)
+    output = torch.empty(case.batch * case.size**2, dtype=torch.uint8, device=cuda.place(device))
+    kernel = mask_cuda.load_kernel(case.dtype, device)
+    there, addresses = launch.upload(tables, device=device, stream=stream)
+    blocks, shared = mask_cuda.grid(case.batch, case.size, case.size), mask_cuda.shared_bytes()
+    size, band = np.int32(case.size), np.int32(mask_cuda.BAND)
+    arguments = (*addresses, output.data_ptr(), size, size, band)
+    frame = {"frame_height": case.size, "frame_width": case.size}
+
+    def run_whole() -> None:
+        _owner, fresh = launch.upload(tables, device=device, stream=stream)
+        mask_cuda.write_masks(*fresh, output.data_ptr(), case.batch, **frame, device=device, stream=stream)
+
+    return Work(
+        run=lambda: kernel(blocks, (mask_cuda.THREADS,), arguments, shared_mem=shared),
+        run_whole=run_whole,
+        output=output,
+        expected=lambda: masks_on_cpu(case, runs, shown),
+        bytes=sum(table.nbytes for table in tables) + output.nbytes,
+        keep=there,
+    )

@@ -1,0 +1,236 @@
+"""What ``gpu_stream.py`` measures: rates, the host's time, memory, waiting, and how nvJPEG's pixels differ."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+from nvidia.dali import Pipeline, fn, types
+
+from nemo_dali import cuda, operators
+from nemo_dali.bench import WARM_UP, Spread
+from nemo_dali.canvas import Canvas
+from nemo_dali.layout import lay_out
+from nemo_dali.loader import Loader
+from nemo_dali.pipeline import DECODING, CudaStreamPipeline, encode_path
+from nemo_dali.plan import Planner
+
+BUSY_MS = 500  # that the GPU has other work while batches are asked for
+NOTHING = SimpleNamespace(status=np.empty(0, np.uint8))  # the work of a batch that is only decoded
+
+
+# --- how fast --------------------------------------------------------------------------------------------------------
+
+
+class DecodeOnly(CudaStreamPipeline):
+    """The loader's graph without the Python function: the photos are delivered, and dropped."""
+
+    def _write(self, encoded: Any) -> Any:
+        with mock.patch.object(operators, "call_with_photos", lambda photos, *_, **__: photos):
+            return super()._write(encoded)
+
+    def _feed(self, work: Any) -> None:
+        self._to_deliver.append(work)
+
+
+def compare(loader: Loader, hw_decoder_load: float, device: int, *, pairs: int, steps: int) -> dict[str, Any]:
+    """Samples per second of a loader and of decode-only DALI, in turn, and the ratio of each pair."""
+    pipeline = DecodeOnly(
+        device_id=device,
+        hw_decoder_load=hw_decoder_load,
+        max_cells=loader.batch_size * loader.policy.largest_grid**2,
+        num_threads=loader.num_threads,
+        prefetch=loader.prefetch,
+    )
+    photos = [shown(loader, step) for step in range(loader.prefetch + WARM_UP + steps)]
+    ours, theirs = [], []
+    for _ in range(pairs):
+        ours.append(steps * loader.batch_size / seconds(delivered(loader), steps, device))
+        theirs.append(steps * loader.batch_size / seconds(decoded(pipeline, photos, loader.prefetch), steps, device))
+        pipeline.drain()
+    loader.close(), pipeline.close()
+    ratio = np.divide(ours, theirs)
+    found = {"samples_per_s": ours, "decode_only": theirs, "ratio_decode_only": ratio}
+    return {name: asdict(Spread.of(values)) for name, values in found.items()}
+
+
+def shown(loader: Loader, step: int) -> list[npt.NDArray[np.uint8]]:
+    """Paths of the photos that the loader shows in a step, counted from the beginning of epoch 0."""
+    epoch, step = divmod(step, len(loader))
+    rows = loader.plan(epoch, np.arange(step * loader.batch_size, (step + 1) * loader.batch_size))
+    return [encode_path(loader.corpus.photo_path(row)) for row in lay_out(rows, loader.size)[2].tolist()]
+
+
+def delivered(loader: Loader) -> Iterator[Any]:
+    """Batches from the beginning of epoch 0 on."""
+    loader.set_epoch(0)
+    while True:
+        yield from loader
+
+
+def decoded(pipeline: DecodeOnly, photos: list[Any], prefetch: int) -> Iterator[None]:
+    """The same batches, only decoded, in the loader's order of waiting and feeding."""
+    for batch in photos[:prefetch]:
+        pipeline.feed(batch, NOTHING, None)
+    for batch in photos[prefetch:]:
+        pipeline.wait()
+        pipeline.feed(batch, NOTHING, None)
+        yield
+
+
+def seconds(batches: Iterator[Any], steps: int, device: int) -> float:
+    """Time of ``steps`` batches in a row; what the GPU was given before has been done by then, and this too."""
+    for _ in range(WARM_UP):
+        next(batches)
+    cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def clocked(function: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:
+    """The function, its calls' times in microseconds appended to a list."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            taken.append((time.perf_counter() - start) * 1e6)
+
+    return call
+
+
+@contextmanager
+def clocks() -> Iterator[dict[str, list[float]]]:
+    """Microseconds of each call, by what is called; the loaders in question are made inside."""
+    taken: dict[str, list[float]] = {name: [] for name in ("plan", "prepare", "feed", "wait", "python_function")}
+    methods = {"plan": (Planner, "plan_and_count"), "prepare": (Canvas, "prepare")}
+    methods |= {name: (CudaStreamPipeline, name) for name in ("feed", "wait")}
+    operator = fn.dl_tensor_python_function
+
+    def with_clock(*inputs: Any, function: Callable[..., Any], **options: Any) -> Any:
+        return operator(*inputs, function=clocked(function, taken["python_function"]), **options)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(fn, "dl_tensor_python_function", with_clock))
+        for name, (owner, method) in methods.items():
+            stack.enter_context(mock.patch.object(owner, method, clocked(getattr(owner, method), taken[name])))
+        yield taken
+
+
+def host_costs(make: Callable[[], Loader], steps: int) -> dict[str, Any]:
+    """Microseconds a batch: of DALI's thread in the Python function, of the training thread in everything else.
+
+    ``plan``, ``prepare`` and ``feed`` start a batch, ``wait`` waits for one, and ``next`` is all of it. The threads
+    share the interpreter's lock, so each one's time has some waiting for the other in it.
+    """
+    with clocks() as taken:
+        loader = make()
+        batches = delivered(loader)
+        taken["next"] = []
+        deliver = clocked(lambda: next(batches), taken["next"])
+        for _ in range(WARM_UP):
+            deliver()
+        for values in taken.values():
+            values.clear()
+        for _ in range(steps):
+            deliver()
+        loader.close()
+    return {name: asdict(Spread.of(values)) for name, values in taken.items()}
+
+
+def memory_peak(loader: Loader, steps: int, device: int) -> dict[str, float]:
+    """The most that the GPU's free memory fell while batches were made, and torch's part of it, in MiB."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats(device)
+    free = [torch.cuda.mem_get_info(device)[0]]
+    batches = delivered(loader)
+    for _ in range(WARM_UP + steps):
+        next(batches)
+        free.append(torch.cuda.mem_get_info(device)[0])
+    loader.close()
+    peaks = {"device": free[0] - min(free), "torch": torch.cuda.max_memory_allocated(device)}
+    return {name: round(peak / 2**20, 1) for name, peak in peaks.items()}
+
+
+def next_while_busy(loader: Loader, device: int) -> dict[str, Any]:
+    """Milliseconds of each ``next`` while the training stream is busy.
+
+    The batches that are made already must not wait for it. Later ones may: their frames are memory that the training
+    stream could still be reading.
+    """
+    import torch
+
+    batches = delivered(loader)
+    for _ in range(WARM_UP):
+        next(batches)
+    cuda.synchronize(device)
+    time.sleep(0.5)  # until the batches ahead are made
+    taken: list[float] = []
+    deliver = clocked(lambda: next(batches), taken)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    torch.cuda._sleep(BUSY_MS * 2_000_000)  # cycles; at the 2 GHz of an H100
+    end.record()
+    for _ in range(2 * loader.prefetch):
+        deliver()
+    end.synchronize()
+    loader.close()
+    return waits(np.array(taken) / 1000, begin.elapsed_time(end), loader.prefetch)
+
+
+def waits(taken: npt.NDArray[np.float64], busy: float, prefetch: int) -> dict[str, Any]:
+    """Whether one of the first ``prefetch`` calls waited for a GPU that was busy for so many milliseconds."""
+    return {
+        "busy_ms": round(busy, 1),
+        "next_ms": taken.round(2).tolist(),
+        "synchronises": bool(taken[:prefetch].max() > busy / 2),
+    }
+
+
+# --- what nvJPEG does ------------------------------------------------------------------------------------------------
+
+
+def decode_difference(photos: list[Any], num_threads: int, hw_decoder_load: float, device: int) -> dict[str, Any]:
+    """Between DALI's decoders on the CPU and on the GPU, in levels of 0 to 255.
+
+    Returns:
+        ``mean`` and ``max`` of the absolute difference, ``share_differing`` of the values, and how many ``photos``.
+    """
+    size = min(32, len(photos))
+    there = DecodeOnly(
+        device_id=device, hw_decoder_load=hw_decoder_load, max_cells=size, num_threads=num_threads, prefetch=1
+    )
+    here = Pipeline(size, num_threads, None, prefetch_queue_depth=1)
+    with here:
+        source = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
+        here.set_outputs(fn.decoders.image(fn.io.file.read(source, dont_use_mmap=True), **DECODING))
+    total = differing = values = largest = 0
+    for begin in range(0, len(photos), size):
+        paths = photos[begin : begin + size]
+        (ours,), (theirs,) = there._pipe.run(paths=paths), here.run(paths=paths)
+        for one, other in zip(ours.as_cpu(), theirs, strict=True):
+            difference = np.abs(np.asarray(one).astype(np.int16) - np.asarray(other))
+            total += int(difference.sum())
+            differing += int(np.count_nonzero(difference))
+            values += difference.size
+            largest = max(largest, int(difference.max()))
+    there.close()
+    return {
+        "mean": round(total / values, 4),
+        "max": largest,
+        "share_differing": round(differing / values, 4),
+        "photos": len(photos),
+    }
