@@ -35,6 +35,15 @@ def current(device: int, stream: int) -> Iterator[None]:
         yield
 
 
+def torch_stream(device: int, stream: int) -> Any:
+    """A CUDA stream as torch's; for address 0 torch's default one, as torch would make up another of it."""
+    import torch
+
+    if stream == 0:
+        return torch.cuda.default_stream(device)
+    return torch.cuda.ExternalStream(stream, torch.device("cuda", device))
+
+
 def upload(arrays: list[npt.NDArray[Any]], *, device: int, stream: int) -> tuple[Any, list[int]]:
     """Copy arrays to a device in one transfer that the host does not wait for.
 
@@ -53,6 +62,6 @@ def upload(arrays: list[npt.NDArray[Any]], *, device: int, stream: int) -> tuple
     packed = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=True)
     for array, begin in zip(arrays, begins, strict=False):
         packed[begin : begin + array.nbytes].numpy()[:] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-    with torch.cuda.stream(torch.cuda.ExternalStream(stream, device)):
+    with torch.cuda.stream(torch_stream(device, stream)):
         sent = packed.to(f"cuda:{device}", non_blocking=True)
     return sent, [sent.data_ptr() + begin for begin in begins[:-1]]

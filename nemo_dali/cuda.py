@@ -65,11 +65,11 @@ def current_stream(number: int) -> "torch.cuda.Stream":
     return torch.cuda.current_stream(number)
 
 
-def stream_at(address: int, number: int) -> "torch.cuda.Stream":
-    """Torch's handle of somebody else's stream."""
+def on(number: int) -> Any:
+    """A context in which a device is torch's current one."""
     import torch
 
-    return torch.cuda.ExternalStream(address, place(number))
+    return torch.cuda.device(number)
 
 
 def synchronize(number: int) -> None:
@@ -119,7 +119,7 @@ class DeviceBatch:
             photos: DLPack capsules of the decoded photos, uint8 [H, W, 3] each, in the order of the tiles.
             stream: address of the CUDA stream that they are decoded on.
         """
-        from nemo_dali.kernels.launch import upload
+        from nemo_dali.kernels.launch import torch_stream, upload
         from nemo_dali.kernels.mask_cuda import write_masks
         from nemo_dali.kernels.mosaic_cuda import write_tiles
 
@@ -128,7 +128,7 @@ class DeviceBatch:
         size = np.stack([self.tiles["photo_height"], self.tiles["photo_width"], np.full(len(self.tiles), 3)], axis=1)
         fits = (shapes == size).all(axis=1)
         self.tiles["photo"] = data
-        stream_at(stream, device).wait_event(self.ready)
+        torch_stream(device, stream).wait_event(self.ready)
         write_tiles(self.tiles[fits], device=device, stream=stream)
         _owner, (targets, ends) = upload([self.targets, self.ends], device=device, stream=stream)
         samples, height, width = self.mask.shape

@@ -25,13 +25,13 @@ REQUIREMENTS = {
     12: {
         "DALI": ["nvidia-dali-cuda120>=2.4,<2.5"],
         "CuPy": ["cupy-cuda12x[ctk]>=14"],
-        "numba-cuda": ["numba-cuda[cu12]>=0.30"],
+        "numba-cuda": ["numba-cuda[cu12]>=0.30", "numpy<2.5"],
         "torch": ["torch<2.11", "torchvision"],
     },
     13: {
         "DALI": ["nvidia-dali-cuda130>=2.4,<2.5"],
         "CuPy": ["cupy-cuda13x[ctk]>=14"],
-        "numba-cuda": ["numba-cuda[cu13]>=0.30"],
+        "numba-cuda": ["numba-cuda[cu13]>=0.30", "numpy<2.5"],
         "torch": ["torch>=2.11", "torchvision"],
     },
 }

@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 import operator
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -414,7 +415,7 @@ class Loader:
         for row in dict.fromkeys(step.plan["images"][step.plan["images"] >= 0].tolist()):
             if problem := photo_problem(self.corpus.photo_path(row), width[row], height[row]):
                 return PhotoError(problem)
-        if "memory" in str(error).lower():
+        if re.search("out of memory|bad_alloc|MemoryAllocation", str(error), re.IGNORECASE):
             return NemoError(f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({error})")
         return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 

@@ -1,5 +1,6 @@
 """DALI operators built on the kernels."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -72,17 +73,24 @@ def call_with_photos(photos: Any, function: Callable[[list[Any], int], None], *,
         device_id: CUDA device number.
 
     Returns:
-        uint8 [1] a sample, of no meaning: DALI knows by it when the batch is done.
+        uint8 [0] a sample: DALI knows by it when the batch is done, and has nothing to copy.
     """
     import torch
     from nvidia.dali import fn
     from nvidia.dali.python_function_plugin import current_dali_stream
 
-    done = torch.zeros(1, dtype=torch.uint8, device=cuda.place(device_id))
+    done = torch.zeros(0, dtype=torch.uint8, device=cuda.place(device_id))
 
     def call(capsules: list[Any]) -> list[Any]:
-        function(capsules, current_dali_stream())
-        return [done.__dlpack__() for _ in capsules]
+        # A collection here could close a forgotten loader, and so wait for the very thread that it runs on.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            function(capsules, current_dali_stream())
+            return [done.__dlpack__() for _ in capsules]
+        finally:
+            if collecting:
+                gc.enable()
 
     # Capsules as they are: to wrap each photo as an array costs five times as much.
     return fn.dl_tensor_python_function(

@@ -6,7 +6,7 @@
 Frames are ordinary memory of the caller's, so DALI never copies a finished batch. On a GPU the photos stay there, and
 the kernels are launched once a batch, from a Python function of DALI's thread on DALI's stream:
 
-    paths ──▶ io.file.read ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ one byte a cell
+    paths ──▶ io.file.read ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
 """
 
 import atexit
@@ -201,7 +201,8 @@ class CudaStreamPipeline(StreamPipeline):
     def wait(self) -> npt.NDArray[np.uint8]:
         self._owed -= 1
         try:
-            self._pipe.share_outputs(cuda_stream=cuda.current_stream(self._device))
+            with cuda.on(self._device):  # a stream without a number of its own is the current device's
+                self._pipe.share_outputs(cuda_stream=cuda.current_stream(self._device))
             self._pipe.release_outputs()
         except RuntimeError:
             self.broken = True
@@ -209,12 +210,13 @@ class CudaStreamPipeline(StreamPipeline):
         self.running.popleft()
         return self._to_deliver.popleft().status
 
-    def close(self) -> None:
-        """Wait for the GPU too, for what it writes into is then let go."""
-        if self._pipe is not None and not self.inherited:
-            self.drain()
-            cuda.synchronize(self._device)
-        super().close()
+    def drain(self) -> None:
+        """Wait for the GPU too: only then is the memory of the batches let go."""
+        kept = list(self.running)
+        super().drain()
+        if kept:
+            with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
+                cuda.synchronize(self._device)
 
 
 class ResidentPipeline(StreamPipeline):

@@ -6,6 +6,7 @@ built by g++ in place of the mosaic kernel, the CPU's mask kernel in place of th
 
 import ctypes
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,9 @@ def played(monkeypatch, cuda_library):
     monkeypatch.setattr(cuda, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
     monkeypatch.setattr(cuda, "place", lambda number: torch.device("cpu"))
     monkeypatch.setattr(cuda, "current_stream", lambda number: stream)
-    monkeypatch.setattr(cuda, "stream_at", lambda address, number: stream)
+    monkeypatch.setattr(launch, "torch_stream", lambda device, address: stream)
     monkeypatch.setattr(cuda, "send", lambda tensor, number: tensor)
+    monkeypatch.setattr(cuda, "on", lambda number: nullcontext())
     monkeypatch.setattr(cuda, "synchronize", lambda number: None)
     monkeypatch.setattr(nvidia.dali, "Pipeline", lambda **options: pipeline(**options | {"device_id": None}))
     share = pipeline.share_outputs

@@ -212,7 +212,7 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
         copies = [array.copy() for array in arrays]
         return copies, [copy.ctypes.data for copy in copies]
 
-    monkeypatch.setattr(mosaic_cuda, "_module", module)
+    monkeypatch.setattr(mosaic_cuda, "load_module", module)
     monkeypatch.setattr(mask_cuda, "load_kernel", lambda dtype, device: mask_kernel)
     monkeypatch.setattr(mask_cuda, "write_masks", write_masks)
     monkeypatch.setattr("nemo_dali.kernels.launch.upload", upload)

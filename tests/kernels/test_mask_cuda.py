@@ -187,8 +187,8 @@ def test_machine_code(compiler, dtype, cc, tmp_path):
     assert not re.search(r"\.local|ld\.local|st\.local|\bfma\.|\bcall\b", ptx)
     assert set(re.findall(r"(?:div|rcp|mul|add)\.\w*\.?f64", ptx)) == {"div.rn.f64", "rcp.rn.f64", "mul.f64", "add.f64"}
     # ptxas may fuse a multiplication into an addition that takes its result: only half a step is added to anything.
-    products = re.findall(r"mul\.f64\s+(%fd\d+), %fd\d+, (\S+);", ptx)
-    sums = [word for line in re.findall(r"add\.f64\s+%fd\d+, (.*);", ptx) for word in line.split(", ")]
+    products = re.findall(r"mul\.f64\s+(%\w+), %\w+, (\S+);", ptx)
+    sums = [word for line in re.findall(r"add\.f64\s+%\w+, (.*);", ptx) for word in line.split(", ")]
     assert {by for name, by in products if name in sums} == {"0d3FE0000000000000"}
 
     ptxas = shutil.which("ptxas")
@@ -197,6 +197,8 @@ def test_machine_code(compiler, dtype, cc, tmp_path):
     (tmp_path / "mask.ptx").write_text(ptx)
     command = [ptxas, "-v", f"-arch=sm_{cc[0]}{cc[1]}", "mask.ptx", "-o", "mask.cubin"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    if "Unsupported .version" in done.stderr:
+        pytest.skip("the ptxas on the path is older than Numba's compiler")
     assert done.returncode == 0, done.stderr
     assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in done.stderr
     registers = int(re.search(r"Used (\d+) registers", done.stderr)[1])

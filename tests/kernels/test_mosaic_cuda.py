@@ -38,7 +38,7 @@ def on_gpu():
             torch.from_numpy(a.view(np.uint8).reshape(-1).copy()).cuda() for a in (frame, np.ascontiguousarray(table))
         )
         tiles["photo"] = [photo.data_ptr() for photo in there]
-        tiles["image"] += np.uint64(frame_there.data_ptr()) - np.uint64(frame.ctypes.data)
+        tiles["image"] = tiles["image"] - np.uint64(frame.ctypes.data) + np.uint64(frame_there.data_ptr())
         tiles["table"] = table_there.data_ptr()
         stream = torch.cuda.current_stream()
         mosaic_cuda.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
