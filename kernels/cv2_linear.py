@@ -214,3 +214,5 @@ def write_cv2_linear(photo: Any, table: Any, recipe: Any, cell: Any) -> None:
         for c in range(3):
             normalise(planes[c], c, table, recipe, values)
             put_row(values, cell, c, y)
+    # Numba lets go of an array after its last use as one, which to it the address is: both are read until here.
+    copied[0] = np.uint8(weight[0, 0])

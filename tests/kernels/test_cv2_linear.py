@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -63,6 +64,27 @@ def test_writes_its_cell_and_nothing_else():
 @pytest.mark.parametrize("cell", [(0, 5), (5, 0), (0, 0)])
 def test_a_cell_without_pixels_is_left_alone(cell):
     assert resize(photo_of(5, 5), *cell).size == 0
+
+
+def test_no_memory_is_read_after_it_was_freed():
+    """malloc overwrites what is given back, so that the kernel would read something else."""
+    code = """
+import cv2
+import numpy as np
+from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.normalise import RECIPE
+identity = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+for seed in range(40):
+    random = np.random.default_rng(seed)
+    photo = random.integers(0, 256, (*random.integers(1, 300, 2), 3), dtype=np.uint8)
+    height, width = random.integers(1, 200, 2).tolist()
+    cell = np.zeros((3, height, width), np.uint8)
+    write_cv2_linear(photo, identity, np.zeros(1, RECIPE), cell)
+    expected = cv2.resize(photo, (width, height)).reshape(height, width, 3)
+    assert np.array_equal(cell.transpose(1, 2, 0), expected), seed
+"""
+    environment = os.environ | {"MALLOC_PERTURB_": "165"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100, env=environment)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (40, 1), (33, 2), (7, 3), (5, 64)])
