@@ -1,0 +1,165 @@
+"""DALI operators for pipelines of your own: mosaics, and masks that follow their photos into them.
+
+    image = nemo_dali.fn.mosaic([a, b, c, d])                      uint8 [H, W, 3] each ──▶ float32 [3, 480, 480]
+    mask = nemo_dali.fn.remap_mask(runs, shape, cell=2, grid=2)    uint32 [n] ──▶ uint8 [480, 480], of photo c
+
+Pixels and masks are those of the Loader, bit for bit. On the CPU they are made per sample on DALI's threads, without
+the GIL; on a GPU by one launch a batch on DALI's stream. No GPU has run this yet; what does is
+``pytest -m gpu tests/test_fn_gpu.py``.
+
+Where a sample cannot be drawn, DALI raises a RuntimeError when the batch is taken from it, whose text names the sample
+and what is wrong with it. As with DALI's own Python operators, a pipeline that has these cannot be serialized.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from nvidia.dali import fn as dali
+from nvidia.dali import types
+from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import do_not_convert
+
+from nemo_dali import fn_cpu, fn_gpu
+from nemo_dali.fn_cpu import Geometry
+from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD, Resample
+
+DType = Literal["float32", "float16", "uint8"]
+MaskDType = Literal["uint8", "int64", "float32"]
+Device = Literal["cpu", "gpu"]
+
+GRIDS = {1: 1, 4: 2, 9: 3}  # cells a side by number of photos
+
+
+@do_not_convert  # type: ignore[untyped-decorator]
+def mosaic(
+    images: Sequence[DataNode],
+    *,
+    size: int = 480,
+    center: DataNode | Sequence[int] | None = None,
+    resample: Resample = "cv2-linear",
+    dtype: DType = "float32",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    channels_last: bool = False,
+) -> DataNode:
+    """Stretch 1, 4 or 9 photos into the cells of a square frame, and normalise them.
+
+    On the CPU, one moment of the GIL a batch goes into looking for failures, and 9 photos cost one more copy of the
+    frame, as they are drawn in three parts. On a GPU DALI copies each frame once more, and photos must be at most
+    8,192 pixels wide and high.
+
+    Args:
+        images: DALI data, uint8 [H, W, 3] a sample, RGB, of any sizes, all on one device; the cells row by row.
+        size: height and width of the frame in pixels.
+        center: where the edges of a 2x2 cross, x and y in pixels: two integers, or DALI data of two integers a sample.
+            They may be 0 and ``size``, where cells get no pixels. None: ``size // 2``. Other grids are regular.
+        resample: "cv2-linear" (OpenCV's INTER_LINEAR) or "pillow-bilinear" (Pillow's antialiased BILINEAR).
+        dtype: "float32" or "float16", which are ``(value / 255 - mean) / std``, or "uint8", which is not normalised.
+            DALI has no bfloat16.
+        mean, std: per channel RGB, in units of the full range 0 to 1; ImageNet's by default.
+        channels_last: whether a frame is [size, size, 3], of layout "HWC", instead of [3, size, size], "CHW".
+
+    Returns:
+        One frame a sample, on the device of the photos.
+
+    Raises:
+        ValueError: an argument out of range.
+        NemoError: the photos are on a GPU which torch does not see, or CuPy is missing.
+    """
+    images = list(images)
+    if len(images) not in GRIDS:
+        raise ValueError(f"images ({len(images)} of them) must be 1, 4 or 9")
+    if len(devices := {image.device for image in images}) > 1:
+        raise ValueError("images must be on one device, not some on the CPU and some on a GPU")
+    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
+    if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
+        raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
+    _check_choice("dtype", dtype, DType)
+    geometry = _geometry(size, GRIDS[len(images)], center, resample)
+    draw = fn_gpu.mosaic if devices == {"gpu"} else fn_cpu.mosaic
+    return draw(images, geometry, normalisation=(tuple(mean), tuple(std), dtype), channels_last=bool(channels_last))
+
+
+@do_not_convert  # type: ignore[untyped-decorator]
+def remap_mask(
+    runs: DataNode,
+    shape: DataNode | Sequence[int],
+    *,
+    cell: DataNode | int = 0,
+    grid: int = 1,
+    size: int = 480,
+    center: DataNode | Sequence[int] | None = None,
+    resample: Resample = "cv2-linear",
+    dtype: MaskDType = "uint8",
+    device: Device | None = None,
+) -> DataNode:
+    """Make the mask that belongs to a mosaic, from the run lengths of the target in its own photo.
+
+    The photo's own mask is never drawn: pixels are looked up where the library of ``resample`` reads its nearest
+    neighbours. One moment of the GIL a batch goes into looking for failures, on the CPU and on a GPU. On a GPU DALI
+    copies each mask once more, and the host does not wait, unless for inputs that are there already: run lengths,
+    shape, cell and center belong on the CPU.
+
+    Args:
+        runs: DALI data, uint32 or int32 [n] a sample, COCO's run lengths: down the columns, zeros first. With no or
+            one run the mask is empty.
+        shape: the photo's height and width: integers, or DALI data of integers a sample, such as ``fn.shapes`` and
+            ``fn.peek_image_shape`` give; what comes behind these two is ignored.
+        cell: number of the target's cell, row by row: an integer, or DALI data of one integer a sample.
+        grid: cells a side, 1, 2 or 3.
+        size, center, resample: as given to ``mosaic``.
+        dtype: "uint8", "int64" or "float32".
+        device: where to make the mask, "cpu" or "gpu"; None: where ``runs`` is.
+
+    Returns:
+        [size, size] a sample of 0 and 1, layout "HW"; all 0 if the cell has no pixels.
+
+    Raises:
+        ValueError: an argument out of range.
+        NemoError: the mask is to be made on a GPU which torch does not see, or CuPy is missing.
+    """
+    if grid not in GRIDS.values():
+        raise ValueError(f"grid ({grid!r}) must be 1, 2 or 3")
+    if not isinstance(cell, DataNode) and cell not in range(grid * grid):
+        raise ValueError(f"cell ({cell!r}) must be an integer from 0 to {grid * grid - 1}")
+    device = runs.device if device is None else device
+    _check_choice("device", device, Device)
+    _check_choice("dtype", dtype, MaskDType)
+    target = (
+        dali.reshape(_integers(cell, types.INT32), shape=[-1]),
+        _integers(shape, types.INT64),
+        _integers(runs, types.UINT32),
+    )
+    make = fn_gpu.mask if device == "gpu" else fn_cpu.mask
+    return make(target, _geometry(size, grid, center, resample), dtype=dtype)
+
+
+def _check_choice(name: str, value: Any, literal: Any) -> None:
+    if value not in get_args(literal):
+        raise ValueError(f"{name} ({value!r}) must be one of {get_args(literal)}")
+
+
+def _integers(numbers: Any, dtype: Any) -> DataNode:
+    """DALI data of integers on the CPU, given as such data anywhere or as plain integers."""
+    if not isinstance(numbers, DataNode):
+        numbers = types.Constant(np.array(numbers, np.int32), device="cpu")
+    return dali.cast(numbers.cpu() if numbers.device == "gpu" else numbers, dtype=dtype)
+
+
+def _geometry(size: int, grid: int, center: Any, resample: str) -> Geometry:
+    _check_choice("resample", resample, Resample)
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size ({size!r}) must be an integer >= 1")
+    if center is None:
+        center = (size // 2, size // 2)
+    elif grid != 2:
+        raise ValueError("center is where the edges of a 2x2 cross; leave it out for other grids")
+    elif isinstance(center, DataNode):
+        center = _integers(center, types.INT32)
+    elif len(center) != 2 or not all(value in range(size + 1) for value in center):
+        raise ValueError(f"center ({center!r}) must be two integers from 0 to {size}")
+    return Geometry(size, grid, center, RESAMPLE[resample])
