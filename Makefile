@@ -39,7 +39,7 @@ format: install
 	$(BIN)/clang-format -i $(CUDA)
 
 bench: install
-	$(BIN)/python benchmarks/stream.py
+	$(BIN)/python benchmarks/loader.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info
