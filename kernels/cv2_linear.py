@@ -177,7 +177,7 @@ def write_cv2_linear(photo: Any, table: Any, recipe: Any, cell: Any) -> None:
     lower = np.empty(4 * padded, np.int16)
     pixels = np.empty(4 * padded, np.uint8)
     planes = np.empty((3, w), np.uint8)
-    values = np.empty(w, table.dtype)
+    values = np.empty((3, w), table.dtype)
     # Eight bytes are loaded where six are used. Behind the last row that is outside the photo, and behind the last but
     # one where a row is a single pixel: these two are read from a longer copy.
     safe = max(height - 2, 0)
@@ -212,7 +212,8 @@ def write_cv2_linear(photo: Any, table: Any, recipe: Any, cell: Any) -> None:
             planes[1, x] = pixels[4 * x + 1]
             planes[2, x] = pixels[4 * x + 2]
         for c in range(3):
-            normalise(planes[c], c, table, recipe, values)
-            put_row(values, cell, c, y)
+            normalise(planes[c], c, table, recipe, values[c])
+        for c in range(3):  # by now the first values have left the processor's store buffer
+            put_row(values[c], cell, c, y)
     # Numba lets go of an array after its last use as one, which to it the address is: both are read until here.
     copied[0] = np.uint8(weight[0, 0])
