@@ -45,7 +45,7 @@ def main() -> None:
             make = functools.partial(
                 Loader, *files, batch_size=options.batch_size, policy=policy, num_threads=2, resample=resample, **more
             )
-            make().close()  # compiles what this machine has not compiled yet
+            timed_start(make)[0].close()  # compiles what this machine has not compiled yet
             loader, seconds = timed_start(make)
             result = bench_loader(loader, pairs=options.pairs, steps=options.steps, baseline=True, starve=STARVE)
             result |= {"start_up_s": round(seconds, 3), "revision": measured}

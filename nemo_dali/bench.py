@@ -9,11 +9,12 @@ import json
 import math
 import os
 import platform
-import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +99,18 @@ def bench_loader(
         raise ValueError(f"starve ({starve}) must be a number of milliseconds > 0")
     timings: dict[str, list[float]] = {"samples_per_s": [], "decode_only": [], "baseline": []}
     memory: dict[str, float] = {}
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     theirs = _Baseline(loader, steps) if baseline else None
     for _ in progress(range(pairs), total=pairs, what="timing", unit="pair"):
         timings["samples_per_s"].append(_rate(_delivered(loader), steps) * loader.batch_size)
-        memory.setdefault("loader", _peak_memory(resource.RUSAGE_SELF))
+        memory.setdefault("loader", _peak_memory(os.getpid()))
         loader.close()
         timings["decode_only"].append(_rate(_decode_only(loader, steps), steps) * loader.batch_size)
         if theirs is not None:
             timings["baseline"].append(theirs.rate() * loader.batch_size)
     if theirs is not None:
-        theirs = None  # its workers end, and their memory is known
-        memory["baseline_worker"] = _peak_memory(resource.RUSAGE_CHILDREN)
+        memory["baseline_worker"] = max(_peak_memory(worker.pid or 0) for worker in active_children())
     ours = timings["samples_per_s"]
     spreads = {name: asdict(Spread.of(values)) if values else None for name, values in timings.items()}
     ratios = {
@@ -169,9 +171,10 @@ def _waiting(batches: Iterator[Any], steps: int, step_seconds: float) -> float:
     return round(waited / (waited + steps * step_seconds), 4)
 
 
-def _peak_memory(whose: int) -> float:
-    """MiB resident at most, so far."""
-    return round(resource.getrusage(whose).ru_maxrss / 1024, 1)
+def _peak_memory(process: int) -> float:
+    """MiB that a process has had resident at most."""
+    text = Path(f"/proc/{process}/status").read_text()
+    return round(int(text.split("VmHWM:")[1].split()[0]) / 1024, 1)
 
 
 def _delivered(loader: Loader) -> Iterator[Any]:
