@@ -9,9 +9,7 @@ No GPU has run this yet. ``pytest -m gpu tests/kernels/test_mask_cuda.py`` does.
 
 import functools
 import hashlib
-import os
 import re
-import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray, njit
 
-from nemo_dali.cache import cache_folder
+from nemo_dali.cache import cache_folder, keep
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.launch import current
 from nemo_dali.kernels.mask import TARGET, add_up
@@ -147,19 +145,8 @@ def compiled_kernel(dtype: str, cc: tuple[int, int], *, anew: bool = False) -> P
 
 
 def _write(path: Path, code: bytes) -> None:
-    """Whole or not at all, for many ranks may come here at once."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(code)
-                file.flush()
-                os.fsync(file.fileno())  # the name must not survive a power cut without the content
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        keep(path, lambda file: file.write(code))
     except OSError as error:
         raise NemoError(
             f"The mask kernel cannot be kept in '{path.parent}' ({error.strerror}). Set NEMO_DALI_CACHE to a folder "

@@ -9,8 +9,6 @@ import difflib
 import functools
 import hashlib
 import logging
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.cache import cache_folder
+from nemo_dali.cache import cache_folder, keep
 from nemo_dali.errors import NemoError
 
 TOKENS_VERSION = 1  # of the cached array; part of its name
@@ -176,19 +174,8 @@ def _read(path: Path, count: int, context_length: int | None) -> Int32 | None:
 
 
 def _write(path: Path, packed: Int32) -> None:
-    """Whole or not at all, under a name of its own, for many ranks may come here at once."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.partial")
-        try:
-            with open(partial, "wb") as file:
-                np.save(file, packed, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())  # the name must not survive a power cut without the content
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        keep(path, lambda file: np.save(file, packed, allow_pickle=False))
     except OSError as error:
         _log_unwritable(str(path.parent), error.strerror or str(error))
 
