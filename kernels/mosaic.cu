@@ -4,9 +4,10 @@
 //     rows of this part  ──▶  row segments    ──▶   normalised lines  ──▶   box of the cell
 //                    16 bytes            resample                16 bytes
 //
-// A block of LANES x ROWS threads writes one part of one cell: a few columns, walked down STEP rows at a time. Photos
-// and frames may lie at any address: what is staged keeps its address modulo 16, so that the middle of every line moves
-// by 16 bytes at a time and only its ends by less.
+// A block of LANES x ROWS threads writes one part of one cell: a few columns, walked down STEP rows at a time. A photo
+// row is read once in each step that needs it: at most twice, where two steps meet, and more often, out of the cache,
+// only where the photo is enlarged more than fourfold. Photos and frames may lie at any address: what is staged keeps
+// its address modulo 16, so that the middle of every line moves by 16 bytes at a time and only its ends by less.
 //
 // The arithmetic is that of kernels/reference.py, to the bit. Compile with --fmad=false: a contracted multiply-add
 // rounds once where OpenCV, Pillow and the CPU kernels round twice. `struct Tile` is generated from tile.TILE and

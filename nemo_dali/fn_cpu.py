@@ -7,9 +7,7 @@ The verdict is the frame's shape; where a sample could not be drawn it tells why
 """
 
 import functools
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from ctypes import c_int32
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +17,13 @@ import numpy.typing as npt
 from nvidia.dali import fn as dali
 from nvidia.dali import types
 from nvidia.dali.data_node import DataNode
-from nvidia.dali.plugin.numba import NumbaFunction
 
 import nemo_dali.kernels.callbacks as callbacks
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tensors import read_tensors
+from nemo_dali.operators import Compiled, no_collection
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...], str]  # mean, std, dtype
 Target = tuple[DataNode, DataNode, DataNode]  # CPU data: cell int32 [1], photo's shape int64 [2 or more], uint32 runs
@@ -130,20 +128,10 @@ def _frame(geometry: Geometry, **fields: Any) -> Input:
     return types.Constant(words, device="cpu"), types.INT32, 1
 
 
-class _Compiled(NumbaFunction):
-    """``numba_function`` with the addresses of compiled callbacks; DALI's own compiles for seconds at every build."""
-
-    def _get_run_fn_cpu(self, run_fn: int, *_: Any) -> int:
-        return run_fn
-
-    def _get_setup_fn_cpu(self, setup_fn: int) -> int:
-        return setup_fn
-
-
 def call(run: Any, inputs: Sequence[Input], out_type: Any, out_ndim: int) -> tuple[DataNode, DataNode]:
     """Run one of the callbacks; its first output, and the verdict on it."""
     nodes, in_types, in_ndims = zip(*inputs, strict=True)
-    compiled = _Compiled(
+    compiled = Compiled(
         run_fn=run,
         setup_fn=callbacks.setup,
         out_types=[known(out_type), types.INT32],
@@ -178,18 +166,6 @@ def checked(operator: str, *verdicts: DataNode) -> DataNode:
             return batches[0]
 
     return dali.dl_tensor_python_function(*verdicts, function=check, batch_processing=True)
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """For what runs on DALI's threads: a collection could close a forgotten pipeline, which waits for these threads."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def failure(operator: str, sample: int, kind: int, *numbers: int) -> NemoError:

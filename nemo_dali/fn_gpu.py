@@ -26,13 +26,13 @@ from nemo_dali.fn_cpu import (
     call,
     checked,
     failure,
-    no_collection,
     normalising,
     target_inputs,
 )
 from nemo_dali.kernels.mask import TARGET
 from nemo_dali.kernels.tensors import _get_pointer, read_tensors
 from nemo_dali.layout import lay_out
+from nemo_dali.operators import no_collection
 from nemo_dali.plan import PLAN
 
 if TYPE_CHECKING:

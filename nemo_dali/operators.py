@@ -1,7 +1,8 @@
 """DALI operators built on the kernels."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nvidia.dali import types
@@ -13,22 +14,33 @@ from nemo_dali.kernels.mosaic import run_address as run_write_tiles
 from nemo_dali.kernels.mosaic import setup_address
 
 
-class _Compiled(NumbaFunction):
-    """``numba_function`` with callbacks compiled once per machine; DALI's own compiles for seconds at every build.
-
-    ``run_fn`` is the address of one. Every output has the shape [1].
-    """
+class Compiled(NumbaFunction):
+    """``numba_function`` with the addresses of compiled callbacks; DALI's own compiles for seconds at every build."""
 
     def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> Any:
         return run_fn
 
-    def _get_setup_fn_cpu(self, _: Any) -> Any:
-        return setup_address
+    def _get_setup_fn_cpu(self, setup_fn: Any) -> Any:
+        return setup_fn
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """For what runs on DALI's threads: a collection could close a forgotten pipeline, which waits for these threads."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _status(run: Any, *inputs: Any, ndims: list[int]) -> Any:
-    call = _Compiled(
+    """Call a callback; its status, uint8 [1] a sample."""
+    call = Compiled(
         run_fn=run,
+        setup_fn=setup_address,
         out_types=[types.UINT8],
         in_types=[types.UINT8] * len(inputs),
         outs_ndim=[1],
@@ -82,15 +94,9 @@ def call_with_photos(photos: Any, function: Callable[[list[Any], int], None], *,
     done = torch.zeros(0, dtype=torch.uint8, device=cuda.place(device_id))
 
     def call(capsules: list[Any]) -> list[Any]:
-        # A collection here could close a forgotten loader, and so wait for the very thread that it runs on.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with no_collection():
             function(capsules, current_dali_stream())
             return [done.__dlpack__() for _ in capsules]
-        finally:
-            if collecting:
-                gc.enable()
 
     # Capsules as they are: to wrap each photo as an array costs five times as much.
     return fn.dl_tensor_python_function(
