@@ -1,6 +1,7 @@
 """Launches ``mosaic.cu``: all cells of a batch at once, on a stream of the caller's.
 
-CuPy compiles the source at first use, for the device at hand, and keeps the result in its cache on disk.
+CuPy compiles the source at first use, for the device at hand, and keeps the result in its cache on disk. No GPU has
+run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
 """
 
 from functools import cache

@@ -3,6 +3,8 @@
 training thread                  DALI's thread, when the photos of the batch are decoded
 frames = torch.empty(...)  ──▶   DALI's stream waits for the training stream's work so far (`ready`),
 ready = an event behind it       the photos' addresses join the tiles ──▶ mosaic kernel, mask kernel
+
+No GPU has run this yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
 """
 
 import re

@@ -71,7 +71,8 @@ class Loader:
         policy: the mosaic policy.
         seed: integer in [0, 2**64); the same on every rank.
         device: "cpu", or "cuda" or "cuda:1": where photos are decoded and batches made. On a GPU the tensors are
-            torch's own, ready for its current stream and safe to keep; the host does not wait for them.
+            torch's own, ready for its current stream and safe to keep; the host does not wait for them. No GPU has
+            run this yet.
         size: height and width of a frame in pixels.
         dtype: of the images. "uint8" is not normalised; the others are ``(value / 255 - mean) / std``.
         mean, std: per channel RGB, in units of the full range 0 to 1; ImageNet's by default.
