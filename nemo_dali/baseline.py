@@ -111,12 +111,12 @@ def dataloader(loader: Loader, rows: npt.NDArray[Any], *, batches: int) -> Any:
 
     if loader.resample == "cv2-linear":
         try:
-            import cv2  # noqa: F401
+            import cv2  # noqa: F401  # whether the workers will find it
         except ImportError as error:
             raise NemoError("The baseline of 'cv2-linear' needs OpenCV: pip install opencv-python-headless.") from error
     sampler: Sequence[int] = np.resize(np.arange(len(rows)), batches * loader.batch_size).tolist()
     return DataLoader(
-        Samples(loader, rows),  # type: ignore[arg-type]
+        Samples(loader, rows),  # type: ignore[arg-type]  # map-style: torch wants no base class, its types do
         batch_size=loader.batch_size,
         sampler=sampler,
         num_workers=loader.num_threads,

@@ -44,7 +44,7 @@ def cuda_device(device: Any) -> int | None:
     if number >= torch.cuda.device_count():
         raise NemoError(f"There is no device cuda:{number}: torch sees {torch.cuda.device_count()}, counted from 0.")
     try:
-        import cupy  # noqa: F401
+        import cupy  # noqa: F401  # whether the launchers will find it
     except ImportError as error:
         raise NemoError(
             f"device='cuda' needs CuPy, which cannot be imported ({error}). Install it with "

@@ -33,7 +33,7 @@ Device = Literal["cpu", "gpu"]
 GRIDS = {1: 1, 4: 2, 9: 3}  # cells a side by number of photos
 
 
-@do_not_convert  # type: ignore[untyped-decorator]
+@do_not_convert  # type: ignore[untyped-decorator]  # DALI's has no types
 def mosaic(
     images: Sequence[DataNode],
     *,
@@ -84,7 +84,7 @@ def mosaic(
     return draw(images, geometry, normalisation=(tuple(mean), tuple(std), dtype), channels_last=bool(channels_last))
 
 
-@do_not_convert  # type: ignore[untyped-decorator]
+@do_not_convert  # type: ignore[untyped-decorator]  # DALI's has no types
 def remap_mask(
     runs: DataNode,
     shape: DataNode | Sequence[int],

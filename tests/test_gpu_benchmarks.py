@@ -23,7 +23,7 @@ from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD, Loader
 from nemo_dali.pipeline import encode_path
 from tests.kernels.cuda_host import KERNELS, launch, needs_compiler
-from tests.test_cuda import masks_on_host, played  # noqa: F401
+from tests.test_cuda import masks_on_host, played  # noqa: F401  # a fixture
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # where a script finds what it shares with others

@@ -157,7 +157,7 @@ def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path: Path) 
 def test_other_files_are_refused_with_the_remedy(tmp_path: Path) -> None:
     def message(path: Path, remedy: str = ". Make it with: nemo-dali index", **kind: object) -> str:
         with pytest.raises(FileFormatError) as caught:
-            open_h5(path, **(KIND | kind), remedy="Make it with: nemo-dali index")  # type: ignore[arg-type]
+            open_h5(path, **(KIND | kind), remedy="Make it with: nemo-dali index")
         assert str(caught.value).endswith(remedy)
         assert str(path) in str(caught.value)
         return str(caught.value)
@@ -219,7 +219,7 @@ def add_virtual_data(file: h5py.File, other: Path) -> None:
     "add",
     [add_external_link, add_external_link_to_a_missing_file, add_soft_link, add_external_data, add_virtual_data],
 )
-def test_files_that_lead_to_other_files_are_refused(tmp_path: Path, add) -> None:  # type: ignore[no-untyped-def]
+def test_files_that_lead_to_other_files_are_refused(tmp_path: Path, add) -> None:
     write(tmp_path / "other.h5", np.arange(5))
     write(tmp_path / "a.h5", np.arange(5))
     with h5py.File(tmp_path / "a.h5", "r+") as file:
