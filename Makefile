@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO ?= demo
-CUDA := $(wildcard kernels/*.cu tests/kernels/*.cpp tests/kernels/*.hpp)
+CUDA := $(wildcard kernels/*.cu kernels/*.cuh tests/kernels/*.cpp tests/kernels/*.hpp)
 
 .PHONY: install demo test lint cuda-check format bench clean
 
@@ -31,7 +31,7 @@ lint: install
 
 # Part of `make test`; here with the registers of every kernel on every architecture.
 cuda-check: install
-	$(BIN)/python -m pytest -s -q tests/kernels/test_mosaic_cuda.py tests/kernels/test_mask_cuda.py
+	$(BIN)/python -m pytest -s -q tests/kernels/test_mosaic_cuda.py tests/kernels/test_gather_cuda.py tests/kernels/test_mask_cuda.py
 
 format: install
 	$(BIN)/ruff check --fix .

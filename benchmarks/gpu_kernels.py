@@ -9,7 +9,9 @@ Times are the GPU's own (CUDA events), in microseconds a launch: median and quar
 which are queued while the GPU is kept busy, so that the host's time is not in them. The launches go in turn through
 batches that together are three times larger than the GPU's L2 cache. ``share_of_copy_rate`` is the bytes that a kernel
 cannot do without, over its time, over the rate (bytes read and written) of a device-to-device copy in the same run. For
-a mosaic these are the photo rows that a cell needs, in full width, and the frame; for masks the tables and the mask.
+a mosaic these are the photo rows that a cell needs, in full width, and the frame; for masks the tables and the mask;
+for a gather the tiles and the frame. Of pinned tiles they are the tiles alone, over the rate of a copy from page-locked
+memory.
 ``with_upload_microseconds`` are of the launch as the pipeline makes it, its tables uploaded anew each time, and
 ``host_microseconds`` what this costs the calling thread.
 """
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from common import RESULTS, described, require_gpu, revision, save
-from kernel_batches import Case, Photos, Work, cases, least_bytes, mask_work, masks_of, masks_on_cpu, mosaic_work
+from kernel_batches import Case, Photos, Work, cases, image_work, least_bytes, mask_work, masks_of, masks_on_cpu
 
 from nemo_dali import cuda
 from nemo_dali.bench import Spread
@@ -78,34 +80,44 @@ def measure(todo: Sequence[Case], *, rounds: int, device: int, stream: int) -> d
     import torch
 
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
-    copy_rates = 2 * COPY_BYTES / timed([copying(device)], rounds=rounds)[0] / 1e3
-    rate = float(np.median(copy_rates))
+    rates = {
+        "device": 2 * COPY_BYTES / timed([copying(device)], rounds=rounds)[0] / 1e3,
+        "pinned": COPY_BYTES / timed([copying(device, pinned=True)], rounds=rounds)[0] / 1e3,
+    }
     counts = {case: batch_count(least_bytes(case), l2) for case in todo}
-    photos = Photos(max(counts[case] * case.batch * case.grid**2 for case in todo if case.kernel == "mosaic"), device)
+    shown = {case: count * case.batch * case.grid**2 for case, count in counts.items() if case.kernel != "mask"}
+    photos = {
+        placement: Photos(max(shown[case] for case in shown if case.placement == placement), placement, device)
+        for placement in rates
+    }
     rows = []
     for case, count in counts.items():
-        if case.kernel == "mosaic":
-            works = [mosaic_work(case, i, photos, device=device, stream=stream) for i in range(count)]
-        else:
+        if case.kernel == "mask":
             works = [mask_work(case, device=device, stream=stream) for _ in range(count)]
+        else:
+            where = photos[case.placement]
+            works = [image_work(case, i, where, device=device, stream=stream) for i in range(count)]
         for work in works:
             check(case, work)
         alone, _ = timed([work.run for work in works], rounds=rounds)
         whole, host = timed([work.run_whole for work in works], rounds=rounds, ahead=False)
+        rate = float(np.median(rates[case.placement]))
         rows.append(row(case, works[0].bytes, rate, alone=alone, whole=whole, host=host))
         print(*asdict(case).values(), rows[-1]["microseconds"], "us", rows[-1]["share_of_copy_rate"], flush=True)
     masks = next(case for case in todo if case.kernel == "mask" and case.grid == 1)
     costs = launch_costs(masks, rounds=rounds, device=device, stream=stream)
-    return document(copy_rates, l2, rows, costs)
+    return document(rates, l2, rows, costs)
 
 
-def copying(device: int) -> Callable[[], Any]:
-    """A device-to-device copy of random bytes."""
+def copying(device: int, *, pinned: bool = False) -> Callable[[], Any]:
+    """A copy of random bytes to the device, out of its own or out of page-locked memory."""
     import torch
 
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=cuda.place(device)).random_()
     target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+    if pinned:
+        source = source.cpu().pin_memory()
+    return lambda: target.copy_(source, non_blocking=True)
 
 
 def batch_count(size: int, l2: int) -> int:
@@ -190,7 +202,7 @@ def row(case: Case, size: int, copy_rate: float, *, alone: Times, whole: Times, 
     """A case's entry in the document.
 
     Args:
-        size: bytes that the kernel must move. copy_rate: in GB/s.
+        size: bytes that the kernel must move. copy_rate: of a copy that moves such bytes, in GB/s.
         alone: of the kernel; whole: with its upload; host: what the latter costs the host.
     """
     kernel = Spread.of(alone)
@@ -207,13 +219,16 @@ def row(case: Case, size: int, copy_rate: float, *, alone: Times, whole: Times, 
     }
 
 
-def document(copy_rates: npt.ArrayLike, l2: int, rows: list[dict[str, Any]], costs: dict[str, Any]) -> dict[str, Any]:
+def document(
+    rates: dict[str, npt.ArrayLike], l2: int, rows: list[dict[str, Any]], costs: dict[str, Any]
+) -> dict[str, Any]:
     """What is written, besides where it was measured. Times are in microseconds, rates in GB/s, 1e9 bytes a second."""
-    rate = Spread.of(copy_rates)
+    device, pinned = Spread.of(rates["device"]), Spread.of(rates["pinned"])
     return {
-        "copy_rate_gb_s": rate.median,
-        "copy_rate_p25": rate.p25,
-        "copy_rate_p75": rate.p75,
+        "copy_rate_gb_s": device.median,
+        "copy_rate_p25": device.p25,
+        "copy_rate_p75": device.p75,
+        "pinned_copy_rate_gb_s": asdict(pinned),
         "l2_bytes": l2,
         "cases": rows,
         "launch_host_microseconds": costs,

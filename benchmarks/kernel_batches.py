@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali import cuda
-from nemo_dali.kernels import launch, mask_cuda, mosaic_cuda
+from nemo_dali.kernels import cuda_source, gather, gather_cuda, launch, mask_cuda, mosaic_cuda
 from nemo_dali.kernels.mask import write_mask
 from nemo_dali.kernels.mosaic import write_tile
 from nemo_dali.kernels.reference import normalisation_table
-from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE
-from nemo_dali.layout import cell_edges
+from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, cell_edge
 from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD
 
 PHOTO = (480, 640)  # height, width
@@ -28,12 +27,13 @@ Bytes = npt.NDArray[np.uint8]
 class Case:
     """What is timed; ``dtype`` is the output's."""
 
-    kernel: str  # "mosaic" or "mask"
+    kernel: str  # "mosaic", "mask" or "gather"
     grid: int
-    resample: str
+    resample: str | None  # None where nothing is resampled
     dtype: str
     batch: int
     size: int = 480
+    placement: str = "device"  # of photos or tiles: "device", or "pinned", which the GPU reads over the bus
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Work:
         run_whole: uploads the tables and queues the kernel, as the pipeline does.
         output: torch uint8 [bytes], what the kernel writes.
         expected: makes the same on the CPU, uint8 [bytes].
-        bytes: that the kernel must move.
+        bytes: that the kernel must move; of pinned tiles those that cross the bus.
         keep: holds the memory behind addresses.
     """
 
@@ -58,16 +58,18 @@ class Work:
 
 
 def cases(batches: Sequence[int], dtypes: Sequence[str]) -> list[Case]:
-    """All that is timed; masks are uint8 whatever the image's type."""
+    """All that is timed. Masks are uint8 whatever the image's type, and what crosses the bus is uint8 too."""
     one = OTHER_GRIDS_BATCH if OTHER_GRIDS_BATCH in batches else max(batches)
     shapes = [(2, batch) for batch in batches] + [(1, one), (3, one)]
-    return [
+    kernels = [("mosaic", RESAMPLE, dtypes), ("mask", RESAMPLE, ("uint8",)), ("gather", (None,), dtypes)]
+    device = [
         Case(kernel, grid, resample, dtype, batch)
-        for kernel, types in (("mosaic", dtypes), ("mask", ("uint8",)))
-        for resample in RESAMPLE
+        for kernel, resamples, types in kernels
+        for resample in resamples
         for dtype in types
         for grid, batch in shapes
     ]
+    return device + [Case("gather", grid, None, dtypes[0], one, placement="pinned") for grid in (1, 2, 3)]
 
 
 # --- what must be moved ----------------------------------------------------------------------------------------------
@@ -106,7 +108,10 @@ def least_bytes(case: Case) -> int:
     """What a batch of a case moves at the very least."""
     if case.kernel == "mosaic":
         return touched_bytes(tiles_of(case, image=0, mask=0, table=0))
-    return case.batch * case.size**2
+    values = case.batch * case.size**2 * 3
+    if case.kernel == "gather":
+        return values if case.placement == "pinned" else values * (1 + np.dtype(case.dtype).itemsize)
+    return values // 3
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -114,8 +119,7 @@ def least_bytes(case: Case) -> int:
 
 def boxes(case: Case) -> npt.NDArray[np.int64]:
     """Half-open (y0, x0, y1, x1) [batch * grid**2, 4] of all cells, sample after sample."""
-    grid, line = np.int64(case.grid), np.arange(case.grid + 1)
-    edges = cell_edges(grid, line, np.int64(case.size // 2), case.size)
+    edges = np.array([cell_edge(case.grid, line, case.size // 2, case.size) for line in range(case.grid + 1)])
     y, x = np.divmod(np.tile(np.arange(case.grid**2), case.batch), case.grid)
     return np.stack([edges[y], edges[x], edges[y + 1], edges[x + 1]], axis=1)
 
@@ -127,7 +131,8 @@ def tiles_of(case: Case, *, image: int, mask: int, table: int) -> npt.NDArray[An
         tiles[name] = column
     tiles["photo_height"], tiles["photo_width"] = PHOTO
     tiles["frame_height"] = tiles["frame_width"] = case.size
-    tiles["itemsize"], tiles["resample"] = np.dtype(case.dtype).itemsize, RESAMPLE[case.resample]
+    tiles["itemsize"] = np.dtype(case.dtype).itemsize
+    tiles["resample"] = 0 if case.resample is None else RESAMPLE[case.resample]
     sample = np.arange(len(tiles), dtype=np.uint64) // np.uint64(case.grid**2)
     pixels = np.uint64(case.size**2)
     tiles["image"] = np.uint64(image) + sample * 3 * pixels * tiles["itemsize"].astype(np.uint64)
@@ -143,6 +148,17 @@ def mosaic_on_cpu(case: Case, photos: Bytes, table: npt.NDArray[Any]) -> Bytes:
     tiles = tiles_of(case, image=frames.ctypes.data, mask=masks.ctypes.data, table=table.ctypes.data)
     with ThreadPoolExecutor() as pool:
         list(pool.map(write_tile, tiles, photos))
+    return frames.view(np.uint8).reshape(-1)
+
+
+def gathered_on_cpu(case: Case, photos: Bytes, table: npt.NDArray[Any]) -> Bytes:
+    """The frames of a batch by the CPU kernel; the first bytes of a photo, uint8 [H, W, 3], are a cell's planes."""
+    frames = np.empty((case.batch, 3, case.size, case.size), table.dtype)
+    masks = np.empty((case.batch, case.size, case.size), np.uint8)
+    tiles = tiles_of(case, image=frames.ctypes.data, mask=masks.ctypes.data, table=table.ctypes.data)
+    tiles["photo"] = [photo.ctypes.data for photo in photos]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(gather.write_sample, tiles.reshape(case.batch, -1)))
     return frames.view(np.uint8).reshape(-1)
 
 
@@ -163,22 +179,23 @@ def ellipse(random: np.random.Generator) -> npt.NDArray[np.uint32]:
 
 
 class Photos:
-    """Random photos, the same on the host and on the device: uint8 [count, H, W, 3]."""
+    """Random photos, the same on the host and where a placement says: uint8 [count, H, W, 3]."""
 
-    def __init__(self, count: int, device: int) -> None:
+    def __init__(self, count: int, placement: str, device: int) -> None:
         import torch
 
         self.host = np.random.default_rng(0).integers(0, 256, (count, *PHOTO, 3), dtype=np.uint8)
-        self.there = torch.from_numpy(self.host).to(cuda.place(device))
+        here = torch.from_numpy(self.host)
+        self.there = here.pin_memory() if placement == "pinned" else here.to(cuda.place(device))
 
     def take(self, first: int, count: int) -> tuple[Bytes, npt.NDArray[np.uint64]]:
-        """``count`` photos from number ``first`` on, and their device addresses."""
+        """``count`` photos from number ``first`` on, and their addresses for the device."""
         at = self.there.data_ptr() + np.arange(first, first + count, dtype=np.uint64) * np.uint64(self.host[0].nbytes)
         return self.host[first : first + count], at
 
 
-def mosaic_work(case: Case, number: int, photos: Photos, *, device: int, stream: int) -> Work:
-    """The ``number``-th batch of a case, of photos that no other batch of it shows."""
+def image_work(case: Case, number: int, photos: Photos, *, device: int, stream: int) -> Work:
+    """The ``number``-th batch of a case of "mosaic" or "gather", of photos that no other batch of it shows."""
     import torch
 
     table = np.ascontiguousarray(normalisation_table(IMAGENET_MEAN, IMAGENET_STD, case.dtype))
@@ -186,17 +203,24 @@ def mosaic_work(case: Case, number: int, photos: Photos, *, device: int, stream:
     output = torch.empty(case.batch * 3 * case.size**2 * table.itemsize, dtype=torch.uint8, device=cuda.place(device))
     tiles = tiles_of(case, image=output.data_ptr(), mask=0, table=table_there.data_ptr())
     shown, tiles["photo"] = photos.take(number * len(tiles), len(tiles))
-    tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
-    name = mosaic_cuda.kernel_name(RESAMPLE[case.resample], table.itemsize)
-    kernel = mosaic_cuda.load_module(device).get_function(name)
+    shared = 0
+    if case.kernel == "mosaic":
+        module, on_cpu = mosaic_cuda, mosaic_on_cpu
+        tile_of_block, shared = mosaic_cuda.cut(tiles)
+        name = mosaic_cuda.kernel_name(int(tiles["resample"][0]), table.itemsize)
+    else:
+        module, on_cpu = gather_cuda, gathered_on_cpu
+        tile_of_block = gather_cuda.cut(tiles)
+        name = gather_cuda.kernel_name(table.itemsize)
+    kernel = cuda_source.load_kernel(module.FILE, name, device)
     tables, addresses = launch.upload([tiles, tile_of_block], device=device, stream=stream)
-    blocks, arguments = (len(tile_of_block),), (*addresses, np.int32(stage_bytes))
+    arguments = (*addresses, np.int32(shared)) if shared else tuple(addresses)
     return Work(
-        run=lambda: kernel(blocks, mosaic_cuda.THREADS, arguments, shared_mem=stage_bytes),
-        run_whole=lambda: mosaic_cuda.write_tiles(tiles, device=device, stream=stream),
+        run=lambda: kernel((len(tile_of_block),), module.THREADS, arguments, shared_mem=shared),
+        run_whole=lambda: module.write_tiles(tiles, device=device, stream=stream),
         output=output,
-        expected=lambda: mosaic_on_cpu(case, shown, table),
-        bytes=touched_bytes(tiles),
+        expected=lambda: on_cpu(case, shown, table),
+        bytes=least_bytes(case),
         keep=(table_there, tables),
     )
 

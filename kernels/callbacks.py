@@ -16,7 +16,7 @@ from numba import carray, cfunc, njit
 from nemo_dali.kernels.mask import add_up, write_mask
 from nemo_dali.kernels.mosaic import RUN, SETUP, _write_image
 from nemo_dali.kernels.stream import as_pointer, fence
-from nemo_dali.kernels.tile import TILE
+from nemo_dali.kernels.tile import TILE, cell_edge
 
 # Failures, and what comes behind.
 CHANNELS = 1  # cell, channels of its photo
@@ -49,8 +49,7 @@ TARGET_VALUES = 8  # of a mask, for the GPU: 0, run lengths, the cell's y0, x0, 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _edge(frame: Any, line: int, crossing: int) -> int:
-    """Pixel of a grid line, 0 to grid, along one axis, as ``layout.cell_edges``."""
-    return crossing if frame.grid == 2 and line == 1 else frame.size * line // frame.grid
+    return cell_edge(frame.grid, line, crossing, frame.size)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

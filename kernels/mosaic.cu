@@ -10,18 +10,13 @@
 // its address modulo 16, so that the middle of every line moves by 16 bytes at a time and only its ends by less.
 //
 // The arithmetic is that of kernels/reference.py, to the bit. Compile with --fmad=false: a contracted multiply-add
-// rounds once where OpenCV, Pillow and the CPU kernels round twice. `struct Tile` is generated from tile.TILE and
-// stands before this text; mosaic_cuda.py launches it.
+// rounds once where OpenCV, Pillow and the CPU kernels round twice. lines.cuh stands before this text; mosaic_cuda.py
+// launches it.
 
 #ifndef LANES
 #define LANES 32  // threads along a row
 #define ROWS 8    // threads along a column
 #endif
-#ifndef DYNAMIC_SHARED
-#define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
-#endif
-
-typedef unsigned char byte;
 
 namespace {
 
@@ -36,13 +31,9 @@ struct Part {  // of a cell, in pixels from the cell's corner
     int x, y, columns, rows;
 };
 
-// Fetch the tile and the part that this block works on. Both live in shared memory: a register that keeps one of their
-// fields all along is one that a further block cannot have.
+// Fetch the tile and the part that this block works on, both into shared memory.
 __device__ inline void fetch(Tile& tile, Part& part, const Tile* tiles, const unsigned* tile_of_block) {
-    const int* from = (const int*)(tiles + tile_of_block[blockIdx.x]);
-    for (int i = threadIdx.y * LANES + threadIdx.x; i < (int)(sizeof(Tile) / 4); i += LANES * ROWS)
-        ((int*)&tile)[i] = from[i];
-    __syncthreads();
+    fetch_tile(tile, tiles, tile_of_block, threadIdx.y * LANES + threadIdx.x, LANES * ROWS);
     if (threadIdx.x == 0 && threadIdx.y == 0) {
         int width = tile.x1 - tile.x0, height = tile.y1 - tile.y0;
         int across = (width + tile.part_width - 1) / tile.part_width;
@@ -57,25 +48,7 @@ __device__ inline void fetch(Tile& tile, Part& part, const Tile* tiles, const un
 
 // --- between global and shared memory --------------------------------------------------------------------------------
 
-// A staged line begins as far from a multiple of 16 bytes as the line in global memory.
-__device__ inline int lead_of(const void* address) { return (int)((size_t)address & 15); }
-
 __device__ inline int padded(int bytes) { return (bytes + 15) & ~15; }
-
-__device__ inline void copy_async(uint4* shared, const uint4* global) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(shared)),
-                 "l"(global));
-#else
-    *shared = *global;
-#endif
-}
-
-__device__ inline void wait_for_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
 
 __device__ inline const byte* photo_row(const Tile& tile, int row, int column) {
     return (const byte*)tile.photo + ((size_t)row * tile.photo_width + column) * 3;
@@ -86,24 +59,10 @@ __device__ inline unsigned photo_lead(const Tile& tile, int row, int column) {
     return ((unsigned)tile.photo + ((unsigned)row * tile.photo_width + column) * 3) & 15;
 }
 
-// Start to copy `bytes` bytes of a photo row, from a column on, to `line`. One row of threads does it. Vectors that
-// reach beyond the photo are copied byte by byte.
+// Start to copy `bytes` bytes of a photo row, from a column on, to `line`. One row of threads does it.
 __device__ inline void stage_row(byte* line, const Tile& tile, int row, int column, int bytes) {
     const byte *photo = photo_row(tile, 0, 0), *photo_end = photo_row(tile, tile.photo_height, 0);
-    const byte* begin = photo_row(tile, row, column);
-    const int lead = lead_of(begin);
-    begin -= lead;
-#pragma unroll 1
-    for (int at = 16 * threadIdx.x; at < lead + bytes; at += 16 * LANES) {
-        if (begin + at >= photo && begin + at + 16 <= photo_end) {
-            copy_async((uint4*)(line + at), (const uint4*)(begin + at));
-        } else {
-#pragma unroll 1
-            for (int i = at; i < at + 16; i++) {
-                if (begin + i >= photo && begin + i < photo_end) line[i] = begin[i];
-            }
-        }
-    }
+    stage_line(line, photo_row(tile, row, column), bytes, photo, photo_end, threadIdx.x, LANES);
 }
 
 // Where normalised values wait until whole vectors can be stored: per row three lines, one a channel; or, channels

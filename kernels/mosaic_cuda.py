@@ -1,21 +1,19 @@
 """Launches ``mosaic.cu``: all cells of a batch at once, on a stream of the caller's.
 
-CuPy compiles the source at first use, for the device at hand, and keeps the result in its cache on disk. No GPU has
-run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
+No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
 """
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.launch import current, padded, upload
-from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE
+from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 
+FILE = "mosaic.cu"
 THREADS = (32, 8)  # LANES, ROWS
-OPTIONS = ("--std=c++17", "--fmad=false")  # a contracted multiply-add would round once where the CPU rounds twice
 LARGEST_PHOTO = 8192  # pixels, width and height
 
 _COLUMNS = 128  # as in mosaic.cu
@@ -25,18 +23,6 @@ _LINES = 3 * _STEP * (_COLUMNS + 4) * 4  # Lines<V>::BYTES of the widest type
 _CV2_ROWS, _PILLOW_ROWS = 24, 48
 _STAGE = 18 * 1024  # bytes of photo rows that a block keeps in shared memory where it can choose
 _LARGEST_STAGE = 25 * 1024  # and where it cannot: a row of the largest photo
-
-
-def struct_of(dtype: np.dtype[Any], name: str) -> str:
-    """The C struct of a structured dtype without hidden padding."""
-    kinds = {"u8": "unsigned long long", "i8": "long long", "u4": "unsigned", "i4": "int"}
-    fields = "".join(f"    {kinds[dtype[field].str[1:]]} {field};\n" for field in dtype.names or ())
-    return f"struct {name} {{\n{fields}}};\n"
-
-
-def source() -> str:
-    """The CUDA C++ text, complete."""
-    return struct_of(TILE, "Tile") + Path(__file__).with_name("mosaic.cu").read_text()
 
 
 def kernel_name(resample: int, itemsize: int) -> str:
@@ -92,17 +78,6 @@ def cut(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], int]:
     return np.repeat(np.arange(len(tiles), dtype=np.uint32), blocks), int(stage)
 
 
-@cache
-def load_module(device: int) -> Any:
-    """The compiled source on a device; compiling takes seconds, loading from the cache on disk far less."""
-    import cupy
-
-    with cupy.cuda.Device(device):
-        module = cupy.RawModule(code=source(), options=OPTIONS)
-        module.compile()
-    return module
-
-
 def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
     """Queue the writing of all cells of a batch; their masks are the work of ``mask_cuda``.
 
@@ -117,7 +92,8 @@ def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
     if not len(tiles):
         return
     tile_of_block, stage_bytes = cut(tiles)
-    kernel = load_module(device).get_function(kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
+    name = kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0]))
+    kernel = cuda_source.load_kernel(FILE, name, device)
     _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
     with current(device, stream):
         kernel((len(tile_of_block),), THREADS, (*addresses, np.int32(stage_bytes)), shared_mem=stage_bytes)

@@ -13,6 +13,7 @@ memory behind them alive until the pipeline has delivered the batch. For CUDA th
 """
 
 import numpy as np
+from numba import njit
 
 CV2_LINEAR, PILLOW_BILINEAR = 0, 1
 RESAMPLE = {"cv2-linear": CV2_LINEAR, "pillow-bilinear": PILLOW_BILINEAR}
@@ -25,7 +26,9 @@ TILE = np.dtype(
         ("recipe", "u8"),  # address of a ``normalise.RECIPE`` that computes the table; 0: look it up; CPU only
         ("runs", "u8"),  # address of the target's run lengths, uint32; 0 where this cell is not the target's
         ("run_count", "i8"),
-        ("photo", "u8"),  # address of the decoded photo, uint8 [photo_height, photo_width, 3]; CUDA only
+        # Address of the decoded photo, uint8 [photo_height, photo_width, 3], CUDA only; or, for the gather kernels, of
+        # the photo as it is to stand in the cell, uint8 [3, y1 - y0, x1 - x0].
+        ("photo", "u8"),
         ("frame_height", "i4"),
         ("frame_width", "i4"),
         ("y0", "i4"),
@@ -42,3 +45,9 @@ TILE = np.dtype(
         ("part_height", "i4"),
     ]
 )
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def cell_edge(grid: int, line: int, center: int, size: int) -> int:
+    """Pixel of grid line ``line`` (0 to grid) along one axis: ``size * line // grid``, or the crossing of a 2x2."""
+    return center if grid == 2 and line == 1 else size * line // grid

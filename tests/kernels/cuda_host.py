@@ -1,32 +1,43 @@
-"""Builds the CUDA source with a C++ compiler, for tests on machines without a GPU."""
+"""Builds the CUDA sources with a C++ compiler, for tests on machines without a GPU."""
 
 import ctypes
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nemo_dali.kernels import mosaic_cuda
+from nemo_dali.kernels import cuda_source, gather_cuda, mosaic_cuda
 from nemo_dali.kernels.tile import RESAMPLE
 
 KERNELS = [mosaic_cuda.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
+GATHER_KERNELS = [gather_cuda.kernel_name(itemsize) for itemsize in (1, 2, 4)]
 HERE = Path(__file__).parent
 RUN = f"""
 extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
     decltype(&{KERNELS[0]}) kernels[] = {{{", ".join(KERNELS)}}};
     host::launch(blocks, LANES, ROWS, stage_bytes, kernels[which], tiles, tile_of_block, stage_bytes);
 }}
+const int MOSAIC_KERNELS = {len(KERNELS)};  // kernels from this number on are those of the gather
+extern "C" void run_gather(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block) {{
+    decltype(&{GATHER_KERNELS[0]}) kernels[] = {{{", ".join(GATHER_KERNELS)}}};
+    host::launch(blocks, THREADS, 1, 0, kernels[which], tiles, tile_of_block);
+}}
 """
+
+SANITIZERS = {"bounds": ("address,undefined", 1, 1, 60), "races": ("thread", 4, 2, 5)}  # threads of a block, tiles
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 def build(folder, *options, lanes, rows, main=""):
     """Compile for blocks of lanes x rows threads; returns the path of what came out."""
-    (folder / "kernel.cpp").write_text(f'#include "cuda_on_host.hpp"\n{mosaic_cuda.source()}{RUN}{main}')
+    sources = cuda_source.source(mosaic_cuda.FILE, gather_cuda.FILE)
+    (folder / "kernel.cpp").write_text(f'#include "cuda_on_host.hpp"\n{sources}{RUN}{main}')
     command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
-    command += [f"-DLANES={lanes}", f"-DROWS={rows}", *options, "kernel.cpp", "-o", "kernel", "-pthread"]
+    command += [f"-DLANES={lanes}", f"-DROWS={rows}", f"-DTHREADS={lanes * rows}", *options]
+    command += ["kernel.cpp", "-o", "kernel", "-pthread"]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return folder / "kernel"
@@ -40,6 +51,43 @@ def launch(library, tiles):
     library.run(which, len(tile_of_block), *pointers, stage_bytes)
 
 
+def launch_gather(library, tiles):
+    """What ``gather_cuda.write_tiles`` does, here and now, with host addresses.
+
+    Args:
+        library: what ``library`` gives; the fixture ``cuda_library``.
+        tiles: dtype ``TILE`` [n], n >= 1, contiguous; ``first_block`` is set.
+    """
+    tile_of_block = gather_cuda.cut(tiles)
+    which = GATHER_KERNELS.index(gather_cuda.kernel_name(int(tiles["itemsize"][0])))
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
+    library.run_gather(which, len(tile_of_block), *pointers)
+
+
 def library(folder):
-    """The source as a library whose blocks are single threads."""
+    """The sources as a library whose blocks are single threads."""
     return ctypes.CDLL(str(build(folder, "-O2", "-shared", "-fPIC", lanes=1, rows=1)))
+
+
+def sanitized(folder, name):
+    """A program that runs a launch under one of SANITIZERS, and how many tiles it takes in good time.
+
+    Args:
+        folder: where programs are kept for other tests to use.
+    """
+    sanitizer, lanes, rows, count = SANITIZERS[name]
+    folder = folder / name
+    if not folder.exists():
+        folder.mkdir()
+        options = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g"]
+        build(folder, *options, lanes=lanes, rows=rows, main=(HERE / "sanitize.cpp").read_text())
+    return folder / "kernel", count
+
+
+def run_sanitized(program, kernel, tiles, tile_of_block, stage_bytes=0):
+    """Run a launch; ``photo`` is how far behind a multiple of 128 bytes a photo lies, other addresses are made up."""
+    head = np.array([kernel, len(tile_of_block), stage_bytes, len(tiles)], np.int32)
+    file = program.with_name("launch")
+    file.write_bytes(head.tobytes() + tiles.tobytes() + tile_of_block.tobytes())
+    run = subprocess.run([program, file], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[:4000]

@@ -43,6 +43,8 @@ inline void __syncthreads() {
     if (host::threads_of_block) host::threads_of_block->arrive_and_wait();
 }
 inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline void __stcs(uint4* to, uint4 value) { *to = value; }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return (unsigned)((((unsigned long long)high << 32) | low) >> (shift & 31));
 }

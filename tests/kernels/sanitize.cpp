@@ -1,8 +1,11 @@
 // Runs a launch that a file describes, on photos and frames of exactly the right size, for a sanitizer to watch:
-// which kernel, blocks, stage bytes, tiles (each int32), the tiles, and the tile of each block.
+// which kernel, blocks, stage bytes, tiles (each int32), the tiles, and the tile of each block. A tile's photo is how
+// far behind a multiple of 128 bytes it is to lie.
+#include <sanitizer/asan_interface.h>
+
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
+#include <new>
 
 int main(int, char** argv) {
     FILE* file = std::fopen(argv[1], "rb");
@@ -13,17 +16,24 @@ int main(int, char** argv) {
     if (std::fread(tiles.data(), sizeof(Tile), tiles.size(), file) != tiles.size()) return 2;
     if (std::fread(tile_of_block.data(), 4, tile_of_block.size(), file) != tile_of_block.size()) return 2;
     std::fclose(file);
-    std::vector<std::unique_ptr<byte[]>> kept;
-    auto take = [&](size_t bytes) {
-        kept.emplace_back(new byte[bytes]);
-        for (size_t i = 0; i < bytes; i++) kept.back()[i] = (byte)(i * 2654435761u >> 13);
-        return (unsigned long long)kept.back().get();
+    const std::align_val_t line{128};
+    std::vector<std::shared_ptr<void>> kept;
+    auto take = [&](size_t bytes, size_t behind) {
+        kept.emplace_back(operator new(behind + bytes, line), [&](void* memory) { operator delete(memory, line); });
+        byte* memory = (byte*)kept.back().get() + behind;
+        for (size_t i = 0; i < bytes; i++) memory[i] = (byte)(i * 2654435761u >> 13);
+        ASAN_POISON_MEMORY_REGION(kept.back().get(), behind);
+        return (unsigned long long)memory;
     };
     for (Tile& tile : tiles) {
-        tile.photo = take(3ull * tile.photo_height * tile.photo_width);
-        tile.table = take(3 * 256 * tile.itemsize);
-        tile.image = take(3ull * tile.frame_height * tile.frame_width * tile.itemsize);
+        tile.photo = take(3ull * tile.photo_height * tile.photo_width, tile.photo);
+        tile.table = take(3 * 256 * tile.itemsize, 0);
+        tile.image = take(3ull * tile.frame_height * tile.frame_width * tile.itemsize, 0);
     }
-    run(head[0], head[1], tiles.data(), tile_of_block.data(), head[2]);
+    if (head[0] < MOSAIC_KERNELS) {
+        run(head[0], head[1], tiles.data(), tile_of_block.data(), head[2]);
+    } else {
+        run_gather(head[0] - MOSAIC_KERNELS, head[1], tiles.data(), tile_of_block.data());
+    }
     return 0;
 }

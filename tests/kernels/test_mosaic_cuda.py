@@ -1,19 +1,20 @@
 """The CUDA source: on the host against the oracle and under sanitizers, compiled for every GPU, run where one is."""
 
-import re
-import shutil
-import subprocess
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from nemo_dali.kernels import mosaic_cuda, reference
 from nemo_dali.kernels.tile import RESAMPLE, TILE
-from tests.kernels.cuda_host import HERE, KERNELS, build, launch, needs_compiler
+from tests.kernels.cuda_compile import (
+    ARCHITECTURES,
+    check_report,
+    needs_nvcc,
+    report_of_nvcc,
+    report_of_run_time_compiler,
+)
+from tests.kernels.cuda_host import KERNELS, SANITIZERS, launch, needs_compiler, run_sanitized, sanitized
 from tests.kernels.test_mosaic import by_tiles, samples
-
-ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 
 
 @pytest.fixture
@@ -134,65 +135,31 @@ def boxes(random, count):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("sanitizer", "lanes", "rows", "count"),
-    [("address,undefined", 1, 1, 60), ("thread", 4, 2, 5)],
-    ids=["bounds", "races"],
-)
-def test_the_source_passes_a_sanitizer(tmp_path, sanitizer, lanes, rows, count):
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_the_source_passes_a_sanitizer(tmp_path_factory, sanitizer):
     """No access beyond photo, frame and shared memory; no two threads of a block at one place without a barrier."""
-    options = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g"]
-    main = (HERE / "sanitize.cpp").read_text()
-    program = build(tmp_path, *options, lanes=lanes, rows=rows, main=main)
+    program, count = sanitized(tmp_path_factory.getbasetemp(), sanitizer)
     random = np.random.default_rng(0)
     for kernel, (resample, itemsize) in enumerate([(r, i) for r in RESAMPLE.values() for i in (1, 2, 4)]):
         tiles = boxes(random, count)
         tiles["resample"], tiles["itemsize"] = resample, itemsize
-        tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
-        head = np.array([kernel, len(tile_of_block), stage_bytes, len(tiles)], np.int32)
-        (tmp_path / "launch").write_bytes(head.tobytes() + tiles.tobytes() + tile_of_block.tobytes())
-        run = subprocess.run([program, tmp_path / "launch"], capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr[:4000]
+        run_sanitized(program, kernel, tiles, *mosaic_cuda.cut(tiles))
 
 
-def check_report(report, title):
-    """Every kernel is there and nothing spilled; prints the register table (shown by ``make cuda-check``)."""
-    found = re.findall(
-        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-        r".*?Used (\d+) registers.*?(\d+) bytes smem",
-        report,
-        re.DOTALL,
-    )
-    assert sorted(name for name, *_ in found) == sorted(KERNELS), report
-    for name, *numbers in sorted(found):
-        stack, stores, loads, registers, shared = map(int, numbers)
-        assert (stack, stores, loads) == (0, 0, 0), (name, numbers)
-        assert shared + mosaic_cuda._LARGEST_STAGE <= 48 * 1024  # what a launch may have without asking for more
-        assert registers <= 80, (name, registers)  # three blocks of 256 threads on a multiprocessor
-        print(f"{title} {name}: {registers} registers, {shared} bytes shared, no spills")
+def check_compiled(report, title):
+    # 80 registers: three blocks of 256 threads on a multiprocessor.
+    check_report(report, title, KERNELS, registers=80, dynamic_shared=mosaic_cuda._LARGEST_STAGE)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc_compiles_the_source_without_spills(tmp_path, architecture):
-    (tmp_path / "mosaic.cu").write_text(mosaic_cuda.source())
-    command = ["nvcc", *mosaic_cuda.OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"]
-    run = subprocess.run([*command, "-cubin", "mosaic.cu"], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    check_report(run.stderr, f"nvcc sm_{architecture}")
+    check_compiled(report_of_nvcc(mosaic_cuda.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_run_time_compiler_compiles_the_source_without_spills(architecture):
-    """NVRTC is what CuPy hands the source to; it needs no GPU."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    error, program = nvrtc.nvrtcCreateProgram(mosaic_cuda.source().encode(), b"mosaic.cu", 0, [], [])
-    options = [o.encode() for o in (*mosaic_cuda.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert error == 0, log.decode()
-    check_report(log.decode(), f"NVRTC sm_{architecture}")
+    check_compiled(report_of_run_time_compiler(mosaic_cuda.FILE, architecture), f"NVRTC sm_{architecture}")
 
 
 def test_a_photo_that_is_too_large_is_refused():
