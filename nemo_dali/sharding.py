@@ -1,9 +1,21 @@
-"""Which of all processes this one is, and what share of the machine is its own."""
+"""Which of all processes this one is, what it shares with the others, and what share of the machine is its own."""
 
 import logging
 import os
+import pickle
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from nemo_dali.errors import NemoError
 
 logger = logging.getLogger("nemo_dali")
+
+PATIENCE = 600.0  # seconds until a rank that gives nothing is missed; the slowest may have kernels to compile first
+LONGEST_VALUE = 60  # characters of a value in a message
+LONGEST_LIST = 8  # ranks named in a message
 
 
 def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -27,6 +39,106 @@ def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, 
     return rank, world_size
 
 
+def exchange(fact: Any) -> list[Any]:
+    """What every rank gives, in the order of ranks; only its own where torch.distributed is not initialised.
+
+    All ranks must call it, equally often. It goes through the store by which torch.distributed's ranks found each
+    other: no collective is run, so it works with any backend, needs no GPU and leaves the training's communicators
+    alone.
+
+    Args:
+        fact: anything small that can be pickled.
+
+    Raises:
+        NemoError: ranks that did not call it within ``PATIENCE`` seconds, by name.
+    """
+    import torch.distributed as distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [fact]
+    store: Any = distributed.distributed_c10d._get_default_store()
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    # Counted in the store itself, which may outlive a process group: what an earlier group left is not read again.
+    turn = store.add(f"nemo_dali/turns of {rank}", 1)
+    keys = [f"nemo_dali/{turn}/{other}" for other in range(world_size)]
+    store.set(keys[rank], pickle.dumps(fact))
+    deadline = time.monotonic() + PATIENCE
+    _wait(store, keys, deadline)
+    if missing := [other for other, key in enumerate(keys) if not store.check([key])]:
+        raise NemoError(
+            f"{_ranks(missing)} of {world_size} made no Loader within {PATIENCE:.0f} s. Make one on every rank, as "
+            "often on each, or give rank and world_size."
+        )
+    facts = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
+    # The store may live in rank 0, which must not end before all have read.
+    if store.add(f"nemo_dali/{turn}/read", 1) == world_size:
+        store.set(f"nemo_dali/{turn}/done", b"")
+    if rank == 0:
+        _wait(store, [f"nemo_dali/{turn}/done"], deadline)
+    return [pickle.loads(fact) for fact in facts]
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Check that all ranks give equal values.
+
+    The norm is the value that most ranks have; where as many have another one, that of the lowest rank.
+
+    Args:
+        facts: by the names to call them by, the most telling ones first; equal values must have equal ``repr``.
+
+    Raises:
+        NemoError: the first fact in which ranks differ from the norm, which ranks, and both values; on every rank the
+            same sentence. Or ranks that did not call it.
+    """
+    every = exchange({name: repr(value) for name, value in facts.items()})
+    for name in every[0]:
+        values = [others.get(name, "nothing") for others in every]
+        norm = Counter(values).most_common(1)[0][0]  # of equally many the first
+        if strangers := [rank for rank, value in enumerate(values) if value != norm]:
+            here, there = _shorten(values[strangers[0]], norm)
+            raise NemoError(
+                f"{_ranks(strangers)} of {len(every)} made a Loader with another {name}: {here} on rank "
+                f"{strangers[0]}, {there} on rank {values.index(norm)}. Give every rank the same files and options."
+            )
+
+
+def node_peers() -> list[int]:
+    """Ranks that share this one's node, itself among them, in order: same host, same boot, same PID namespace.
+
+    Called by all ranks, as ``exchange`` is. Containers on one machine are nodes of their own.
+    """
+    node = (
+        socket.gethostname(),
+        Path("/proc/sys/kernel/random/boot_id").read_text(),
+        os.stat("/proc/self/ns/pid").st_ino,
+    )
+    return [rank for rank, other in enumerate(exchange(node)) if other == node]
+
+
 def thread_count() -> int:
     """Cores this process may use, shared by the ranks on its node, as torchrun announces them."""
     return max(len(os.sched_getaffinity(0)) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)
+
+
+def _wait(store: Any, keys: list[str], deadline: float) -> None:
+    """Until the keys are there or time is up. The store's own wait would hold Ctrl+C back until then."""
+    pause = 0.001
+    while not store.check(keys) and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+def _ranks(ranks: list[int]) -> str:
+    named = ", ".join(map(str, ranks[:LONGEST_LIST]))
+    more = f" and {len(ranks) - LONGEST_LIST} more" if len(ranks) > LONGEST_LIST else ""
+    return f"Rank{'s' if len(ranks) > 1 else ''} {named}{more}"
+
+
+def _shorten(*values: str) -> list[str]:
+    """Two values as a person compares them: of long ones the part where they begin to differ."""
+    if max(map(len, values)) <= LONGEST_VALUE:
+        return list(values)
+    same = next((i for i, pair in enumerate(zip(*values, strict=False)) if len(set(pair)) > 1), min(map(len, values)))
+    begin = max(same - LONGEST_VALUE // 3, 0)
+    end = begin + LONGEST_VALUE
+    return ["..."[: 3 * (begin > 0)] + value[begin:end] + "..."[: 3 * (len(value) > end)] for value in values]
