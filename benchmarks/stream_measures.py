@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import Pipeline, fn, types
 
-from nemo_dali import cuda, operators
-from nemo_dali.bench import WARM_UP, Spread
+from nemo_dali import cuda
+from nemo_dali.bench import NOTHING, WARM_UP, DecodeOnly, Spread
 from nemo_dali.canvas import Canvas
 from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
@@ -21,21 +20,9 @@ from nemo_dali.pipeline import DECODING, CudaStreamPipeline, encode_path
 from nemo_dali.plan import Planner
 
 BUSY_MS = 500  # that the GPU has other work while batches are asked for
-NOTHING = SimpleNamespace(status=np.empty(0, np.uint8))  # the work of a batch that is only decoded
 
 
 # --- how fast --------------------------------------------------------------------------------------------------------
-
-
-class DecodeOnly(CudaStreamPipeline):
-    """The loader's graph without the Python function: the photos are delivered, and dropped."""
-
-    def _write(self, encoded: Any) -> Any:
-        with mock.patch.object(operators, "call_with_photos", lambda photos, *_, **__: photos):
-            return super()._write(encoded)
-
-    def _feed(self, work: Any) -> None:
-        self._to_deliver.append(work)
 
 
 def compare(loader: Loader, hw_decoder_load: float, device: int, *, pairs: int, steps: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A PyTorch DataLoader can run beside both. All show the photos of the same plan w
 several times: on a machine whose speed drifts only the ratio within a pair means something.
 """
 
+import ctypes
 import itertools
 import json
 import math
@@ -11,21 +12,25 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali import cuda
 from nemo_dali.baseline import IN_FLIGHT, check_equal, dataloader
 from nemo_dali.driver import read_driver
+from nemo_dali.frames import FramePool
 from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
-from nemo_dali.pipeline import encode_path
+from nemo_dali.pipeline import CudaStreamPipeline, encode_path
 from nemo_dali.progress import progress
 
 PACKAGES = (
@@ -43,6 +48,7 @@ PACKAGES = (
 )
 
 LEAST_SECONDS = 1.0  # a timing takes
+NOTHING = SimpleNamespace(status=np.empty(0, np.uint8))  # the work of a batch that is only decoded
 WARM_UP = 6  # batches until every block of frames and every buffer of DALI has been touched once
 
 
@@ -86,8 +92,9 @@ def bench_loader(
 
     Returns:
         JSON-able: ``samples_per_s``, ``decode_only`` and ``baseline`` as ``{median, p25, p75}``, ``ratio_decode_only``
-        and ``ratio_baseline`` likewise (the ratio of each pair), ``waiting`` (the share, 0 to 1), ``config``,
-        ``peak_memory_mib``, ``machine``, ``versions``. What was not asked for is None.
+        and ``ratio_baseline`` likewise (the ratio of each pair), with mode "host" also ``memset`` and ``ratio_memset``:
+        filling the same memory with as many threads; ``waiting`` (the share, 0 to 1), ``config``,
+        ``device``, ``peak_memory_mib``, ``machine``, ``versions``. What was not asked for is None.
 
     Raises:
         NemoError: the baseline's batches are not the loader's.
@@ -97,16 +104,18 @@ def bench_loader(
             raise ValueError(f"{name} ({value}) must be >= 1")
     if starve is not None and not 0 < starve < math.inf:
         raise ValueError(f"starve ({starve}) must be a number of milliseconds > 0")
-    timings: dict[str, list[float]] = {"samples_per_s": [], "decode_only": [], "baseline": []}
+    timings: dict[str, list[float]] = {"samples_per_s": [], "decode_only": [], "baseline": [], "memset": []}
     memory: dict[str, float] = {}
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     theirs = _Baseline(loader, steps) if baseline else None
     for _ in progress(range(pairs), total=pairs, what="timing", unit="pair"):
-        timings["samples_per_s"].append(_rate(_delivered(loader), steps) * loader.batch_size)
+        timings["samples_per_s"].append(_rate(_delivered(loader), steps, loader.device_id) * loader.batch_size)
         memory.setdefault("loader", _peak_memory(os.getpid()))
         loader.close()
-        timings["decode_only"].append(_rate(_decode_only(loader, steps), steps) * loader.batch_size)
+        timings["decode_only"].append(_rate(_decode_only(loader, steps), steps, loader.device_id) * loader.batch_size)
+        if loader.mode == "host":
+            timings["memset"].append(_rate(_memset(loader), steps, None) * loader.batch_size)
         if theirs is not None:
             timings["baseline"].append(theirs.rate() * loader.batch_size)
     if theirs is not None:
@@ -115,10 +124,11 @@ def bench_loader(
     spreads = {name: asdict(Spread.of(values)) if values else None for name, values in timings.items()}
     ratios = {
         f"ratio_{name}": asdict(Spread.of(np.divide(ours, timings[name]))) if timings[name] else None
-        for name in ("decode_only", "baseline")
+        for name in ("decode_only", "baseline", "memset")
     }
     return {
         "mode": loader.mode,
+        "device": "cpu" if loader.device_id is None else f"cuda:{loader.device_id}",
         **spreads,
         **ratios,
         "waiting": None if starve is None else _waiting(_delivered(loader), steps, starve / 1000),
@@ -147,15 +157,22 @@ def _megapixels(loader: Loader) -> float:
     return float((loader.corpus.photo_width.astype(np.int64) * loader.corpus.photo_height).mean() / 1e6)
 
 
-def _rate(batches: Iterator[Any], steps: int) -> float:
-    """Batches per second, with as many in the making at the end as at the beginning."""
+def _rate(batches: Iterator[Any], steps: int, device_id: int | None) -> float:
+    """Batches per second, with as many in the making at the end as at the beginning; a GPU is waited for."""
     for _ in range(WARM_UP):
         next(batches)
+    _settle(device_id)
     start, done = time.perf_counter(), 0
     while done < steps or time.perf_counter() - start < LEAST_SECONDS:
         next(batches)
         done += 1
+    _settle(device_id)
     return done / (time.perf_counter() - start)
+
+
+def _settle(device_id: int | None) -> None:
+    if device_id is not None:
+        cuda.synchronize(device_id)
 
 
 def _waiting(batches: Iterator[Any], steps: int, step_seconds: float) -> float:
@@ -191,16 +208,24 @@ class _Baseline:
         rows = loader.plan(0, np.arange(len(loader) * loader.batch_size))
         asked = WARM_UP + steps + IN_FLIGHT * loader.num_threads
         self._batches = dataloader(loader, rows, batches=asked)
-        check_equal(next(_delivered(loader)), next(iter(self._batches)))
+        self._device_id = loader.device_id
+        check_equal(next(_delivered(loader)), next(iter(self._batches)), exact=loader.decoder == "cpu")
+
+    def _next(self, delivered: Iterator[Any]) -> None:
+        for tensor in next(delivered):
+            if self._device_id is not None:
+                tensor.to(cuda.place(self._device_id), non_blocking=True)
 
     def rate(self) -> float:
         """Batches per second, with as many in the making at the end as at the beginning."""
         delivered = iter(self._batches)
         for _ in range(WARM_UP):
-            next(delivered)
+            self._next(delivered)
+        _settle(self._device_id)
         start = time.perf_counter()
         for _ in range(self._steps):
-            next(delivered)
+            self._next(delivered)
+        _settle(self._device_id)
         seconds = time.perf_counter() - start
         for _ in delivered:  # the rest, so that nothing runs on
             pass
@@ -220,13 +245,15 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
 
     cells = loader.batch_size * loader.policy.largest_grid**2
     depth = loader.prefetch
+    batches = itertools.cycle([paths(step) for step in range(depth + steps + WARM_UP)])
+    if loader.device_id is not None:
+        yield from _decoded_by_gpu(loader, cells, batches)
     pipe = Pipeline(cells, loader.num_threads, None, prefetch_queue_depth=depth)
     with pipe:
         source = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
         encoded = fn.io.file.read(source, dont_use_mmap=True)
         pipe.set_outputs(fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False))
     pipe.build()
-    batches = itertools.cycle([paths(step) for step in range(depth + steps + WARM_UP)])
     for batch in itertools.islice(batches, depth):
         pipe.feed_input("paths", batch)
     pipe.schedule_run()
@@ -236,6 +263,52 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
         pipe.feed_input("paths", batch)
         pipe.schedule_run()
         yield None
+
+
+def _memset(loader: Loader) -> Iterator[None]:
+    """Fill the memory of batches, as much of it as the loader has in use, with the loader's number of threads."""
+    nbytes = loader.batch_size * loader.sample_bytes
+    pool = FramePool(nbytes, spare=0)
+    blocks = [pool.take() for _ in range(loader.prefetch + 2)]
+    begins = np.linspace(0, nbytes, loader.num_threads + 1).astype(np.int64).tolist()
+    parts = list(itertools.pairwise(begins))
+    with ThreadPoolExecutor(loader.num_threads) as threads:
+        for block in itertools.cycle(blocks):
+            fills = (threads.submit(ctypes.memset, block.ctypes.data + a, 1, b - a) for a, b in parts)
+            for fill in list(fills):
+                fill.result()
+            yield None
+
+
+class DecodeOnly(CudaStreamPipeline):
+    """The loader's graph on a GPU without the Python function: the photos are delivered, and dropped."""
+
+    def _write(self, encoded: Any) -> Any:
+        return self._decode(encoded)
+
+    def _feed(self, work: Any) -> None:
+        self._to_deliver.append(work)
+
+
+def _decoded_by_gpu(loader: Loader, cells: int, batches: Iterator[Any]) -> Iterator[None]:
+    """Decode batches of paths, in the loader's order of waiting and feeding."""
+    assert loader.device_id is not None
+    pipeline = DecodeOnly(
+        device_id=loader.device_id,
+        hw_decoder_load=loader.hw_decoder_load,
+        max_cells=cells,
+        num_threads=loader.num_threads,
+        prefetch=loader.prefetch,
+    )
+    try:
+        for batch in itertools.islice(batches, loader.prefetch):
+            pipeline.feed(batch, NOTHING, None)
+        for batch in batches:
+            pipeline.wait()
+            pipeline.feed(batch, NOTHING, None)
+            yield None
+    finally:
+        pipeline.close()
 
 
 def machine() -> dict[str, Any]:

@@ -12,12 +12,13 @@ from nemo_dali import cuda
 from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
 from nemo_dali.frames import FramePool
+from nemo_dali.kernels.layout import complete
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.layout import lay_out
 from nemo_dali.pipeline import encode_path
-from nemo_dali.placement import HostTiles
+from nemo_dali.placement import Tiles
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class Drawing:
     Attributes:
         image: torch [B, 3, size, size] and mask: torch uint8 [B, size, size], of undefined content until it is drawn.
         paths: of the photo of each cell, from ``encode_path``; none with resident tiles.
-        work: dtype ``TILE`` [cells]; with resident tiles [B, most cells]; on a GPU a ``DeviceBatch``.
+        work: dtype ``TILE`` [cells], with resident tiles [B, most cells]; on a GPU a ``DeviceBatch`` either way.
         stream: on a GPU torch's current stream when the memory was allocated.
     """
 
@@ -50,6 +51,9 @@ class Canvas:
         spare: blocks of host memory that are kept for further batches.
         resident: tiles to be shown in place of the photos.
         most_cells: of a sample.
+
+    Attributes:
+        nbytes: of a batch.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class Canvas:
         resample: str,
         device_id: int | None,
         spare: int,
-        resident: HostTiles | None = None,
+        resident: Tiles | None = None,
         most_cells: int = 9,
     ) -> None:
         self._resident = resident
@@ -76,8 +80,8 @@ class Canvas:
         self._device_id = device_id
         table = np.ascontiguousarray(normalisation_table(mean, std, dtype))
         self._itemsize = table.itemsize
-        self._nbytes = math.prod(self._shape) * (3 * table.itemsize + 1)
-        self._pool = FramePool(self._nbytes, spare=spare)
+        self.nbytes = math.prod(self._shape) * (3 * table.itemsize + 1)
+        self._pool = FramePool(self.nbytes, spare=spare)
         self._recipe = recipe_of(table, mean, std, dtype)
         self._table: Any = table  # keeps what the address points to
         self._table_address: int = table.ctypes.data
@@ -101,29 +105,40 @@ class Canvas:
         image = image.view(getattr(torch, self._dtype)).view(batch, 3, size, size)
         mask = mask.view(self._shape)
         tiles, sample, photo = lay_out(rows, size)
-        target = tiles["run_count"] == 1
-        ref = rows["ref"][sample]
-        tiles["run_count"] = np.where(target, self._corpus.run_count[ref], 0)
-        tiles["runs"] = np.where(target, self._corpus.runs[ref], 0)
-        tiles["image"] = image.data_ptr() + sample * image[0].nbytes
-        tiles["mask"] = mask.data_ptr() + sample * mask[0].nbytes
-        tiles["table"] = self._table_address
-        tiles["recipe"] = self._recipe.ctypes.data
-        tiles["itemsize"] = self._itemsize
-        tiles["photo_width"] = self._corpus.photo_width[photo]
-        tiles["photo_height"] = self._corpus.photo_height[photo]
-        tiles["resample"] = self._resample
+        complete(
+            tiles,
+            rows["ref"][sample],
+            sample,
+            photo,
+            self._corpus.run_count,
+            self._corpus.runs,
+            self._corpus.photo_height,
+            self._corpus.photo_width,
+            image.data_ptr(),
+            image[0].nbytes,
+            mask.data_ptr(),
+            mask[0].nbytes,
+        )
+        tiles["table"], tiles["recipe"] = self._table_address, self._recipe.ctypes.data
+        tiles["itemsize"], tiles["resample"] = self._itemsize, self._resample
+        paths = []
         if self._resident is not None:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
-            work = np.zeros((batch, self._most_cells), tiles.dtype)
-            begin = np.searchsorted(sample, np.arange(batch))  # each sample's first cell
-            work[sample, np.arange(len(sample)) - begin[sample]] = tiles
-            return Drawing(image, mask, [], work, None)
-        paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
-        if self._device_id is None:
-            return Drawing(image, mask, paths, tiles, None)
-        stream = cuda.current_stream(self._device_id)
-        return Drawing(image, mask, paths, cuda.device_batch(tiles, sample, mask, stream), stream)
+        else:
+            paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
+        if self._device_id is not None:
+            stream = cuda.current_stream(self._device_id)
+            work = cuda.device_batch(tiles, sample, mask, stream, resident=self._resident is not None)
+            return Drawing(image, mask, paths, work, stream)
+        return Drawing(image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample), None)
+
+    def _by_sample(self, tiles: npt.NDArray[Any], sample: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Records [cells] as [B, most cells], behind each sample's cells empty ones."""
+        batch = self._shape[0]
+        begin = np.searchsorted(sample, np.arange(batch))  # each sample's first cell
+        table = np.zeros((batch, self._most_cells), tiles.dtype)
+        table[sample, np.arange(len(sample)) - begin[sample]] = tiles
+        return table
 
     def _take(self) -> "torch.Tensor":
         """Memory for the images and then the masks of a batch, uint8 [bytes], of undefined content."""
@@ -132,9 +147,9 @@ class Canvas:
         if self._device_id is None:
             return torch.from_numpy(self._pool.take())
         try:
-            return torch.empty(self._nbytes, dtype=torch.uint8, device=cuda.place(self._device_id))
+            return torch.empty(self.nbytes, dtype=torch.uint8, device=cuda.place(self._device_id))
         except torch.OutOfMemoryError as error:
             raise NemoError(
-                f"GPU {self._device_id} has no room for a further batch of {self._nbytes / 2**20:.0f} MiB. Lower "
+                f"GPU {self._device_id} has no room for a further batch of {self.nbytes / 2**20:.0f} MiB. Lower "
                 "batch_size, size or prefetch, or use a smaller dtype."
             ) from error

@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     tiles.add_argument("--resample", default="cv2-linear", help="cv2-linear or pillow-bilinear")
     tiles.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
     tiles.add_argument("--num-threads", type=int)
+    tiles.add_argument("--device", help="cpu or cuda; by default a GPU if there is one")
     tiles.add_argument("-o", "--output", type=Path, required=True, metavar="F.tiles.h5")
 
     inspect = command("inspect", _inspect, "what is in a file")
@@ -107,8 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time things").add_subparsers(required=True, metavar="WHAT")
     loader = command("loader", _bench_loader, "the Loader beside decode-only DALI", bench)
     _data(loader)
-    loader.add_argument("--mode", choices=["stream", "host"], default="stream")
-    loader.add_argument("--tiles", type=Path, metavar="F.tiles.h5", help="for --mode host")
+    loader.add_argument("--mode", choices=["stream", "host", "pinned", "device"], default="stream")
+    loader.add_argument("--tiles", type=Path, metavar="F.tiles.h5", help="for every mode but stream")
+    loader.add_argument("--device", help="cpu or cuda; by default cuda for the modes pinned and device")
+    loader.add_argument(
+        "--device-budget", type=int, metavar="BYTES", help="of GPU memory, for --mode device"
+    )
     loader.add_argument("--baseline", action="store_true", help="a PyTorch DataLoader beside it")
     loader.add_argument("--starve", type=float, metavar="MS", help="share of waiting with training steps this long")
     loader.add_argument("--batch-size", type=int, default=16)
@@ -183,6 +188,7 @@ def _mine(options: argparse.Namespace) -> None:
 
 
 def _tiles(options: argparse.Namespace) -> None:
+    from nemo_dali.cuda import default_device
     from nemo_dali.tiling import make_tiles
 
     report = make_tiles(
@@ -193,6 +199,7 @@ def _tiles(options: argparse.Namespace) -> None:
         grids=options.grids,
         images=options.images,
         num_threads=options.num_threads,
+        device=options.device or default_device(),
         announce=functools.partial(print, flush=True),
     )
     print(report)
@@ -236,8 +243,8 @@ def _bench_loader(options: argparse.Namespace) -> None:
 
     if options.json is not None and (options.json.suffix != ".json" or not options.json.absolute().parent.is_dir()):
         raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")
-    if (options.mode == "host") != (options.tiles is not None):
-        raise ValueError(f"--tiles ({options.tiles}) must be given with --mode host, and only then")
+    if (options.mode == "stream") != (options.tiles is None):
+        raise ValueError(f"--tiles ({options.tiles}) must be given with --mode host, pinned or device, and only then")
     loader, seconds = timed_start(
         lambda: Loader(
             options.dataset,
@@ -250,6 +257,9 @@ def _bench_loader(options: argparse.Namespace) -> None:
             num_threads=options.num_threads,
             images=options.images,
             tiles=options.tiles,
+            placement="host" if options.mode == "stream" else options.mode,
+            device=options.device or ("cuda" if options.mode in ("pinned", "device") else "cpu"),
+            device_budget=options.device_budget,
         )
     )
     result = bench_loader(
@@ -262,6 +272,7 @@ def _bench_loader(options: argparse.Namespace) -> None:
         ("baseline", "samples/s"),
         ("ratio_decode_only", ""),
         ("ratio_baseline", ""),
+        ("ratio_memset", ""),
     ):
         if value := result[name]:
             print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")

@@ -21,6 +21,8 @@ from nemo_dali.kernels.tensors import read_tensors
 if TYPE_CHECKING:
     import torch
 
+COPIED_AT_A_TIME = 2**26  # bytes
+PORTABLE, MAPPED = 1, 2  # flags of cudaHostRegister: for all devices, and in their address space
 DOCTOR = "'nemo-dali doctor' says what is missing."
 
 
@@ -51,6 +53,15 @@ def cuda_device(device: Any) -> int | None:
             "pip install 'nemo-dali[cuda12]', or 'nemo-dali[cuda13]' where torch is built for CUDA 13."
         ) from error
     return number
+
+
+def default_device() -> str:
+    """ "cuda" where there is a GPU that can be used, else "cpu"."""
+    try:
+        cuda_device("cuda")
+    except NemoError:
+        return "cpu"
+    return "cuda"
 
 
 def place(number: int) -> "torch.device":
@@ -86,6 +97,73 @@ def send(tensor: "torch.Tensor", number: int) -> "torch.Tensor":
     return tensor.pin_memory().to(place(number), non_blocking=True)
 
 
+def free_memory(number: int) -> int:
+    """Bytes of GPU memory that nobody uses."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(number)[0])
+
+
+def copy_of(array: npt.NDArray[np.uint8], number: int) -> "torch.Tensor":
+    """A copy on a device, through a small page-locked buffer; it is there when this returns.
+
+    Raises:
+        NemoError: the GPU has no memory left.
+    """
+    import torch
+
+    try:
+        copy = torch.empty(array.shape, dtype=torch.uint8, device=place(number))
+    except torch.OutOfMemoryError as error:
+        raise NemoError(
+            f"GPU {number} has no room for {array.nbytes / 1e9:.1f} GB more. Lower device_budget."
+        ) from error
+    flat, into = array.reshape(-1), copy.view(-1)
+    buffer = page_locked(min(COPIED_AT_A_TIME, flat.size))
+    for begin in range(0, flat.size, COPIED_AT_A_TIME):
+        piece = flat[begin : begin + COPIED_AT_A_TIME]
+        buffer[: piece.size].numpy()[:] = piece
+        into[begin : begin + piece.size].copy_(buffer[: piece.size])
+    return copy
+
+
+def page_locked(nbytes: int) -> "torch.Tensor":
+    """uint8 [nbytes] in host memory that a GPU writes without the host waiting for it."""
+    import torch
+
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+
+def lock_pages(memory: npt.NDArray[np.uint8], number: int) -> int:
+    """Keep memory from being moved or swapped out, so that all GPUs may read it; its address there.
+
+    Args:
+        memory: uint8 [bytes], from a page's beginning.
+
+    Raises:
+        NemoError: the system does not allow it.
+    """
+    from cupy.cuda import Device, runtime
+
+    with Device(number):
+        try:
+            runtime.hostRegister(memory.ctypes.data, memory.nbytes, PORTABLE | MAPPED)
+        except runtime.CUDARuntimeError as error:
+            raise NemoError(
+                f"{memory.nbytes / 1e9:.1f} GB of memory cannot be page-locked ({error}). Raise the limit of locked "
+                "memory (ulimit -l unlimited), or use placement='device'."
+            ) from error
+        return int(runtime.pointerGetAttributes(memory.ctypes.data).devicePointer)
+
+
+def unlock_pages(memory: npt.NDArray[np.uint8], number: int) -> None:
+    """Undo ``lock_pages``."""
+    from cupy.cuda import Device, runtime
+
+    with Device(number):
+        runtime.hostUnregister(memory.ctypes.data)
+
+
 def hardware_share(num_threads: int) -> float:
     """Share of the JPEGs that the hardware decoder should take where a GPU has one; the rest are ``num_threads``'s.
 
@@ -93,6 +171,27 @@ def hardware_share(num_threads: int) -> float:
     does as much as 9.5 threads. Without a hardware decoder DALI ignores the number.
     """
     return 1 / (1 + num_threads / 9.5)
+
+
+def place_photos(tiles: npt.NDArray[Any], photos: list[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Tell tiles where their photos are.
+
+    Args:
+        tiles: dtype ``TILE`` [..., photos].
+        photos: DLPack capsules of uint8 [H, W, 3] each.
+
+    Returns:
+        status: uint8 [photos], DONE, or WRONG_SIZE for a photo of another size than its tile says.
+        fits: bool [photos], whether it is of that size.
+    """
+    data, shapes = read_tensors(photos)
+    tiles["photo"] = data
+    first = tiles.reshape(-1, len(photos))[0]
+    fits = (shapes == np.stack([first["photo_height"], first["photo_width"], np.full(len(photos), 3)], axis=1)).all(
+        axis=1
+    )
+    status: npt.NDArray[np.uint8] = np.where(fits, DONE, WRONG_SIZE).astype(np.uint8)
+    return status, fits
 
 
 @dataclass(eq=False)
@@ -104,6 +203,7 @@ class DeviceBatch:
         targets, ends: what ``mask_cuda.make_targets`` gives.
         mask: torch uint8 [B, H, W] on the device; the frames are whatever the tiles point to.
         ready: event behind the last use of the frames' memory.
+        resident: whether the tiles' photos are planes that were resampled beforehand; their addresses are set then.
         status: uint8 [cells], DONE or WRONG_SIZE, once the kernels are queued.
     """
 
@@ -112,26 +212,24 @@ class DeviceBatch:
     ends: npt.NDArray[np.uint32]
     mask: "torch.Tensor"
     ready: "torch.cuda.Event"
+    resident: bool
     status: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def write(self, photos: list[Any], stream: int) -> None:
         """Queue the kernels.
 
         Args:
-            photos: DLPack capsules of the decoded photos, uint8 [H, W, 3] each, in the order of the tiles.
+            photos: DLPack capsules of the decoded photos, uint8 [H, W, 3] each, in the order of the tiles; none where
+                tiles are resident.
             stream: address of the CUDA stream that they are decoded on.
         """
         from nemo_dali.kernels.launch import torch_stream, upload
         from nemo_dali.kernels.mask_cuda import write_masks
-        from nemo_dali.kernels.mosaic_cuda import write_tiles
 
         device = self.mask.device.index
-        data, shapes = read_tensors(photos)
-        size = np.stack([self.tiles["photo_height"], self.tiles["photo_width"], np.full(len(self.tiles), 3)], axis=1)
-        fits = (shapes == size).all(axis=1)
-        self.tiles["photo"] = data
         torch_stream(device, stream).wait_event(self.ready)
-        write_tiles(self.tiles[fits], device=device, stream=stream)
+        write_tiles = self._gather if self.resident else self._resample
+        self.status = write_tiles(photos, device=device, stream=stream)
         _owner, (targets, ends) = upload([self.targets, self.ends], device=device, stream=stream)
         samples, height, width = self.mask.shape
         write_masks(
@@ -144,11 +242,28 @@ class DeviceBatch:
             device=device,
             stream=stream,
         )
-        self.status = np.where(fits, DONE, WRONG_SIZE).astype(np.uint8)
+
+    def _resample(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
+        from nemo_dali.kernels.mosaic_cuda import write_tiles
+
+        status, fits = place_photos(self.tiles, photos)
+        write_tiles(self.tiles[fits], device=device, stream=stream)
+        return status
+
+    def _gather(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
+        from nemo_dali.kernels.gather_cuda import write_tiles
+
+        write_tiles(self.tiles, device=device, stream=stream)
+        return np.full(len(self.tiles), DONE, np.uint8)
 
 
 def device_batch(
-    tiles: npt.NDArray[Any], sample: npt.NDArray[np.int64], mask: "torch.Tensor", stream: "torch.cuda.Stream"
+    tiles: npt.NDArray[Any],
+    sample: npt.NDArray[np.int64],
+    mask: "torch.Tensor",
+    stream: "torch.cuda.Stream",
+    *,
+    resident: bool = False,
 ) -> DeviceBatch:
     """Make ready a batch whose frames and masks have just been allocated.
 
@@ -157,6 +272,7 @@ def device_batch(
         sample: int64 [cells], the sample that each cell belongs to.
         mask: torch uint8 [B, H, W] on the device.
         stream: torch's current stream, for which they were allocated.
+        resident: see ``DeviceBatch``.
     """
     from nemo_dali.kernels.mask_cuda import make_targets
 
@@ -170,4 +286,4 @@ def device_batch(
         photos=np.stack([of[name] for name in ("photo_height", "photo_width")], axis=1),
         resample=int(tiles["resample"][0]),
     )
-    return DeviceBatch(tiles, targets, ends, mask, stream.record_event())
+    return DeviceBatch(tiles, targets, ends, mask, stream.record_event(), resident)

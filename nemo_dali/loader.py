@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import cuda
+from nemo_dali import __version__, cuda
 from nemo_dali.batch import Batch
 from nemo_dali.canvas import Canvas, Drawing
 from nemo_dali.corpus import Corpus, PathLike, listed
 from nemo_dali.errors import NemoError, PhotoError, StateError
 from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.photos import photo_problem
-from nemo_dali.pipeline import CudaStreamPipeline, ResidentPipeline, StreamPipeline
-from nemo_dali.placement import HostTiles
+from nemo_dali.pipeline import CudaResidentPipeline, CudaStreamPipeline, ResidentPipeline, StreamPipeline
+from nemo_dali.placement import Placement, Tiles
 from nemo_dali.plan import Planner, ShortPools
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.sharding import rank_and_world_size, thread_count
+from nemo_dali.sharding import agree, rank_and_world_size, thread_count
 from nemo_dali.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ logger = logging.getLogger("nemo_dali")
 DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Resample = Literal["cv2-linear", "pillow-bilinear"]
 Style = Literal["batch", "dali"]
-Placement = Literal["host"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STATE_VERSION = 1
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
@@ -82,7 +81,10 @@ class Loader:
         tokenizer, context_length: see ``text.tokenize``.
         tiles: a .tiles.h5 file, or one per data set: photos are then shown from there instead of decoded. The pixels
             are the same; ``resample``, ``size`` and the policy's grids must be those of the file, ``jitter`` 0.
-        placement: where tiles lie: "host", mapped, one copy per node.
+        placement: where tiles lie: "host", mapped, one copy per node, for device="cpu"; or, for a GPU, "pinned", in
+            page-locked memory, one copy per node where torch.distributed gives the ranks; or "device", in GPU memory.
+        device_budget: bytes of GPU memory for placement "device": the tiles that are read most often lie there, the
+            others in page-locked memory. None: all of them.
         rank, world_size: this process among all; None: from torch.distributed if initialised, else 0 of 1.
         drop_last: True: samples that fill no global batch are left out (others each epoch). False: the last step is
             filled up with the epoch's first refs, drawn anew.
@@ -93,8 +95,9 @@ class Loader:
 
     Attributes:
         corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.
-        policy, seed, batch_size, rank, world_size, size, dtype, mean, std, resample, num_threads, prefetch: as given or
-            chosen.
+        policy, seed, batch_size, rank, world_size, size, dtype, mean, std, resample, num_threads, prefetch,
+            hw_decoder_load: as given or chosen.
+        device_id: CUDA device number; None: the CPU.
 
     Raises:
         ValueError: an argument out of range.
@@ -120,6 +123,7 @@ class Loader:
         context_length: int | None = None,
         tiles: PathLike | Sequence[PathLike] | None = None,
         placement: Placement = "host",
+        device_budget: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         drop_last: bool = True,
@@ -131,7 +135,7 @@ class Loader:
         policy = MosaicPolicy() if policy is None else policy
         if not isinstance(policy, MosaicPolicy):
             raise ValueError(f"policy ({policy!r}) must be a MosaicPolicy")
-        self._cuda = cuda.cuda_device(device)
+        self.device_id = cuda.cuda_device(device)
         num_threads = thread_count() if num_threads is None else num_threads
         batch_size = _integer("batch_size", batch_size, least=1)
         size = _integer("size", size, least=1)
@@ -153,8 +157,35 @@ class Loader:
         ):
             if choice not in choices:
                 raise ValueError(f"{name} ({choice!r}) must be one of {choices}")
+        if tiles is not None and (placement == "host") != (self.device_id is None):
+            raise ValueError(
+                f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"
+            )
+        if placement != "host" and tiles is None:
+            raise ValueError(f"placement ({placement!r}) must be left out without tiles")
+        if device_budget is not None:
+            if placement != "device":
+                raise ValueError(f"device_budget ({device_budget}) must be left out unless placement is 'device'")
+            device_budget = _integer("device_budget", device_budget, least=0)
+        together = rank is None and world_size is None
         rank, world_size = rank_and_world_size(rank, world_size)
+        together = together and world_size > 1  # all ranks make their loaders now
         self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
+        self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
+        if together:
+            agree(
+                {
+                    "version": __version__,
+                    "seed": seed,
+                    "batch_size": batch_size,
+                    "policy": policy.to_json(),
+                    "size": size,
+                    "drop_last": drop_last,
+                    **{f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()},
+                    "epoch length": self._planner.length,
+                    "tiles": (tiles is not None, placement, device_budget),
+                }
+            )
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size
@@ -163,20 +194,27 @@ class Loader:
         self.num_threads = num_threads
         self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
         self._told = False  # of short pools: once is enough
-        self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
         self._tokens, self._token_count = self.corpus.tokens(tokenizer, context_length)
-        self._hw_decoder_load = hw_decoder_load
+        self.hw_decoder_load = hw_decoder_load
         self.dtype, self.mean, self.std = dtype, tuple(mean), tuple(std)
         self.resample = resample
         self._style = style
         self._drop_last = drop_last
         self.prefetch = prefetch
         self._placement = placement
-        self._resident: HostTiles | None = None
+        self._resident: Tiles | None = None
         if tiles is not None:
-            if self._cuda is not None:
-                raise ValueError(f"device ({device}) must be 'cpu' with tiles in this version")
-            self._resident = HostTiles(listed(tiles), self.corpus, size=size, resample=resample, policy=policy)
+            self._resident = Tiles(
+                listed(tiles),
+                self.corpus,
+                size=size,
+                resample=resample,
+                policy=policy,
+                placement=placement,
+                device_id=self.device_id,
+                device_budget=device_budget,
+                together=together,
+            )
         self._canvas = Canvas(
             self.corpus,
             batch_size=batch_size,
@@ -185,7 +223,7 @@ class Loader:
             mean=mean,
             std=std,
             resample=resample,
-            device_id=self._cuda,
+            device_id=self.device_id,
             # Beside the batches in the making, the training loop usually holds one and lets go of another.
             spare=prefetch + 2,
             resident=self._resident,
@@ -220,6 +258,18 @@ class Loader:
     def mode(self) -> str:
         """How samples are made: "stream", or where resident tiles lie."""
         return "stream" if self._resident is None else self._placement
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of a sample's image and mask."""
+        return self._canvas.nbytes // self.batch_size
+
+    @property
+    def decoder(self) -> str:
+        """What decodes the photos, or decoded the tiles: "cpu" or "mixed", whose pixels differ slightly."""
+        if self._resident is not None:
+            return self._resident.decoder
+        return "cpu" if self.device_id is None else "mixed"
 
     @property
     def epoch(self) -> int:
@@ -367,13 +417,15 @@ class Loader:
                 "num_threads": self.num_threads,
                 "prefetch": self.prefetch,
             }
+            if self.device_id is not None:
+                options["device_id"] = self.device_id
             if self._resident is not None:
-                self._pipeline = ResidentPipeline(**options | {"max_cells": self.batch_size})
-            elif self._cuda is None:
+                options["max_cells"] = self.batch_size if self.device_id is None else 1
+                self._pipeline = (ResidentPipeline if self.device_id is None else CudaResidentPipeline)(**options)
+            elif self.device_id is None:
                 self._pipeline = StreamPipeline(**options)
             else:
-                options |= {"device_id": self._cuda, "hw_decoder_load": self._hw_decoder_load}
-                self._pipeline = CudaStreamPipeline(**options)
+                self._pipeline = CudaStreamPipeline(**options, hw_decoder_load=self.hw_decoder_load)
             self._close = weakref.finalize(self, self._pipeline.close)
             self._close.atexit = False  # the pipeline sees to that itself
         if self._pipeline.inherited:
@@ -401,9 +453,9 @@ class Loader:
 
         tokens, attention = self.text_of(step.plan)
         image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream
-        if self._cuda is not None:
-            tokens, attention = cuda.send(tokens, self._cuda), cuda.send(attention, self._cuda)
-            current = cuda.current_stream(self._cuda)
+        if self.device_id is not None:
+            tokens, attention = cuda.send(tokens, self.device_id), cuda.send(attention, self.device_id)
+            current = cuda.current_stream(self.device_id)
             if current != stream:  # torch must not give the memory away before this stream is done with it
                 image.record_stream(current)
         if self._style == "dali":

@@ -75,13 +75,13 @@ def gather(samples: Any) -> Any:
     return _status(run_gather, samples, ndims=[2])
 
 
-def call_with_photos(photos: Any, function: Callable[[list[Any], int], None], *, device_id: int) -> Any:
-    """Call a Python function with each batch of decoded photos, on DALI's thread and without waiting for the GPU.
+def call_on_stream(function: Callable[[list[Any], int], None], *inputs: Any, device_id: int) -> Any:
+    """Call a Python function with each batch, on DALI's thread and without waiting for the GPU.
 
     Args:
-        photos: DALI GPU data, uint8 [H, W, 3] a sample.
-        function: called with DLPack capsules, one a photo, and the address of DALI's CUDA stream; what it queues there
+        function: called with DLPack capsules, one a sample, and the address of DALI's CUDA stream; what it queues there
             comes before everything that waits for the output.
+        inputs: one of DALI GPU data, or none: then the function is called with no capsules, once in a batch of one.
         device_id: CUDA device number.
 
     Returns:
@@ -93,12 +93,13 @@ def call_with_photos(photos: Any, function: Callable[[list[Any], int], None], *,
 
     done = torch.zeros(0, dtype=torch.uint8, device=cuda.place(device_id))
 
-    def call(capsules: list[Any]) -> list[Any]:
+    def call(*batch: list[Any]) -> list[Any]:
+        capsules = batch[0] if batch else []
         with no_collection():
             function(capsules, current_dali_stream())
-            return [done.__dlpack__() for _ in capsules]
+            return [done.__dlpack__() for _ in capsules or [None]]
 
     # Capsules as they are: to wrap each photo as an array costs five times as much.
     return fn.dl_tensor_python_function(
-        photos, function=call, device="gpu", batch_processing=True, synchronize_stream=False
+        *inputs, function=call, device="gpu", batch_processing=True, synchronize_stream=False
     )

@@ -87,7 +87,12 @@ class StreamPipeline:
         from nemo_dali.operators import write_tiles
 
         tiles = fn.external_source(name="tiles", ndim=1, dtype=types.UINT8)
-        return write_tiles(tiles, fn.decoders.image(encoded, **DECODING))
+        return write_tiles(tiles, self._decode(encoded))
+
+    def _decode(self, encoded: Any) -> Any:
+        from nvidia.dali import fn
+
+        return fn.decoders.image(encoded, **DECODING)
 
     @property
     def inherited(self) -> bool:
@@ -153,40 +158,22 @@ class StreamPipeline:
         atexit.unregister(self.close)
 
 
-class CudaStreamPipeline(StreamPipeline):
-    """The same on a GPU: photos are decoded there, and frames and masks are torch tensors there.
+class CudaPipeline(StreamPipeline):
+    """Batches made on a GPU, where frames and masks are torch tensors; ``work`` is a ``DeviceBatch``.
 
     ``wait`` does not wait for the GPU: it puts torch's current stream behind the batch. After a RuntimeError of
     ``wait`` the pipeline is ``broken`` and can only be closed.
 
     Args:
         device_id: CUDA device number.
-        hw_decoder_load: share of the JPEGs for the hardware decoder, 0 to 1.
         max_cells, num_threads, prefetch: as on the CPU.
     """
 
-    def __init__(
-        self, *, device_id: int, hw_decoder_load: float, max_cells: int, num_threads: int, prefetch: int
-    ) -> None:
+    def __init__(self, *, device_id: int, max_cells: int, num_threads: int, prefetch: int) -> None:
         self._device = device_id
-        self._hw_decoder_load = hw_decoder_load
         self._to_write: deque[cuda.DeviceBatch] = deque()  # fed, and not decoded yet
         self._to_deliver: deque[cuda.DeviceBatch] = deque()  # fed, and not waited for yet
         super().__init__(max_cells=max_cells, num_threads=num_threads, prefetch=prefetch, device_id=device_id)
-
-    def _write(self, encoded: Any) -> Any:
-        from nvidia.dali import fn
-
-        from nemo_dali.operators import call_with_photos
-
-        photos = fn.decoders.image(
-            encoded,
-            device="mixed",
-            hw_decoder_load=self._hw_decoder_load,
-            jpeg_fancy_upsampling=True,  # as libjpeg does it; nvJPEG's own way differs more
-            **DECODING,
-        )
-        return call_with_photos(photos, self._next_batch, device_id=self._device)
 
     def _next_batch(self, photos: list[Any], stream: int) -> None:
         # Batches come in the order they were fed in. Where DALI could not decode one it does not come here, and the
@@ -219,6 +206,35 @@ class CudaStreamPipeline(StreamPipeline):
                 cuda.synchronize(self._device)
 
 
+class CudaStreamPipeline(CudaPipeline):
+    """The stream path on a GPU: photos are decoded there.
+
+    Args:
+        hw_decoder_load: share of the JPEGs for the hardware decoder, 0 to 1.
+        device_id, max_cells, num_threads, prefetch: as in ``CudaPipeline``.
+    """
+
+    def __init__(self, *, hw_decoder_load: float, **options: int) -> None:
+        self._hw_decoder_load = hw_decoder_load
+        super().__init__(**options)
+
+    def _write(self, encoded: Any) -> Any:
+        from nemo_dali.operators import call_on_stream
+
+        return call_on_stream(self._next_batch, self._decode(encoded), device_id=self._device)
+
+    def _decode(self, encoded: Any) -> Any:
+        from nvidia.dali import fn
+
+        return fn.decoders.image(
+            encoded,
+            device="mixed",
+            hw_decoder_load=self._hw_decoder_load,
+            jpeg_fancy_upsampling=True,  # as libjpeg does it; nvJPEG's own way differs more
+            **DECODING,
+        )
+
+
 class ResidentPipeline(StreamPipeline):
     """Samples from photos that were resampled beforehand; one DALI sample is one sample, so ``max_cells`` counts those.
 
@@ -236,6 +252,15 @@ class ResidentPipeline(StreamPipeline):
 
     def _feed(self, work: Any) -> None:
         self._pipe.feed_input("tiles", work.view(np.uint8).reshape(*work.shape, -1))
+
+
+class CudaResidentPipeline(CudaPipeline):
+    """Samples from resident tiles that a GPU reads; one DALI sample is one step, so ``max_cells`` is 1."""
+
+    def _graph(self) -> Any:
+        from nemo_dali.operators import call_on_stream
+
+        return call_on_stream(self._next_batch, device_id=self._device)
 
 
 def _allow_open_files(count: int) -> None:

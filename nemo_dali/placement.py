@@ -1,13 +1,31 @@
-"""Where resident tiles lie in memory, and which of them a sample's cells show."""
+"""Where resident tiles lie in memory, and which of them a sample's cells show.
 
+placement   the tiles are read from                                    by
+host        the mapped file, one copy per node in the page cache       the CPU's kernel
+pinned      page-locked memory, one copy per node, over the bus        the GPU's kernel
+device      the GPU's own memory; beyond the budget, page-locked       the GPU's kernel
+"""
+
+import math
+import os
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali import cuda
 from nemo_dali.corpus import Corpus, PathLike
+from nemo_dali.errors import NemoError
+from nemo_dali.node_memory import node_copy
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.tiles import TileFile
+from nemo_dali.tiles import Shape, TileFile, cell_shapes
+
+Placement = Literal["host", "pinned", "device"]
+Addresses = npt.NDArray[np.uint64]
+U8 = npt.NDArray[np.uint8]
 
 
 def grids_of(policy: MosaicPolicy) -> set[int]:
@@ -18,20 +36,39 @@ def grids_of(policy: MosaicPolicy) -> set[int]:
     return grids
 
 
-class HostTiles:
-    """The mapped tile files of a corpus: one copy per node, in the page cache.
+class Tiles:
+    """The tiles that a policy shows, in their place. A GPU's are let go when this is.
 
     Args:
         paths: one .tiles.h5 file per data set, in the same order.
         size, resample, policy: of the loader.
+        placement: where they are to lie.
+        device_id: CUDA device number; None: the CPU, for "host" alone.
+        device_budget: for "device", bytes of GPU memory; the tiles that are read most often lie there, the rest in
+            page-locked memory. None: all of them, or an error.
+        together: whether every rank of torch.distributed makes one now, so that a node's ranks can share a copy.
+
+    Attributes:
+        device_bytes, pinned_bytes: of the tiles in GPU memory and in page-locked memory.
 
     Raises:
         ValueError: lists of different lengths, or a jittered crossing: its cells have no fixed size.
         FileFormatError: a file that does not fit the data set, the size, the resampling or the policy's grids.
+        NemoError: not enough memory.
     """
 
     def __init__(
-        self, paths: Sequence[PathLike], corpus: Corpus, *, size: int, resample: str, policy: MosaicPolicy
+        self,
+        paths: Sequence[PathLike],
+        corpus: Corpus,
+        *,
+        size: int,
+        resample: str,
+        policy: MosaicPolicy,
+        placement: Placement = "host",
+        device_id: int | None = None,
+        device_budget: int | None = None,
+        together: bool = False,
     ) -> None:
         if len(paths) != len(corpus.datasets):
             raise ValueError(f"tiles ({len(paths)} given) must be one per data set ({len(corpus.datasets)})")
@@ -44,23 +81,81 @@ class HostTiles:
         for file, dataset in zip(self.files, corpus.datasets, strict=True):
             file.check_dataset(dataset)
             file.check(size=size, resample=resample, grids=grids_of(policy))
-        shapes = set.intersection(*(set(file.arrays) for file in self.files))
-        self._addresses = {shape: self._joined(*shape) for shape in shapes}
+        arrays = [(shape, file.arrays[shape]) for shape in _most_read_first(policy, size) for file in self.files]
+        self.device_bytes = self.pinned_bytes = 0
+        if device_id is None:
+            rows = [_rows(array.ctypes.data, array) for _, array in arrays]
+        else:
+            budget = device_budget if placement == "device" else 0
+            rows = self._send([array for _, array in arrays], device_id, budget, together)
+        self._addresses: dict[Shape, Addresses] = {}
+        for (shape, _), addresses in zip(arrays, rows, strict=True):
+            self._addresses[shape] = np.concatenate([self._addresses.get(shape, addresses[:0]), addresses])
 
-    def _joined(self, height: int, width: int) -> npt.NDArray[np.uint64]:
-        """Address of each photo's tile, uint64 [photos]."""
-        parts = []
-        for file in self.files:
-            base, nbytes = file.address(height, width)
-            parts.append(np.uint64(base) + np.arange(len(file.digest), dtype=np.uint64) * np.uint64(nbytes))
-        return np.concatenate(parts)
+    def _send(self, arrays: list[U8], device_id: int, budget: int | None, together: bool) -> list[Addresses]:
+        """Copy arrays to where a GPU reads them; the address of each of their rows."""
+        needed, free = sum(array.nbytes for array in arrays), cuda.free_memory(device_id)
+        budget = needed if budget is None else min(budget, needed)
+        if budget > free:
+            raise NemoError(
+                f"The tiles take {needed / 1e9:.1f} GB, and GPU {device_id} has {free / 1e9:.1f} GB free. Give a "
+                "smaller device_budget, in bytes, to have the rest in page-locked memory, or use placement='pinned'."
+            )
+        counts = []
+        for array in arrays:
+            counts.append(min(budget // array[0].nbytes, len(array)))
+            budget -= counts[-1] * array[0].nbytes
+        sent = [cuda.copy_of(array[:count], device_id) for array, count in zip(arrays, counts, strict=True)]
+        rest = [array[count:] for array, count in zip(arrays, counts, strict=True)]
+        self.pinned_bytes = sum(array.nbytes for array in rest)
+        self.device_bytes = needed - self.pinned_bytes
+        locked, shift = None, 0
+        if self.pinned_bytes:
+            copy = node_copy(rest, together=together)
+            locked, rest = copy.memory, list(copy.arrays)
+            shift = cuda.lock_pages(locked, device_id) - locked.ctypes.data
+        weakref.finalize(
+            self, _let_go, device_id, os.getpid(), sent, locked
+        ).atexit = False  # the process's end does it
+        return [
+            np.concatenate([_rows(tensor.data_ptr(), tensor), _rows(array.ctypes.data + shift, array)])
+            for tensor, array in zip(sent, rest, strict=True)
+        ]
+
+    @property
+    def decoder(self) -> str:
+        """What decoded the photos: "cpu", or "mixed" for a GPU, if it was one of any file."""
+        return "mixed" if any(file.decoder.endswith("mixed") for file in self.files) else "cpu"
 
     def addresses(
         self, heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32], photos: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.uint64]:
+    ) -> Addresses:
         """Of the tiles of photos [n] at given sizes [n], uint64 [n]."""
         found = np.empty(len(photos), np.uint64)
-        for shape in set(zip(heights.tolist(), widths.tolist(), strict=True)):
-            wanted = (heights == shape[0]) & (widths == shape[1])
-            found[wanted] = self._addresses[shape][photos[wanted]]
+        for (height, width), addresses in self._addresses.items():
+            wanted = np.flatnonzero((heights == height) & (widths == width))
+            found[wanted] = addresses[photos[wanted]]
         return found
+
+
+def _most_read_first(policy: MosaicPolicy, size: int) -> list[Shape]:
+    """The sizes of cells that a policy shows, those first whose tiles the average sample reads most of."""
+    mosaic = policy.p_mined + policy.p_random
+    reads = {grid: mosaic * weight * grid**2 / sum(policy.grids.values()) for grid, weight in policy.grids.items()}
+    reads[1] = 1 - mosaic
+    grids = sorted(grids_of(policy), key=lambda grid: -reads[grid])
+    return list(dict.fromkeys(shape for grid in grids for shape in cell_shapes(size, [grid])))
+
+
+def _rows(begin: int, array: Any) -> Addresses:
+    """Where the rows of an array lie that begins there."""
+    return np.uint64(begin) + np.arange(len(array), dtype=np.uint64) * np.uint64(math.prod(array.shape[1:]))
+
+
+def _let_go(device_id: int, process: int, sent: list[Any], locked: U8 | None) -> None:
+    if os.getpid() == process:  # CUDA does not survive a fork
+        with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
+            cuda.synchronize(device_id)  # the last batches may still read what goes now
+            if locked is not None:
+                cuda.unlock_pages(locked, device_id)
+    sent.clear()

@@ -1,7 +1,6 @@
-"""Making a tile file: photos are decoded once by DALI and written, by the stream path's kernels, into the mapped file.
+"""Making a tile file: photos are decoded once, into the mapped file, and their digests say which of them are done.
 
-    paths ──▶ io.file.read ──▶ decoders.image ─┬─▶ write_tiles ──▶ /tiles/480x480 ┐
-                                               └─▶ write_tiles ──▶ /tiles/240x240 ┴─▶ fsync ──▶ /digest
+    tile_decoding ──▶ /tiles/480x480, /tiles/240x240 ──▶ fsync ──▶ /digest
 
 Until all photos are done the file is called F.tiles.h5.partial. Its length and everything in it but the pixels, the
 digests and the fingerprint are there from the start. A photo's digest is written after its tiles are on the disk, so
@@ -13,26 +12,24 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import h5py
 import numpy as np
 
-from nemo_dali import __version__
+from nemo_dali import __version__, cuda
 from nemo_dali.dataset import Dataset
-from nemo_dali.errors import FileFormatError, NemoError, PhotoError
-from nemo_dali.kernels.tile import RESAMPLE, TILE
-from nemo_dali.photos import photo_problem
-from nemo_dali.pipeline import DECODING, StreamPipeline, encode_path
+from nemo_dali.errors import FileFormatError
+from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.progress import progress
 from nemo_dali.sharding import thread_count
 from nemo_dali.storage import DISK_ERRORS, check_target, locked
+from nemo_dali.tile_decoding import decode_tiles
 from nemo_dali.tiles import (
     FORMAT,
     GRIDS,
@@ -50,7 +47,6 @@ from nemo_dali.tiles import (
 logger = logging.getLogger("nemo_dali")
 
 PAGE = 4096  # bytes; where arrays begin, so that no digest lies across two pages, of which a kill may leave one
-BATCH = 16  # photos decoded at a time, at least
 SYNC_INTERVAL_S = 2.0  # at least, between two waits for the disk
 
 
@@ -82,6 +78,7 @@ def make_tiles(
     grids: Sequence[int] = (1, 2),
     images: str | Path | None = None,
     num_threads: int | None = None,
+    device: str = "cpu",
     announce: Callable[[str], None] = logger.info,
 ) -> TilesReport:
     """Decode all photos of a data set once and write them, resampled to the cells of some grids, into a tile file.
@@ -96,6 +93,8 @@ def make_tiles(
         grids: 1 for the whole frame, as single photos need it, 2 for 2x2, 3 for 3x3.
         images: where the photos are, if not where they were when the data set file was made.
         num_threads: of DALI; None: one per core.
+        device: "cpu", "cuda" or "cuda:1": what decodes and resamples. A GPU's decoder gives slightly other pixels than
+            the CPU's; the file says which it was. No GPU has run this yet.
         announce: told beforehand how large the file will be.
 
     Raises:
@@ -109,6 +108,7 @@ def make_tiles(
             raise ValueError(f"{name} ({value}) must be at least 1")
     if resample not in RESAMPLE:
         raise ValueError(f"resample ({resample!r}) must be one of {tuple(RESAMPLE)}")
+    device_id = cuda.cuda_device(device)
     if not grids or not set(grids) <= set(GRIDS):
         raise ValueError(f"grids ({', '.join(map(str, grids))}) must be some of {GRIDS}")
     from nvidia.dali import __version__ as dali_version
@@ -121,7 +121,7 @@ def make_tiles(
         "size": size,
         "resample": resample,
         "grids": tuple(sorted(set(grids))),
-        "decoder": f"DALI {dali_version} cpu",
+        "decoder": f"DALI {dali_version} {'cpu' if device_id is None else 'mixed'}",
     }
     output = Path(output).absolute()
     start = time.monotonic()
@@ -133,7 +133,8 @@ def make_tiles(
             for shape, array in tiles.arrays.items()
         }
         with ThreadPoolExecutor(num_threads + 1) as pool, _Record(file, tiles, pool) as record:
-            with closing(_decoded(dataset, resample, writable, pending, num_threads)) as batches:
+            made = decode_tiles(dataset, resample, writable, pending, num_threads=num_threads, device_id=device_id)
+            with closing(made) as batches:
                 for _ in progress(record.each(batches), total=len(pending), what="making tiles", unit="photo"):
                     pass
         digest = tiles_fingerprint(tiles, tiles.digest)
@@ -319,82 +320,3 @@ class _Record:
     def __exit__(self, *_: object) -> None:
         self._turn()
         self._turn()
-
-
-class _TilePipeline(StreamPipeline):
-    """Decodes each photo once and writes it in several sizes. ``work`` is a list of ``TILE`` [photos], one per size."""
-
-    def __init__(self, sizes: int, **options: int) -> None:
-        self._sizes = sizes
-        super().__init__(**options)
-
-    def _write(self, encoded: Any) -> Any:
-        from nvidia.dali import fn, types
-
-        from nemo_dali.operators import write_tiles
-
-        photos = fn.decoders.image(encoded, **DECODING)
-        sources = [fn.external_source(name=f"tiles{i}", ndim=1, dtype=types.UINT8) for i in range(self._sizes)]
-        # They are alike: a photo is of the size that it should be, or not.
-        return fn.cat(*[write_tiles(tiles, photos) for tiles in sources], axis=0)
-
-    def _feed(self, work: Any) -> None:
-        for i, tiles in enumerate(work):
-            self._pipe.feed_input(f"tiles{i}", tiles.view(np.uint8).reshape(len(tiles), -1))
-
-
-def _decoded(
-    dataset: Dataset, resample: str, arrays: Mapping[Shape, U8], rows: list[int], num_threads: int
-) -> Generator[list[int], None, None]:
-    """Decode photos and write their tiles; the rows of each batch when it is done."""
-    from nemo_dali.kernels.mosaic import DONE
-
-    if not rows:
-        return
-    count = max(BATCH, 4 * num_threads)
-    batches = [rows[i : i + count] for i in range(0, len(rows), count)]
-    prefetch = min(2, len(batches))
-    table = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
-    # The kernel writes a mask too, which nobody reads; its own for each photo, lest cores fight for the same memory.
-    masks = np.empty((count, max(h * w for h, w in arrays)), np.uint8)
-    pipeline = _TilePipeline(len(arrays), max_cells=count, num_threads=num_threads, prefetch=prefetch)
-
-    def feed(batch: list[int]) -> None:
-        work = []
-        for (h, w), array in arrays.items():
-            tiles = np.zeros(len(batch), TILE)
-            tiles["image"] = [array.ctypes.data + row * 3 * h * w for row in batch]
-            tiles["mask"] = [masks[i].ctypes.data for i in range(len(batch))]
-            tiles["table"] = table.ctypes.data
-            tiles["frame_height"] = tiles["y1"] = h
-            tiles["frame_width"] = tiles["x1"] = w
-            tiles["photo_height"], tiles["photo_width"] = dataset.images.height[batch], dataset.images.width[batch]
-            tiles["itemsize"], tiles["resample"] = 1, RESAMPLE[resample]
-            work.append(tiles)
-        pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], work, batch)
-
-    ahead = iter(batches)
-    try:
-        for batch in islice(ahead, prefetch):
-            feed(batch)
-        for batch in batches:
-            try:
-                status = pipeline.wait()
-            except RuntimeError as error:
-                raise _problem(dataset, batch, error) from error
-            if (status != DONE).any():
-                raise _problem(dataset, batch, None)
-            if (following := next(ahead, None)) is not None:
-                feed(following)
-            yield batch
-    finally:
-        pipeline.close()
-
-
-def _problem(dataset: Dataset, rows: list[int], error: RuntimeError | None) -> NemoError:
-    """The photo that a failed batch stumbled over: the pipeline itself does not tell."""
-    for row in rows:
-        size = int(dataset.images.width[row]), int(dataset.images.height[row])
-        if problem := photo_problem(dataset.photo_path(row), *size):
-            return PhotoError(f"{problem} The same command then goes on where it stopped.")
-    return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")

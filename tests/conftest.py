@@ -12,6 +12,7 @@ from nemo_dali.annotations import read_refer
 from nemo_dali.dataset import Dataset, index_dataset
 from nemo_dali.table import write_table
 from tests.kernels.cuda_host import library
+from tests.played_gpu import played  # noqa: F401  # a fixture
 from tests.refer_files import write_refer
 
 CLIP_CONFIG = {

@@ -37,3 +37,15 @@ def test_a_difference_is_told(files):
     theirs[1][0, 0, 0] ^= 1
     with pytest.raises(NemoError, match="baseline's masks are not the loader's"):
         check_equal(batch, theirs)
+
+
+def test_images_of_another_decoder_may_differ_a_little(files):
+    batch = next(iter(loader(files)))
+    theirs = [tensor.clone() for tensor in list(batch)[:4]]
+    level = float(theirs[0].max() - theirs[0].min()) / 255
+    theirs[0] += level
+    check_equal(batch, theirs, exact=False)
+    for exact, shift in ((True, 0), (False, 2 * level)):
+        theirs[0] += shift
+        with pytest.raises(NemoError, match="baseline's images are not the loader's"):
+            check_equal(batch, theirs, exact=exact)

@@ -6,6 +6,7 @@ import pytest
 from nemo_dali.bench import Spread, bench_loader
 from nemo_dali.cli import main
 from nemo_dali.loader import Loader
+from tests.kernels.cuda_host import needs_compiler
 
 
 def test_spread():
@@ -35,12 +36,31 @@ def test_all_that_the_command_can_measure(files, tmp_path, capsys):
     assert main(f"{command} --json {output} --pairs 1 --steps 3 --batch-size 4 --size 64 --num-threads 1".split()) == 0
     result = json.loads(output.read_text())
     assert result["mode"] == "host" and result["start_up_s"] > 0 and 0 <= result["waiting"] < 1
+    assert result["ratio_memset"]["median"] > 0
     assert result["samples_per_s"]["median"] > 0
     ratio = result["samples_per_s"]["median"] / result["baseline"]["median"]
     assert result["ratio_baseline"]["median"] == pytest.approx(ratio, rel=1e-3)
     assert set(result["peak_memory_mib"]) == {"loader", "baseline_worker"}
     assert min(result["peak_memory_mib"].values()) > 50
     assert "waiting" in capsys.readouterr().out
+
+
+@needs_compiler
+@pytest.mark.usefixtures("played")
+@pytest.mark.parametrize("mode", ["stream", "pinned", "device"])
+def test_the_modes_of_a_gpu(files, tmp_path, mode):
+    tiles, output = tmp_path / "f.tiles.h5", tmp_path / "bench.json"
+    command = f"bench loader {files.dataset} {files.negatives} --mode {mode} --json {output} --pairs 1 --steps 3"
+    command += " --batch-size 4 --size 64 --num-threads 1"
+    if mode == "stream":
+        command += " --device cuda"
+    else:
+        assert main(f"tiles {files.dataset} --device cuda --size 64 --grids 2 -o {tiles}".split()) == 0
+        command += f" --tiles {tiles}"
+    assert main(command.split()) == 0
+    result = json.loads(output.read_text())
+    assert (result["mode"], result["device"]) == (mode, "cuda:0")
+    assert result["samples_per_s"]["median"] > 0 and result["decode_only"]["median"] > 0
 
 
 @pytest.mark.parametrize("wrong", ["--mode host", "--tiles x.tiles.h5", "--starve 0", "--starve -1"])

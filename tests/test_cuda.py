@@ -1,12 +1,7 @@
-"""Batches made on a GPU; and, without one, the same way with the GPU's part played by the host.
-
-What plays: DALI's CPU decoder and a Python function on the CPU in place of ``mixed`` and the GPU's, the CUDA source
-built by g++ in place of the mosaic kernel, the CPU's mask kernel in place of the GPU's. Streams are not played.
-"""
+"""Batches made on a GPU; and, without one, the same way with the GPU's part played by the host."""
 
 import ctypes
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,76 +9,11 @@ import pytest
 import torch
 
 from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError, cuda
-from nemo_dali.kernels import launch, mask_cuda, mosaic_cuda
-from nemo_dali.kernels.mask import write_mask
 from nemo_dali.kernels.tensors import read_tensors
 from tests.conftest import make_files
-from tests.kernels import cuda_host
 from tests.kernels.cuda_host import needs_compiler
 
 POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, max_similarity=0.4)
-
-
-def masks_on_host(targets, ends, masks, samples, *, frame_height, frame_width, **_):
-    """``mask_cuda.write_masks`` with arrays for addresses."""
-    frames = np.ctypeslib.as_array(
-        ctypes.cast(masks, ctypes.POINTER(ctypes.c_uint8)), (samples, frame_height, frame_width)
-    )
-    frames[:] = 0
-    for frame, target in zip(frames, targets, strict=True):
-        stop = target["ends_begin"] + target["ends_count"]
-        runs = np.diff(ends[target["ends_begin"] : stop].astype(np.int64), prepend=0).astype(np.uint32)
-        cell = frame[target["y0"] : target["y1"], target["x0"] : target["x1"]]
-        write_mask(runs, target["photo_height"], target["photo_width"], target["resample"], cell)
-
-
-class Stream:
-    """A stream on which nothing is ever outstanding."""
-
-    cuda_stream = 0
-
-    def record_event(self):
-        return self
-
-    def wait_event(self, event):
-        assert event is not None
-
-
-@pytest.fixture
-def played(monkeypatch, cuda_library):
-    """``device="cuda"`` then means the host."""
-    import nvidia.dali
-    import nvidia.dali.fn as fn
-    import nvidia.dali.python_function_plugin as plugin
-
-    stream = Stream()
-    pipeline, decode, call = nvidia.dali.Pipeline, fn.decoders.image, fn.dl_tensor_python_function
-    monkeypatch.setattr(cuda, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
-    monkeypatch.setattr(cuda, "place", lambda number: torch.device("cpu"))
-    monkeypatch.setattr(cuda, "current_stream", lambda number: stream)
-    monkeypatch.setattr(launch, "torch_stream", lambda device, address: stream)
-    monkeypatch.setattr(cuda, "send", lambda tensor, number: tensor)
-    monkeypatch.setattr(cuda, "on", lambda number: nullcontext())
-    monkeypatch.setattr(cuda, "synchronize", lambda number: None)
-    monkeypatch.setattr(nvidia.dali, "Pipeline", lambda **options: pipeline(**options | {"device_id": None}))
-    share = pipeline.share_outputs
-    monkeypatch.setattr(pipeline, "share_outputs", lambda self, cuda_stream=None: share(self))
-    monkeypatch.setattr(plugin, "current_dali_stream", lambda: 0)
-    gpu_only = ("hw_decoder_load", "jpeg_fancy_upsampling")
-    monkeypatch.setattr(
-        fn.decoders,
-        "image",
-        lambda data, device="cpu", **options: decode(
-            data, **{name: value for name, value in options.items() if name not in gpu_only}
-        ),
-    )
-    monkeypatch.setattr(
-        fn, "dl_tensor_python_function", lambda photos, device="cpu", **options: call(photos, device="cpu", **options)
-    )
-    monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
-    monkeypatch.setattr(launch, "upload", lambda arrays, **_: (None, arrays))
-    monkeypatch.setattr(mask_cuda, "write_masks", masks_on_host)
-    yield
 
 
 def batches(files, device, epochs=2, **options):

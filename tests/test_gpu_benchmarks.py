@@ -17,13 +17,13 @@ import torch
 from PIL import Image
 
 from nemo_dali import bench, driver
-from nemo_dali.kernels import mask_cuda, mosaic_cuda, reference
+from nemo_dali.kernels import cuda_source, gather_cuda, mask_cuda, mosaic_cuda, reference
 from nemo_dali.kernels.mask import TARGET
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD, Loader
 from nemo_dali.pipeline import encode_path
-from tests.kernels.cuda_host import KERNELS, launch, needs_compiler
-from tests.test_cuda import masks_on_host, played  # noqa: F401  # a fixture
+from tests.kernels.cuda_host import GATHER_KERNELS, KERNELS, launch, needs_compiler
+from tests.played_gpu import masks_on_host
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # where a script finds what it shares with others
@@ -32,7 +32,7 @@ common, batches, kernels, stream, measures = map(
 )
 
 ENVIRONMENT_KEYS = {"device", "driver", "cuda", "revision", "machine", "versions"}
-CASE_KEYS = {"kernel", "size", "dtype", "batch", "grid", "resample", "share_of_copy_rate", "microseconds"}
+CASE_KEYS = {"kernel", "size", "dtype", "batch", "grid", "resample", "placement", "share_of_copy_rate", "microseconds"}
 STREAM_KEYS = {
     "mode",
     "samples_per_s",
@@ -82,6 +82,13 @@ def test_bytes_of_a_mosaic(grid, resample, dtype, expected):
     assert batches.least_bytes(batches.Case("mosaic", grid, resample, dtype, 64)) == expected
 
 
+@pytest.mark.parametrize(("dtype", "values"), [("uint8", 1 + 1), ("float16", 1 + 2), ("float32", 1 + 4)])
+def test_bytes_of_a_gather(dtype, values):
+    case = batches.Case("gather", 3, None, dtype, 64)
+    assert batches.least_bytes(case) == values * 64 * 480 * 480 * 3
+    assert batches.least_bytes(replace(case, placement="pinned")) == 64 * 480 * 480 * 3  # what crosses the bus
+
+
 def test_bytes_of_masks_and_how_many_batches_fill_the_cache():
     assert batches.least_bytes(batches.Case("mask", 2, "cv2-linear", "uint8", 8)) == 8 * 480 * 480
     assert [kernels.batch_count(size, 50) for size in (1, 50, 51, 75, 1000)] == [150, 3, 3, 2, 2]
@@ -89,9 +96,14 @@ def test_bytes_of_masks_and_how_many_batches_fill_the_cache():
 
 def test_the_cases():
     cases = batches.cases((8, 64, 256), ("float16", "uint8"))
-    assert len(set(cases)) == len(cases) == 2 * 2 * 5 + 2 * 5
+    assert len(set(cases)) == len(cases) == 2 * 2 * 5 + 2 * 5 + 2 * 5 + 3
     assert {(c.grid, c.batch) for c in cases if c.kernel == "mosaic"} == {(2, 8), (2, 64), (2, 256), (1, 64), (3, 64)}
     assert {c.dtype for c in cases if c.kernel == "mask"} == {"uint8"}
+    assert {(c.grid, c.batch) for c in cases if c.kernel == "gather"} == {(2, 8), (2, 64), (2, 256), (1, 64), (3, 64)}
+    assert {c.kernel for c in cases if c.resample is None} == {"gather"}
+    assert {(c.kernel, c.grid, c.dtype, c.batch) for c in cases if c.placement == "pinned"} == {
+        ("gather", grid, "float16", 64) for grid in (1, 2, 3)
+    }
     assert {(c.grid, c.batch) for c in batches.cases((8,), ("uint8",))} == {(1, 8), (2, 8), (3, 8)}
 
 
@@ -129,6 +141,20 @@ def test_what_kernels_are_compared_with_is_the_oracles(grid, resample, dtype):
     table = np.ascontiguousarray(reference.normalisation_table(IMAGENET_MEAN, IMAGENET_STD, dtype))
     assert np.array_equal(batches.mosaic_on_cpu(case, photos, table), frames)
     assert masks.any() and np.array_equal(batches.masks_on_cpu(case, *batches.masks_of(case)[:2]), masks)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_what_the_gather_is_compared_with_shows_the_tiles(grid, dtype):
+    case = batches.Case("gather", grid, None, dtype, 2, size=50)
+    photos = np.random.default_rng(grid).integers(0, 256, (2 * grid**2, *batches.PHOTO, 3), dtype=np.uint8)
+    table = np.ascontiguousarray(reference.normalisation_table(IMAGENET_MEAN, IMAGENET_STD, dtype))
+    expected = np.empty((2, 3, 50, 50), table.dtype)
+    for cell, (photo, (y0, x0, y1, x1)) in enumerate(zip(photos, batches.boxes(case), strict=True)):
+        planes = photo.reshape(-1)[: 3 * (y1 - y0) * (x1 - x0)].reshape(3, y1 - y0, x1 - x0)
+        for channel in range(3):
+            expected[cell // grid**2, channel, y0:y1, x0:x1] = table[channel][planes[channel]]
+    assert batches.gathered_on_cpu(case, photos, table).tobytes() == expected.tobytes()
 
 
 @needs_compiler
@@ -188,16 +214,17 @@ def array_at(address, dtype, count):
 def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     """With kernels of the host, and a clock that says 250 us for everything."""
 
-    def module(device):
-        def get_function(name):
-            def kernel(blocks, threads, arguments, shared_mem):
-                *pointers, stage_bytes = arguments
-                assert threads == mosaic_cuda.THREADS and stage_bytes == shared_mem
-                cuda_library.run(KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers), int(stage_bytes))
+    def load_kernel(file, name, device):
+        def mosaic(blocks, threads, arguments, shared_mem):
+            *pointers, stage_bytes = arguments
+            assert threads == mosaic_cuda.THREADS and stage_bytes == shared_mem
+            cuda_library.run(KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers), int(stage_bytes))
 
-            return kernel
+        def gather(blocks, threads, pointers, shared_mem=0):
+            assert threads == gather_cuda.THREADS and shared_mem == 0
+            cuda_library.run_gather(GATHER_KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers))
 
-        return SimpleNamespace(get_function=get_function)
+        return {mosaic_cuda.FILE: mosaic, gather_cuda.FILE: gather}[file]
 
     def write_masks(targets, ends, masks, samples, **frame):
         targets = array_at(targets, TARGET, samples)
@@ -212,10 +239,11 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
         copies = [array.copy() for array in arrays]
         return copies, [copy.ctypes.data for copy in copies]
 
-    monkeypatch.setattr(mosaic_cuda, "load_module", module)
+    monkeypatch.setattr(cuda_source, "load_kernel", load_kernel)
     monkeypatch.setattr(mask_cuda, "load_kernel", lambda dtype, device: mask_kernel)
     monkeypatch.setattr(mask_cuda, "write_masks", write_masks)
     monkeypatch.setattr("nemo_dali.kernels.launch.upload", upload)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=3000))
@@ -225,10 +253,12 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     todo = [replace(case, size=50) for case in batches.cases((2,), ("uint8",))]
     result = kernels.measure(todo, rounds=1, device=0, stream=0)
     assert result["copy_rate_gb_s"] == pytest.approx(2 * 2**20 / 250e-6 / 1e9, abs=1e-3)
+    assert result["pinned_copy_rate_gb_s"]["median"] == pytest.approx(2**20 / 250e-6 / 1e9, abs=1e-3)
     for case, row in zip(todo, result["cases"], strict=True):
         assert {name: row[name] for name in asdict(case)} == asdict(case)
         assert row["microseconds"] == row["with_upload_microseconds"]["median"] == 250
-        assert row["share_of_copy_rate"] == pytest.approx(row["bytes"] / 2**21, abs=1e-3)
+        copied = 2**20 if case.placement == "pinned" else 2 * 2**20
+        assert row["share_of_copy_rate"] == pytest.approx(row["bytes"] / copied, abs=1e-3)
         assert row["bytes"] == batches.least_bytes(case) or case.kernel == "mask"
     assert result["launch_host_microseconds"]["case"] == batches.Case("mask", 1, "cv2-linear", "uint8", 2, 50)
 
@@ -267,8 +297,10 @@ def test_the_kernels_document_from_given_numbers():
     assert (row["microseconds"], row["microseconds_p25"], row["microseconds_p75"]) == (100, 95, 105)
     assert row["gb_s"] == 2000 and row["share_of_copy_rate"] == 0.8  # 200 MB in 100 us
     assert row["with_upload_microseconds"]["median"] == 120 and row["host_microseconds"]["median"] == 50
-    document = kernels.document([2400.0, 2500.0, 2600.0], 50 << 20, [row], {"cupy": {"median": 5.0}})
+    rates = {"device": [2400.0, 2500.0, 2600.0], "pinned": [50.0, 54.0, 55.0]}
+    document = kernels.document(rates, 50 << 20, [row], {"cupy": {"median": 5.0}})
     assert document["copy_rate_gb_s"] == 2500 and document["cases"] == [row]
+    assert document["pinned_copy_rate_gb_s"]["median"] == 54
     json.dumps(document)
 
 
@@ -425,7 +457,7 @@ def test_both_run_on_a_gpu(tmp_path):
     (path,) = tmp_path.glob("gpu_kernels.*.json")
     result = json.loads(path.read_text())
     assert set(result) >= ENVIRONMENT_KEYS | {"copy_rate_gb_s", "cases", "launch_host_microseconds"}
-    assert {case["kernel"] for case in result["cases"]} == {"mosaic", "mask"}
+    assert {case["kernel"] for case in result["cases"]} == {"mosaic", "mask", "gather"}
     for case in result["cases"]:
         assert set(case) >= CASE_KEYS and 0 < case["share_of_copy_rate"] < 2
     assert set(result["launch_host_microseconds"]) == {"cupy", "cupy_kernel", "numba"}

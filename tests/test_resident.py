@@ -93,8 +93,6 @@ def test_what_the_tiles_are_not_made_for_is_refused(files, tiles):
         loader(files, resample=other, tiles=path)
     with pytest.raises(ValueError, match=r"jitter \(0.1\) must be 0 with tiles"):
         loader(files, resample=resample, tiles=path, policy=MosaicPolicy(p_mined=1.0, jitter=0.1))
-    with pytest.raises(ValueError, match=r"placement \('pinned'\) must be one of"):
-        loader(files, resample=resample, tiles=path, placement="pinned")
 
 
 def test_a_grid_without_tiles_is_refused_only_where_the_policy_shows_it(files, tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali import tiling
+from nemo_dali import tile_decoding, tiling
 from nemo_dali.cli import main
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import FileFormatError, PhotoError
@@ -53,7 +53,7 @@ def partial_of(output):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Six batches of the 24 photos, and no pause between two waits for the disk."""
-    monkeypatch.setattr(tiling, "BATCH", 4)
+    monkeypatch.setattr(tile_decoding, "BATCH", 4)
     monkeypatch.setattr(tiling, "SYNC_INTERVAL_S", 0)
 
 
@@ -64,7 +64,7 @@ def interrupted(files, small_batches, tmp_path):
     wait, raised = StreamPipeline.wait, []
 
     def interrupted_wait(self):
-        if self.running[0][0] == 12 and not raised:
+        if self.running[0][0][0] == 12 and not raised:
             raised.append(True)
             raise KeyboardInterrupt
         return wait(self)
@@ -254,11 +254,11 @@ import json, os, random, sys, time
 from pathlib import Path
 import nvidia.dali
 import nemo_dali.kernels.mosaic, nemo_dali.operators
-from nemo_dali import tiling
+from nemo_dali import tile_decoding, tiling
 
 dataset, output = sys.argv[1], Path(sys.argv[2])
 partial = Path(f"{output}.partial")
-tiling.BATCH, tiling.SYNC_INTERVAL_S = 4, 0
+tile_decoding.BATCH, tiling.SYNC_INTERVAL_S = 4, 0
 
 
 def start(name=None, number=0):

@@ -1,0 +1,216 @@
+"""Decoding photos into tiles, by the stream path's own kernels.
+
+on the CPU    paths ──▶ io.file.read ──▶ decoders.image ─┬─▶ write_tiles ──▶ /tiles/480x480, mapped
+                                                         └─▶ write_tiles ──▶ /tiles/240x240, mapped
+on a GPU      paths ──▶ io.file.read ──▶ decoders.image (mixed) ──▶ mosaic kernel ──▶ page-locked memory ──▶ both
+"""
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali import cuda
+from nemo_dali.dataset import Dataset
+from nemo_dali.errors import NemoError, PhotoError
+from nemo_dali.kernels.tile import RESAMPLE, TILE
+from nemo_dali.photos import photo_problem
+from nemo_dali.pipeline import CudaStreamPipeline, StreamPipeline, encode_path
+from nemo_dali.tiles import U8, Shape
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH = 16  # photos decoded at a time, at least
+
+
+def decode_tiles(
+    dataset: Dataset,
+    resample: str,
+    arrays: Mapping[Shape, U8],
+    rows: list[int],
+    *,
+    num_threads: int,
+    device_id: int | None,
+) -> Generator[list[int], None, None]:
+    """Decode photos and write their tiles.
+
+    Args:
+        resample: one of RESAMPLE.
+        arrays: uint8 [photos, 3, h, w] by (h, w), to be written into.
+        rows: of the photos.
+        num_threads: of DALI.
+        device_id: of the GPU that decodes and resamples; None: the CPU does.
+
+    Yields:
+        The rows of each batch when it is done.
+
+    Raises:
+        PhotoError: a photo is missing, cannot be decoded or has changed.
+    """
+    from nemo_dali.kernels.mosaic import DONE
+
+    if not rows:
+        return
+    count = max(BATCH, 4 * num_threads)
+    batches = [rows[i : i + count] for i in range(0, len(rows), count)]
+    prefetch = min(2, len(batches))
+    work = _HostWork(arrays, count) if device_id is None else _DeviceWork(arrays, device_id)
+    pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch)
+
+    def feed(batch: list[int]) -> None:
+        tiles = np.zeros((len(arrays), len(batch)), TILE)
+        for of_shape, (h, w) in zip(tiles, arrays, strict=True):
+            of_shape["frame_height"] = of_shape["y1"] = h
+            of_shape["frame_width"] = of_shape["x1"] = w
+        tiles["photo_height"], tiles["photo_width"] = dataset.images.height[batch], dataset.images.width[batch]
+        tiles["itemsize"], tiles["resample"] = 1, RESAMPLE[resample]
+        made = work.make(tiles, batch)
+        pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], made, (batch, made))
+
+    ahead = iter(batches)
+    try:
+        for batch in islice(ahead, prefetch):
+            feed(batch)
+        for batch in batches:
+            _, made = pipeline.running[0]
+            try:
+                status = pipeline.wait()
+            except RuntimeError as error:
+                raise _problem(dataset, batch, error) from error
+            if (status != DONE).any():
+                raise _problem(dataset, batch, None)
+            work.land(made, batch)
+            if (following := next(ahead, None)) is not None:
+                feed(following)
+            yield batch
+    finally:
+        pipeline.close()
+
+
+class _TilePipeline(StreamPipeline):
+    """Decodes each photo once and writes it in several sizes. ``work`` is ``TILE`` [sizes, photos]."""
+
+    def __init__(self, sizes: int, **options: int) -> None:
+        self._sizes = sizes
+        super().__init__(**options)
+
+    def _write(self, encoded: Any) -> Any:
+        from nvidia.dali import fn, types
+
+        from nemo_dali.operators import write_tiles
+
+        photos = self._decode(encoded)
+        sources = [fn.external_source(name=f"tiles{i}", ndim=1, dtype=types.UINT8) for i in range(self._sizes)]
+        # They are alike: a photo is of the size that it should be, or not.
+        return fn.cat(*[write_tiles(tiles, photos) for tiles in sources], axis=0)
+
+    def _feed(self, work: Any) -> None:
+        for i, tiles in enumerate(work):
+            self._pipe.feed_input(f"tiles{i}", tiles.view(np.uint8).reshape(len(tiles), -1))
+
+
+class _HostWork:
+    """Batches whose tiles DALI's threads write where they are to lie."""
+
+    def __init__(self, arrays: Mapping[Shape, U8], count: int) -> None:
+        self._arrays = arrays
+        self._table = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+        # The kernel writes masks too, which nobody reads; one for each photo, lest cores fight for the same memory.
+        self._masks = np.empty((count, max(h * w for h, w in arrays)), np.uint8)
+
+    def pipeline(self, **options: int) -> StreamPipeline:
+        return _TilePipeline(len(self._arrays), **options)
+
+    def make(self, tiles: npt.NDArray[Any], batch: list[int]) -> npt.NDArray[Any]:
+        for of_shape, array in zip(tiles, self._arrays.values(), strict=True):
+            of_shape["image"] = [array.ctypes.data + row * array[0].nbytes for row in batch]
+        tiles["mask"] = [self._masks[i].ctypes.data for i in range(len(batch))]
+        tiles["table"] = self._table.ctypes.data
+        return tiles
+
+    def land(self, made: Any, batch: list[int]) -> None:
+        pass  # they lie there
+
+
+@dataclass(eq=False)
+class _DeviceTiles:
+    """A batch of tiles on its way through a GPU, as ``pipeline.CudaPipeline`` takes it.
+
+    Attributes:
+        tiles: dtype ``TILE`` [sizes, photos].
+        made: torch uint8 [bytes] on the device, the tiles of a size after those of another.
+        landed: the same in page-locked memory.
+        status: uint8 [photos], DONE or WRONG_SIZE, once all is queued.
+    """
+
+    tiles: npt.NDArray[Any]
+    made: "torch.Tensor"
+    landed: "torch.Tensor"
+    ready: "torch.cuda.Event"
+    status: U8 = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def write(self, photos: list[Any], stream: int) -> None:
+        import torch
+
+        from nemo_dali.kernels.launch import torch_stream
+        from nemo_dali.kernels.mosaic_cuda import write_tiles
+
+        device = self.made.device.index
+        on_stream = torch_stream(device, stream)
+        on_stream.wait_event(self.ready)
+        self.status, fits = cuda.place_photos(self.tiles, photos)
+        write_tiles(self.tiles[:, fits].reshape(-1), device=device, stream=stream)
+        with torch.cuda.stream(on_stream):
+            self.landed.copy_(self.made, non_blocking=True)
+
+
+class _DeviceWork:
+    """Batches whose tiles a GPU writes into its own memory, and which the host then puts where they are to lie."""
+
+    def __init__(self, arrays: Mapping[Shape, U8], device_id: int) -> None:
+        import torch
+
+        self._arrays = arrays
+        self._device = device_id
+        self._table = torch.arange(256, dtype=torch.uint8, device=cuda.place(device_id)).repeat(3, 1)
+
+    def pipeline(self, *, num_threads: int, **options: int) -> StreamPipeline:
+        return CudaStreamPipeline(
+            device_id=self._device,
+            hw_decoder_load=cuda.hardware_share(num_threads),
+            num_threads=num_threads,
+            **options,
+        )
+
+    def make(self, tiles: npt.NDArray[Any], batch: list[int]) -> _DeviceTiles:
+        import torch
+
+        nbytes = sum(array[0].nbytes for array in self._arrays.values()) * len(batch)
+        made = torch.empty(nbytes, dtype=torch.uint8, device=cuda.place(self._device))
+        begin = made.data_ptr()
+        for of_shape, array in zip(tiles, self._arrays.values(), strict=True):
+            of_shape["image"] = begin + np.arange(len(batch)) * array[0].nbytes
+            begin += len(batch) * array[0].nbytes
+        tiles["table"] = self._table.data_ptr()
+        return _DeviceTiles(tiles, made, cuda.page_locked(nbytes), cuda.current_stream(self._device).record_event())
+
+    def land(self, made: _DeviceTiles, batch: list[int]) -> None:
+        cuda.current_stream(self._device).synchronize()
+        begin = 0
+        for array in self._arrays.values():
+            count = array[0].nbytes * len(batch)
+            array[batch] = made.landed[begin : begin + count].numpy().reshape(len(batch), *array.shape[1:])
+            begin += count
+
+
+def _problem(dataset: Dataset, rows: list[int], error: RuntimeError | None) -> NemoError:
+    """The photo that a failed batch stumbled over: the pipeline itself does not tell."""
+    for row in rows:
+        size = int(dataset.images.width[row]), int(dataset.images.height[row])
+        if problem := photo_problem(dataset.photo_path(row), *size):
+            return PhotoError(f"{problem} The same command then goes on where it stopped.")
+    return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")

@@ -1,0 +1,100 @@
+"""``device="cuda"`` without a GPU: the fixture ``played`` lets the host play its part.
+
+What plays: DALI's CPU decoder and a Python function on the CPU in place of ``mixed`` and the GPU's, the CUDA source
+built by g++ in place of the mosaic and gather kernels, the CPU's mask kernel in place of the GPU's, host memory in
+place of the device's. Streams are not played.
+"""
+
+import ctypes
+import mmap
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_dali import cuda
+from nemo_dali.kernels import gather_cuda, launch, mask_cuda, mosaic_cuda
+from nemo_dali.kernels.mask import write_mask
+from tests.kernels import cuda_host
+
+
+def masks_on_host(targets, ends, masks, samples, *, frame_height, frame_width, **_):
+    """``mask_cuda.write_masks`` with arrays for addresses."""
+    frames = np.ctypeslib.as_array(
+        ctypes.cast(masks, ctypes.POINTER(ctypes.c_uint8)), (samples, frame_height, frame_width)
+    )
+    frames[:] = 0
+    for frame, target in zip(frames, targets, strict=True):
+        stop = target["ends_begin"] + target["ends_count"]
+        runs = np.diff(ends[target["ends_begin"] : stop].astype(np.int64), prepend=0).astype(np.uint32)
+        cell = frame[target["y0"] : target["y1"], target["x0"] : target["x1"]]
+        write_mask(runs, target["photo_height"], target["photo_width"], target["resample"], cell)
+
+
+FREE = 10**9  # bytes of the GPU that the host plays
+
+
+class Stream:
+    """A stream on which nothing is ever outstanding."""
+
+    cuda_stream = 0
+
+    def record_event(self):
+        return self
+
+    def synchronize(self):
+        pass
+
+    def wait_event(self, event):
+        assert event is not None
+
+
+@pytest.fixture
+def played(monkeypatch, cuda_library):
+    """``device="cuda"`` then means the host."""
+    import nvidia.dali
+    import nvidia.dali.fn as fn
+    import nvidia.dali.python_function_plugin as plugin
+
+    stream = Stream()
+    pipeline, decode, call = nvidia.dali.Pipeline, fn.decoders.image, fn.dl_tensor_python_function
+    monkeypatch.setattr(cuda, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
+    monkeypatch.setattr(cuda, "place", lambda number: torch.device("cpu"))
+    monkeypatch.setattr(cuda, "current_stream", lambda number: stream)
+    monkeypatch.setattr(launch, "torch_stream", lambda device, address: stream)
+    monkeypatch.setattr(cuda, "send", lambda tensor, number: tensor)
+    monkeypatch.setattr(cuda, "on", lambda number: nullcontext())
+    monkeypatch.setattr(cuda, "synchronize", lambda number: None)
+    monkeypatch.setattr(nvidia.dali, "Pipeline", lambda **options: pipeline(**options | {"device_id": None}))
+    share = pipeline.share_outputs
+    monkeypatch.setattr(pipeline, "share_outputs", lambda self, cuda_stream=None: share(self))
+    monkeypatch.setattr(plugin, "current_dali_stream", lambda: 0)
+    gpu_only = ("hw_decoder_load", "jpeg_fancy_upsampling")
+    monkeypatch.setattr(
+        fn.decoders,
+        "image",
+        lambda data, device="cpu", **options: decode(
+            data, **{name: value for name, value in options.items() if name not in gpu_only}
+        ),
+    )
+    monkeypatch.setattr(
+        fn, "dl_tensor_python_function", lambda *inputs, device="cpu", **options: call(*inputs, device="cpu", **options)
+    )
+    locked = {}  # page-locked memory is at other addresses on a device
+
+    def lock_pages(memory, number):
+        assert memory.ctypes.data % mmap.PAGESIZE == 0
+        locked[memory.ctypes.data] = memory.copy()
+        return locked[memory.ctypes.data].ctypes.data
+
+    monkeypatch.setattr(cuda, "free_memory", lambda number: FREE)
+    monkeypatch.setattr(cuda, "copy_of", lambda array, number: torch.from_numpy(array.copy()))
+    monkeypatch.setattr(cuda, "page_locked", lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
+    monkeypatch.setattr(cuda, "lock_pages", lock_pages)
+    monkeypatch.setattr(cuda, "unlock_pages", lambda memory, number: locked.pop(memory.ctypes.data))
+    monkeypatch.setattr(gather_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch_gather(cuda_library, tiles))
+    monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
+    monkeypatch.setattr(launch, "upload", lambda arrays, **_: (None, arrays))
+    monkeypatch.setattr(mask_cuda, "write_masks", masks_on_host)
+    return locked
