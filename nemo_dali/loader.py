@@ -412,25 +412,25 @@ class Loader:
         if self._pipeline is not None and self._pipeline.broken:
             self.close()
         if self._pipeline is None:
-            options: dict[str, Any] = {
-                "max_cells": self.batch_size * self.policy.largest_grid**2,
-                "num_threads": self.num_threads,
-                "prefetch": self.prefetch,
-            }
-            if self.device_id is not None:
-                options["device_id"] = self.device_id
-            if self._resident is not None:
-                options["max_cells"] = self.batch_size if self.device_id is None else 1
-                self._pipeline = (ResidentPipeline if self.device_id is None else CudaResidentPipeline)(**options)
-            elif self.device_id is None:
-                self._pipeline = StreamPipeline(**options)
-            else:
-                self._pipeline = CudaStreamPipeline(**options, hw_decoder_load=self.hw_decoder_load)
+            self._pipeline = self._new_pipeline()
             self._close = weakref.finalize(self, self._pipeline.close)
             self._close.atexit = False  # the pipeline sees to that itself
         if self._pipeline.inherited:
             raise NemoError("A running Loader does not survive a fork. Make one in each process, after the fork.")
         return self._pipeline
+
+    def _new_pipeline(self) -> StreamPipeline:
+        options = {"num_threads": self.num_threads, "prefetch": self.prefetch}
+        max_cells = self.batch_size * self.policy.largest_grid**2
+        if self.device_id is None:
+            if self._resident is not None:
+                return ResidentPipeline(max_cells=self.batch_size, **options)
+            return StreamPipeline(max_cells=max_cells, **options)
+        if self._resident is not None:
+            return CudaResidentPipeline(device_id=self.device_id, max_cells=1, **options)
+        return CudaStreamPipeline(
+            hw_decoder_load=self.hw_decoder_load, device_id=self.device_id, max_cells=max_cells, **options
+        )
 
     def _start_ahead(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
         """Start batches until ``prefetch`` are in the making; the first one, if there is none, as told."""
