@@ -2,8 +2,6 @@
 
 import functools
 import logging
-import math
-import operator
 import re
 import weakref
 from collections.abc import Iterator, Sequence
@@ -17,14 +15,16 @@ from nemo_dali import __version__, cuda
 from nemo_dali.batch import Batch
 from nemo_dali.canvas import Canvas, Drawing
 from nemo_dali.corpus import Corpus, PathLike, listed
-from nemo_dali.errors import NemoError, PhotoError, StateError
+from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.kernels.mosaic import DONE
+from nemo_dali.options import check_channels, integer, one_of
 from nemo_dali.photos import photo_problem
 from nemo_dali.pipeline import CudaResidentPipeline, CudaStreamPipeline, ResidentPipeline, StreamPipeline
 from nemo_dali.placement import Placement, Tiles
 from nemo_dali.plan import Planner, ShortPools
 from nemo_dali.policy import MosaicPolicy
 from nemo_dali.sharding import agree, rank_and_world_size, thread_count
+from nemo_dali.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Resample = Literal["cv2-linear", "pillow-bilinear"]
 Style = Literal["batch", "dali"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STATE_VERSION = 1
-LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,26 +135,22 @@ class Loader:
             raise ValueError(f"policy ({policy!r}) must be a MosaicPolicy")
         self.device_id = cuda.cuda_device(device)
         num_threads = thread_count() if num_threads is None else num_threads
-        batch_size = _integer("batch_size", batch_size, least=1)
-        size = _integer("size", size, least=1)
-        prefetch = _integer("prefetch", prefetch, least=1)
-        num_threads = _integer("num_threads", num_threads, least=1)
-        seed = _integer("seed", seed, least=0)
+        batch_size = integer("batch_size", batch_size, least=1)
+        size = integer("size", size, least=1)
+        prefetch = integer("prefetch", prefetch, least=1)
+        num_threads = integer("num_threads", num_threads, least=1)
+        seed = integer("seed", seed, least=0)
         hw_decoder_load = cuda.hardware_share(num_threads) if hw_decoder_load is None else hw_decoder_load
         if not 0 <= hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load ({hw_decoder_load}) must be from 0 to 1")
-        if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
-            raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
-        if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
-            raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
+        check_channels(mean, std)
         for name, choice, choices in (
             ("dtype", dtype, get_args(DType)),
             ("resample", resample, get_args(Resample)),
             ("style", style, get_args(Style)),
             ("placement", placement, get_args(Placement)),
         ):
-            if choice not in choices:
-                raise ValueError(f"{name} ({choice!r}) must be one of {choices}")
+            one_of(name, choice, choices)
         if tiles is not None and (placement == "host") != (self.device_id is None):
             raise ValueError(
                 f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"
@@ -166,7 +160,7 @@ class Loader:
         if device_budget is not None:
             if placement != "device":
                 raise ValueError(f"device_budget ({device_budget}) must be left out unless placement is 'device'")
-            device_budget = _integer("device_budget", device_budget, least=0)
+            device_budget = integer("device_budget", device_budget, least=0)
         together = rank is None and world_size is None
         rank, world_size = rank_and_world_size(rank, world_size)
         together = together and world_size > 1  # all ranks make their loaders now
@@ -283,7 +277,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position."""
-        epoch = _integer("epoch", epoch, least=0, most=LAST_EPOCH)
+        epoch = integer("epoch", epoch, least=0, most=LAST_EPOCH)
         if epoch == self._epoch:
             self._confirmed = self._resumed
             return
@@ -312,13 +306,9 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
-        return {
-            "version": STATE_VERSION,
-            "seed": self.seed,
-            "epoch": self._epoch,
-            "samples_seen": self._seen,
-            "fingerprints": self.corpus.fingerprints(),
-        }
+        return make_state(
+            seed=self.seed, epoch=self._epoch, samples_seen=self._seen, fingerprints=self.corpus.fingerprints()
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next pass go on behind the samples that the saved one delivered.
@@ -326,26 +316,7 @@ class Loader:
         Raises:
             StateError: the state is of another version, seed, data set or table; nothing is changed then.
         """
-        try:
-            version, seed, prints = state["version"], state["seed"], state["fingerprints"]
-            epoch, seen = int(state["epoch"]), int(state["samples_seen"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateError(
-                f"This is not a state of a nemo_dali Loader: {error!r}. Give what state_dict made."
-            ) from None
-        if version != STATE_VERSION:
-            raise StateError(f"The state is version {version}; this nemo-dali reads version {STATE_VERSION}.")
-        if seed != self.seed:
-            raise StateError(f"The state has seed {seed}, this loader {self.seed}. Make the loader with that seed.")
-        for kind, here in self.corpus.fingerprints().items():
-            there = prints.get(kind) if isinstance(prints, dict) else None
-            if there != here:
-                raise StateError(
-                    f"The state was saved with other files ({kind}): {_short(there)}, here {_short(here)}. Give the "
-                    "loader the files that the interrupted run used, or start without the state."
-                )
-        if not 0 <= epoch <= LAST_EPOCH or seen < 0:
-            raise StateError(f"The state's epoch ({epoch}) and samples_seen ({seen}) are out of range.")
+        epoch, seen = read_state(state, seed=self.seed, fingerprints=self.corpus.fingerprints())
         self._move(epoch, seen, resumed=True)
 
     def close(self) -> None:
@@ -473,21 +444,6 @@ class Loader:
         return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 
 
-def _short(prints: Any) -> str:
-    """Fingerprints as a person compares them."""
-    return ", ".join(str(one)[:12] for one in prints) if prints else "none"
-
-
 @functools.cache
 def _say_once(text: str) -> None:
     logger.warning(text)
-
-
-def _integer(name: str, value: Any, *, least: int, most: int = 2**64 - 1) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} ({value!r}) must be an integer") from None
-    if not least <= number <= most:
-        raise ValueError(f"{name} ({number}) must be >= {least}" + (f" and <= {most}" if number > most else ""))
-    return number

@@ -1,0 +1,35 @@
+"""Checks of arguments: each names the argument and its value."""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+
+def integer(name: str, value: Any, *, least: int, most: int = 2**64 - 1) -> int:
+    """A value as an integer.
+
+    Raises:
+        ValueError: it is none, or out of range.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} ({value!r}) must be an integer") from None
+    if not least <= number <= most:
+        raise ValueError(f"{name} ({number}) must be >= {least}" + (f" and <= {most}" if number > most else ""))
+    return number
+
+
+def one_of(name: str, choice: Any, choices: Sequence[Any]) -> None:
+    """Refuse a choice that there is not."""
+    if choice not in choices:
+        raise ValueError(f"{name} ({choice!r}) must be one of {choices}")
+
+
+def check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse what cannot be a mean and a standard deviation per channel."""
+    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
+    if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
+        raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
