@@ -111,9 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--mode", choices=["stream", "host", "pinned", "device"], default="stream")
     loader.add_argument("--tiles", type=Path, metavar="F.tiles.h5", help="for every mode but stream")
     loader.add_argument("--device", help="cpu or cuda; by default cuda for the modes pinned and device")
-    loader.add_argument(
-        "--device-budget", type=int, metavar="BYTES", help="of GPU memory, for --mode device"
-    )
+    loader.add_argument("--device-budget", type=int, metavar="BYTES", help="of GPU memory, for --mode device")
     loader.add_argument("--baseline", action="store_true", help="a PyTorch DataLoader beside it")
     loader.add_argument("--starve", type=float, metavar="MS", help="share of waiting with training steps this long")
     loader.add_argument("--batch-size", type=int, default=16)

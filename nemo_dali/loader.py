@@ -174,6 +174,8 @@ class Loader:
                     "batch_size": batch_size,
                     "policy": policy.to_json(),
                     "size": size,
+                    "resample": resample,
+                    "dtype": dtype,
                     "drop_last": drop_last,
                     **{f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()},
                     "epoch length": self._planner.length,
