@@ -1,0 +1,110 @@
+"""Pictures of recorded results, made from their JSON alone.
+
+python benchmarks/plots.py benchmarks/results/scaling.json docs/scaling.svg
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+INK = "#7d8590"  # legible on white and on black
+COLOURS = {"stream": "#e8833a", "host": "#3b8eea", "pinned": "#a06ee1", "device": "#2da44e"}
+MARKERS = {"stream": "o", "host": "s", "pinned": "^", "device": "D"}
+AXES = {
+    "batch_size": "samples a batch",
+    "size": "height and width of a frame, pixels",
+    "photos": "photos in the data set",
+    "loaders": "loaders on the machine",
+}
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.25,
+    "svg.fonttype": "none",  # text as text: smaller, and searchable
+    "svg.hashsalt": "nemo-dali",  # the same figures give the same bytes
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+}
+
+
+def plot_scaling(result: str | Path, output: str | Path) -> None:
+    """Draw what ``scaling.py`` wrote."""
+    figure = draw_scaling(json.loads(Path(result).read_text()))
+    with plt.rc_context(STYLE):
+        figure.savefig(output, metadata={"Date": None} if Path(output).suffix == ".svg" else None)
+    plt.close(figure)
+
+
+def draw_scaling(found: dict[str, Any]) -> Figure:
+    """A panel a sweep: samples/s (median, quartiles) above, memory below. ``found`` is what ``scaling.py`` wrote."""
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(9, 8.2), layout="constrained")
+        figure.patch.set_alpha(0)
+        cells = figure.add_gridspec(4, 2, height_ratios=[3, 1.4, 3, 1.4])
+        for i, (axis, points) in enumerate(found["sweeps"].items()):
+            row, column = 2 * (i // 2), i % 2
+            rate = figure.add_subplot(cells[row, column])
+            memory = figure.add_subplot(cells[row + 1, column], sharex=rate)
+            _draw_sweep(rate, memory, axis, points, found["points"])
+        lines, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _draw_sweep(rate: Any, memory: Any, axis: str, points: list[Any], results: list[Any]) -> None:
+    for mode in dict.fromkeys(one["mode"] for one in results):
+        by_point = {tuple(one[name] for name in AXES): one for one in results if one["mode"] == mode}
+        measured = [by_point[key] for point in points if (key := tuple(point[name] for name in AXES)) in by_point]
+        x = [one[axis] for one in measured]
+        look = {"color": COLOURS[mode], "marker": MARKERS[mode], "markersize": 4, "linewidth": 1.5}
+        spread = [one["samples_per_s"] for one in measured]
+        rate.plot(x, [one["median"] for one in spread], label=mode, **look)
+        rate.fill_between(
+            x,
+            [one["p25"] for one in spread],
+            [one["p75"] for one in spread],
+            color=COLOURS[mode],
+            alpha=0.25,
+            linewidth=0,
+        )
+        memory.plot(x, [one["own_mib"] / 1024 for one in measured], **look)
+    fixed = {name: points[0][name] for name in AXES if name != axis}
+    told = {"batch_size": "batch {}", "size": "{0}x{0}", "photos": "{:,} photos", "loaders": "{} loaders"}
+    rate.set_title(
+        ", ".join(told[name].format(value) for name, value in fixed.items()).replace(" 1 loaders", " 1 loader"),
+        fontsize=9,
+        color=INK,
+    )
+    for axes in (rate, memory):
+        axes.patch.set_alpha(0)
+        axes.set_xscale("log")
+        axes.set_xticks([point[axis] for point in points])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    rate.set_yscale("log")
+    rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    rate.tick_params(labelbottom=False)
+    rate.set_ylabel("samples/s" if axis != "loaders" else "samples/s, all loaders")
+    memory.set_ylim(bottom=0)
+    memory.set_ylabel("GiB a process")
+    memory.set_xlabel(AXES[axis])
+
+
+if __name__ == "__main__":
+    plot_scaling(sys.argv[1], sys.argv[2])
