@@ -15,6 +15,7 @@ _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)  # multi
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)  # key increments (Weyl)
 _HALF = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # every float16, widened
 _MOST = 8  # negatives of a 3x3 mosaic
+_TRIES = 64  # draws of a random substitute before it is looked for in order: enough even if nine of ten photos are bad
 
 
 @intrinsic
@@ -119,13 +120,11 @@ def _random_photos(words: Any, photos: int, found: Any, have: int, need: int, ow
 
 
 @njit(nogil=True, cache=True)
-def _mined_photos(
-    words: Any, neighbors: Any, similarity: Any, top_k: int, tau: float, found: Any, need: int, own: int
-) -> int:
-    """Fill ``found`` from one row of the table; return how many were found, negative if the window was too short.
+def _window(neighbors: Any, similarity: Any, top_k: int, tau: float, need: int, own: int) -> Any:
+    """The candidates in one row of the table: begin, end, where the row's valid entries end, whether it was too short.
 
     The window starts at the first similarity <= tau and has at most ``top_k`` entries. A window with fewer than
-    ``need`` entries gives way to the row's last ``need`` ones. ``own`` is skipped should a table contain it.
+    ``need`` entries gives way to the row's last ``need`` ones. ``own`` does not count should a table contain it.
     """
     valid = _first_at_most(similarity, -np.inf)
     begin = 0 if tau == np.inf else _first_at_most(similarity[:valid], tau)
@@ -139,6 +138,18 @@ def _mined_photos(
         for k in range(begin, end):
             if neighbors[k] == own and begin > 0:
                 begin -= 1
+    return begin, end, valid, short
+
+
+@njit(nogil=True, cache=True)
+def _mined_photos(
+    words: Any, neighbors: Any, similarity: Any, top_k: int, tau: float, found: Any, need: int, own: int
+) -> int:
+    """Fill ``found`` from one row of the table; return how many were found, negative if the window was too short.
+
+    The candidates are those of ``_window``, without ``own``.
+    """
+    begin, end, _, short = _window(neighbors, similarity, top_k, tau, need, own)
     taken = np.empty(_MOST + 1, np.int64)
     count = 0
     for k in range(begin, end):
@@ -246,3 +257,105 @@ def fill_rows(
         if side == 2:
             center[row, 0] = size // 2 - shift + _below(words[5], 2 * shift + 1)
             center[row, 1] = size // 2 - shift + _below(words[6], 2 * shift + 1)
+
+
+@njit(nogil=True, cache=True)
+def _is_free(photo: int, shown: Any, bad: Any) -> bool:
+    """Whether a photo can take a bad one's place: it exists, is not bad, and ``shown`` [9] does not hold it."""
+    if photo < 0 or photo >= bad.size or bad[photo]:
+        return False
+    for other in shown:
+        if other == photo:
+            return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _next_candidate(
+    neighbors: Any, similarity: Any, top_k: int, tau: float, need: int, own: int, gone: int, shown: Any, bad: Any
+) -> int:
+    """The candidate behind ``gone`` that can take its place, or -1.
+
+    Asked are the rest of the window, its beginning, and the row's last ``need`` entries from its end.
+    """
+    begin, end, valid, _ = _window(neighbors, similarity, top_k, tau, need, own)
+    first = begin
+    for k in range(begin, end):
+        if neighbors[k] == gone:
+            first = k + 1
+    for k in range(first, end):
+        if _is_free(neighbors[k], shown, bad):
+            return neighbors[k]
+    for k in range(begin, first):
+        if _is_free(neighbors[k], shown, bad):
+            return neighbors[k]
+    for k in range(valid - 1, max(valid - need, 0) - 1, -1):
+        if _is_free(neighbors[k], shown, bad):
+            return neighbors[k]
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def _random_other(seed: Any, epoch: Any, position: Any, k: int, words: Any, shown: Any, bad: Any) -> int:
+    """A random photo that can take the place of a bad one in the k-th free cell, or -1; ``words`` is room for four."""
+    photo = 0
+    for attempt in range(_TRIES):
+        word = 16 + 8 * attempt + k
+        philox(seed, epoch, position, word // 4, words)
+        photo = _below(words[word % 4], bad.size)
+        if _is_free(photo, shown, bad):
+            return photo
+    for _ in range(bad.size):
+        photo = (photo + 1) % bad.size
+        if _is_free(photo, shown, bad):
+            return photo
+    return -1
+
+
+@njit(nogil=True, cache=True)
+def replace_photos(
+    seed: Any,
+    epoch: Any,
+    neighbors: Any,
+    similarity: Any,
+    top_k: int,
+    tau: float,
+    bad: Any,
+    visible: Any,
+    position: Any,
+    sentence: Any,
+    kind: Any,
+    grid: Any,
+    cell: Any,
+    images: Any,
+) -> int:
+    """Replace the bad negatives in the plan's column ``images``; how many there were, or -1 if no photo was left.
+
+    ``bad`` is bool [photos]. Cells that have no pixels, False in ``visible`` bool [n, 9], are left alone.
+
+    A photo that ``bad`` is asked about and that is not bad must be shown: see ``nemo_dali.plan``.
+    """
+    words = np.empty(4, np.uint64)
+    replaced = 0
+    for row in range(position.size):
+        shown = images[row]
+        own = np.int64(shown[cell[row]])
+        cells = np.int64(grid[row]) * grid[row]
+        free = -1
+        for c in range(cells):
+            if c == cell[row]:
+                continue
+            free += 1
+            if not visible[row, c] or not bad[shown[c]]:
+                continue
+            photo = -1
+            if kind[row] == 2:
+                s = sentence[row]
+                photo = _next_candidate(neighbors[s], similarity[s], top_k, tau, cells - 1, own, shown[c], shown, bad)
+            if photo < 0:
+                photo = _random_other(seed, epoch, position[row], free, words, shown, bad)
+            if photo < 0:
+                return -1
+            shown[c] = photo
+            replaced += 1
+    return replaced

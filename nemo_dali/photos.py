@@ -16,11 +16,34 @@ from nemo_dali.progress import progress
 FORMATS = ("JPEG", "PNG")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # DALI's CPU decoder and Pillow agree on these, not on 16 bits
 MAX_NAMED = 50  # photos named in one message
+PASSING = frozenset(  # of a disk, a network file system or the network, none of a photo
+    getattr(errno, name)
+    for name in (
+        *("EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EIO"),
+        *("ENETDOWN", "ENETRESET", "ENETUNREACH", "ENOMEM", "ENOTCONN", "EREMOTEIO", "ESTALE", "ETIMEDOUT"),
+    )
+)
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
+    """Why a photo cannot be used."""
+
     kind: str  # "missing", "size" or "corrupt"
-    text: str
+    text: str  # which photo, and what is the matter in brackets
+    passing: bool = False  # whether another try may succeed
+
+    def sentence(self) -> str:
+        """What is the matter, as a sentence without its full stop."""
+        what = {"missing": "cannot be opened", "size": "has another size than annotated", "corrupt": "is corrupt"}
+        return f"A photo {what[self.kind]}: {self.text}"
+
+    def remedy(self) -> str:
+        """What to do, as a sentence."""
+        return {
+            "missing": "Restore it, or say where the photos are with images=...",
+            "size": "Restore the photo that the annotations were made on.",
+            "corrupt": "Restore it, or index with --verify --skip-corrupt and mine anew.",
+        }[self.kind]
 
 
 def check_photos(images: Images, root: Path, *, verify: bool, skip_corrupt: bool) -> list[int]:
@@ -55,33 +78,31 @@ def check_photos(images: Images, root: Path, *, verify: bool, skip_corrupt: bool
 
 def photo_problem(path: str, width: int, height: int) -> str | None:
     """Why the photo at this local path cannot be decoded to its annotated size, and what to do; None where it can."""
-    problem = None if "://" in path else _problem(Path(), True, path, width, height)
-    if problem is None:
-        return None
-    what, remedy = {
-        "missing": ("cannot be opened", "Restore it, or say where the photos are with images=..."),
-        "size": ("has another size than annotated", "Restore the photo that the annotations were made on."),
-        "corrupt": ("is corrupt", "Restore it, or index with --verify --skip-corrupt and mine anew."),
-    }[problem.kind]
-    return f"A photo {what}: {problem.text}. {remedy}"
+    problem = None if "://" in path else find_problem(path, width, height)
+    return None if problem is None else f"{problem.sentence()}. {problem.remedy()}"
 
 
-def _problem(root: Path, verify: bool, name: str, width: int, height: int) -> _Problem | None:
+def find_problem(path: str, width: int, height: int) -> Problem | None:
+    """The same for a program. One decode by Pillow."""
+    return _problem(Path(), True, path, width, height)
+
+
+def _problem(root: Path, verify: bool, name: str, width: int, height: int) -> Problem | None:
     try:
         with Image.open(root / name, formats=FORMATS) as photo:
             if photo.size != (width, height):
                 found_width, found_height = photo.size
-                return _Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})")
+                return Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})")
             if photo.mode not in MODES:
-                return _Problem("corrupt", f"{name} (16 bits a channel)")
+                return Problem("corrupt", f"{name} (16 bits a channel)")
             if verify:
                 photo.load()
     except UnidentifiedImageError:
-        return _Problem("corrupt", f"{name} (neither JPEG nor PNG)")
+        return Problem("corrupt", f"{name} (neither JPEG nor PNG)")
     except Exception as error:  # a decoder may raise anything on damaged bytes
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise NemoError("Too many files are open at once. Raise the limit (ulimit -n).") from error
         if isinstance(error, OSError) and error.errno is not None:
-            return _Problem("missing", f"{name} ({os.strerror(error.errno)})")
-        return _Problem("corrupt", f"{name} ({error})")
+            return Problem("missing", f"{name} ({os.strerror(error.errno)})", error.errno in PASSING)
+        return Problem("corrupt", f"{name} ({error})")
     return None

@@ -15,9 +15,24 @@ words: those that ``numpy.random.Philox(key=[seed, epoch], counter=[0, p, 0, 0])
 
 A number below n is the high word of ``word * n``; a share is the upper 53 bits of a word. Distinct draws are made by
 skipping what was drawn before, never by drawing again, so the number of words used does not depend on their values.
+
+Where photos turn out to be bad, ``Planner.substitute`` makes another row from a plan row:
+
+* A bad target gives way to the next ref of the epoch's permutation whose photo is not bad; behind the last ref comes
+  the first. The row is made anew for that ref, from the words of the same position.
+* A bad negative of a mined sample gives way to the next candidate of the sentence's window that the sample does not
+  show yet; behind the window's end comes its beginning. Once the window is spent, the last candidates of the table's
+  row follow, from its end, as many as there are cells to fill; then random photos.
+* A bad photo of a random sample gives way to another random one.
+* A random photo for the k-th free cell is the first that can be had of those that words 16 + k, 24 + k, 32 + k, ...
+  name; after 64 of them, the first that can be had in the rows behind the last.
+* A cell without pixels is left alone: its photo is never read.
+
+Every photo that is asked for on the way and found good is then shown. So it does not matter which bad photos were
+known besides those that had to go: who meets the faults one by one ends with the rows of somebody who knew them all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +40,12 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.kernels.draws import fill_rows, shuffle_keys
+from nemo_dali.kernels.draws import fill_rows, replace_photos, shuffle_keys
+from nemo_dali.layout import cell_edges
 from nemo_dali.policy import MosaicPolicy
 
 SINGLE, RANDOM, MINED = 0, 1, 2
+RESTORE = "Restore the photos, or say where they are with images=..."
 KINDS = ("single", "random", "mined")
 
 PLAN = np.dtype(
@@ -81,6 +98,22 @@ class ShortPools:
     random: int
 
 
+@dataclass(frozen=True)
+class Replaced:
+    """What a substitution changed.
+
+    Attributes:
+        targets: rows that show another ref.
+        negatives: cells that show another negative.
+    """
+
+    targets: int = 0
+    negatives: int = 0
+
+    def __add__(self, other: "Replaced") -> "Replaced":
+        return Replaced(self.targets + other.targets, self.negatives + other.negatives)
+
+
 class Planner:
     """Makes plan rows for one or several data sets.
 
@@ -109,6 +142,7 @@ class Planner:
                     "mine' and give it as negatives=..., or use p_mined=0."
                 )
         self.policy = policy
+        self._tau = np.inf if policy.max_similarity is None else policy.max_similarity
         self.seed = seed
         self.size = size
         self.length = sum(len(part.ref_image) for part in parts)  # samples of an epoch
@@ -142,28 +176,68 @@ class Planner:
         positions = np.atleast_1d(np.asarray(positions, np.int64))
         if positions.size and positions.min() < 0:
             raise ValueError(f"positions ({positions.min()}) must be >= 0")
-        order = self.order(epoch)
-        rows = np.zeros(len(positions), PLAN)
-        rows["position"] = positions
-        rows["ref"] = order[positions % self.length]
         short = np.zeros(2, np.int64)
-        owner = np.searchsorted(self._ref_offset, rows["ref"], side="right") - 1
-        for index, part in enumerate(self._parts):
-            chosen = np.flatnonzero(owner == index)
-            if chosen.size:
-                some = rows[chosen]
-                self._fill(index, part, epoch, some, short)
-                rows[chosen] = some
+        rows = self._make(epoch, positions, self.order(epoch)[positions % self.length], short)
         return rows, ShortPools(*short.tolist())
 
-    def _fill(self, index: int, part: Part, epoch: int, rows: npt.NDArray[Any], short: npt.NDArray[np.int64]) -> None:
+    def substitute(
+        self, epoch: int, rows: npt.NDArray[Any], bad: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[Any], Replaced]:
+        """Plan rows without bad photos; the module's docstring has the rules.
+
+        Args:
+            epoch: that of the rows.
+            rows: what ``plan`` gave, dtype ``PLAN`` [n]; they are not changed.
+            bad: bool [photos], through all data sets.
+
+        Raises:
+            NemoError: there are not enough photos left.
+        """
+        rows = rows.copy()
+        order = self.order(epoch)
+        replaced = np.zeros(len(rows), bool)
+        for further in range(1, self.length + 1):
+            target = np.arange(len(rows)), rows["cell"].astype(np.int64)
+            gone = np.flatnonzero(_visible(rows, self.size)[target] & bad[rows["images"][target]])
+            if not gone.size:
+                break
+            replaced[gone] = True
+            position = rows["position"][gone]
+            refs = order[(position + further) % self.length]
+            rows[gone] = self._make(epoch, position, refs, np.zeros(2, np.int64))
+        else:
+            raise NemoError(f"None of the {self.length} refs has a photo that can be read. {RESTORE}")
+        negatives = 0
+        for index, chosen in self._of_each_part(rows):
+            some = rows[chosen]
+            negatives += self._replace_negatives(index, epoch, some, bad)
+            rows["images"][chosen] = some["images"]
+        return rows, Replaced(int(replaced.sum()), negatives)
+
+    def _make(
+        self, epoch: int, positions: npt.NDArray[np.int64], refs: npt.NDArray[np.int64], short: npt.NDArray[np.int64]
+    ) -> npt.NDArray[Any]:
+        """Rows that show certain refs at certain positions; adds to ``short``, the fields of ``ShortPools``."""
+        rows = np.zeros(len(positions), PLAN)
+        rows["position"] = positions
+        rows["ref"] = refs
+        for index, chosen in self._of_each_part(rows):
+            some = rows[chosen]
+            self._fill(index, epoch, some, short)
+            rows[chosen] = some
+        return rows
+
+    def _of_each_part(self, rows: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """The data sets that rows are of, and which rows those are."""
+        owner = np.searchsorted(self._ref_offset, rows["ref"], side="right") - 1
+        for index in range(len(self._parts)):
+            if (chosen := np.flatnonzero(owner == index)).size:
+                yield index, chosen
+
+    def _fill(self, index: int, epoch: int, rows: npt.NDArray[Any], short: npt.NDArray[np.int64]) -> None:
         """Fill everything but position and ref of rows that belong to one data set."""
-        policy = self.policy
-        neighbors, similarity = part.neighbors, part.similarity
-        if neighbors is None or similarity is None:
-            neighbors, similarity = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
-        if similarity.dtype == np.float16:
-            similarity = similarity.view(np.uint16)  # the kernel widens it: Numba has no half on the CPU
+        policy, part = self.policy, self._parts[index]
+        neighbors, similarity = _table(part)
         anywhere = np.empty(0, np.uint16)
         two, three = (policy.grids.get(grid, 0.0) for grid in (2, 3))
         rows["ref"] -= self._ref_offset[index]
@@ -182,7 +256,7 @@ class Planner:
             policy.p_random,
             epoch >= policy.mine_after_epoch,
             policy.top_k,
-            np.inf if policy.max_similarity is None else policy.max_similarity,
+            self._tau,
             two / (two + three),
             int(policy.jitter * self.size),
             self.size,
@@ -194,3 +268,44 @@ class Planner:
         rows["ref"] += self._ref_offset[index]
         rows["sentence"] += self._sentence_offset[index]
         rows["images"] += np.where(rows["images"] >= 0, self._image_offset[index], 0).astype(np.int32)
+
+    def _replace_negatives(self, index: int, epoch: int, rows: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> int:
+        """Replace them in rows that belong to one data set, in the column ``images``; how many there were."""
+        part, first = self._parts[index], self._image_offset[index]
+        rows["images"] -= np.where(rows["images"] >= 0, first, 0).astype(np.int32)
+        replaced: int = replace_photos(
+            np.uint64(self.seed),
+            np.uint64(epoch),
+            *_table(part),
+            self.policy.top_k,
+            self._tau,
+            bad[first : first + part.photos],
+            _visible(rows, self.size),
+            rows["position"],
+            rows["sentence"] - self._sentence_offset[index],
+            *(rows[name] for name in ("kind", "grid", "cell", "images")),
+        )
+        if replaced < 0:
+            raise NemoError(f"Too few of a data set's {part.photos} photos can be read to fill a mosaic. {RESTORE}")
+        rows["images"] += np.where(rows["images"] >= 0, first, 0).astype(np.int32)
+        return replaced
+
+
+def _table(part: Part) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+    """Neighbors and similarities as the kernels take them."""
+    neighbors, similarity = part.neighbors, part.similarity
+    if neighbors is None or similarity is None:
+        return np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+    if similarity.dtype == np.float16:
+        similarity = similarity.view(np.uint16)  # the kernels widen it: Numba has no half on the CPU
+    return neighbors, similarity
+
+
+def _visible(rows: npt.NDArray[Any], size: int) -> npt.NDArray[np.bool_]:
+    """bool [n, 9]: whether a cell has pixels."""
+    grid, cell = rows["grid"].astype(np.int64)[:, None], np.arange(9)
+    seen = cell < grid**2
+    for line, axis in ((cell % grid, 0), (cell // grid, 1)):
+        center = rows["center"][:, axis, None].astype(np.int64)
+        seen &= cell_edges(grid, line, center, size) < cell_edges(grid, line + 1, center, size)
+    return seen

@@ -45,15 +45,17 @@ def test_fields_are_the_documented_ones():
     assert (PLAN["images"].shape, PLAN["center"].shape) == ((9,), (2,))
 
 
-def oracle(part, policy, seed, epoch, position, size):
+def philox(seed, epoch, position, count):
+    return [int(word) for word in np.random.Philox(key=[seed, epoch], counter=[0, position, 0, 0]).random_raw(count)]
+
+
+def oracle(part, policy, seed, epoch, position, size, ref=None):
     """One row by NumPy's own generator and plain Python: the specification in the module's docstring."""
 
-    def words(p):
-        return [int(w) for w in np.random.Philox(key=[seed, epoch], counter=[0, p, 0, 0]).random_raw(16)]
-
     refs = len(part.ref_image)
-    ref = sorted(range(refs), key=lambda item: words(item)[0])[position % refs]
-    word = words(position)
+    if ref is None:
+        ref = sorted(range(refs), key=lambda item: philox(seed, epoch, item, 1))[position % refs]
+    word = philox(seed, epoch, position, 16)
 
     def below(w, n):
         return w * n >> 64
@@ -288,3 +290,181 @@ def test_a_table_that_names_photos_that_do_not_exist_is_refused(wrong):
     part.neighbors[part.neighbors == 7] = wrong
     with pytest.raises(FileFormatError, match="damaged"):
         plan_all(parts=[part])
+
+
+def substitute_oracle(part, policy, seed, epoch, position, size, bad):
+    """One row without the photos in the set ``bad``, in plain Python from the module's docstring, and what changed."""
+    refs = len(part.ref_image)
+    order = sorted(range(refs), key=lambda item: philox(seed, epoch, item, 1))
+    for further in range(refs):
+        ref = order[(position + further) % refs]
+        row = oracle(part, policy, seed, epoch, position, size, ref=ref)
+        _, sentence, kind, grid, cell, images, center = row
+        lines = [[size * j // grid for j in range(grid + 1)] for _ in range(2)]
+        if grid == 2:
+            lines = [[0, center[axis], size] for axis in range(2)]
+        empty = [
+            lines[0][c % grid] == lines[0][c % grid + 1] or lines[1][c // grid] == lines[1][c // grid + 1]
+            for c in range(grid * grid)
+        ]
+        if empty[cell] or images[cell] not in bad:
+            break
+    else:
+        return None
+    words = philox(seed, epoch, position, 16 + 8 * 64)
+    cells = 0
+    for k, c in enumerate(c for c in range(grid * grid) if c != cell):
+        if empty[c] or images[c] not in bad:
+            continue
+        asked = []
+        if kind == MINED:
+            pairs = zip(part.neighbors[sentence], part.similarity[sentence], strict=True)
+            valid = [(int(n), float(s)) for n, s in pairs if n >= 0]
+            tau = np.inf if policy.max_similarity is None else policy.max_similarity
+            window = [n for n, s in valid if s <= tau][: policy.top_k]
+            last = [n for n, _ in valid][-(grid * grid - 1) :]
+            if len(window) < grid * grid - 1:
+                window = last
+            behind = window.index(images[c]) + 1 if images[c] in window else 0
+            asked += window[behind:] + window[:behind] + last[::-1]
+        asked += [word * part.photos >> 64 for word in words[16 + k :: 8]]
+        asked += [(asked[-1] + i) % part.photos for i in range(part.photos)]
+        good = [photo for photo in asked if photo not in bad and photo not in images]
+        if not good:
+            return None
+        images[c] = good[0]
+        cells += 1
+    return (ref, sentence, kind, grid, cell, images, center), further > 0, cells
+
+
+SMALL = make_part(refs=40, photos=20, depth=15, seed=3)
+JITTERED = MosaicPolicy(p_mined=0.6, p_random=0.2, grids={2: 2.0, 3: 1.0}, jitter=0.5, max_similarity=0.3, top_k=9)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.45])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_substituted_rows_equal_the_plain_python_specification(share, dtype):
+    part = make_part(refs=40, photos=20, depth=15, seed=3, dtype=dtype)
+    bad = np.random.default_rng(8).permutation(20) < share * 20
+    size = 8  # so small that jitter leaves cells without pixels
+    planner = Planner([part], JITTERED, seed=11, size=size)
+    rows = planner.plan(0, np.arange(120))
+    before = rows.copy()
+    made, replaced = planner.substitute(0, rows, bad)
+    assert np.array_equal(rows, before)
+    targets = negatives = 0
+    for row in made:
+        expected = substitute_oracle(part, JITTERED, 11, 0, int(row["position"]), size, set(np.flatnonzero(bad)))
+        (ref, sentence, kind, grid, cell, images, center), moved, cells = expected
+        assert row.tolist()[1:6] == (ref, sentence, kind, grid, cell)
+        assert row["images"].tolist() == images + [-1] * (9 - len(images))
+        assert row["center"].tolist() == center
+        targets, negatives = targets + moved, negatives + cells
+    assert (replaced.targets, replaced.negatives) == (targets, negatives) and targets and negatives
+    assert np.array_equal(made["position"], rows["position"])
+
+
+def visible(row, size):
+    """Cells that have pixels."""
+    if row["grid"] != 2:
+        return list(range(row["grid"] ** 2))
+    x, y = row["center"]
+    widths, heights = (x, size - x), (y, size - y)
+    return [cell for cell in range(4) if widths[cell % 2] and heights[cell // 2]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 19), max_size=11), st.integers(0, 2), st.randoms(use_true_random=False))
+def test_faults_met_one_by_one_lead_to_the_rows_of_faults_known_before(bad, epoch, random):
+    """Whichever bad photos are noticed, and whatever else was known from other samples."""
+    size = 8
+    planner = Planner([SMALL], JITTERED, seed=5, size=size)
+    rows = planner.plan(epoch, np.arange(60))
+    everything = np.isin(np.arange(20), list(bad))
+    expected, _ = planner.substitute(epoch, rows, everything)
+    for row, want in zip(rows, expected, strict=True):
+        known = {photo for photo in bad if random.random() < 0.2}
+        while True:
+            mask = np.isin(np.arange(20), list(known))
+            (made,), _ = planner.substitute(epoch, row[None], mask)
+            met = [int(made["images"][cell]) for cell in visible(made, size) if int(made["images"][cell]) in bad]
+            if not met:
+                break
+            known |= set(random.sample(met, random.randint(1, len(met))))
+        assert made == want
+
+
+def test_a_substitute_is_another_photo_and_of_the_same_data_set():
+    other = make_part(refs=100, photos=50, seed=9)
+    planner = Planner([PART, other], FULL, seed=1, size=480)
+    bad = np.random.default_rng(0).random(140) < 0.3
+    rows, replaced = planner.substitute(0, planner.plan(0, np.arange(planner.length)), bad)
+    assert replaced.targets > 50 and replaced.negatives > 100
+    photo_of = np.concatenate([PART.ref_image, other.ref_image + 90])
+    for row in rows:
+        used = row["images"][: row["grid"] ** 2]
+        assert not bad[used].any() and len(set(used.tolist())) == len(used) and used.min() >= 0
+        assert len(set((used >= 90).tolist())) == 1
+        assert row["images"][row["cell"]] == photo_of[row["ref"]]
+
+
+def test_rows_without_bad_photos_stay_as_they_are():
+    planner = Planner([PART], FULL, seed=1, size=480)
+    rows = planner.plan(0, np.arange(2000))
+    bad = np.zeros(90, bool)
+    bad[17] = True
+    made, _ = planner.substitute(0, rows, bad)
+    hit = (rows["images"] == 17).any(axis=1)
+    assert np.array_equal(made[~hit], rows[~hit]) and (made[hit] != rows[hit]).all()
+
+
+def test_a_substituted_mined_photo_is_the_next_candidate():
+    """Then, as the window is used up, the table's last ones, then the photos that the table does not have."""
+    neighbors = np.array([[5, 1, 2, 3, 4, 6, 7, 8, 9]], np.int32)
+    part = Part(
+        ref_image=np.zeros(1, np.int32),
+        sentence_begin=np.zeros(1, np.int64),
+        sentence_count=np.ones(1, np.int32),
+        photos=12,
+        neighbors=neighbors,
+        similarity=np.linspace(0.5, 0.1, 9, dtype=np.float32)[None],
+    )
+    planner = Planner([part], MosaicPolicy(p_mined=1, top_k=5), seed=0, size=64)
+    rows = planner.plan(0, [0])
+    shown = [int(photo) for photo in rows["images"][0, :4] if photo]
+    window = [5, 1, 2, 3, 4]
+    gone = shown[0]
+    ring = window[window.index(gone) + 1 :] + window[: window.index(gone)]
+    expected = next(photo for photo in ring if photo not in shown)
+    bad = np.zeros(12, bool)
+    bad[gone] = True
+    made, _ = planner.substitute(0, rows, bad)
+    assert [int(photo) for photo in made["images"][0, :4] if photo] == [expected, *shown[1:]]
+    bad[window] = True
+    made, replaced = planner.substitute(0, rows, bad)
+    assert [int(photo) for photo in made["images"][0, :4] if photo] == [9, 8, 7] and replaced.negatives == 3
+    bad[[7, 8, 9]] = True
+    made, _ = planner.substitute(0, rows, bad)
+    assert sorted(int(photo) for photo in made["images"][0, :4] if photo) == [6, 10, 11]
+
+
+def test_random_substitutes_are_spread_over_all_photos_even_behind_a_run_of_bad_ones():
+    planner = Planner([PART], MosaicPolicy(p_mined=0, p_random=1), seed=1, size=480)
+    rows = planner.plan(0, np.arange(20_000))
+    bad = np.arange(90) < 40
+    made, replaced = planner.substitute(0, rows, bad)
+    before, after = rows["images"][:, :4], made["images"][:, :4]
+    moved = (rows["ref"] == made["ref"])[:, None] & (before != after)
+    share = np.bincount(after[moved], minlength=90)[40:] / moved.sum()
+    assert replaced.negatives > 10_000 and abs(share * 50 - 1).max() < 0.2
+
+
+def test_when_no_photo_is_left_the_error_says_so():
+    planner = Planner([SMALL], MosaicPolicy(p_mined=1, grids={3: 1}), seed=0, size=64)
+    rows = planner.plan(0, np.arange(40))
+    with pytest.raises(NemoError, match="None of the 40 refs has a photo that can be read"):
+        planner.substitute(0, rows, np.ones(20, bool))
+    bad = np.ones(20, bool)
+    bad[[*range(7), int(SMALL.ref_image[0])]] = False
+    with pytest.raises(NemoError, match="Too few of a data set's 20 photos"):
+        planner.substitute(0, rows, bad)
