@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import re
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +14,16 @@ from nemo_dali import __version__, cuda
 from nemo_dali.batch import Batch
 from nemo_dali.canvas import Canvas, Drawing
 from nemo_dali.corpus import Corpus, PathLike, listed
-from nemo_dali.errors import NemoError, PhotoError
+from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.options import check_channels, integer, one_of
-from nemo_dali.photos import photo_problem
 from nemo_dali.pipeline import CudaResidentPipeline, CudaStreamPipeline, ResidentPipeline, StreamPipeline
 from nemo_dali.placement import Placement, Tiles
-from nemo_dali.plan import Planner, ShortPools
+from nemo_dali.plan import Planner, Replaced, ShortPools
 from nemo_dali.policy import MosaicPolicy
 from nemo_dali.sharding import agree, rank_and_world_size, thread_count
 from nemo_dali.state import LAST_EPOCH, make_state, read_state
+from nemo_dali.substitution import PhotoFaults, Substituted
 from nemo_dali.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,6 +34,7 @@ logger = logging.getLogger("nemo_dali")
 DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Resample = Literal["cv2-linear", "pillow-bilinear"]
 Style = Literal["batch", "dali"]
+OnError = Literal["raise", "substitute"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,6 +46,7 @@ class _Step:
     seen: int  # samples of the epoch before this step, over all ranks
     plan: npt.NDArray[Any]
     short: ShortPools
+    replaced: Replaced
     drawing: Drawing
 
 
@@ -86,6 +87,12 @@ class Loader:
         rank, world_size: this process among all; None: from torch.distributed if initialised, else 0 of 1.
         drop_last: True: samples that fill no global batch are left out (others each epoch). False: the last step is
             filled up with the epoch's first refs, drawn anew.
+        on_error: what to do with a photo that is missing, damaged or of another size than annotated. "raise": a
+            PhotoError names it in the step that it belongs to. "substitute": a negative gives way to the sentence's
+            next candidate, a target to the next ref, as told in ``nemo_dali.plan``; a warning names every such photo.
+            The samples depend on which photos are bad and on nothing else, so they are the same for any number of
+            ranks and after any resume. With tiles no photo is read. In both cases a batch that failed without a
+            photo's fault, by a hiccup of disk or network, is made again up to three times.
         num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in the making while the training loop works on one.
         hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: see ``cuda.hardware_share``.
@@ -93,6 +100,7 @@ class Loader:
 
     Attributes:
         corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.
+        substituted: bad photos known so far, and how many samples and cells show others in their place.
         policy, seed, batch_size, rank, world_size, size, dtype, mean, std, resample, num_threads, prefetch,
             hw_decoder_load: as given or chosen.
         device_id: CUDA device number; None: the CPU.
@@ -125,6 +133,7 @@ class Loader:
         rank: int | None = None,
         world_size: int | None = None,
         drop_last: bool = True,
+        on_error: OnError = "raise",
         num_threads: int | None = None,
         prefetch: int = 2,
         hw_decoder_load: float | None = None,
@@ -149,6 +158,7 @@ class Loader:
             ("resample", resample, get_args(Resample)),
             ("style", style, get_args(Style)),
             ("placement", placement, get_args(Placement)),
+            ("on_error", on_error, get_args(OnError)),
         ):
             one_of(name, choice, choices)
         if tiles is not None and (placement == "host") != (self.device_id is None):
@@ -211,6 +221,13 @@ class Loader:
                 device_budget=device_budget,
                 together=together,
             )
+        self._faults = PhotoFaults(
+            self.corpus,
+            self._planner,
+            substitute=on_error == "substitute",
+            photos=self._resident is None,
+            num_threads=num_threads,
+        )
         self._canvas = Canvas(
             self.corpus,
             batch_size=batch_size,
@@ -268,6 +285,11 @@ class Loader:
         return "cpu" if self.device_id is None else "mixed"
 
     @property
+    def substituted(self) -> Substituted:
+        """What ``on_error="substitute"`` has replaced so far, on this rank."""
+        return self._faults.substituted
+
+    @property
     def epoch(self) -> int:
         """The epoch that the current or the next pass shows."""
         return self._epoch
@@ -294,7 +316,10 @@ class Loader:
         self._passes += 1
 
     def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
-        """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n]."""
+        """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n].
+
+        This is the plan for photos that are all sound; what substitution made of it is in ``batch.plan``.
+        """
         return self._planner.plan(epoch, positions)
 
     def text_of(self, rows: npt.NDArray[Any]) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -335,6 +360,7 @@ class Loader:
         return self._pass(self._passes, epoch, seen)
 
     def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
+        replaced = Replaced()
         for _ in range(self._steps_after(seen)):
             step = self._next_step(epoch, seen)
             seen += self._global_batch
@@ -343,7 +369,10 @@ class Loader:
             self.short_pools = ShortPools(
                 self.short_pools.last_valid + step.short.last_valid, self.short_pools.random + step.short.random
             )
+            self._faults.count(step.replaced)
+            replaced += step.replaced
             yield self._batch(step)
+        self._faults.report(epoch, replaced)
         if self.short_pools.last_valid and not self._told:
             self._told = True
             logger.warning(
@@ -362,19 +391,22 @@ class Loader:
 
     def _next_step(self, epoch: int, seen: int) -> _Step:
         """The batch behind ``seen`` samples of an epoch; as many behind it are started, into the next epoch too."""
+        tries = 0
         try:
-            pipeline = self._open_pipeline()
-            if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
-                pipeline.drain()  # made ahead for a pass that was given up
+            while True:
                 pipeline = self._open_pipeline()
-            self._start_ahead(pipeline, epoch, seen)
-            step: _Step = pipeline.running[0]
-            try:
-                status = pipeline.wait()
-            except RuntimeError as error:
-                raise self._explain(step, error) from error
-            if (status != DONE).any():
-                raise self._explain(step, None)
+                if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
+                    pipeline.drain()  # made ahead for a pass that was given up, or with a photo now known to be bad
+                    pipeline = self._open_pipeline()
+                self._start_ahead(pipeline, epoch, seen)
+                step: _Step = pipeline.running[0]
+                failure = None
+                try:
+                    if (pipeline.wait() == DONE).all():
+                        break
+                except RuntimeError as error:
+                    failure = error
+                tries = self._faults.settle(epoch, step.plan, failure, tries)
             self._start_ahead(pipeline, *self._behind(step))
         except BaseException:  # an interrupt, say: what DALI has taken cannot be taken back
             self.close()
@@ -419,8 +451,9 @@ class Loader:
     def _start(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
         first = seen + self.rank * self.batch_size
         rows, short = self._planner.plan_and_count(epoch, np.arange(first, first + self.batch_size))
+        rows, replaced = self._faults.replace(epoch, rows)
         drawing = self._canvas.prepare(rows)
-        pipeline.feed(drawing.paths, drawing.work, _Step(epoch, seen, rows, short, drawing))
+        pipeline.feed(drawing.paths, drawing.work, _Step(epoch, seen, rows, short, replaced, drawing))
 
     def _batch(self, step: _Step) -> Any:
 
@@ -434,16 +467,6 @@ class Loader:
         if self._style == "dali":
             return [{"image": image, "mask": mask, "tokens": tokens, "attention_mask": attention}]
         return Batch(image, mask, tokens, attention, step.plan, self.corpus)
-
-    def _explain(self, step: _Step, error: RuntimeError | None) -> NemoError:
-        """Find the photo that a failed batch stumbled over: the pipeline itself does not tell."""
-        width, height = self.corpus.photo_width, self.corpus.photo_height
-        for row in dict.fromkeys(step.plan["images"][step.plan["images"] >= 0].tolist()):
-            if problem := photo_problem(self.corpus.photo_path(row), width[row], height[row]):
-                return PhotoError(problem)
-        if re.search("out of memory|bad_alloc|MemoryAllocation", str(error), re.IGNORECASE):
-            return NemoError(f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({error})")
-        return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 
 
 @functools.cache
