@@ -78,7 +78,12 @@ class StreamPipeline:
 
         paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
         # Without mmap: a file cut short under a mapping would end the process.
-        return self._write(fn.io.file.read(paths, dont_use_mmap=True))
+        encoded = fn.io.file.read(paths, dont_use_mmap=True)
+        # A header that cannot be parsed must not reach DALI's decoder (2.4): it parses on several threads, and when one
+        # fails it goes away under the others. So all headers are parsed here first; the rest is there to make the
+        # decoder wait for that, and copies nothing.
+        shape = fn.peek_image_shape(encoded, dtype=types.FLOAT)
+        return self._write(fn.reshape(encoded, rel_shape=shape[:1] * 0 + 1))
 
     def _write(self, encoded: Any) -> Any:
         """The graph behind the files' bytes."""

@@ -5,6 +5,7 @@ is bad for everybody or for nobody: Pillow refuses a little more. Which samples 
 """
 
 import logging
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from nemo_dali.plan import Planner, Replaced
 logger = logging.getLogger("nemo_dali")
 
 PAUSES = (0.1, 0.5, 2.0)  # seconds before a batch is made for the second, third and last time
-READING = re.compile(r"`nvidia\.dali\.fn\.(io\.file\.read|decoders\.image)`")
+READING = re.compile(r"`nvidia\.dali\.fn\.(io\.file\.read|peek_image_shape|decoders\.image)`")
 MEMORY = re.compile("out of memory|bad_alloc|MemoryAllocation", re.IGNORECASE)
 
 
@@ -200,8 +201,8 @@ def _problem(path: str, width: int, height: int, message: str | None) -> Problem
     """What is wrong with a photo that DALI refused; None if that was no fault of the photo and is over."""
     remote = "://" in path
     problem = None if remote else find_problem(path, width, height)
-    if problem is not None:
-        return problem
+    if problem is not None:  # that its whole folder is gone is no fault of the photo
+        return problem._replace(passing=problem.passing or not os.path.isdir(os.path.dirname(path)))
     if message is None:
         return Problem("size", f"{path} (not {width}x{height} pixels)")
     if MEMORY.search(message):
