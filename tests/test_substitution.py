@@ -192,7 +192,7 @@ def test_a_folder_of_photos_that_went_away_is_waited_for(tmp_path, pauses):
 
 
 def test_a_photo_without_a_header_does_not_end_the_process(tmp_path):
-    """DALI's decoder parses headers on several threads, and crashed one time in a hundred where the last one fails."""
+    """DALI's decoder parses headers on several threads, and crashed now and then where the last one fails."""
     files = make_files(tmp_path, photos=8)
     first, *others = sorted(map(str, files.photos.iterdir()))
     Path(first).write_bytes(b"not a photo" * 50)
@@ -200,10 +200,10 @@ def test_a_photo_without_a_header_does_not_end_the_process(tmp_path):
 import numpy as np
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.pipeline import StreamPipeline, encode_path
-paths = [encode_path(path) for path in {others!r} * 9] + [encode_path({first!r})]
-pipeline = StreamPipeline(max_cells=64, num_threads=8, prefetch=1)
-for _ in range(500):
-    pipeline.feed(paths, np.zeros(64, TILE), None)
+paths = [encode_path(path) for path in {others!r} * 30] + [encode_path({first!r})]
+pipeline = StreamPipeline(max_cells=211, num_threads=32, prefetch=1)
+for _ in range(300):
+    pipeline.feed(paths, np.zeros(211, TILE), None)
     try:
         pipeline.wait()
     except RuntimeError:
@@ -211,7 +211,7 @@ for _ in range(500):
 pipeline.close()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout.count("failed")) == (0, 500), done.stderr[-2000:]
+    assert (done.returncode, done.stdout.count("failed")) == (0, 300), done.stderr[-2000:]
 
 
 def test_by_default_the_error_names_photo_and_ref(damaged):
