@@ -50,4 +50,8 @@ TILE = np.dtype(
 @njit(nogil=True, cache=True, error_model="numpy")
 def cell_edge(grid: int, line: int, center: int, size: int) -> int:
     """Pixel of grid line ``line`` (0 to grid) along one axis: ``size * line // grid``, or the crossing of a 2x2."""
-    return center if grid == 2 and line == 1 else size * line // grid
+    moved = (grid == 2) & (line == 1)
+    return moved * center + (1 - moved) * (size * line // grid)
+
+
+cell_edges = cell_edge.py_func  # the same for arrays

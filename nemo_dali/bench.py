@@ -27,9 +27,11 @@ import numpy.typing as npt
 from nemo_dali import cuda
 from nemo_dali.baseline import IN_FLIGHT, check_equal, dataloader
 from nemo_dali.driver import read_driver
+from nemo_dali.errors import NemoError
 from nemo_dali.frames import FramePool
 from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
+from nemo_dali.object_storage import is_remote
 from nemo_dali.pipeline import CudaStreamPipeline, encode_path
 from nemo_dali.progress import progress
 
@@ -97,13 +99,15 @@ def bench_loader(
         ``device``, ``peak_memory_mib``, ``machine``, ``versions``. What was not asked for is None.
 
     Raises:
-        NemoError: the baseline's batches are not the loader's.
+        NemoError: the baseline's batches are not the loader's, or its photos not local.
     """
     for name, value in (("pairs", pairs), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} ({value}) must be >= 1")
     if starve is not None and not 0 < starve < math.inf:
         raise ValueError(f"starve ({starve}) must be a number of milliseconds > 0")
+    if baseline and any(is_remote(dataset.image_root) for dataset in loader.corpus.datasets):
+        raise NemoError("The baseline reads local photos. Say where they are with --images, or leave --baseline out.")
     timings: dict[str, list[float]] = {"samples_per_s": [], "decode_only": [], "baseline": [], "memset": []}
     memory: dict[str, float] = {}
     with suppress(OSError):

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import NemoError, PhotoError
+from nemo_dali.object_storage import photo_file
 from nemo_dali.photos import FORMATS
 from nemo_dali.progress import progress
 from nemo_dali.storage import fingerprint
@@ -57,10 +58,8 @@ class Clip:
 
         Raises:
             PhotoError: a photo is missing, cannot be decoded or has changed its size.
-            NemoError: an embedding is not finite, or the photos are not in a local folder.
+            NemoError: an embedding is not finite.
         """
-        if "://" in dataset.image_root:
-            raise NemoError(f"{dataset.image_root} is not a local folder. Say where the photos are with --images.")
         photos = len(dataset.images.id)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             inputs = _map_ahead(pool, lambda row: self._load_photo(dataset, row), range(photos), ahead=2 * batch_size)
@@ -90,7 +89,7 @@ class Clip:
         path = dataset.photo_path(row)
         size = int(dataset.images.width[row]), int(dataset.images.height[row])
         try:
-            with Image.open(path, formats=FORMATS) as photo:
+            with Image.open(photo_file(path), formats=FORMATS) as photo:
                 if photo.size == size:
                     return self.transform(photo)
                 problem = f"is {photo.size[0]}x{photo.size[1]} pixels, but was {size[0]}x{size[1]} when it was indexed"

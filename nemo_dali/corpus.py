@@ -40,7 +40,7 @@ class Corpus:
         runs: uint64 [refs], address of each ref's run lengths; run_count: int64 [refs].
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: lists of different lengths, or an image root that is an address but not s3://bucket/prefix.
         FileFormatError: a file is not what it should be, or a table was made for another data set.
     """
 
@@ -50,9 +50,6 @@ class Corpus:
         for name, given in (("negatives", tables), ("images", images)):
             if given and len(given) != len(datasets):
                 raise ValueError(f"{name} ({len(given)} given) must be one per data set ({len(datasets)})")
-        for root in images:
-            if "://" in str(root) and not str(root).startswith("s3://"):
-                raise ValueError(f"images ({root}) must be a folder or an s3:// address")
         roots: Sequence[PathLike | None] = images or [None] * len(datasets)
         self._made_of = (tuple(datasets), tuple(tables), tuple(images))
         self.datasets = [Dataset.open(path, images=root) for path, root in zip(datasets, roots, strict=True)]
@@ -90,8 +87,17 @@ class Corpus:
             "negatives": [table.fingerprint for table in self.tables],
         }
 
+    def check_files(self) -> None:
+        """Look whether a file was cut short under the mapping; a microsecond each.
+
+        Raises:
+            FileFormatError: it was, and the next step might end the process.
+        """
+        for mapped in [dataset.mapped for dataset in self.datasets] + [table.mapped for table in self.tables]:
+            mapped.check()
+
     def photo_path(self, row: int) -> str:
-        """Path of a photo."""
+        """Path or address of a photo."""
         owner = int(np.searchsorted(self._photo_offset, row, side="right")) - 1
         return self.datasets[owner].photo_path(row - int(self._photo_offset[owner]))
 

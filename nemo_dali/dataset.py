@@ -18,8 +18,18 @@ import numpy.typing as npt
 
 from nemo_dali.annotations import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
 from nemo_dali.errors import FileFormatError, PhotoError
+from nemo_dali.object_storage import check_names, image_root, is_remote
 from nemo_dali.photos import check_photos
-from nemo_dali.storage import fingerprint, map_array, open_h5, read_strings, write_array, write_h5, write_strings
+from nemo_dali.storage import (
+    MappedFile,
+    fingerprint,
+    map_array,
+    open_h5,
+    read_strings,
+    write_array,
+    write_h5,
+    write_strings,
+)
 
 FORMAT = "nemo-dali/ris"
 VERSION = 1
@@ -56,15 +66,17 @@ Table = TypeVar("Table", Images, Refs, Sentences)
 class _Strings(Sequence[str]):
     """A column of strings that is read when first used; a file with 120,000 sentences then opens in 0.05 s."""
 
-    def __init__(self, path: Path, name: str, length: int, its_fingerprint: str) -> None:
-        self._path, self._name, self._length, self._fingerprint = path, name, length, its_fingerprint
+    def __init__(self, mapped: MappedFile, name: str, length: int) -> None:
+        self._mapped, self._name, self._length = mapped, name, length
 
     @cached_property
     def _values(self) -> list[str]:
-        with open_h5(self._path, format=FORMAT, version=VERSION, remedy=_remedy(self._path)) as file:
-            if file.attrs["fingerprint"] != self._fingerprint:
-                raise FileFormatError(f"{self._path} was replaced after it was opened. Start again.")
-            return read_strings(file[self._name])
+        self._mapped.check()
+        try:
+            with open(self._mapped.still, "rb") as still, h5py.File(still, "r") as file:
+                return read_strings(file[self._name])
+        except (OSError, RuntimeError, LookupError, FileFormatError) as error:
+            raise FileFormatError(f"{self._mapped.path} is damaged ({error}). {_remedy(self._mapped.path)}") from error
 
     def __len__(self) -> int:
         return self._length
@@ -82,9 +94,10 @@ class _Strings(Sequence[str]):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """An open data set file: columns by row number, no file handle. It pickles as its path."""
+    """An open data set file: columns by row number. It pickles as its path."""
 
     path: Path
+    mapped: MappedFile
     fingerprint: str
     name: str
     image_root: str
@@ -106,13 +119,15 @@ class Dataset:
             images: where the photos are, if not where they were when the file was made; may be ``s3://bucket/prefix``.
 
         Raises:
+            ValueError: ``images`` is an address that is not s3://bucket/prefix.
             FileFormatError: not such a file, cut short, or damaged.
             PhotoError: the folder given as ``images`` does not exist.
         """
         path = Path(path).absolute()
+        root = None if images is None else image_root(images)
         with open_h5(path, format=FORMAT, version=VERSION, remedy=_remedy(path)) as file:
             try:
-                dataset = _read(file, path, images)
+                dataset = _read(file, path, root)
             except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
                 raise FileFormatError(f"{path} is damaged ({error}). {_remedy(path)}") from error
         if (damage := _damage(dataset)) is not None:
@@ -129,14 +144,15 @@ class Dataset:
         """Path or address of the photo in this row of ``images``.
 
         Raises:
-            PhotoError: the image root is a folder that does not exist.
+            PhotoError: the image root is a folder that does not exist, or an address that a photo's name does not fit.
         """
         return f"{self._checked_root}/{self.images.file_name[row]}"
 
     @cached_property
     def _checked_root(self) -> str:
         # When first needed, not on opening: a table can be inspected and tiles be loaded where no photos are.
-        if "://" not in self.image_root and not os.path.isdir(self.image_root):
+        check_names(self.image_root, self.images.file_name)
+        if not is_remote(self.image_root) and not os.path.isdir(self.image_root):
             raise PhotoError(
                 f"The photos of {self.path.name} are not in {self.image_root}, which does not exist. "
                 "Say where they are with images=... or --images."
@@ -155,18 +171,19 @@ def _reopen(path: Path, image_root: str) -> Dataset:
     return replace(Dataset.open(path), image_root=image_root)
 
 
-def _read(file: h5py.File, path: Path, images: str | Path | None) -> Dataset:
+def _read(file: h5py.File, path: Path, root: str | None) -> Dataset:
+    mapped = MappedFile(file, path)
     tables = {
-        group: {name: _column(file, f"{group}/{name}", dtype, path) for name, dtype in columns.items()}
+        group: {name: _column(file, f"{group}/{name}", dtype, mapped) for name, dtype in columns.items()}
         for group, columns in COLUMNS.items()
     }
-    others = {name: _column(file, name, dtype, path) for name, dtype in OTHER_COLUMNS.items()}
-    root = str(file.attrs["image_root"] if images is None else images).rstrip("/") or "/"
+    others = {name: _column(file, name, dtype, mapped) for name, dtype in OTHER_COLUMNS.items()}
     return Dataset(
         path=path,
+        mapped=mapped,
         fingerprint=str(file.attrs["fingerprint"]),
         name=str(file.attrs["name"]),
-        image_root=root if "://" in root else os.path.abspath(root),
+        image_root=image_root(file.attrs["image_root"]) if root is None else root,
         left_out=int(file.attrs["left_out"]),
         images=Images(**tables["images"]),
         refs=Refs(**tables["refs"]),
@@ -178,14 +195,14 @@ def _read(file: h5py.File, path: Path, images: str | Path | None) -> Dataset:
     )
 
 
-def _column(file: h5py.File, name: str, dtype: str, path: Path) -> Any:
+def _column(file: h5py.File, name: str, dtype: str, mapped: MappedFile) -> Any:
     column = file[name]
     if not isinstance(column, h5py.Dataset) or column.ndim != 1:
         raise ValueError(f"/{name} is not a column")
     if not dtype:
         if name in ("images/file_name", "categories/name"):  # few, and always needed
             return read_strings(column)
-        return _Strings(path, name, len(column), str(file.attrs["fingerprint"]))
+        return _Strings(mapped, name, len(column))
     if column.dtype != np.dtype(dtype):
         raise ValueError(f"/{name} is {column.dtype}, not {np.dtype(dtype)}")
     return map_array(column)
@@ -258,7 +275,7 @@ def index_dataset(
     """Check every photo against its annotation and write the data set file.
 
     Args:
-        images: the folder that the file names of the photos are relative to.
+        images: the folder, or the address s3://bucket/prefix, that the file names of the photos are relative to.
         output: the .ris.h5 file; one that exists is replaced only when the new one is complete.
         verify: decode every photo instead of only reading its header.
         skip_corrupt: leave out photos that cannot be read, with their refs, instead of failing.
@@ -267,9 +284,10 @@ def index_dataset(
         PhotoError: a photo is missing, cannot be read, or has another size than annotated.
         FileFormatError: the output cannot be written.
     """
-    root = Path(images).absolute()
-    if not root.is_dir():
+    root = image_root(images)
+    if not is_remote(root) and not os.path.isdir(root):
         raise PhotoError(f"{root} is no folder of photos. Say where they are with --images.")
+    check_names(root, annotations.images.file_name)
     output = Path(output)
     with write_h5(output, format=FORMAT, version=VERSION) as file:
         corrupt = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
@@ -279,7 +297,7 @@ def index_dataset(
             (write_array if isinstance(column, np.ndarray) else write_strings)(file, name, column)
         file.attrs["fingerprint"] = digest = fingerprint(columns)
         file.attrs["name"] = annotations.name
-        file.attrs["image_root"] = str(root)
+        file.attrs["image_root"] = root
         file.attrs["left_out"] = len(corrupt)
     return IndexReport(
         output=output,

@@ -449,6 +449,9 @@ class Loader:
         return (step.epoch, seen) if self._steps_after(seen) else (step.epoch + 1, 0)
 
     def _start(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
+        self.corpus.check_files()
+        if self._resident is not None:
+            self._resident.check_files()
         first = seen + self.rank * self.batch_size
         rows, short = self._planner.plan_and_count(epoch, np.arange(first, first + self.batch_size))
         rows, replaced = self._faults.replace(epoch, rows)

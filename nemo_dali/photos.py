@@ -4,13 +4,13 @@ import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from nemo_dali.annotations import Images
 from nemo_dali.errors import NemoError, PhotoError
+from nemo_dali.object_storage import photo_file
 from nemo_dali.progress import progress
 
 FORMATS = ("JPEG", "PNG")
@@ -46,7 +46,7 @@ class Problem(NamedTuple):
         }[self.kind]
 
 
-def check_photos(images: Images, root: Path, *, verify: bool, skip_corrupt: bool) -> list[int]:
+def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool) -> list[int]:
     """Look at every photo; return the rows of those that are corrupt, if these are to be skipped.
 
     Whatever Pillow decodes here, DALI's CPU decoder decodes to the same pixels; Pillow refuses a little more.
@@ -77,19 +77,23 @@ def check_photos(images: Images, root: Path, *, verify: bool, skip_corrupt: bool
 
 
 def photo_problem(path: str, width: int, height: int) -> str | None:
-    """Why the photo at this local path cannot be decoded to its annotated size, and what to do; None where it can."""
-    problem = None if "://" in path else find_problem(path, width, height)
+    """Why this photo cannot be decoded to its annotated size, and what to do; None where it can.
+
+    Raises:
+        NemoError: nothing can be read at its address.
+    """
+    problem = find_problem(path, width, height)
     return None if problem is None else f"{problem.sentence()}. {problem.remedy()}"
 
 
 def find_problem(path: str, width: int, height: int) -> Problem | None:
     """The same for a program. One decode by Pillow."""
-    return _problem(Path(), True, path, width, height)
+    return _problem("", True, path, width, height)
 
 
-def _problem(root: Path, verify: bool, name: str, width: int, height: int) -> Problem | None:
+def _problem(root: str, verify: bool, name: str, width: int, height: int) -> Problem | None:
     try:
-        with Image.open(root / name, formats=FORMATS) as photo:
+        with Image.open(photo_file(os.path.join(root, name)), formats=FORMATS) as photo:
             if photo.size != (width, height):
                 found_width, found_height = photo.size
                 return Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})")
@@ -99,10 +103,12 @@ def _problem(root: Path, verify: bool, name: str, width: int, height: int) -> Pr
                 photo.load()
     except UnidentifiedImageError:
         return Problem("corrupt", f"{name} (neither JPEG nor PNG)")
+    except NemoError:  # of no photo alone: credentials, say
+        raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise NemoError("Too many files are open at once. Raise the limit (ulimit -n).") from error
         if isinstance(error, OSError) and error.errno is not None:
-            return Problem("missing", f"{name} ({os.strerror(error.errno)})", error.errno in PASSING)
+            return Problem("missing", f"{name} ({error.strerror or os.strerror(error.errno)})", error.errno in PASSING)
         return Problem("corrupt", f"{name} ({error})")
     return None

@@ -13,6 +13,7 @@ import atexit
 import ctypes
 import os
 import resource
+import threading
 from collections import deque
 from contextlib import suppress
 from typing import Any
@@ -58,6 +59,7 @@ class StreamPipeline:
         self.running: deque[Any] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._owed = 0  # batches that DALI has started and that were not taken from it yet
         self._process = os.getpid()
+        self._use = threading.RLock()  # whoever asks DALI for something
         pipe = Pipeline(
             batch_size=max_cells,
             num_threads=num_threads,
@@ -71,7 +73,7 @@ class StreamPipeline:
         self._pipe: Any = pipe
         self._started = False
         # Registered after DALI's own hook, hence run before it: DALI would shut the graph down under running batches.
-        atexit.register(self.close)
+        atexit.register(self._close_at_exit)
 
     def _graph(self) -> Any:
         from nvidia.dali import fn, types
@@ -112,16 +114,17 @@ class StreamPipeline:
             work: ``kernels.tile.TILE`` [cells]; on a GPU a ``DeviceBatch``.
             keep: holds what the tiles point to; it stays in ``running`` until the batch is done.
         """
-        self.running.append(keep)  # before DALI learns the addresses
-        if paths:
-            self._pipe.feed_input("paths", paths)
-        self._feed(work)
-        if self._started:
-            self._pipe.schedule_run()
-            self._owed += 1
-        elif len(self.running) == self._prefetch:  # DALI's first call starts as many batches as it prefetches
-            self._pipe.schedule_run()
-            self._started, self._owed = True, self._prefetch
+        with self._use:
+            self.running.append(keep)  # before DALI learns the addresses
+            if paths:
+                self._pipe.feed_input("paths", paths)
+            self._feed(work)
+            if self._started:
+                self._pipe.schedule_run()
+                self._owed += 1
+            elif len(self.running) == self._prefetch:  # DALI's first call starts as many batches as it prefetches
+                self._pipe.schedule_run()
+                self._started, self._owed = True, self._prefetch
 
     def _feed(self, work: Any) -> None:
         self._pipe.feed_input("tiles", work.view(np.uint8).reshape(len(work), -1))
@@ -132,20 +135,26 @@ class StreamPipeline:
         Raises:
             RuntimeError: DALI could not read or decode a photo; the other batches are not affected.
         """
-        self._owed -= 1
-        try:
-            (status,) = self._pipe.share_outputs()
-            codes = np.array(status.as_array()[:, 0])
-            self._pipe.release_outputs()
-        finally:
-            self.running.popleft()
-        return codes
+        with self._use:
+            self._owed -= 1
+            try:
+                (status,) = self._pipe.share_outputs()
+                codes = np.array(status.as_array()[:, 0])
+                self._pipe.release_outputs()
+            finally:
+                self.running.popleft()
+            return codes
 
     def drain(self) -> None:
         """Wait for all batches and drop them, the failed ones too."""
         while self._owed:
             with suppress(RuntimeError):
                 self.wait()
+
+    def _close_at_exit(self) -> None:
+        if not self.inherited:
+            self._use.acquire()  # for good: a daemon thread in mid-pass waits at its next step, and is ended there
+        self.close()
 
     def close(self) -> None:
         """Wait for all batches and give up DALI's threads and memory. A second call does nothing."""
@@ -160,7 +169,7 @@ class StreamPipeline:
             self.drain()
         self._pipe = None
         self.running.clear()  # only now: the graph is gone, or will never run here
-        atexit.unregister(self.close)
+        atexit.unregister(self._close_at_exit)
 
 
 class CudaPipeline(StreamPipeline):
@@ -191,16 +200,17 @@ class CudaPipeline(StreamPipeline):
         self._to_deliver.append(work)
 
     def wait(self) -> npt.NDArray[np.uint8]:
-        self._owed -= 1
-        try:
-            with cuda.on(self._device):  # a stream without a number of its own is the current device's
-                self._pipe.share_outputs(cuda_stream=cuda.current_stream(self._device))
-            self._pipe.release_outputs()
-        except RuntimeError:
-            self.broken = True
-            raise
-        self.running.popleft()
-        return self._to_deliver.popleft().status
+        with self._use:
+            self._owed -= 1
+            try:
+                with cuda.on(self._device):  # a stream without a number of its own is the current device's
+                    self._pipe.share_outputs(cuda_stream=cuda.current_stream(self._device))
+                self._pipe.release_outputs()
+            except RuntimeError:
+                self.broken = True
+                raise
+            self.running.popleft()
+            return self._to_deliver.popleft().status
 
     def drain(self) -> None:
         """Wait for the GPU too: only then is the memory of the batches let go."""

@@ -127,6 +127,11 @@ class Tiles:
         """What decoded the photos: "cpu", or "mixed" for a GPU, if it was one of any file."""
         return "mixed" if any(file.decoder.endswith("mixed") for file in self.files) else "cpu"
 
+    def check_files(self) -> None:
+        """See ``Corpus.check_files``."""
+        for file in self.files:
+            file.mapped.check()
+
     def addresses(
         self, heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32], photos: npt.NDArray[np.int64]
     ) -> Addresses:

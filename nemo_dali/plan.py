@@ -41,7 +41,7 @@ import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.draws import fill_rows, replace_photos, shuffle_keys
-from nemo_dali.layout import cell_edges
+from nemo_dali.kernels.tile import cell_edges
 from nemo_dali.policy import MosaicPolicy
 
 SINGLE, RANDOM, MINED = 0, 1, 2

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -241,7 +242,7 @@ def read_strings(dataset: h5py.Dataset) -> list[str]:
     string = h5py.check_string_dtype(dataset.dtype)
     if string is None or string.length is not None or dataset.ndim != 1:
         raise FileFormatError(f"{path}: {dataset.name} is not a column of strings. Write the file with nemo-dali.")
-    if dataset.size * 16 > os.path.getsize(path):  # HDF5 takes 16 bytes to say where a string is
+    if dataset.size * 16 > dataset.file.id.get_filesize():  # HDF5 takes 16 bytes to say where a string is
         raise FileFormatError(f"{path} is too short for the strings of {dataset.name}. Make it again.")
     try:
         return [s.decode("utf-8") for s in dataset[:]]
@@ -249,11 +250,46 @@ def read_strings(dataset: h5py.Dataset) -> list[str]:
         raise FileFormatError(f"{path}: {dataset.name} is not UTF-8. Make it again.") from error
 
 
+class MappedFile:
+    """A file whose arrays are mapped, held open: replaced or removed under its name it lives on here as it was.
+
+    Cut short, it does not: whoever touches what lay behind the new end is ended by SIGBUS. Nothing catches that, so
+    ``check`` before work that reads the arrays: it leaves the moment between the two.
+
+    Args:
+        file: while it is open.
+        path: for messages.
+    """
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.dup(file.id.get_vfd_handle())
+        self._length = os.fstat(self._descriptor).st_size
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
+
+    @property
+    def still(self) -> str:
+        """A path that leads to this file, whatever has its name by now, as long as this object lives."""
+        return f"/proc/self/fd/{self._descriptor}"
+
+    def check(self) -> None:
+        """Look whether the file is as long as it was; a microsecond.
+
+        Raises:
+            FileFormatError: it is not.
+        """
+        if (length := os.fstat(self._descriptor).st_size) < self._length:
+            raise FileFormatError(
+                f"{self.path} was cut short while it was in use, from {self._length} to {length} bytes. Make it again "
+                "or copy it anew, under another name that is then renamed, and start again."
+            )
+
+
 def map_array(dataset: h5py.Dataset) -> npt.NDArray[Any]:
     """Map a contiguous dataset read-only; ranks on a node share its pages. It outlives the h5py file.
 
     Raises:
-        FileFormatError: the dataset is chunked or filtered, or the file is shorter than the dataset.
+        FileFormatError: the dataset is chunked or filtered, or the file is shorter than the dataset, or was replaced.
     """
     path = dataset.file.filename
     if dataset.size == 0:
@@ -261,9 +297,13 @@ def map_array(dataset: h5py.Dataset) -> npt.NDArray[Any]:
     offset = dataset.id.get_offset()
     if offset is None or dataset.external:
         raise FileFormatError(f"{path}: {dataset.name} is not contiguous. Write the file with nemo-dali.")
-    if offset + dataset.nbytes > os.path.getsize(path):
-        raise FileFormatError(f"{path} has been cut short. Make it again.")
-    return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not os.path.samestat(status, os.fstat(dataset.file.id.get_vfd_handle())):
+            raise FileFormatError(f"{path} was replaced while it was opened. Start again.")
+        if offset + dataset.nbytes > status.st_size:
+            raise FileFormatError(f"{path} has been cut short. Make it again.")
+        return np.memmap(file, dataset.dtype, "r", offset, dataset.shape)
 
 
 def fingerprint(parts: Mapping[str, npt.NDArray[Any] | list[str] | str | int]) -> str:

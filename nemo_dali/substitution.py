@@ -21,6 +21,7 @@ from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.layout import lay_out
+from nemo_dali.object_storage import failed_address, is_remote
 from nemo_dali.photos import Problem, find_problem
 from nemo_dali.pipeline import StreamPipeline, encode_path
 from nemo_dali.plan import Planner, Replaced
@@ -105,7 +106,7 @@ class PhotoFaults:
             PhotoError: a photo is at fault, and there is no substitution, or it may be readable again later.
             NemoError: no photo is at fault, or too few are left.
         """
-        problems = self._problems(rows) if self._photos else {}
+        problems = self._problems(rows, error) if self._photos else {}
         lasting = {photo: problem for photo, problem in problems.items() if not problem.passing}
         if not lasting and tries < len(PAUSES) and (problems or _may_pass(error)):
             cause = next((problem.sentence() for problem in problems.values()), None) or _gist(error)
@@ -113,12 +114,6 @@ class PhotoFaults:
             time.sleep(PAUSES[tries])
             return tries + 1
         if self._substitute:
-            # An object store does not say whether an object is missing, but whether there was a connection.
-            lasting = lasting or {
-                photo: problem
-                for photo, problem in problems.items()
-                if "://" in problem.text and "curlCode" not in problem.text
-            }
             for photo, problem in lasting.items():
                 self._bad[photo] = True
                 self._reasons[self._corpus.photo_path(photo)] = problem.text
@@ -138,11 +133,16 @@ class PhotoFaults:
             f"The DALI pipeline failed, though every photo of the batch can be read: {_gist(error)}"
         ) from error
 
-    def _problems(self, rows: npt.NDArray[Any]) -> dict[int, Problem]:
+    def _problems(self, rows: npt.NDArray[Any], error: RuntimeError | None) -> dict[int, Problem]:
         """What is wrong with which photo of a batch, in the order of the cells."""
         photos = list(dict.fromkeys(lay_out(rows, self._planner.size)[2].tolist()))
         paths = [self._corpus.photo_path(photo) for photo in photos]
         width, height = self._corpus.photo_width[photos], self._corpus.photo_height[photos]
+        if (address := failed_address(error)) in paths:
+            first = paths.index(address)
+            problem = find_problem(address, int(width[first]), int(height[first]))
+            if problem is not None and problem.passing:
+                return {photos[first]: problem}  # the server's fault: each of the others would wait as long
         problems = {}
         for index, message in refused(paths, width, height, num_threads=self._num_threads).items():
             problem = _problem(paths[index], int(width[index]), int(height[index]), message)
@@ -199,17 +199,17 @@ def refused(
 
 def _problem(path: str, width: int, height: int, message: str | None) -> Problem | None:
     """What is wrong with a photo that DALI refused; None if that was no fault of the photo and is over."""
-    remote = "://" in path
-    problem = None if remote else find_problem(path, width, height)
+    problem = find_problem(path, width, height)
     if problem is not None:  # that its whole folder is gone is no fault of the photo
-        return problem._replace(passing=problem.passing or not os.path.isdir(os.path.dirname(path)))
+        folder_gone = not is_remote(path) and not os.path.isdir(os.path.dirname(path))
+        return problem._replace(passing=problem.passing or folder_gone)
     if message is None:
         return Problem("size", f"{path} (not {width}x{height} pixels)")
     if MEMORY.search(message):
         return None
     if "`nvidia.dali.fn.io.file.read`" not in message:
         return Problem("corrupt", f"{path} ({_gist(message)})")
-    return Problem("missing", f"{path} ({_gist(message)})", passing=True) if remote else None
+    return None
 
 
 def _may_pass(error: RuntimeError | None) -> bool:

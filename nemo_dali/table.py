@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import fingerprint, map_array, open_h5, write_array, write_h5
+from nemo_dali.storage import MappedFile, fingerprint, map_array, open_h5, write_array, write_h5
 
 if TYPE_CHECKING:
     from nemo_dali.dataset import Dataset
@@ -31,7 +31,7 @@ SAMPLED_ROWS = 32  # whose contents are checked when a table is opened; all of t
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NegativeTable:
-    """An open table of S sentences and M photos: mapped arrays, no file handle.
+    """An open table of S sentences and M photos: mapped arrays.
 
     Attributes:
         neighbors: int32 [S, N], photo rows by descending similarity, -1 behind the last one; N = min(depth, M - 1).
@@ -43,6 +43,7 @@ class NegativeTable:
     """
 
     path: Path
+    mapped: MappedFile
     fingerprint: str
     dataset_fingerprint: str
     dataset_name: str
@@ -69,6 +70,7 @@ class NegativeTable:
             try:
                 table = NegativeTable(
                     path=path,
+                    mapped=MappedFile(file, path),
                     **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
                     **{name: str(file.attrs[name]) for name in ("model", "pretrained", "weights_hash")},
                     depth=int(file.attrs["depth"]),

@@ -27,7 +27,7 @@ from nemo_dali.errors import FileFormatError
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.progress import progress
 from nemo_dali.sharding import thread_count
-from nemo_dali.storage import fingerprint, map_array, open_h5
+from nemo_dali.storage import MappedFile, fingerprint, map_array, open_h5
 
 FORMAT = "nemo-dali/tiles"
 VERSION = 1
@@ -47,7 +47,7 @@ def cell_shapes(size: int, grids: Iterable[int]) -> list[Shape]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TileFile:
-    """An open tile file of M photos: mapped arrays, no file handle. It pickles as its path.
+    """An open tile file of M photos: mapped arrays. It pickles as its path.
 
     Attributes:
         size: height and width in pixels of the frames that the tiles are made for.
@@ -58,6 +58,7 @@ class TileFile:
     """
 
     path: Path
+    mapped: MappedFile
     fingerprint: str
     dataset_fingerprint: str
     dataset_name: str
@@ -169,6 +170,7 @@ def _read(file: h5py.File, path: Path) -> TileFile:
         raise ValueError("its size, grids or resampling is none that there is")
     return TileFile(
         path=path,
+        mapped=MappedFile(file, path),
         **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
         size=size,
         resample=str(file.attrs["resample"]),

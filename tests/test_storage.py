@@ -13,7 +13,16 @@ import pytest
 
 from nemo_dali import storage
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import fingerprint, map_array, open_h5, read_strings, write_array, write_h5, write_strings
+from nemo_dali.storage import (
+    MappedFile,
+    fingerprint,
+    map_array,
+    open_h5,
+    read_strings,
+    write_array,
+    write_h5,
+    write_strings,
+)
 
 KIND = {"format": "nemo-dali/test", "version": 3}
 
@@ -243,6 +252,79 @@ def test_what_cannot_be_mapped_or_read_is_refused(tmp_path: Path) -> None:
             read_strings(file["endless"])
         with pytest.raises(FileFormatError, match="not UTF-8"):
             read_strings(file["latin1"])
+
+
+def opened(path: Path) -> tuple[MappedFile, np.ndarray]:
+    with open_h5(path, **KIND, remedy="") as file:
+        return MappedFile(file, path), map_array(file["values"])
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed", "replaced by a shorter one", "longer"])
+def test_a_mapped_file_may_be_replaced_but_not_cut_short(tmp_path: Path, change: str) -> None:
+    path, values = tmp_path / "a.h5", np.arange(100_000)
+    write(path, values)
+    mapped, array = opened(path)
+    if change == "removed":
+        path.unlink()
+    elif change == "renamed":
+        path.rename(tmp_path / "b.h5")
+    elif change == "longer":
+        with open(path, "ab") as file:
+            file.write(b"more")
+    else:
+        write(path, np.arange(3))
+    mapped.check()
+    np.testing.assert_array_equal(array, values)
+    assert Path(mapped.still).stat().st_size >= values.nbytes
+    os.truncate(mapped.still, 100)  # under whatever name it has now, or none
+    with pytest.raises(FileFormatError, match=r"a\.h5 was cut short while it was in use, from \d{6,} to 100 bytes\."):
+        mapped.check()
+
+
+CUT_SHORT = """
+import os, pathlib, sys
+import numpy as np
+from nemo_dali.errors import FileFormatError
+from nemo_dali.storage import MappedFile, map_array, open_h5
+path = pathlib.Path(sys.argv[1])
+with open_h5(path, format="nemo-dali/test", version=3, remedy="") as file:
+    mapped, values = MappedFile(file, path), map_array(file["values"])
+os.truncate(path, 5000)
+try:
+    mapped.check()
+except FileFormatError as error:
+    print(error, flush=True)
+print(values[-1])
+"""
+
+
+def test_without_the_check_a_file_cut_short_ends_the_process(tmp_path: Path) -> None:
+    """What README says; and that ``check`` is told before."""
+    write(tmp_path / "a.h5", np.arange(100_000))
+    process = run_python(CUT_SHORT, tmp_path / "a.h5")
+    out, _ = process.communicate()
+    assert re.fullmatch(r".*a\.h5 was cut short while it was in use, from \d+ to 5000 bytes\. .*\n", out)
+    assert process.returncode == -signal.SIGBUS
+
+
+def test_a_file_replaced_while_it_is_opened_is_refused(tmp_path: Path) -> None:
+    """The places of its arrays are no longer those of the file under the name."""
+    write(tmp_path / "a.h5", np.arange(3))
+    with open_h5(tmp_path / "a.h5", **KIND, remedy="") as file:
+        write(tmp_path / "a.h5", np.arange(5))
+        with pytest.raises(FileFormatError, match="was replaced while it was opened"):
+            map_array(file["values"])
+
+
+def test_a_mapped_file_keeps_one_descriptor_and_gives_it_back(tmp_path: Path) -> None:
+    write(tmp_path / "a.h5", np.arange(3))
+    before = set(os.listdir("/proc/self/fd"))
+    with open_h5(tmp_path / "a.h5", **KIND, remedy="") as file:
+        mapped = MappedFile(file, tmp_path / "a.h5")
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 1
+    assert not os.get_inheritable(mapped._descriptor)  # no program started from here has it
+    del mapped
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_fingerprints_tell_contents_apart() -> None:

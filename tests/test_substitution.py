@@ -372,30 +372,3 @@ def test_what_no_second_try_can_mend_is_told_at_once(files, monkeypatch, pauses)
     with pytest.raises(NemoError, match="the disk hiccups"):
         list(make(files))
     assert not pauses
-
-
-def test_a_photo_on_an_object_store_is_bad_only_if_the_store_answers(files, monkeypatch, pauses, caplog):
-    """DALI's words for an object that is not there and for a store that is busy are the same."""
-    answers = {}
-
-    def asked(paths, width, height, *, num_threads):
-        return {index: answers[path] for index, path in enumerate(paths) if path in answers}
-
-    monkeypatch.setattr(substitution, "refused", asked)
-    loader = make(files)
-    path = "s3://bucket/photo.jpg"
-    monkeypatch.setattr(loader.corpus, "photo_path", lambda photo: path if photo == 2 else f"s3://bucket/{photo}")
-    rows = loader.plan(0, np.arange(48))
-    prefix = "Error in CPU operator `nvidia.dali.fn.io.file.read`, encountered: S3 Object not found. "
-    settle = loader._faults.settle
-
-    answers[path] = prefix + "curlCode: 7, Could not connect"
-    assert [settle(0, rows, RuntimeError(prefix), tries) for tries in range(3)] == [1, 2, 3]
-    with pytest.raises(PhotoError, match="Could not connect"):
-        settle(0, rows, RuntimeError(prefix), 3)
-
-    answers[path] = prefix + "No response body"
-    assert [settle(0, rows, RuntimeError(prefix), tries) for tries in range(4)] == [1, 2, 3, 0]
-    assert list(loader.substituted.photos) == [path]
-    assert 2 not in loader._faults.replace(0, rows)[0]["images"]
-    assert len(pauses) == 6

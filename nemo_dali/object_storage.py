@@ -1,0 +1,154 @@
+"""Photos on object storage, at addresses like s3://bucket/train2014/COCO_train2014_000000000009.jpg.
+
+DALI's own reader fetches them; nothing else is needed. Server, region and credentials are where the AWS SDK looks for
+them (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws/credentials, ...) and nowhere else: no option, file or message of ours
+holds any. The SDK tries a request AWS_MAX_ATTEMPTS times (3), and gives an attempt up after a second without a
+connection or three seconds without a byte.
+"""
+
+import errno
+import io
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_dali.annotations import is_inside
+from nemo_dali.errors import NemoError, PhotoError
+
+REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
+CERTIFICATES = "/etc/pki/tls/certs/ca-bundle.crt"  # where DALI's wheel looks for them, whatever the system
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path or an image root is an address, not of this machine's file system."""
+    return "://" in path
+
+
+def image_root(given: str | Path) -> str:
+    """An image root as it is kept: an absolute path, or an address without a slash at its end.
+
+    Raises:
+        ValueError: an address that is not s3://bucket/prefix.
+    """
+    root = re.sub(r"^s3:/(?!/)", "s3://", str(given))  # pathlib makes one slash of two
+    if not is_remote(root):
+        return os.path.abspath(root)
+    root = root.rstrip("/")
+    bucket, _, prefix = root.removeprefix("s3://").partition("/")
+    name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket)
+    if not root.startswith("s3://") or name is None or (prefix and not is_inside(prefix)) or not _readable(prefix):
+        shown = re.sub(r"(?<=//)[^/]*@|[?#].*", "…", root)  # where people put credentials
+        raise ValueError(
+            f"images ({shown!r}) must be a folder or s3://bucket/prefix, without credentials, '?', '#' and '..'"
+        )
+    return root
+
+
+def check_names(root: str, names: Iterable[str]) -> None:
+    """Refuse photos that cannot be read at an address, or would be mistaken for others.
+
+    Raises:
+        PhotoError: naming the first.
+    """
+    if is_remote(root) and (name := next((name for name in names if not _readable(name)), None)) is not None:
+        raise PhotoError(
+            f"The photo {name} cannot be read from {root}: DALI takes '?' and '#' for the end of an address. Rename "
+            "it, in the annotations too, or use a local copy of the photos with images=... or --images."
+        )
+
+
+def _readable(name: str) -> bool:
+    return "?" not in name and "#" not in name
+
+
+def failed_address(error: object) -> str | None:
+    """The address of the object that DALI failed at, if its message says."""
+    found = re.search(r"S3 Object not found\. bucket=(\S+) object=(.*):\n", str(error))
+    return f"s3://{found[1]}/{found[2]}" if found is not None else None
+
+
+def photo_file(path: str) -> str | io.BytesIO:
+    """What Pillow opens: the path of a local photo, the bytes of a remote one.
+
+    Raises:
+        FileNotFoundError: there is no such object, though its bucket can be listed.
+        OSError: the server does not answer, or not now; another try may succeed.
+        NemoError: nothing can be read there: no such bucket, or credentials or certificates are not accepted.
+    """
+    if not is_remote(path):
+        return path
+    # The server does not say why it refuses an object; a listing it does not refuse. It may just have been busy: again.
+    for _ in range(2):
+        read = _try(lambda: _read(path))
+        if isinstance(read, bytes):
+            return io.BytesIO(read)
+        _raise_refusal(path, read)
+    raise FileNotFoundError(errno.ENOENT, "No such object, or not for these credentials", path)
+
+
+def _raise_refusal(address: str, text: str) -> None:
+    """Tell why DALI could not read an object: as it said, or as it says to a listing. Nothing: it is missing."""
+    if "curlCode" not in text:
+        listed = _try(lambda: _list(address))
+        if not isinstance(listed, str) or "No files found" in listed:
+            return
+        text = listed
+    where = "Say where the photos are with images=... or --images, or check AWS_ENDPOINT_URL."
+    if (curl := re.search(r"curlCode: (\d+), ([^;\n]*)", text)) is not None:
+        if curl[1] in ("60", "77"):
+            raise NemoError(
+                f"The photo {address} cannot be read: the server's certificate cannot be checked. DALI trusts those in "
+                f"{CERTIFICATES}: link the system's there (/etc/ssl/certs/ca-certificates.crt)."
+            )
+        raise TimeoutError(errno.ETIMEDOUT, f"The server does not answer ({curl[2].lower()})", address)
+    code = found[1] if (found := re.search(r"^(\w+): ", text, re.MULTILINE)) is not None else "no reason given"
+    if code == "NoSuchBucket":
+        raise NemoError(f"The photo {address} cannot be read: there is no such bucket. {where}")
+    if code in REFUSED:
+        raise NemoError(
+            f"The photo {address} cannot be read: the server refuses the credentials ({code}). Set AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY, or mend ~/.aws/credentials."
+        )
+    if code == "AccessDenied":
+        raise NemoError(
+            f"The photo {address} cannot be read: it does not exist, or not for these credentials ({code}). Give some "
+            "that may read it, and list its bucket, so that a missing photo can be told."
+        )
+    raise OSError(errno.EIO, f"The server refuses to give it ({code})", address)
+
+
+def _try(read: Callable[[], bytes]) -> bytes | str:
+    """The bytes, or what DALI says instead of them. No exception is kept: its frames would hold a pipeline."""
+    try:
+        return read()
+    except RuntimeError as error:
+        return str(error).partition("encountered:")[2].strip()
+
+
+def _read(address: str) -> bytes:
+    from nvidia.dali import fn, types
+
+    name = np.frombuffer(os.fsencode(address), np.uint8)
+    return _run(lambda: fn.io.file.read(types.Constant(name, device="cpu"), dont_use_mmap=True))
+
+
+def _list(address: str) -> bytes:
+    """Read the first object of the folder of this name, as if it were one."""
+    from nvidia.dali import fn
+
+    return _run(lambda: fn.readers.file(file_root=address)[0])
+
+
+def _run(graph: Callable[[], Any]) -> bytes:
+    from nvidia.dali import Pipeline
+
+    pipe = Pipeline(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    with pipe:
+        pipe.set_outputs(graph())
+    pipe.build()
+    (output,) = pipe.run()
+    return np.asarray(output[0]).tobytes()
