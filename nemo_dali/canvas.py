@@ -88,6 +88,8 @@ class Canvas:
         if device_id is not None:
             import torch
 
+            if resident is None:
+                cuda.check_photo_sizes(corpus.photo_width, corpus.photo_height)
             self._table = torch.from_numpy(table.view(np.uint8)).to(cuda.place(device_id))
             self._table_address = self._table.data_ptr()
 
@@ -128,7 +130,7 @@ class Canvas:
             paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
         if self._device_id is not None:
             stream = cuda.current_stream(self._device_id)
-            work = cuda.device_batch(tiles, sample, mask, stream, resident=self._resident is not None)
+            work = cuda.device_batch(tiles, sample, mask, stream, resident=self._resident)
             return Drawing(image, mask, paths, work, stream)
         return Drawing(image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample), None)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 COPIED_AT_A_TIME = 2**26  # bytes
+LOCKED_AT_A_TIME = 2**36  # bytes; some drivers refuse 2**39 at once
 PORTABLE, MAPPED = 1, 2  # flags of cudaHostRegister: for all devices, and in their address space
 DOCTOR = "'nemo-dali doctor' says what is missing."
 
@@ -98,10 +99,11 @@ def send(tensor: "torch.Tensor", number: int) -> "torch.Tensor":
 
 
 def free_memory(number: int) -> int:
-    """Bytes of GPU memory that nobody uses."""
+    """Bytes of GPU memory that nobody uses, torch's own reserve among them."""
     import torch
 
-    return int(torch.cuda.mem_get_info(number)[0])
+    spare = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+    return int(torch.cuda.mem_get_info(number)[0]) + spare
 
 
 def copy_of(array: npt.NDArray[np.uint8], number: int) -> "torch.Tensor":
@@ -134,6 +136,10 @@ def page_locked(nbytes: int) -> "torch.Tensor":
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
+def _pieces(memory: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+    return [memory[begin : begin + LOCKED_AT_A_TIME] for begin in range(0, memory.size, LOCKED_AT_A_TIME)]
+
+
 def lock_pages(memory: npt.NDArray[np.uint8], number: int) -> int:
     """Keep memory from being moved or swapped out, so that all GPUs may read it; its address there.
 
@@ -145,15 +151,26 @@ def lock_pages(memory: npt.NDArray[np.uint8], number: int) -> int:
     """
     from cupy.cuda import Device, runtime
 
+    locked, shifts = [], set()
     with Device(number):
         try:
-            runtime.hostRegister(memory.ctypes.data, memory.nbytes, PORTABLE | MAPPED)
-        except runtime.CUDARuntimeError as error:
+            for piece in _pieces(memory):
+                runtime.hostRegister(piece.ctypes.data, piece.nbytes, PORTABLE | MAPPED)
+                locked.append(piece)
+                there = int(runtime.pointerGetAttributes(piece.ctypes.data).devicePointer)
+                shifts.add(there - piece.ctypes.data)
+            if len(shifts) != 1:
+                raise NemoError(f"GPU {number} does not see page-locked memory in one piece. Use placement='device'.")
+        except (runtime.CUDARuntimeError, NemoError) as error:
+            for piece in locked:
+                runtime.hostUnregister(piece.ctypes.data)
+            if isinstance(error, NemoError):
+                raise
             raise NemoError(
-                f"{memory.nbytes / 1e9:.1f} GB of memory cannot be page-locked ({error}). Raise the limit of locked "
-                "memory (ulimit -l unlimited), or use placement='device'."
+                f"{memory.nbytes / 1e9:.1f} GB of memory cannot be page-locked ({error}). Hold more in GPU memory "
+                "(placement='device'), or use device='cpu' with placement='host'."
             ) from error
-        return int(runtime.pointerGetAttributes(memory.ctypes.data).devicePointer)
+    return memory.ctypes.data + shifts.pop()
 
 
 def unlock_pages(memory: npt.NDArray[np.uint8], number: int) -> None:
@@ -161,7 +178,23 @@ def unlock_pages(memory: npt.NDArray[np.uint8], number: int) -> None:
     from cupy.cuda import Device, runtime
 
     with Device(number):
-        runtime.hostUnregister(memory.ctypes.data)
+        for piece in _pieces(memory):
+            runtime.hostUnregister(piece.ctypes.data)
+
+
+def check_photo_sizes(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32]) -> None:
+    """Refuse photos, int32 [photos] in pixels, that the mosaic kernel cannot take.
+
+    Raises:
+        NemoError: one is too large.
+    """
+    from nemo_dali.kernels.mosaic_cuda import LARGEST_PHOTO
+
+    if (largest := max(width.max(), height.max())) > LARGEST_PHOTO:
+        raise NemoError(
+            f"A photo is {largest} pixels wide or high; on a GPU {LARGEST_PHOTO} are the most. Make it smaller before "
+            "'nemo-dali index', or use the CPU (device='cpu', --device cpu)."
+        )
 
 
 def hardware_share(num_threads: int) -> float:
@@ -203,7 +236,8 @@ class DeviceBatch:
         targets, ends: what ``mask_cuda.make_targets`` gives.
         mask: torch uint8 [B, H, W] on the device; the frames are whatever the tiles point to.
         ready: event behind the last use of the frames' memory.
-        resident: whether the tiles' photos are planes that were resampled beforehand; their addresses are set then.
+        resident: what holds the tiles' photos, if they are planes that were resampled beforehand; their addresses are
+            set then.
         status: uint8 [cells], DONE or WRONG_SIZE, once the kernels are queued.
     """
 
@@ -212,7 +246,7 @@ class DeviceBatch:
     ends: npt.NDArray[np.uint32]
     mask: "torch.Tensor"
     ready: "torch.cuda.Event"
-    resident: bool
+    resident: Any
     status: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def write(self, photos: list[Any], stream: int) -> None:
@@ -228,7 +262,7 @@ class DeviceBatch:
 
         device = self.mask.device.index
         torch_stream(device, stream).wait_event(self.ready)
-        write_tiles = self._gather if self.resident else self._resample
+        write_tiles = self._resample if self.resident is None else self._gather
         self.status = write_tiles(photos, device=device, stream=stream)
         _owner, (targets, ends) = upload([self.targets, self.ends], device=device, stream=stream)
         samples, height, width = self.mask.shape
@@ -263,7 +297,7 @@ def device_batch(
     mask: "torch.Tensor",
     stream: "torch.cuda.Stream",
     *,
-    resident: bool = False,
+    resident: Any = None,
 ) -> DeviceBatch:
     """Make ready a batch whose frames and masks have just been allocated.
 

@@ -22,6 +22,9 @@ from nemo_dali.errors import NemoError
 PAGE = mmap.PAGESIZE
 CHUNK = 2**26  # bytes copied at a time
 ROOM = 2**28  # bytes that a process needs besides
+PATIENCE = 3600.0  # seconds until a rank that is still copying is missed: its disk may be slow
+INSTEAD = "Or hold more in GPU memory (placement='device'), use device='cpu' with placement='host', or no tiles."
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 U8 = npt.NDArray[np.uint8]
 T = TypeVar("T")
@@ -31,19 +34,27 @@ def available_memory() -> int:
     """Bytes that this process may still take: the machine's, or less where a control group bounds it."""
     meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     found = [int(meminfo["MemAvailable"].split()[0]) * 1024]
-    for limit, used in (
-        ("memory.max", "memory.current"),  # version 2
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # no such group, or "max"
-            group = Path("/sys/fs/cgroup")
-            found.append(int((group / limit).read_text()) - int((group / used).read_text()) + _cache(group / limit))
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            root, names = CONTROL_GROUPS, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = CONTROL_GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        inner = root / group.lstrip("/")
+        for folder in (inner, *inner.parents):  # a container may see its group as the root
+            if folder == root.parent:
+                break
+            with contextlib.suppress(OSError, ValueError):  # no such group, or no limit: "max"
+                limit, used = (int((folder / name).read_text()) for name in names)
+                found.append(limit - used + _files_in_memory(folder))
     return max(min(found), 0)
 
 
-def _cache(limit: Path) -> int:
-    """Bytes of files that the control group counts and that the kernel gives up when memory is asked for."""
-    stat = dict(line.split() for line in limit.with_name("memory.stat").read_text().splitlines())
+def _files_in_memory(group: Path) -> int:
+    """Bytes of files that a control group counts and that the kernel gives up when memory is asked for."""
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
 
 
@@ -60,15 +71,16 @@ class NodeCopy:
     arrays: tuple[U8, ...]
 
 
-def node_copy(arrays: Sequence[U8], *, together: bool) -> NodeCopy:
+def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> NodeCopy:
     """Copy arrays once for all ranks of this node; every rank calls it at the same time, with equal arrays.
 
     Args:
         arrays: contiguous uint8.
         together: whether the ranks are torch.distributed's; False: this process copies for itself.
+        problem: why this rank cannot go on, if so; then no rank does.
 
     Raises:
-        NemoError: the node has not enough memory, on every rank the same.
+        NemoError: a rank has a problem, or its node not enough memory; on every rank the same sentence.
     """
     begins = np.cumsum([0, *(-(-array.nbytes // PAGE) * PAGE for array in arrays)]).tolist()
     nbytes = max(begins[-1], PAGE)
@@ -76,13 +88,13 @@ def node_copy(arrays: Sequence[U8], *, together: bool) -> NodeCopy:
     share = peers.index(_rank()) if together else 0
 
     def tell(fact: T) -> list[T]:
-        return sharding.exchange(fact) if together else [fact]
+        return sharding.exchange(fact, patience=PATIENCE) if together else [fact]
 
     with contextlib.ExitStack() as opened:
-        made, problem = -1, ""
-        if share == 0:
+        made = -1
+        if share == 0 and not problem:
             try:
-                made = _make(nbytes)
+                made = _make(nbytes, copies=1 if together else int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
                 opened.callback(os.close, made)
             except (NemoError, OSError) as error:
                 problem = str(error)
@@ -96,7 +108,7 @@ def node_copy(arrays: Sequence[U8], *, together: bool) -> NodeCopy:
                 for begin, array in zip(begins, arrays, strict=False)
             )
             _copy(arrays, copies, share, len(peers))
-        except NemoError as error:
+        except Exception as error:  # whatever it is, the other ranks are to hear of it
             problem = str(error)
         _raise_first(tell(problem))  # beyond this, all have copied their share, and nobody needs the descriptor
     return NodeCopy(memory, copies)
@@ -113,13 +125,13 @@ def _rank() -> int:
     return distributed.get_rank()
 
 
-def _make(nbytes: int) -> int:
-    """Descriptor of so much new memory."""
+def _make(nbytes: int, *, copies: int) -> int:
+    """Descriptor of so much new memory, if the node has room for so many copies of it."""
     free = available_memory()
-    if nbytes + ROOM > free:
+    if copies * nbytes + ROOM > free:
         raise NemoError(
-            f"The tiles take {nbytes / 1e9:.1f} GB of page-locked memory, and {free / 1e9:.1f} GB are free on this "
-            "node. Use placement='host', which maps the file, a smaller size, or fewer grids."
+            f"The tiles take {copies * nbytes / 1e9:.1f} GB of page-locked memory, and {free / 1e9:.1f} GB are free on "
+            f"this node. {INSTEAD}"
         )
     descriptor = os.memfd_create("nemo-dali tiles")
     os.ftruncate(descriptor, nbytes)
@@ -135,7 +147,7 @@ def _map(owner: int, descriptor: int, nbytes: int) -> mmap.mmap:
     except OSError as error:
         raise NemoError(
             f"The memory of process {owner}, which holds this node's tiles, cannot be mapped ({error.strerror}). Run "
-            "the ranks of a node as one user and in one container, or use placement='host'."
+            f"the ranks of a node as one user and in one container. {INSTEAD}"
         ) from error
 
 

@@ -6,9 +6,11 @@ pinned      page-locked memory, one copy per node, over the bus        the GPU's
 device      the GPU's own memory; beyond the budget, page-locked       the GPU's kernel
 """
 
+import itertools
 import math
 import os
 import weakref
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -21,7 +23,10 @@ from nemo_dali.corpus import Corpus, PathLike
 from nemo_dali.errors import NemoError
 from nemo_dali.node_memory import node_copy
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.tiles import Shape, TileFile, cell_shapes
+from nemo_dali.sharding import agree
+from nemo_dali.tiles import Shape, TileFile
+
+ROOM = 2**29  # bytes of a GPU that kernels and the decoder need besides
 
 Placement = Literal["host", "pinned", "device"]
 Addresses = npt.NDArray[np.uint64]
@@ -81,6 +86,8 @@ class Tiles:
         for file, dataset in zip(self.files, corpus.datasets, strict=True):
             file.check_dataset(dataset)
             file.check(size=size, resample=resample, grids=grids_of(policy))
+        if together:
+            agree({"tile files": [file.fingerprint for file in self.files]})
         arrays = [(shape, file.arrays[shape]) for shape in _most_read_first(policy, size) for file in self.files]
         self.device_bytes = self.pinned_bytes = 0
         if device_id is None:
@@ -94,33 +101,41 @@ class Tiles:
 
     def _send(self, arrays: list[U8], device_id: int, budget: int | None, together: bool) -> list[Addresses]:
         """Copy arrays to where a GPU reads them; the address of each of their rows."""
-        needed, free = sum(array.nbytes for array in arrays), cuda.free_memory(device_id)
-        budget = needed if budget is None else min(budget, needed)
-        if budget > free:
-            raise NemoError(
-                f"The tiles take {needed / 1e9:.1f} GB, and GPU {device_id} has {free / 1e9:.1f} GB free. Give a "
-                "smaller device_budget, in bytes, to have the rest in page-locked memory, or use placement='pinned'."
-            )
-        counts = []
+        needed = sum(array.nbytes for array in arrays)
+        counts, left = [], needed if budget is None else budget
         for array in arrays:
-            counts.append(min(budget // array[0].nbytes, len(array)))
-            budget -= counts[-1] * array[0].nbytes
-        sent = [cuda.copy_of(array[:count], device_id) for array, count in zip(arrays, counts, strict=True)]
+            counts.append(min(left // array[0].nbytes, len(array)))
+            left -= counts[-1] * array[0].nbytes
         rest = [array[count:] for array, count in zip(arrays, counts, strict=True)]
         self.pinned_bytes = sum(array.nbytes for array in rest)
         self.device_bytes = needed - self.pinned_bytes
-        locked, shift = None, 0
+        sent: list[Any] = []
+        problem, locked, shift = "", None, 0
+        try:
+            self._check_room(needed, device_id)
+            sent += [cuda.copy_of(array[:count], device_id) for array, count in zip(arrays, counts, strict=True)]
+        except NemoError as error:
+            if not (self.pinned_bytes and together):
+                raise
+            problem = str(error)  # the other ranks are to hear of it
         if self.pinned_bytes:
-            copy = node_copy(rest, together=together)
+            copy = node_copy(rest, together=together, problem=problem)
             locked, rest = copy.memory, list(copy.arrays)
             shift = cuda.lock_pages(locked, device_id) - locked.ctypes.data
-        weakref.finalize(
-            self, _let_go, device_id, os.getpid(), sent, locked
-        ).atexit = False  # the process's end does it
+        # Not at the end of the process, which lets go of everything by itself.
+        weakref.finalize(self, _let_go, device_id, os.getpid(), sent, locked).atexit = False
         return [
             np.concatenate([_rows(tensor.data_ptr(), tensor), _rows(array.ctypes.data + shift, array)])
             for tensor, array in zip(sent, rest, strict=True)
         ]
+
+    def _check_room(self, needed: int, device_id: int) -> None:
+        free = cuda.free_memory(device_id)
+        if self.device_bytes and self.device_bytes + ROOM > free:
+            raise NemoError(
+                f"The tiles take {needed / 1e9:.1f} GB, and GPU {device_id} has {free / 1e9:.1f} GB free. Give a "
+                "smaller device_budget, in bytes, to have the rest in page-locked memory, or use placement='pinned'."
+            )
 
     @property
     def decoder(self) -> str:
@@ -144,12 +159,15 @@ class Tiles:
 
 
 def _most_read_first(policy: MosaicPolicy, size: int) -> list[Shape]:
-    """The sizes of cells that a policy shows, those first whose tiles the average sample reads most of."""
+    """The sizes of cells that a policy shows, those first of which the average sample reads most tiles."""
     mosaic = policy.p_mined + policy.p_random
-    reads = {grid: mosaic * weight * grid**2 / sum(policy.grids.values()) for grid, weight in policy.grids.items()}
-    reads[1] = 1 - mosaic
-    grids = sorted(grids_of(policy), key=lambda grid: -reads[grid])
-    return list(dict.fromkeys(shape for grid in grids for shape in cell_shapes(size, [grid])))
+    reads: dict[Shape, float] = defaultdict(float)
+    for grid in grids_of(policy):
+        share = 1 - mosaic if grid == 1 else mosaic * policy.grids[grid] / sum(policy.grids.values())
+        sides = np.diff(size * np.arange(grid + 1) // grid).tolist()
+        for shape in itertools.product(sides, sides):
+            reads[shape] += share
+    return sorted(filter(all, reads), key=lambda shape: -reads[shape])
 
 
 def _rows(begin: int, array: Any) -> Addresses:

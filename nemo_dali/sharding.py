@@ -39,7 +39,7 @@ def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, 
     return rank, world_size
 
 
-def exchange(fact: Any) -> list[Any]:
+def exchange(fact: Any, *, patience: float | None = None) -> list[Any]:
     """What every rank gives, in the order of ranks; only its own where torch.distributed is not initialised.
 
     All ranks must call it, equally often. It goes through the store by which torch.distributed's ranks found each
@@ -48,25 +48,27 @@ def exchange(fact: Any) -> list[Any]:
 
     Args:
         fact: anything small that can be pickled.
+        patience: seconds until a rank that gives nothing is missed; None: ``PATIENCE``.
 
     Raises:
-        NemoError: ranks that did not call it within ``PATIENCE`` seconds, by name.
+        NemoError: ranks that did not call it in time, by name.
     """
     import torch.distributed as distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return [fact]
+    patience = PATIENCE if patience is None else patience
     store: Any = distributed.distributed_c10d._get_default_store()
     rank, world_size = distributed.get_rank(), distributed.get_world_size()
     # Counted in the store itself, which may outlive a process group: what an earlier group left is not read again.
     turn = store.add(f"nemo_dali/turns of {rank}", 1)
     keys = [f"nemo_dali/{turn}/{other}" for other in range(world_size)]
     store.set(keys[rank], pickle.dumps(fact))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     _wait(store, keys, deadline)
     if missing := [other for other, key in enumerate(keys) if not store.check([key])]:
         raise NemoError(
-            f"{_ranks(missing)} of {world_size} made no Loader within {PATIENCE:.0f} s. Make one on every rank, as "
+            f"{_ranks(missing)} of {world_size} made no Loader within {patience:.0f} s. Make one on every rank, as "
             "often on each, or give rank and world_size."
         )
     facts = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
@@ -103,14 +105,16 @@ def agree(facts: dict[str, Any]) -> None:
 
 
 def node_peers() -> list[int]:
-    """Ranks that share this one's node, itself among them, in order: same host, same boot, same PID namespace.
+    """Ranks that share this one's node, itself among them, in order.
 
-    Called by all ranks, as ``exchange`` is. Containers on one machine are nodes of their own.
+    They have the host, its boot, and the namespaces of PIDs and users in common: containers on one machine are nodes of
+    their own. Called by all ranks, as ``exchange`` is.
     """
     node = (
         socket.gethostname(),
         Path("/proc/sys/kernel/random/boot_id").read_text(),
         os.stat("/proc/self/ns/pid").st_ino,
+        os.stat("/proc/self/ns/user").st_ino,
     )
     return [rank for rank, other in enumerate(exchange(node)) if other == node]
 

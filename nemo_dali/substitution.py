@@ -129,6 +129,8 @@ class PhotoFaults:
             raise NemoError(
                 f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})"
             ) from error
+        if not self._photos:
+            raise NemoError(f"The DALI pipeline failed: {_gist(error)}") from error
         raise NemoError(
             f"The DALI pipeline failed, though every photo of the batch can be read: {_gist(error)}"
         ) from error

@@ -58,6 +58,8 @@ def decode_tiles(
     count = max(BATCH, 4 * num_threads)
     batches = [rows[i : i + count] for i in range(0, len(rows), count)]
     prefetch = min(2, len(batches))
+    if device_id is not None:
+        cuda.check_photo_sizes(dataset.images.width, dataset.images.height)
     work = _HostWork(arrays, count) if device_id is None else _DeviceWork(arrays, device_id)
     pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch)
 
@@ -190,7 +192,12 @@ class _DeviceWork:
         import torch
 
         nbytes = sum(array[0].nbytes for array in self._arrays.values()) * len(batch)
-        made = torch.empty(nbytes, dtype=torch.uint8, device=cuda.place(self._device))
+        try:
+            made = torch.empty(nbytes, dtype=torch.uint8, device=cuda.place(self._device))
+        except torch.OutOfMemoryError as error:
+            raise NemoError(
+                f"GPU {self._device} has no room for {nbytes / 2**20:.0f} MiB of tiles. Free some, or use --device cpu."
+            ) from error
         begin = made.data_ptr()
         for of_shape, array in zip(tiles, self._arrays.values(), strict=True):
             of_shape["image"] = begin + np.arange(len(batch)) * array[0].nbytes

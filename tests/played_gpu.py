@@ -8,6 +8,7 @@ place of the device's. Streams are not played.
 import ctypes
 import mmap
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -36,18 +37,29 @@ FREE = 10**9  # bytes of the GPU that the host plays
 
 
 class Stream:
-    """A stream on which nothing is ever outstanding."""
+    """A stream on which nothing is ever outstanding; ``calls`` tells who waited for whom."""
 
     cuda_stream = 0
+
+    def __init__(self, calls):
+        self.calls = calls
 
     def record_event(self):
         return self
 
     def synchronize(self):
-        pass
+        self.calls.append("the host for the stream")
 
     def wait_event(self, event):
         assert event is not None
+        self.calls.append("the stream for an event")
+
+
+class Played(NamedTuple):
+    """What a test may look at: the page-locked memory, by its address on the host; and who waited for whom."""
+
+    locked: dict
+    calls: list
 
 
 @pytest.fixture
@@ -57,7 +69,8 @@ def played(monkeypatch, cuda_library):
     import nvidia.dali.fn as fn
     import nvidia.dali.python_function_plugin as plugin
 
-    stream = Stream()
+    found = Played({}, [])
+    stream = Stream(found.calls)
     pipeline, decode, call = nvidia.dali.Pipeline, fn.decoders.image, fn.dl_tensor_python_function
     monkeypatch.setattr(cuda, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
     monkeypatch.setattr(cuda, "place", lambda number: torch.device("cpu"))
@@ -65,7 +78,7 @@ def played(monkeypatch, cuda_library):
     monkeypatch.setattr(launch, "torch_stream", lambda device, address: stream)
     monkeypatch.setattr(cuda, "send", lambda tensor, number: tensor)
     monkeypatch.setattr(cuda, "on", lambda number: nullcontext())
-    monkeypatch.setattr(cuda, "synchronize", lambda number: None)
+    monkeypatch.setattr(cuda, "synchronize", lambda number: found.calls.append("the host for the device"))
     monkeypatch.setattr(nvidia.dali, "Pipeline", lambda **options: pipeline(**options | {"device_id": None}))
     share = pipeline.share_outputs
     monkeypatch.setattr(pipeline, "share_outputs", lambda self, cuda_stream=None: share(self))
@@ -81,20 +94,24 @@ def played(monkeypatch, cuda_library):
     monkeypatch.setattr(
         fn, "dl_tensor_python_function", lambda *inputs, device="cpu", **options: call(*inputs, device="cpu", **options)
     )
-    locked = {}  # page-locked memory is at other addresses on a device
 
     def lock_pages(memory, number):
         assert memory.ctypes.data % mmap.PAGESIZE == 0
-        locked[memory.ctypes.data] = memory.copy()
-        return locked[memory.ctypes.data].ctypes.data
+        there = found.locked[memory.ctypes.data] = memory.copy()
+        memory[:] = 255  # a device reads it at another address
+        return there.ctypes.data
+
+    def unlock_pages(memory, number):
+        assert found.calls[-1] == "the host for the device"
+        del found.locked[memory.ctypes.data]
 
     monkeypatch.setattr(cuda, "free_memory", lambda number: FREE)
     monkeypatch.setattr(cuda, "copy_of", lambda array, number: torch.from_numpy(array.copy()))
     monkeypatch.setattr(cuda, "page_locked", lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
     monkeypatch.setattr(cuda, "lock_pages", lock_pages)
-    monkeypatch.setattr(cuda, "unlock_pages", lambda memory, number: locked.pop(memory.ctypes.data))
+    monkeypatch.setattr(cuda, "unlock_pages", unlock_pages)
     monkeypatch.setattr(gather_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch_gather(cuda_library, tiles))
     monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
     monkeypatch.setattr(launch, "upload", lambda arrays, **_: (None, arrays))
     monkeypatch.setattr(mask_cuda, "write_masks", masks_on_host)
-    return locked
+    return found

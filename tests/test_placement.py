@@ -5,18 +5,21 @@ import json
 import mmap
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from nemo_dali import MosaicPolicy, NemoError, cuda, node_memory
+from nemo_dali.corpus import Corpus
 from nemo_dali.dataset import Dataset
 from nemo_dali.node_memory import node_copy
+from nemo_dali.placement import Tiles
 from nemo_dali.sharding import exchange
 from nemo_dali.tiling import make_tiles
 from tests.kernels.cuda_host import needs_compiler
-from tests.test_resident import SIZE, loader
+from tests.test_resident import POLICY, SIZE, loader
 
 GPU = {"device": "cuda", "dtype": "float32"}
 PLACES = [
@@ -53,18 +56,25 @@ def test_every_place_gives_the_stream_paths_batches(files, path, played, place, 
 
 
 @needs_compiler
-def test_the_budget_holds_what_is_read_most_often(files, path, played):
-    """A sample reads two tiles of 2x2 and half a frame here, so the frames come last, as many as fit whole."""
-    policy = MosaicPolicy(p_mined=0.5, grids={2: 1.0, 3: 0.0})
+@pytest.mark.usefixtures("played")
+def test_the_budget_holds_what_is_read_most_often(files, path):
+    """SIZE is odd, so a 2x2 has four sizes of cells: each is read as often as mosaics are shown, frames as singles."""
     photos, frame = len(Dataset.open(files.dataset).images.id), 3 * SIZE**2
-    quarters = photos * 3 * SIZE**2  # four sizes of cells, as SIZE is odd
-    for budget, on_device in ((quarters, quarters), (quarters + 5 * frame // 2, quarters + 2 * frame), (frame, None)):
-        placed = loader(files, tiles=path, policy=policy, placement="device", device_budget=budget, **GPU)._resident
-        assert placed.device_bytes + placed.pinned_bytes == quarters + photos * frame
-        assert placed.device_bytes == on_device or (on_device is None and 0 < placed.device_bytes <= budget)
-    shown_whole = MosaicPolicy(p_mined=0.1, grids={2: 1.0})  # then frames are read more often
-    options = {"tiles": path, "policy": shown_whole, "placement": "device", **GPU}
-    assert loader(files, device_budget=photos * frame, **options)._resident.device_bytes == photos * frame
+    quarters = photos * frame
+    for share, first, last in ((0.7, quarters, photos * frame), (0.3, photos * frame, quarters)):
+        options = {"tiles": path, "policy": MosaicPolicy(p_mined=share), "placement": "device", **GPU}
+        whole = loader(files, **options)._resident
+        assert (whole.device_bytes, whole.pinned_bytes) == (first + last, 0)
+        found = loader(files, device_budget=first, **options)._resident
+        assert (found.device_bytes, found.pinned_bytes) == (first, last)
+        frames = np.full(1, SIZE, np.int32), np.full(1, SIZE, np.int32), np.zeros(1, np.int64)
+        begin = found._addresses[SIZE, SIZE][0]
+        assert found.addresses(*frames) == begin
+        locked = found._addresses[SIZE, SIZE] if share == 0.7 else found._addresses[SIZE // 2, SIZE // 2]
+        assert len(locked) == photos and len(set(np.diff(locked).tolist())) == 1
+    part = loader(files, device_budget=photos * frame + 5 * frame // 2, **options)._resident
+    largest = 3 * (SIZE // 2 + 1) ** 2  # the first of the other tiles, or those as small as any
+    assert photos * frame < part.device_bytes <= photos * frame + 5 * frame // 2 < part.device_bytes + largest
 
 
 @needs_compiler
@@ -72,10 +82,10 @@ def test_what_a_loader_held_is_let_go_with_it(files, path, played):
     kept = loader(files, tiles=path, placement="pinned", **GPU)
     other = loader(files, tiles=path, placement="pinned", **GPU)
     next(iter(other))
-    assert len(played) == 2
+    assert len(played.locked) == 2
     del other
     gc.collect()
-    assert len(played) == 1
+    assert len(played.locked) == 1
     assert next(iter(kept)).image.shape == (4, 3, SIZE, SIZE)
 
 
@@ -84,9 +94,9 @@ def test_too_little_memory_is_told_with_the_remedy(files, path, played, monkeypa
     monkeypatch.setattr(cuda, "free_memory", lambda number: 1000)
     with pytest.raises(NemoError, match=r"GPU 0 has 0\.0 GB free.*device_budget.*placement='pinned'"):
         loader(files, tiles=path, placement="device", **GPU)
-    assert_same_pass(loader(files, tiles=path, placement="device", device_budget=1000, **GPU), loader(files))
+    assert_same_pass(loader(files, tiles=path, placement="device", device_budget=0, **GPU), loader(files))
     monkeypatch.setattr(node_memory, "available_memory", lambda: 1000)
-    with pytest.raises(NemoError, match=r"page-locked memory, and 0\.0 GB are free.*placement='host'"):
+    with pytest.raises(NemoError, match=r"page-locked memory, and 0\.0 GB are free.*placement='device'"):
         loader(files, tiles=path, placement="pinned", **GPU)
 
 
@@ -119,35 +129,94 @@ def test_a_copy_is_equal_aligned_and_leaves_no_descriptor():
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def act(rank, port, folder):
+def act(rank, port, folder, files, path):
     """One rank's part in a copy for two; its finding is written to a file."""
     import torch.distributed as distributed
+
+    def told(call):
+        try:
+            call()
+        except NemoError as error:
+            return str(error)
+        return ""
 
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     array = np.random.default_rng(1).integers(0, 256, (50, 3, 7, 9), dtype=np.uint8)
     node_memory.CHUNK = 1000  # so that each has pieces to copy
     copy = node_copy([array], together=True)
-    right = bool((copy.arrays[0] == array).all())
+    found = {"right": bool((copy.arrays[0] == array).all())}
     exchange(None)
     copy.arrays[0][rank, 0, 0, 0] = 100 + rank
     exchange(None)
-    shared = copy.arrays[0][:2, 0, 0, 0].tolist() == [100, 101]
+    found["shared"] = copy.arrays[0][:2, 0, 0, 0].tolist() == [100, 101]
+
+    cuda.free_memory = lambda number: 10**9
+    cuda.copy_of = lambda array, number: torch.from_numpy(array.copy())
+    cuda.lock_pages, cuda.unlock_pages = lambda memory, number: memory.ctypes.data, lambda memory, number: None
+    cuda.synchronize = lambda number: None
+
+    def place(policy=POLICY, budget=None, placement="pinned"):
+        corpus = Corpus([files.dataset], [], [])
+        options = {"size": SIZE, "resample": "cv2-linear", "policy": policy, "placement": placement}
+        return Tiles([path], corpus, **options, device_id=0, device_budget=budget, together=True)
+
+    tiles = place()
+    address = int(min(addresses.min() for addresses in tiles._addresses.values()))
+    (line,) = [line for line in open("/proc/self/maps") if line.startswith(f"{address:x}-")]
+    found["one"] = len(set(exchange(line.split()[4]))) == 1  # the inode
+    cuda.free_memory = lambda number: 10**9 if rank else 0
+    found["full"] = told(lambda: place(budget=100_000, placement="device"))
+    cuda.free_memory = lambda number: 10**9
     node_memory.available_memory = lambda: 0  # asked by rank 0 alone
-    told = ""
-    try:
-        node_copy([array], together=True)
-    except NemoError as error:
-        told = str(error)
-    (folder / str(rank)).write_text(json.dumps([right, shared, told]))
+    found["no room"] = told(place)
+    (folder / str(rank)).write_text(json.dumps(found))
     exchange(None)
     distributed.destroy_process_group()
 
 
-def test_the_ranks_of_a_node_share_one_copy(tmp_path):
+def test_the_ranks_of_a_node_share_one_copy_and_hear_of_each_others_problems(tmp_path, files, path):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    torch.multiprocessing.spawn(act, (port, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(act, (port, tmp_path, files, path), nprocs=2)
     for rank in "01":
-        right, shared, told = json.loads((tmp_path / rank).read_text())
-        assert right and shared and "Use placement='host'" in told
+        found = json.loads((tmp_path / rank).read_text())
+        assert found["right"] and found["shared"] and found["one"]
+        assert "GPU 0 has 0.0 GB free" in found["full"] and "0.0 GB are free on this node" in found["no room"]
+
+
+def test_memory_is_what_the_tightest_control_group_leaves(tmp_path, monkeypatch):
+    groups = tmp_path / "job" / "step"
+    groups.mkdir(parents=True)
+    for folder, limit, used, cached in ((groups, "max", 5, 0), (groups.parent, 10_000, 7_000, 600)):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 11\n")
+    monkeypatch.setattr(node_memory, "CONTROL_GROUPS", tmp_path)
+    read = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self: "0::/job/step\n" if str(self) == "/proc/self/cgroup" else read(self)
+    )
+    assert node_memory.available_memory() == 10_000 - 7_000 + 611
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_on_a_gpu_every_place_gives_the_cpus_batches(files, path, place):
+    """With tiles that the CPU decoded; a busy stream, a pass given up and a loader that is gone change nothing."""
+    expected = list(loader(files, tiles=path))
+    side = torch.cuda.Stream()
+    for _ in range(2):
+        resident = loader(files, tiles=path, **GPU, **place)
+        with torch.cuda.stream(side):
+            next(iter(resident))
+            made = []
+            for batch in resident:
+                torch.cuda._sleep(20_000_000)
+                made.append((batch.image.clone(), batch.mask.clone()))
+        del resident, batch
+        gc.collect()
+        side.synchronize()
+        assert len(made) == len(expected) > 0
+        for (image, mask), other in zip(made, expected, strict=True):
+            assert torch.equal(image.cpu(), other.image) and torch.equal(mask.cpu(), other.mask)

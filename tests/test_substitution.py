@@ -18,7 +18,6 @@ from nemo_dali.policy import MosaicPolicy
 from nemo_dali.substitution import refused
 from tests.conftest import make_files
 from tests.kernels.cuda_host import needs_compiler
-from tests.test_cuda import played  # noqa: F401  # a fixture
 from tests.test_loader import by_hand
 
 EVERY_KIND = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, top_k=10)
@@ -143,7 +142,7 @@ def test_every_kind_of_sample_is_mended(damaged, kind):
 
 
 @needs_compiler
-def test_it_works_on_a_gpus_way_too(damaged, played):  # noqa: F811
+def test_it_works_on_a_gpus_way_too(damaged, played):
     files, bad = damaged
     loader = make(files, device="cuda")
     expected, _ = told_before(loader, bad)

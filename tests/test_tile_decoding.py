@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nemo_dali import Loader
 from nemo_dali.dataset import Dataset
-from nemo_dali.errors import FileFormatError, PhotoError
+from nemo_dali.errors import FileFormatError, NemoError, PhotoError
+from nemo_dali.kernels import mosaic_cuda
 from nemo_dali.tiles import TileFile
 from nemo_dali.tiling import make_tiles
 from tests.conftest import make_files
@@ -13,9 +15,8 @@ from tests.kernels.cuda_host import needs_compiler
 
 
 @needs_compiler
-@pytest.mark.usefixtures("played")
 @pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
-def test_the_gpus_way_gives_the_cpus_tiles(files, tmp_path, resample):
+def test_the_gpus_way_gives_the_cpus_tiles(files, tmp_path, resample, played):
     options = {"size": 50, "grids": (1, 2, 3), "resample": resample, "num_threads": 1}
     for device in ("cpu", "cuda"):
         assert make_tiles(files.dataset, output=tmp_path / device, device=device, **options).decoded == 24
@@ -23,6 +24,8 @@ def test_the_gpus_way_gives_the_cpus_tiles(files, tmp_path, resample):
     assert here.arrays.keys() == there.arrays.keys() and len(here.arrays) == 6
     assert all(np.array_equal(here.arrays[shape], there.arrays[shape]) for shape in here.arrays)
     assert here.decoder.endswith("cpu") and there.decoder.endswith("mixed")
+    # Two batches: each waits for the memory's last use before it writes, and is waited for before it is copied.
+    assert played.calls.count("the stream for an event") == played.calls.count("the host for the stream") == 2
 
 
 @needs_compiler
@@ -40,6 +43,17 @@ def test_a_photo_of_another_size_is_named_and_a_run_on_the_cpu_does_not_go_on(tm
     with pytest.raises(FileFormatError, match=r"16 of 24 photos are done for decoder DALI .*To go on give the same"):
         make_tiles(files.dataset, device="cpu", **options)
     assert make_tiles(files.dataset, device="cuda", **options).decoded == 8
+
+
+@needs_compiler
+@pytest.mark.usefixtures("played")
+def test_photos_too_large_for_the_kernel_are_refused_beforehand(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(mosaic_cuda, "LARGEST_PHOTO", 39)
+    with pytest.raises(NemoError, match=r"A photo is \d+ pixels wide or high; on a GPU 39 are the most.*--device cpu"):
+        make_tiles(files.dataset, size=40, output=tmp_path / "a.tiles.h5", device="cuda")
+    with pytest.raises(NemoError, match=r"39 are the most.*device='cpu'"):
+        Loader(files.dataset, files.negatives, batch_size=4, device="cuda")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
