@@ -1,0 +1,75 @@
+"""The soak in small, and that it would notice what it is there to notice."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_dali.plan import Planner
+from tests.test_plan import make_part
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # where a script finds what it shares with others
+soak = importlib.import_module("soak")
+
+PLANNER = Planner([make_part(refs=50, photos=40, depth=30)], soak.POLICY, seed=0, size=soak.SIZE)
+BAD = np.arange(40) % 7 == 0
+
+
+def epochs(count):
+    """The log of an undisturbed run, RECORD [n]."""
+    padded = -(-PLANNER.length // soak.GLOBAL_BATCH) * soak.GLOBAL_BATCH
+    records = np.zeros((count, padded), soak.RECORD)
+    for epoch in range(count):
+        records[epoch]["epoch"] = epoch
+        records[epoch]["row"] = PLANNER.substitute(epoch, PLANNER.plan(epoch, np.arange(padded)), BAD)[0]
+    return records.ravel()
+
+
+def test_a_whole_log_passes_in_whatever_pieces_it_comes():
+    log, check = epochs(3), soak.Check(PLANNER, BAD)
+    for piece in np.split(log, [16, 32, 80, 100]):
+        check.look(piece)
+    assert (check.records, check.epoch, check.position) == (192, 3, 0)
+    assert check.replaced.targets > 0 and check.replaced.negatives > 0
+
+
+def other_photo(log):
+    log[70]["row"]["images"][0] += 1
+
+
+def unmended(log):
+    log["row"][64:128] = PLANNER.plan(1, np.arange(64))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "told"),
+    [
+        (lambda log: np.delete(log, slice(16, 32)), "does not go on at position 16"),
+        (lambda log: np.concatenate([log[:32], log[16:]]), "does not go on at position 32"),
+        (lambda log: np.delete(log, slice(64, 128)), "epoch 1 does not go on"),
+        (other_photo, "the sample at position 6 of epoch 1 is another"),
+        (unmended, r"the sample at position \d+ of epoch 1 is another"),
+    ],
+)
+def test_what_is_lost_repeated_or_wrong_is_noticed(tamper, told):
+    log = epochs(3)
+    tampered = tamper(log)
+    with pytest.raises(soak.Wrong, match=told):
+        soak.Check(PLANNER, BAD).look(log if tampered is None else tampered)
+
+
+def test_a_short_soak_finds_nothing_wrong(tmp_path):
+    result = tmp_path / "result.json"
+    command = [sys.executable, BENCHMARKS / "soak.py", "--minutes", "0.6", "--images", "60", "--json", result]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(result.read_text())
+    assert sum(found["kills"].values()) >= 2 and found["samples"] >= 64 and found["compared"] > 0
+    assert found["bad_photos"] == 5 and min(found["replaced"].values()) > 0 and found["memory_mib"]
