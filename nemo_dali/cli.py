@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--dataset", required=True, help="refcoco, refcoco+ or refcocog")
     index.add_argument("--split-by", required=True, help="unc, umd or google")
     index.add_argument("--split", required=True, help="train, val, test, testA or testB")
-    index.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of photos")
+    index.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
     index.add_argument("--verify", action="store_true", help="decode every photo")
     index.add_argument("--skip-corrupt", action="store_true", help="leave corrupt photos out")
     index.add_argument("-o", "--output", type=Path, required=True, metavar="F.ris.h5")
