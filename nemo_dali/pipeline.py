@@ -167,6 +167,7 @@ class StreamPipeline:
             self._pipe._pipe = None
         else:
             self.drain()
+            self._pipe._shutdown()  # here, and not in its destructor, where Python drops an interrupt
         self._pipe = None
         self.running.clear()  # only now: the graph is gone, or will never run here
         atexit.unregister(self._close_at_exit)
