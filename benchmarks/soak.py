@@ -41,6 +41,7 @@ GLOBAL_BATCH, SIZE = 16, 224
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RECORD = np.dtype([("epoch", "i8"), ("row", PLAN)])
 ENDING = 30.0  # seconds after which a process that was told to end is held to hang
+FIRST_BATCH = 120.0  # seconds after which a process that has made no batch, or no epoch, is held to hang
 GROWTH = 1.05  # of the memory, from the second third of the run to the last, that still counts as flat
 # Each new pipeline brings new threads, and glibc gives those further arenas, each with gaps of its own: without the
 # bound, memory grows by some 20 % more until it levels off after a hundred loaders, with or without bad photos.
@@ -203,6 +204,7 @@ class Run:
     check: Check
     random: Random
     kills: Counter[str] = field(default_factory=Counter)
+    seen: tuple[int, float] = field(default_factory=lambda: (0, time.monotonic()))  # epochs of the other process; when
 
     def start(self, part: str, *arguments: int, **environment: str) -> subprocess.Popen[bytes]:
         """Start this script in another part."""
@@ -218,14 +220,18 @@ class Run:
         """The last that a process said."""
         return (self.folder.path / f"errors{part}").read_text(errors="replace")[-3000:]
 
-    def live(self, until: float) -> None:
+    def live(self) -> None:
         """One life of the process that trains, mostly ended some seconds after its first batch."""
         world, prefetch = self.random.choice([1, 2, 4]), self.random.randint(1, 4)
         before = self.folder.read_state()
         process = self.start("--train", world, prefetch)
-        early = time.monotonic() + self.random.uniform(0.5, 5) if self.random.random() < 1 / 6 else until + ENDING
-        while process.poll() is None and time.monotonic() < early and self.folder.read_state() == before:
+        begin, short = time.monotonic(), self.random.random() < 1 / 6
+        end = begin + (self.random.uniform(0.5, 5) if short else FIRST_BATCH)
+        while process.poll() is None and time.monotonic() < end and self.folder.read_state() == before:
             time.sleep(0.1)
+        if process.poll() is None and not short and self.folder.read_state() == before:
+            process.kill()
+            raise Wrong(f"training made no batch in {FIRST_BATCH:.0f} s: {self.errors('--train')}")
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self.random.uniform(0, 6))
         if process.poll() is not None:
@@ -234,14 +240,16 @@ class Run:
         self.kills[kind.name] += 1
         for _ in range(2):
             process.send_signal(kind)
+            before = self.folder.read_state()
             try:
                 process.wait(ENDING)
                 return
             except subprocess.TimeoutExpired:
-                # Python drops an interrupt that falls into a destructor, and says so; a person presses Ctrl+C again.
-                if "Exception ignored in" not in self.errors("--train"):
+                # Python drops an interrupt in a destructor, and some libraries one that falls into their import: then
+                # training goes on, and a person presses Ctrl+C again.
+                if kind != signal.SIGINT or self.folder.read_state() == before:
                     break
-                self.kills["SIGINT dropped by Python"] += 1
+                self.kills["SIGINT dropped"] += 1
         process.kill()
         raise Wrong(f"training did not end within {ENDING:.0f} s of {kind.name}: {self.errors('--train')}")
 
@@ -252,10 +260,28 @@ class Run:
         records = np.fromfile(self.folder.log, RECORD, count=state["records"])
         self.check.look(records[self.check.records :])
 
+    def look_at(self, witness: subprocess.Popen[bytes]) -> None:
+        """Check that the process that is never killed still makes epochs."""
+        if witness.poll() is not None:
+            raise self.ended("--watch", witness)
+        if len(memory := self.memory()) > self.seen[0]:
+            self.seen = len(memory), time.monotonic()
+        elif time.monotonic() > self.seen[1] + FIRST_BATCH:
+            raise Wrong(f"the process --watch made no epoch in {FIRST_BATCH:.0f} s: {self.errors('--watch')}")
+
     def memory(self) -> list[float]:
         """MiB that the second process held after each epoch."""
         lines = self.folder.memory.read_text().splitlines() if self.folder.memory.exists() else []
         return [float(line) for line in lines]
+
+
+def check_memory(memory: list[float]) -> None:
+    """Compare the last third of a run with the one before, MiB after each epoch; of short runs nothing can be said."""
+    third = len(memory) // 3
+    if third < 4:
+        return
+    if statistics.median(memory[-third:]) > GROWTH * statistics.median(memory[third : 2 * third]):
+        raise Wrong(f"memory grew, MiB after each epoch: {memory}")
 
 
 def soak(folder: Folder, options: argparse.Namespace) -> dict[str, Any]:
@@ -274,21 +300,19 @@ def soak(folder: Folder, options: argparse.Namespace) -> dict[str, Any]:
     witness = run.start("--watch", **ONE_HEAP)
     try:
         while time.monotonic() < until:
-            run.live(until)
+            run.live()
             run.look()
-            if witness.poll() is not None:
-                raise run.ended("--watch", witness)
+            run.look_at(witness)
             if time.monotonic() > begin + 60 * minute:
                 minute += 1
                 kept, memory = f"{run.check.records} samples kept, epoch {run.check.epoch}", run.memory()
                 print(f"{time.monotonic() - begin:.0f} s: {dict(run.kills)}, {kept}, {memory[-1:]} MiB", flush=True)
+        run.look_at(witness)
     finally:
         witness.kill()
         witness.wait()
     memory = run.memory()
-    third = len(memory) // 3
-    if third and statistics.median(memory[-third:]) > GROWTH * statistics.median(memory[third : 2 * third]):
-        raise Wrong(f"memory grew, MiB after each epoch: {memory}")
+    check_memory(memory)
     state = folder.read_state()
     return {
         "minutes": options.minutes,

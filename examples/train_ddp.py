@@ -71,8 +71,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     )
     torch.manual_seed(options.seed)
     segmenter = Segmenter().to(device)
-    model = DistributedDataParallel(segmenter) if distributed.is_initialized() else segmenter
-    optimizer = torch.optim.SGD(model.parameters(), lr=options.learning_rate, momentum=0.9)
+    optimizer = torch.optim.SGD(segmenter.parameters(), lr=options.learning_rate, momentum=0.9)
     step, path = 0, options.out / "checkpoint.pt"
     if options.resume and path.exists():
         saved = torch.load(path, map_location=device, weights_only=True)
@@ -80,6 +79,13 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         loader.load_state_dict(saved["loader"])
         step = saved["step"]
+    model = segmenter
+    if distributed.is_initialized():
+        steps = [torch.zeros_like(torch.tensor(step, device=device)) for _ in range(ranks)]
+        distributed.all_gather(steps, torch.tensor(step, device=device))
+        if len({int(other) for other in steps}) > 1:  # a file system that shows a new file late, say
+            raise SystemExit(f"The ranks go on from different steps: {[int(other) for other in steps]}. Start again.")
+        model = DistributedDataParallel(segmenter)
     options.out.mkdir(parents=True, exist_ok=True)
     with open(options.out / f"seen-from-{step}-rank-{rank}.jsonl", "w", buffering=1) as seen:
         for epoch in range(loader.epoch, options.epochs):

@@ -171,9 +171,10 @@ class Loader:
             if placement != "device":
                 raise ValueError(f"device_budget ({device_budget}) must be left out unless placement is 'device'")
             device_budget = integer("device_budget", device_budget, least=0)
-        together = rank is None and world_size is None
+        self._alone = together = rank is None and world_size is None
         rank, world_size = rank_and_world_size(rank, world_size)
         together = together and world_size > 1  # all ranks make their loaders now
+        self._alone = self._alone and not together
         self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
         self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
         if together:
@@ -186,6 +187,10 @@ class Loader:
                     "size": size,
                     "resample": resample,
                     "dtype": dtype,
+                    "mean and std": (*mean, *std),
+                    "on_error": on_error,
+                    "tokenizer": tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__,
+                    "context_length": context_length,
                     "drop_last": drop_last,
                     **{f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()},
                     "epoch length": self._planner.length,
@@ -305,7 +310,7 @@ class Loader:
         if epoch == self._epoch:
             self._confirmed = self._resumed
             return
-        if self._resumed:
+        if self._resumed and self._steps_after(self._seen):
             logger.warning(
                 "set_epoch(%d) drops the loaded position: epoch %d, %d samples.", epoch, self._epoch, self._seen
             )
@@ -353,6 +358,11 @@ class Loader:
             self._pipeline = None
 
     def __iter__(self) -> Iterator[Any]:
+        if self._alone and (ranks := rank_and_world_size(None, None)[1]) > 1:
+            raise NemoError(
+                f"torch.distributed now has {ranks} ranks, but this Loader was made before it was initialised and "
+                "would show every sample on each. Make it after init_process_group, or give rank and world_size."
+            )
         epoch, seen = self._epoch, self._seen if self._resumed else 0
         if self._resumed and not self._confirmed and not self._steps_after(seen):
             epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch

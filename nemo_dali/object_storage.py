@@ -34,14 +34,14 @@ def image_root(given: str | Path) -> str:
     Raises:
         ValueError: an address that is not s3://bucket/prefix.
     """
-    root = re.sub(r"^s3:/(?!/)", "s3://", str(given))  # pathlib makes one slash of two
+    root = re.sub(r"^([a-z0-9]+):/(?!/)", r"\1://", str(given))  # pathlib makes one slash of two
     if not is_remote(root):
         return os.path.abspath(root)
     root = root.rstrip("/")
     bucket, _, prefix = root.removeprefix("s3://").partition("/")
     name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket)
     if not root.startswith("s3://") or name is None or (prefix and not is_inside(prefix)) or not _readable(prefix):
-        shown = re.sub(r"(?<=//)[^/]*@|[?#].*", "…", root)  # where people put credentials
+        shown = re.sub(r"(?<=//).*@|[?#].*", "…", root)  # where people put credentials
         raise ValueError(
             f"images ({shown!r}) must be a folder or s3://bucket/prefix, without credentials, '?', '#' and '..'"
         )

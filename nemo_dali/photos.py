@@ -105,6 +105,8 @@ def _problem(root: str, verify: bool, name: str, width: int, height: int) -> Pro
         return Problem("corrupt", f"{name} (neither JPEG nor PNG)")
     except NemoError:  # of no photo alone: credentials, say
         raise
+    except MemoryError as error:
+        raise NemoError(f"There is no memory left to decode {name}. Lower batch_size or prefetch.") from error
     except Exception as error:  # a decoder may raise anything on damaged bytes
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             raise NemoError("Too many files are open at once. Raise the limit (ulimit -n).") from error

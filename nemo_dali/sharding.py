@@ -2,20 +2,20 @@
 
 import logging
 import os
-import pickle
 import socket
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from nemo_dali.errors import NemoError
+from nemo_dali.meeting import Meeting, listed_ranks
 
 logger = logging.getLogger("nemo_dali")
 
 PATIENCE = 600.0  # seconds until a rank that gives nothing is missed; the slowest may have kernels to compile first
 LONGEST_VALUE = 60  # characters of a value in a message
-LONGEST_LIST = 8  # ranks named in a message
+_meetings: WeakKeyDictionary[Any, Meeting] = WeakKeyDictionary()  # by process group
 
 
 def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -42,42 +42,24 @@ def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, 
 def exchange(fact: Any, *, patience: float | None = None) -> list[Any]:
     """What every rank gives, in the order of ranks; only its own where torch.distributed is not initialised.
 
-    All ranks must call it, equally often. It goes through the store by which torch.distributed's ranks found each
-    other: no collective is run, so it works with any backend, needs no GPU and leaves the training's communicators
-    alone.
+    All ranks must call it, equally often.
 
     Args:
         fact: anything small that can be pickled.
         patience: seconds until a rank that gives nothing is missed; None: ``PATIENCE``.
 
     Raises:
-        NemoError: ranks that did not call it in time, by name.
+        NemoError: ranks that did not call it in time, by number.
     """
     import torch.distributed as distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
         return [fact]
-    patience = PATIENCE if patience is None else patience
-    store: Any = distributed.distributed_c10d._get_default_store()
-    rank, world_size = distributed.get_rank(), distributed.get_world_size()
-    # Counted in the store itself, which may outlive a process group: what an earlier group left is not read again.
-    turn = store.add(f"nemo_dali/turns of {rank}", 1)
-    keys = [f"nemo_dali/{turn}/{other}" for other in range(world_size)]
-    store.set(keys[rank], pickle.dumps(fact))
-    deadline = time.monotonic() + patience
-    _wait(store, keys, deadline)
-    if missing := [other for other, key in enumerate(keys) if not store.check([key])]:
-        raise NemoError(
-            f"{_ranks(missing)} of {world_size} made no Loader within {patience:.0f} s. Make one on every rank, as "
-            "often on each, or give rank and world_size."
-        )
-    facts = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
-    # The store may live in rank 0, which must not end before all have read.
-    if store.add(f"nemo_dali/{turn}/read", 1) == world_size:
-        store.set(f"nemo_dali/{turn}/done", b"")
-    if rank == 0:
-        _wait(store, [f"nemo_dali/{turn}/done"], deadline)
-    return [pickle.loads(fact) for fact in facts]
+    group, patience = distributed.group.WORLD, PATIENCE if patience is None else patience
+    if group not in _meetings:
+        store: Any = distributed.distributed_c10d._get_default_store()
+        _meetings[group] = Meeting(store, distributed.get_rank(), distributed.get_world_size(), patience=patience)
+    return _meetings[group].exchange(fact, patience=patience)
 
 
 def agree(facts: dict[str, Any]) -> None:
@@ -99,7 +81,7 @@ def agree(facts: dict[str, Any]) -> None:
         if strangers := [rank for rank, value in enumerate(values) if value != norm]:
             here, there = _shorten(values[strangers[0]], norm)
             raise NemoError(
-                f"{_ranks(strangers)} of {len(every)} made a Loader with another {name}: {here} on rank "
+                f"{listed_ranks(strangers)} of {len(every)} made a Loader with another {name}: {here} on rank "
                 f"{strangers[0]}, {there} on rank {values.index(norm)}. Give every rank the same files and options."
             )
 
@@ -122,20 +104,6 @@ def node_peers() -> list[int]:
 def thread_count() -> int:
     """Cores this process may use, shared by the ranks on its node, as torchrun announces them."""
     return max(len(os.sched_getaffinity(0)) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)
-
-
-def _wait(store: Any, keys: list[str], deadline: float) -> None:
-    """Until the keys are there or time is up. The store's own wait would hold Ctrl+C back until then."""
-    pause = 0.001
-    while not store.check(keys) and time.monotonic() < deadline:
-        time.sleep(pause)
-        pause = min(2 * pause, 0.5)
-
-
-def _ranks(ranks: list[int]) -> str:
-    named = ", ".join(map(str, ranks[:LONGEST_LIST]))
-    more = f" and {len(ranks) - LONGEST_LIST} more" if len(ranks) > LONGEST_LIST else ""
-    return f"Rank{'s' if len(ranks) > 1 else ''} {named}{more}"
 
 
 def _shorten(*values: str) -> list[str]:

@@ -276,9 +276,16 @@ class MappedFile:
         """Look whether the file is as long as it was; a microsecond.
 
         Raises:
-            FileFormatError: it is not.
+            FileFormatError: it is not, or it is gone from a network file system.
         """
-        if (length := os.fstat(self._descriptor).st_size) < self._length:
+        try:
+            length = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise FileFormatError(
+                f"{self.path} went away while it was in use ({error.strerror}). Give each version a name of its own on "
+                "a network file system, and start again."
+            ) from error
+        if length < self._length:
             raise FileFormatError(
                 f"{self.path} was cut short while it was in use, from {self._length} to {length} bytes. Make it again "
                 "or copy it anew, under another name that is then renamed, and start again."

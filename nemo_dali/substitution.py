@@ -129,6 +129,8 @@ class PhotoFaults:
             raise NemoError(
                 f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})"
             ) from error
+        if error is None:
+            raise NemoError("A photo of the batch had another size than annotated, and has it no more. Start again.")
         if not self._photos:
             raise NemoError(f"The DALI pipeline failed: {_gist(error)}") from error
         raise NemoError(

@@ -342,7 +342,13 @@ def test_other_addresses_are_refused(odd, given):
 
 @pytest.mark.parametrize(
     "given",
-    ["s3://AKIAKEY:topsecret@bucket/a", "s3://bucket/a?X-Amz-Signature=topsecret", "https://k:topsecret@host/b"],
+    [
+        "s3://AKIAKEY:topsecret@bucket/a",
+        "s3://AKIAKEY:a/topsecret@bucket/a",
+        "s3://bucket/a?X-Amz-Signature=topsecret",
+        "https://k:topsecret@host/b",
+        Path("https://k:topsecret@host/b"),
+    ],
 )
 def test_credentials_in_an_address_are_refused_and_not_repeated(given):
     with pytest.raises(ValueError, match="without credentials") as error:

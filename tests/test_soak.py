@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +66,30 @@ def test_what_is_lost_repeated_or_wrong_is_noticed(tamper, told):
         soak.Check(PLANNER, BAD).look(log if tampered is None else tampered)
 
 
+def test_memory_that_grows_is_noticed():
+    soak.check_memory([400, 500, 550, 560, *[600, 610] * 4, *[620, 605] * 3])
+    soak.check_memory([100, 200, 300])  # too short to tell
+    with pytest.raises(soak.Wrong, match="memory grew"):
+        soak.check_memory([500 + 10 * epoch for epoch in range(18)])
+
+
+@pytest.mark.parametrize("part", ["live", "look_at"])
+def test_a_process_that_hangs_is_noticed(tmp_path, monkeypatch, part):
+    always = SimpleNamespace(choice=lambda _: 1, randint=lambda *_: 1, random=lambda: 1.0)
+    run = soak.Run(soak.Folder(tmp_path), soak.Check(PLANNER, BAD), always)
+    monkeypatch.setattr(soak, "FIRST_BATCH", 0.3)
+    for name in ("errors--train", "errors--watch"):
+        (tmp_path / name).write_text("still compiling")
+    with subprocess.Popen(["sleep", "60"]) as asleep:
+        monkeypatch.setattr(run, "start", lambda *_: asleep)
+        time.sleep(0.4)
+        try:
+            with pytest.raises(soak.Wrong, match=r"made no (batch|epoch) in 0 s: still compiling"):
+                run.live() if part == "live" else run.look_at(asleep)
+        finally:
+            asleep.kill()
+
+
 def test_a_short_soak_finds_nothing_wrong(tmp_path):
     result = tmp_path / "result.json"
     command = [sys.executable, BENCHMARKS / "soak.py", "--minutes", "0.6", "--images", "60", "--json", result]
@@ -71,5 +97,6 @@ def test_a_short_soak_finds_nothing_wrong(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(result.read_text())
-    assert sum(found["kills"].values()) >= 2 and found["samples"] >= 64 and found["compared"] > 0
-    assert found["bad_photos"] == 5 and min(found["replaced"].values()) > 0 and found["memory_mib"]
+    assert sum(found["kills"].values()) >= 1 and found["samples"] >= 64 and found["compared"] > 0
+    assert found["bad_photos"] == 5 and min(found["replaced"].values()) > 0
+    assert found["memory_mib"]

@@ -88,13 +88,18 @@ def test_the_uninterrupted_run_shows_every_epoch_in_order(uninterrupted):
 
 def test_killed_in_mid_epoch_and_resumed_by_one_rank(files, uninterrupted, tmp_path):
     job = start(files, tmp_path, 2)
-    log = tmp_path / "seen-from-0-rank-1.jsonl"
-    while job.poll() is None and not (log.exists() and log.read_text().count("\n") >= 2 * OPTIONS["save-every"] + 3):
-        time.sleep(0.01)
-    workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    assert len(workers) == 2, job.communicate()[0]
-    os.kill(int(workers[1]), signal.SIGKILL)
-    said = job.communicate(timeout=120)[0]
+    try:
+        log = tmp_path / "seen-from-0-rank-1.jsonl"
+        while job.poll() is None and not (
+            log.exists() and log.read_text().count("\n") >= 2 * OPTIONS["save-every"] + 3
+        ):
+            time.sleep(0.01)
+        workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        assert len(workers) == 2, job.communicate()[0]
+        os.kill(int(workers[1]), signal.SIGKILL)
+        said = job.communicate(timeout=120)[0]
+    finally:
+        job.kill()
     assert job.returncode == 1 and "Signal 9" in said, said  # torchrun ends the other rank too
 
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
