@@ -342,6 +342,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     if options.train:
         train(Folder(options.folder), *options.train)
     if options.watch:
