@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 INK = "#7d8590"  # legible on white and on black
 COLOURS = {"stream": "#e8833a", "host": "#3b8eea", "pinned": "#a06ee1", "device": "#2da44e"}
@@ -98,10 +98,12 @@ def _draw_sweep(rate: Any, memory: Any, axis: str, points: list[Any], results: l
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     rate.set_yscale("log")
+    rate.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    rate.yaxis.set_minor_locator(NullLocator())
     rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     rate.tick_params(labelbottom=False)
     rate.set_ylabel("samples/s" if axis != "loaders" else "samples/s, all loaders")
-    memory.set_ylim(bottom=0)
+    memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
     memory.set_ylabel("GiB a process")
     memory.set_xlabel(AXES[axis])
 
