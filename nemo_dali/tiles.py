@@ -88,11 +88,6 @@ class TileFile:
     def __reduce__(self) -> tuple[Any, ...]:
         return TileFile.open, (self.path,)  # a mapped array would pickle as its bytes
 
-    def address(self, height: int, width: int) -> tuple[int, int]:
-        """Where the tiles of this size begin in memory, and bytes per photo."""
-        array = self.arrays[height, width]
-        return array.ctypes.data, 3 * height * width
-
     def content_fingerprint(self) -> str:
         """The fingerprint of what the file holds now; reads all of it."""
         digest = np.empty_like(self.digest)

@@ -1,6 +1,5 @@
 """The tile file: its pixels, what is refused, and what an interrupted run leaves."""
 
-import ctypes
 import errno
 import hashlib
 import json
@@ -122,9 +121,7 @@ def test_each_photo_is_read_and_decoded_once(files, tmp_path, monkeypatch):
 def test_the_file_is_mapped_and_plain(files, made):
     tiles = TileFile.open(made)
     assert all(isinstance(array, np.memmap) and not array.flags.writeable for array in tiles.arrays.values())
-    base, stride = tiles.address(24, 24)
-    assert stride == 3 * 24 * 24 and base % 4096 == 0
-    assert ctypes.string_at(base + 5 * stride, stride) == tiles.arrays[24, 24][5].tobytes()
+    assert all(array.ctypes.data % 4096 == 0 for array in tiles.arrays.values())
     pickled = pickle.dumps(tiles)
     assert len(pickled) < 1000
     np.testing.assert_array_equal(pickle.loads(pickled).arrays[48, 48], tiles.arrays[48, 48])
