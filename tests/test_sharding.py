@@ -93,7 +93,7 @@ def fork(_, *arguments):
     """Import once what all ranks need, in a process that has no threads yet, and become all of them."""
     import torch
 
-    import nemo_dali.loader  # noqa: F401
+    import nemo_dali.loader  # noqa: F401  # so that the forks have it already
 
     torch.multiprocessing.start_processes(act, arguments, nprocs=RANKS, start_method="fork")
 
