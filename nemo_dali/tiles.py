@@ -28,11 +28,11 @@ from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.progress import progress
 from nemo_dali.sharding import thread_count
 from nemo_dali.storage import MappedFile, fingerprint, map_array, open_h5
+from nemo_dali.unfinished import UNFINISHED
 
 FORMAT = "nemo-dali/tiles"
 VERSION = 1
 GRIDS = (1, 2, 3)
-UNFINISHED = "unfinished".ljust(64, "-")  # in place of the fingerprint, and as long
 BLOCK = 1024  # photos whose digests are asked for at once
 
 U8 = npt.NDArray[np.uint8]

@@ -251,7 +251,7 @@ import json, os, random, sys, time
 from pathlib import Path
 import nvidia.dali
 import nemo_dali.kernels.mosaic, nemo_dali.operators
-from nemo_dali import tile_decoding, tiling
+from nemo_dali import tile_decoding, tiling, unfinished
 
 dataset, output = sys.argv[1], Path(sys.argv[2])
 partial = Path(f"{output}.partial")
@@ -264,7 +264,7 @@ def start(name=None, number=0):
     if child:
         return child
     if name is not None:
-        owner = next(owner for owner in (Path, tiling, os) if hasattr(owner, name))
+        owner = next(owner for owner in (Path, unfinished, os) if hasattr(owner, name))
         call, left = getattr(owner, name), [None] * number
 
         def dying(*arguments, **options):
