@@ -1,60 +1,165 @@
-"""The most similar photos of each sentence, exactly: NumPy reference, Numba kernel, launcher.
+"""The most similar photos of each sentence, exactly: NumPy reference, Numba kernels, launchers.
 
 A similarity is the float32 nearest to the dot product of two embeddings, whose products are exact in float64 and are
-summed in a fixed order. So identical photos tie to the bit, and neither the block size nor the matrix product changes
-a byte: that product only proposes candidates, within a bound of its rounding error.
+summed in a fixed order (a fused multiply-add changes nothing then). So identical photos tie to the bit, and neither the
+block size nor the matrix product changes a byte: that product only proposes candidates, within a bound of its rounding
+error. It may come from anywhere.
+
+    scores float32 [rows, photos] ──▶ Ranking.take ──▶ keys uint64 [rows, depth], the best so far ──▶ result
+
+A key holds a photo's similarity and its row, and ascends as rankings do; photos come block after block. Rows belong to
+groups that share their own photo and category: a ref's sentences.
 """
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 BINS = 8192  # of one row's histogram: 64 KiB of counters, two photos a bin for 17,000 photos
+ROUNDING = 2.0**-24  # float32's
 
 
-def rank_reference(text, image, own, *, depth):
-    """The same as ``rank_block``, by a full sort; its last result is exact everywhere."""
-    neighbors, similarity, own_rank = [], [], []
-    for sentence, photo in zip(text.astype(np.float64), own, strict=True):
-        a, b, c, d = np.split(image.astype(np.float64) * sentence, 4, axis=1)
-        part = (a + b) + (c + d)
-        while part.shape[1] > 8:
-            half = part.shape[1] - part.shape[1] // 2
-            part[:, : part.shape[1] - half] += part[:, half:]
-            part = part[:, :half]
-        total = np.zeros(len(image))
+class Rules(NamedTuple):
+    """Which photos a sentence does not get besides its own. Arrays that are empty, and infinite bounds, rule out none.
+
+    Attributes:
+        never: uint8 [P], 1 for photos that nobody gets.
+        shown: uint64 [P, W], the categories of a photo's objects as bits.
+        category: int32 [groups], of the group's target; photos that show it are ruled out; -1: unknown.
+        similar: float32 [U, P], proposed similarities of groups' own photos to these photos.
+        similar_row: int32 [groups], the row of that which belongs to the group.
+        similar_image: float32 [U, D], the embeddings of those own photos.
+        similar_above: photos more similar than that to the own photo are ruled out.
+        siblings_above: photos more similar than that to another sentence of the group are ruled out.
+    """
+
+    never: np.ndarray
+    shown: np.ndarray
+    category: np.ndarray
+    similar: np.ndarray
+    similar_row: np.ndarray
+    similar_image: np.ndarray
+    similar_above: float
+    siblings_above: float
+
+
+def no_rules():
+    """Rules that rule out nothing."""
+    empty = np.empty(0, np.int32)
+    matrix = np.empty((0, 0), np.float32)
+    return Rules(
+        np.empty(0, np.uint8), np.empty((0, 0), np.uint64), empty, matrix, empty, matrix, float("inf"), float("inf")
+    )
+
+
+# --- reference -------------------------------------------------------------------------------------------------------
+
+
+def similarity_reference(left, right):
+    """The exact similarities float32 [n, m] of float32 [n, D] to float32 [m, D]; D is a multiple of 32."""
+    rows = []
+    for vector in left.astype(np.float64):
+        a, b, c, d, e, f, g, h = np.split(right.astype(np.float64) * vector, 8, axis=1)
+        a, b, c, d = np.split(((a + b) + (c + d)) + ((e + f) + (g + h)), 4, axis=1)
+        part = (a + c) + (b + d)
+        total = np.zeros(len(right))
         for column in part.T:
             total += column
-        exact = total.astype(np.float32)
-        order = np.argsort(-exact, kind="stable")
-        own_rank.append(1 + np.flatnonzero(order == photo)[0])
-        neighbors.append(order[order != photo][:depth])
-        similarity.append(exact[neighbors[-1]])
-    return np.array(neighbors, np.int32), np.array(similarity, np.float32), np.array(own_rank, np.int32)
+        rows.append(total.astype(np.float32))
+    return np.array(rows, np.float32).reshape(len(left), len(right))
+
+
+def rank_reference(text, image, own, *, depth, excluded=None):
+    """The ranking by a full sort.
+
+    Args:
+        text, image: float32 [S, D] and [M, D]; D is a multiple of 32.
+        own: integer [S], the photo row that each sentence does not get.
+        excluded: bool [S, M], further photos that it does not get.
+
+    Returns:
+        ``(neighbors int32 [S, depth], similarity float32 [S, depth], own_rank int32 [S])``; short rows end in -1 and
+        -inf; the last is the own photo's place among all M, from 1.
+    """
+    exact = similarity_reference(text, image)
+    neighbors = np.full((len(text), depth), -1, np.int32)
+    similarity = np.full((len(text), depth), -np.inf, np.float32)
+    own_rank = np.empty(len(text), np.int32)
+    for row, photo in enumerate(own):
+        order = np.argsort(-exact[row], kind="stable")
+        own_rank[row] = 1 + np.flatnonzero(order == photo)[0]
+        left_out = order == photo if excluded is None else (order == photo) | excluded[row, order]
+        best = order[~left_out][:depth]
+        neighbors[row, : len(best)], similarity[row, : len(best)] = best, exact[row, best]
+    return neighbors, similarity, own_rank
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _similarity(vector, image, photo, part):
+    """Of float64 [D] and row ``photo`` of float32 [M, D], float32: eight parts added, of those four, then one by one.
+
+    Every step but the last treats its elements alike, so that the compiler may use vectors of any length. No views are
+    taken of the arrays: counting who has one costs more than the sum.
+
+    Args:
+        part: float64 [D / 8] to work in.
+    """
+    eighth = len(part)
+    for i in range(eighth):
+        part[i] = (
+            (vector[i] * image[photo, i] + vector[eighth + i] * image[photo, eighth + i])
+            + (
+                vector[2 * eighth + i] * image[photo, 2 * eighth + i]
+                + vector[3 * eighth + i] * image[photo, 3 * eighth + i]
+            )
+        ) + (
+            (
+                vector[4 * eighth + i] * image[photo, 4 * eighth + i]
+                + vector[5 * eighth + i] * image[photo, 5 * eighth + i]
+            )
+            + (
+                vector[6 * eighth + i] * image[photo, 6 * eighth + i]
+                + vector[7 * eighth + i] * image[photo, 7 * eighth + i]
+            )
+        )
+    last = eighth // 4
+    total = 0.0
+    for i in range(last):
+        part[i] = (part[i] + part[2 * last + i]) + (part[last + i] + part[3 * last + i])
+    for i in range(last):
+        total += part[i]
+    return np.float32(total) + np.float32(0)  # + 0: no negative zero
 
 
 @numba.njit(nogil=True, cache=True)
-def _dot(sentence, photo, part):
-    """Dot product of float64 [D] and float32 [D]: four quarters added, then halved to 8, then one by one.
+def _sort(keys, count, spare, histogram):
+    """Sort the first ``count`` keys, in which equal similarities are in the order of their photos already.
 
-    Every step but the last treats its elements alike, so that the compiler may use vectors of any length.
+    By similarity alone, 11 bits at a time: a tenth of the time that a general sort takes.
+
+    Args:
+        spare: uint64, as long as ``keys``.
+        histogram: int32 [2048 or more] to work in.
     """
-    quarter = len(part)
-    s0, s1, s2, s3 = sentence[:quarter], sentence[quarter : 2 * quarter], sentence[-2 * quarter :], sentence[-quarter:]
-    p0, p1, p2, p3 = photo[:quarter], photo[quarter : 2 * quarter], photo[-2 * quarter :], photo[-quarter:]
-    for i in range(quarter):
-        part[i] = (s0[i] * p0[i] + s1[i] * p1[i]) + (s2[i] * p2[i] + s3[i] * p3[i])
-    size = quarter
-    while size > 8:
-        half = size - size // 2
-        for i in range(size - half):
-            part[i] += part[half + i]
-        size = half
-    total = 0.0
-    for i in range(size):
-        total += part[i]
-    return total
+    source, target = keys, spare
+    for shift in (32, 43, 54):
+        histogram[:2048] = 0
+        for i in range(count):
+            histogram[source[i] >> np.uint64(shift) & np.uint64(2047)] += 1
+        begin = 0
+        for digit in range(2048):
+            begin, histogram[digit] = begin + histogram[digit], begin
+        for i in range(count):
+            digit = source[i] >> np.uint64(shift) & np.uint64(2047)
+            target[histogram[digit]] = source[i]
+            histogram[digit] += 1
+        source, target = target, source
+    keys[:count] = source[:count]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -64,90 +169,278 @@ def _falling(bits):
 
 
 @numba.njit(nogil=True, cache=True)
-def _rank_rows(begin, end, scores, slack, text, image, own, neighbors, similarity, own_rank):
-    """Rank rows [begin, end) of a block into the last three arrays; the others as in ``rank_block``."""
-    photos, width = image.shape
-    depth = neighbors.shape[1]
-    histogram = np.empty(BINS, np.int64)
-    candidates = np.empty(photos, np.int64)
-    keys = np.empty(photos, np.uint64)
-    sentence = np.empty(width, np.float64)
-    part = np.empty(width // 4, np.float64)
-    value = np.empty(1, np.float32)
-    value_bits = value.view(np.uint32)
-    similarity_bits = similarity.view(np.uint32)
+def _key(similarity, photo, value):
+    """Ascends as (-similarity, photo) does; ``value`` is float32 [1] to work in."""
+    value[0] = similarity
+    return (np.uint64(_falling(value.view(np.uint32)[0])) << np.uint64(32)) | np.uint64(photo)
+
+
+@numba.njit(nogil=True, cache=True)
+def _similarity_of(key, value):
+    """The similarity in a key."""
+    value.view(np.uint32)[0] = _falling(np.uint32(key >> np.uint64(32)))
+    return value[0]
+
+
+@numba.njit(nogil=True, cache=True)
+def _own_keys(begin, end, text, image, own, keys):
+    """Keys of the own photos of rows [begin, end)."""
+    vector, part, value = np.empty(text.shape[1]), np.empty(text.shape[1] // 8), np.empty(1, np.float32)
     for row in range(begin, end):
-        score = scores[row]
-        low, high = score.min(), score.max()
-        scale = np.float32(BINS - 1) / (high - low) if high - low > slack else np.float32(0)
+        vector[:] = text[row]
+        keys[row] = _key(_similarity(vector, image, own[row], part), own[row], value)
 
-        # The bin that holds the (depth + 1)-th highest score: the sentence's own photo may be among those.
-        histogram[:] = 0
+
+@numba.njit(nogil=True, cache=True)
+def _mark_above(score, bound, slack, vector, image, part, marks):
+    """Mark the photos whose similarity is above a bound, in uint8 [P]; the proposed one tells but for a few."""
+    upper, lower = np.float32(bound) + slack, np.float32(bound) - slack
+    near = 0
+    for photo in range(len(score)):
+        marks[photo] = score[photo] > upper
+        near += score[photo] >= lower
+        near -= score[photo] > upper
+    if near:
+        for photo in range(len(score)):
+            if lower <= score[photo] <= upper:
+                marks[photo] = _similarity(vector, image, photo, part) > bound
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+def _survey(score, upper, lower):
+    """How many scores are above ``upper`` and not below ``lower``, the lowest and the highest: by vectors."""
+    above, near = 0, 0
+    low, high = score[0], score[0]
+    for photo in range(len(score)):
+        above += score[photo] > upper
+        near += score[photo] >= lower
+        low = min(low, score[photo])
+        high = max(high, score[photo])
+    return above, near, low, high
+
+
+@numba.njit(nogil=True, cache=True)
+def _rule_out(group, first, own, slack, image, rules, vector, part, marks, out):
+    """Mark the photos that no sentence of a group gets, in uint8 [P]; ``marks`` is another to work in."""
+    photos = len(out)
+    out[:] = 0
+    if len(rules.never):
+        out[:] = rules.never
+    if len(rules.category) and rules.category[group] >= 0:
+        word, bit = rules.category[group] >> 6, np.uint64(1) << np.uint64(rules.category[group] & 63)
         for photo in range(photos):
-            histogram[np.int64((score[photo] - low) * scale)] += 1
-        edge = BINS - 1
-        above = histogram[edge]
-        while above <= depth:
-            edge -= 1
-            above += histogram[edge]
-
-        # float32 sums and products are monotone, so no photo whose score is within slack of that bin is missed.
-        count = 0
+            if rules.shown[photo, word] & bit:
+                out[photo] = 1
+    if len(rules.similar):
+        row = rules.similar_row[group]
+        vector[:] = rules.similar_image[row]
+        _mark_above(rules.similar[row], rules.similar_above, slack, vector, image, part, marks)
         for photo in range(photos):
-            if (score[photo] + slack - low) * scale >= edge:
-                candidates[count] = photo
-                count += 1
+            out[photo] |= marks[photo]
+    if first <= own < first + photos:
+        out[own - first] = 1
 
-        sentence[:] = text[row]
-        for i in range(count):
-            value[0] = np.float32(_dot(sentence, image[candidates[i]], part)) + np.float32(0)  # + 0: no negative zero
-            keys[i] = (np.uint64(_falling(value_bits[0])) << np.uint64(32)) | np.uint64(candidates[i])
-        keys[:count].sort()  # ascends as (-similarity, photo) does
 
-        own_rank[row] = 0
-        filled = 0
-        for i in range(count):
-            photo = np.int64(keys[i] & np.uint64(0xFFFFFFFF))
-            if photo == own[row]:
-                own_rank[row] = i + 1
-            elif filled < depth:
-                neighbors[row, filled] = photo
-                similarity_bits[row, filled] = _falling(np.uint32(keys[i] >> np.uint64(32)))
-                filled += 1
-        if own_rank[row] == 0:  # behind all candidates: the proposing scores are good enough to count with
-            above = 1
+@numba.njit(nogil=True, cache=True)
+def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rules, own_keys, keys, counts, own_rank):
+    """Take a block of photos into the ranking of the rows of groups [begin, end); arguments as in ``Ranking.take``."""
+    photos, width = image.shape
+    depth = keys.shape[1]
+    histogram = np.empty(BINS, np.int32)
+    candidates, spare = np.empty(depth + photos, np.uint64), np.empty(depth + photos, np.uint64)
+    shared, mine = np.empty(photos, np.uint8), np.empty(photos, np.uint8)
+    vector, part, value = np.empty(width), np.empty(width // 8), np.empty(1, np.float32)
+    most = 0
+    for group in range(begin, end):
+        most = max(most, groups[group + 1] - groups[group])
+    sibling_rule = rules.siblings_above < np.inf
+    above = np.empty((most if sibling_rule else 0, photos), np.uint8)  # by sentence of the group
+    times = np.empty(photos, np.int32)
+    for group in range(begin, end):
+        rows = range(groups[group], groups[group + 1])
+        _rule_out(group, first, own[groups[group]], slack, image, rules, vector, part, mine, shared)
+        siblings = sibling_rule and len(rows) > 1
+        if siblings:
+            times[:] = 0
+            for row in rows:
+                marks = above[row - groups[group]]
+                vector[:] = text[row]
+                _mark_above(scores[row], rules.siblings_above, slack, vector, image, part, marks)
+                for photo in range(photos):
+                    times[photo] += marks[photo]
+        for row in rows:
+            score = scores[row]
+            vector[:] = text[row]
+
+            own_similarity = _similarity_of(own_keys[row], value)
+            ahead, near, low, high = _survey(score, own_similarity + slack, own_similarity - slack)
+            if near - ahead > (first <= own[row] < first + photos):  # the own photo itself is near, of course
+                for photo in range(photos):
+                    if own_similarity - slack <= score[photo] <= own_similarity + slack:
+                        key = _key(_similarity(vector, image, photo, part), first + photo, value)
+                        ahead += key < own_keys[row]
+            own_rank[row] += ahead
+
+            out = shared
+            if siblings:
+                out, marks = mine, above[row - groups[group]]
+                for photo in range(photos):
+                    out[photo] = shared[photo] | (times[photo] > marks[photo])
+
+            # A row that is full needs only what may displace its last one; another the best of this block, found by
+            # the bin that holds the depth-th highest score.
+            lowest = low
+            scale = np.float32(BINS - 1) / (high - low) if high - low > slack else np.float32(0)
+            edge = 0
+            if counts[row] == depth:
+                lowest = _similarity_of(keys[row, depth - 1], value) - slack
+            else:
+                histogram[:] = 0
+                for photo in range(photos):
+                    if not out[photo]:
+                        histogram[np.int64((score[photo] - low) * scale)] += 1
+                edge = BINS - 1
+                reached = histogram[edge]
+                while reached < depth and edge > 0:
+                    edge -= 1
+                    reached += histogram[edge]
+                if edge > 0:  # a little below that bin, so that most photos are dismissed by one comparison
+                    lowest = low + np.float32(edge) / scale - np.float32(2) * slack
+
+            # float32 sums and products are monotone, so no photo whose score is within slack of that bin is missed.
+            count = counts[row]
+            candidates[:count] = keys[row, :count]
             for photo in range(photos):
-                above += score[photo] > score[own[row]]
-            own_rank[row] = above
+                if score[photo] >= lowest and not out[photo] and (score[photo] + slack - low) * scale >= edge:
+                    candidates[count] = _key(_similarity(vector, image, photo, part), first + photo, value)
+                    count += 1
+            _sort(candidates, count, spare, histogram)
+            counts[row] = min(count, depth)
+            keys[row, : counts[row]] = candidates[: counts[row]]
 
 
-def rank_block(text, image, own, *, depth, pool, threads):
-    """Rank all photos for each sentence of a block: most similar first, equal ones by lower row.
+@numba.njit(nogil=True, cache=True)
+def _rank_candidates(begin, end, groups, candidates, text, image, own, rules, own_keys, keys, counts, own_rank):
+    """Rank only given photos; arguments as in ``Ranking``. ``rules.similar`` is not used."""
+    width, depth = image.shape[1], keys.shape[1]
+    vector, other, part = np.empty(width), np.empty(width), np.empty(width // 8)
+    value = np.empty(1, np.float32)
+    found = np.empty(candidates.shape[1], np.uint64)
+    for group in range(begin, end):
+        rows = range(groups[group], groups[group + 1])
+        for row in rows:
+            vector[:] = text[row]
+            count = 0
+            for photo in candidates[row]:
+                if photo < 0:
+                    continue
+                key = _key(_similarity(vector, image, photo, part), photo, value)
+                own_rank[row] += key < own_keys[row]
+                if photo == own[row] or (len(rules.never) and rules.never[photo]):
+                    continue
+                if len(rules.category) and rules.category[group] >= 0:
+                    category = rules.category[group]
+                    if rules.shown[photo, category >> 6] >> np.uint64(category & 63) & np.uint64(1):
+                        continue
+                if rules.similar_above < np.inf:
+                    other[:] = image[own[row]]
+                    if _similarity(other, image, photo, part) > rules.similar_above:
+                        continue
+                ruled_out = False
+                if rules.siblings_above < np.inf:
+                    for sibling in rows:
+                        if sibling != row:
+                            other[:] = text[sibling]
+                            ruled_out |= _similarity(other, image, photo, part) > rules.siblings_above
+                if not ruled_out:
+                    found[count] = key
+                    count += 1
+            found[:count].sort()
+            counts[row] = min(count, depth)
+            keys[row, : counts[row]] = found[: counts[row]]
+
+
+@numba.njit(nogil=True, cache=True)
+def _unpack(begin, end, keys, counts, neighbors, similarity):
+    """Keys to photo rows and similarities, with -1 and -inf behind the last."""
+    value = np.empty(1, np.float32)
+    for row in range(begin, end):
+        for i in range(keys.shape[1]):
+            filled = i < counts[row]
+            neighbors[row, i] = np.int64(keys[row, i] & np.uint64(0xFFFFFFFF)) if filled else -1
+            similarity[row, i] = _similarity_of(keys[row, i], value) if filled else -np.inf
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def slack_of(left_length, right_length, width):
+    """How far two proposed similarities can be off together, at most: a bound for any order of summation.
+
+    A float32 dot product summed in any order is off by at most D * u * |a| * |b| with u = 2**-24; two of them by twice
+    that, and rounding the exact ones to float32 adds one u each. The floor keeps the kernel's division finite.
 
     Args:
-        text: float32 [S, D], contiguous, of about unit length; D is a multiple of 4.
-        image: float32 [M, D], likewise.
-        own: int32 [S], the photo row that each sentence does not get.
-        depth: photos kept per sentence, 1 to M - 1.
-        pool: an executor whose ``threads`` threads share the rows.
-
-    Returns:
-        ``(neighbors int32 [S, depth], similarity float32 [S, depth], own_rank int32 [S])``; the last is the place of
-        the own photo among all M, from 1, and beyond depth + 1 may be off by photos that are all but equal.
+        left_length, right_length: largest Euclidean lengths of the vectors.
+        width: D.
     """
-    scores = text @ image.T
-    # A float32 dot product summed in any order is off by at most D * u * |t| * |i| with u = 2**-24; two photos by
-    # twice that, and rounding the exact ones to float32 adds one u each. The floor keeps the kernel's division finite.
-    lengths = [float(np.sqrt(np.einsum("ij,ij->i", x, x).max())) for x in (text, image)]
-    slack = np.float32(max((2.02 * text.shape[1] + 4) * 2.0**-24 * lengths[0] * lengths[1], 1e-30))
-    neighbors = np.empty((len(text), depth), np.int32)
-    similarity = np.empty((len(text), depth), np.float32)
-    own_rank = np.empty(len(text), np.int32)
-    cuts = np.linspace(0, len(text), threads + 1).astype(int)
-    jobs = [
-        pool.submit(_rank_rows, begin, end, scores, slack, text, image, own, neighbors, similarity, own_rank)
-        for begin, end in pairwise(cuts)
-    ]
-    for job in jobs:
-        job.result()
-    return neighbors, similarity, own_rank
+    return np.float32(max((2.02 * width + 4) * ROUNDING * left_length * right_length, 1e-30))
+
+
+class Ranking:
+    """The ranking of some rows in the making.
+
+    Args:
+        text: float32 [R, D], contiguous, of about unit length; D is a multiple of 32.
+        image: float32 [M, D], likewise, all photos.
+        own: int32 [R], the photo row that each sentence does not get.
+        groups: int64 [G + 1], where the rows of each group begin, and R.
+        depth: photos kept per row.
+        pool: an executor whose ``threads`` threads share the groups.
+    """
+
+    def __init__(self, text, image, own, groups, *, depth, pool, threads):
+        rows = len(text)
+        self._text, self._image, self._own, self._groups = text, image, own, groups
+        self._pool, self._threads = pool, threads
+        self._keys = np.empty((rows, depth), np.uint64)
+        self._counts = np.zeros(rows, np.int64)
+        self._own_rank = np.ones(rows, np.int32)
+        self._own_keys = np.empty(rows, np.uint64)
+        self._run(_own_keys, rows, text, image, own, self._own_keys)
+
+    def _run(self, kernel, count, *arguments):
+        """Call a kernel for shares of ``count`` things at once."""
+        cuts = np.linspace(0, count, self._threads + 1).astype(int)
+        jobs = [self._pool.submit(kernel, begin, end, *arguments) for begin, end in pairwise(cuts) if begin < end]
+        for job in jobs:
+            job.result()
+
+    def take(self, scores, first, slack, rules):
+        """Take a block of photos in.
+
+        Args:
+            scores: float32 [R, P], proposed similarities to the photos from row ``first`` on.
+            slack: see ``slack_of``.
+            rules: ``Rules`` of these photos.
+        """
+        block = self._image[first : first + scores.shape[1]]
+        common = self._text, block, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
+        self._run(_rank_groups, len(self._groups) - 1, self._groups, scores, first, slack, *common)
+
+    def take_candidates(self, candidates, rules):
+        """Rank given photos only.
+
+        Args:
+            candidates: int64 [R, C], distinct photo rows, -1 where there is none.
+            rules: ``Rules`` of all photos, without ``similar``, for which their embeddings are used.
+        """
+        common = self._text, self._image, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
+        self._run(_rank_candidates, len(self._groups) - 1, self._groups, candidates, *common)
+
+    def result(self):
+        """The ranking of all photos taken in, as ``rank_reference`` returns it."""
+        neighbors = np.empty(self._keys.shape, np.int32)
+        similarity = np.empty(self._keys.shape, np.float32)
+        self._run(_unpack, len(neighbors), self._keys, self._counts, neighbors, similarity)
+        return neighbors, similarity, self._own_rank

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_dali import __version__
-from nemo_dali.errors import NemoError
+from nemo_dali.errors import NemoError, ToldElsewhere
 from nemo_dali.policy import MosaicPolicy
 
 
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
+    except ToldElsewhere:
+        return 1
     except NemoError as error:
         print(f"nemo-dali: {error}", file=sys.stderr)
         return 1
@@ -74,9 +76,22 @@ def _parser() -> argparse.ArgumentParser:
 
     mine = command("mine", _mine, "rank all photos for every sentence by CLIP")
     mine.add_argument("dataset", type=Path, metavar="F.ris.h5")
-    mine.add_argument("--model", required=True, help="open_clip's name, or a model config .json")
-    mine.add_argument("--pretrained", required=True, metavar="TAG_OR_FILE")
+    mine.add_argument("--model", nargs="+", help="open_clip's name, or a model config .json; several are averaged")
+    mine.add_argument("--pretrained", nargs="+", metavar="TAG_OR_FILE", help="for each model")
+    mine.add_argument("--embeddings", type=Path, metavar="F.neg.h5", help="take them from a table instead of a model")
     mine.add_argument("--depth", type=int, default=1000, help="candidates kept per sentence")
+    mine.add_argument(
+        "--exclude-similar-photos", type=float, metavar="S", help="photos more similar than S to the target's photo"
+    )
+    mine.add_argument("--exclude-category", action="store_true", help="photos that show the target's category")
+    mine.add_argument(
+        "--exclude-siblings", type=float, metavar="S", help="photos more similar than S to another sentence of the ref"
+    )
+    mine.add_argument(
+        "--exclude-photos-of", type=Path, nargs="+", default=[], metavar="G.ris.h5", help="photos of other data sets"
+    )
+    mine.add_argument("--approximate", action="store_true", help="search by FAISS: for millions of photos")
+    mine.add_argument("--probes", type=int, help="of FAISS's lists; default: a sixteenth of them")
     mine.add_argument("--batch-size", type=int, default=64)
     mine.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
     mine.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
@@ -170,19 +185,30 @@ def _index(options: argparse.Namespace) -> None:
 
 
 def _mine(options: argparse.Namespace) -> None:
+    from nemo_dali.exclusions import Exclusions
     from nemo_dali.mining import mine
 
     report = mine(
         options.dataset,
         model=options.model,
         pretrained=options.pretrained,
+        embeddings=options.embeddings,
         output=options.output,
         depth=options.depth,
+        exclusions=Exclusions(
+            similar_photos=options.exclude_similar_photos,
+            category=options.exclude_category,
+            siblings=options.exclude_siblings,
+            photos_of=options.exclude_photos_of,
+        ),
         batch_size=options.batch_size,
         device=options.device,
         images=options.images,
+        approximate=options.approximate,
+        probes=options.probes,
     )
-    print(report)
+    if os.environ.get("RANK", "0") == "0":
+        print(report)
 
 
 def _tiles(options: argparse.Namespace) -> None:

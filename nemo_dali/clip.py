@@ -1,37 +1,20 @@
-"""A CLIP model of open_clip: loaded without executing what its files hold, and its unit vectors.
-
-An embedding changes in the last bits with the batch that it was computed in, so the encoders always see batches of one
-size, in row order: the same model, batch size and machine give the same bytes.
-"""
+"""A CLIP model of open_clip, loaded without executing what its files hold."""
 
 import difflib
 import hashlib
 import json
-import os
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from nemo_dali.dataset import Dataset
-from nemo_dali.errors import NemoError, PhotoError
-from nemo_dali.object_storage import photo_file
-from nemo_dali.photos import FORMATS
-from nemo_dali.progress import progress
+from nemo_dali.errors import NemoError
 from nemo_dali.storage import fingerprint
 
 if TYPE_CHECKING:
     import torch
-
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,105 +23,28 @@ class Clip:
 
     Attributes:
         network: an open_clip model in evaluation mode, float32.
+        width: D, of its embeddings.
         transform: its own preprocessing of a Pillow photo, giving float32 [3, size, size].
         tokenizer: sentences to int64 [n, context length].
         weights_hash: sha256 over the tensors in the order of their names, whatever file they came from.
-        name: model and weights, for messages.
+        model, pretrained: as given.
+        encoder: what besides the weights an embedding depends on: library, device, preprocessing.
     """
 
     network: Any
+    width: int
     transform: "Callable[[Any], torch.Tensor]"
     tokenizer: "Callable[[list[str]], torch.Tensor]"
     device: "torch.device"
     weights_hash: str
-    name: str
+    model: str
+    pretrained: str
+    encoder: str
 
-    def embed_photos(self, dataset: Dataset, *, batch_size: int) -> F32:
-        """Unit vectors float32 [M, D] of a data set's photos, decoded on threads ahead of the model.
-
-        Raises:
-            PhotoError: a photo is missing, cannot be decoded or has changed its size.
-            NemoError: an embedding is not finite.
-        """
-        photos = len(dataset.images.id)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            inputs = _map_ahead(pool, lambda row: self._load_photo(dataset, row), range(photos), ahead=2 * batch_size)
-            shown = progress(inputs, total=photos, what="embedding photos", unit="photo")
-            embedding = self._embed(self.network.encode_image, shown, batch_size)
-        if (row := first_not_finite(embedding)) is not None:
-            raise NemoError(f"{self.name} gives no finite embedding for {dataset.photo_path(row)}. Use other weights.")
-        return embedding
-
-    def embed_sentences(self, texts: Sequence[str], *, batch_size: int) -> F32:
-        """Unit vectors float32 [S, D] of sentences.
-
-        Raises:
-            NemoError: an embedding is not finite.
-        """
-        batches = (list(texts[begin : begin + batch_size]) for begin in range(0, len(texts), batch_size))
-        tokens = (row for batch in batches for row in self.tokenizer(batch))
-        shown = progress(tokens, total=len(texts), what="embedding sentences", unit="sentence")
-        embedding = self._embed(self.network.encode_text, shown, batch_size)
-        if (row := first_not_finite(embedding)) is not None:
-            raise NemoError(f"{self.name} gives no finite embedding for '{texts[row]}'. Use other weights.")
-        return embedding
-
-    def _load_photo(self, dataset: Dataset, row: int) -> "torch.Tensor":
-        from PIL import Image
-
-        path = dataset.photo_path(row)
-        size = int(dataset.images.width[row]), int(dataset.images.height[row])
-        try:
-            with Image.open(photo_file(path), formats=FORMATS) as photo:
-                if photo.size == size:
-                    return self.transform(photo)
-                problem = f"is {photo.size[0]}x{photo.size[1]} pixels, but was {size[0]}x{size[1]} when it was indexed"
-        except FileNotFoundError:
-            problem = "does not exist"
-        # What Pillow's decoders raise.
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            problem = f"cannot be decoded ({error})"
-        raise PhotoError(f"The photo {path} {problem}. Put it back, or index the photos again with --verify.")
-
-    def _embed(self, encode: "Callable[[Any], torch.Tensor]", inputs: "Iterable[torch.Tensor]", batch_size: int) -> F32:
-        """Unit vectors float32 [n, D]; the last batch is filled up by repeating its last input."""
-        import torch
-
-        inputs = iter(inputs)
-        embedding = []
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with torch.inference_mode(), exact:
-            while batch := list(islice(inputs, batch_size)):
-                filled = torch.stack(batch + batch[-1:] * (batch_size - len(batch)))
-                try:
-                    features = encode(filled.to(self.device)).float()
-                except torch.cuda.OutOfMemoryError as error:
-                    raise NemoError(f"The GPU's memory holds no batch of {batch_size}. Use a smaller one.") from error
-                features = features / features.norm(dim=-1, keepdim=True)
-                embedding.append(features[: len(batch)].cpu().numpy())
-        return np.concatenate(embedding)
-
-
-def first_not_finite(array: F32) -> int | None:
-    """The first row that holds NaN or infinity."""
-    bad = ~np.isfinite(array).all(axis=1)
-    return int(bad.argmax()) if bad.any() else None
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[int], Any], items: Iterable[int], *, ahead: int
-) -> Iterator[Any]:
-    """``map`` on threads, in order, with at most ``ahead`` results waiting to be taken."""
-    waiting: deque[Any] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        """Model and weights, for messages."""
+        return f"{self.model} with {self.pretrained}"
 
 
 def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip:
@@ -177,19 +83,31 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
             **{f"image_{key}": preprocess.get(key) for key in ("mean", "std", "interpolation", "resize_mode")},
         )
         tokenizer = open_clip.get_tokenizer(name)
+        with torch.inference_mode():
+            width = network.eval().encode_text(tokenizer(["a"]).to(torch_device)).shape[-1]
     except Exception as error:  # whatever open_clip, timm or transformers meet in a config, a file or on the network
         raise NemoError(
             f"{model} with the weights {pretrained} cannot be loaded ({_first_line(error)}). "
             "Give the model that the weights were trained as."
         ) from error
     return Clip(
-        network=network.eval(),
+        network=network,
+        width=width,
         transform=transform,
         tokenizer=tokenizer,
         device=torch_device,
         weights_hash=fingerprint({key: tensor.cpu().numpy() for key, tensor in network.state_dict().items()}),
-        name=f"{model} with {pretrained}",
+        model=model,
+        pretrained=pretrained,
+        encoder=f"torch {torch.__version__} on {_processor(torch_device)}, "
+        f"preprocessing {hashlib.sha256(repr(transform).encode()).hexdigest()[:8]}",
     )
+
+
+def _processor(device: "torch.device") -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _model_name(model: str) -> tuple[str, dict[str, Any]]:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.annotations import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
-from nemo_dali.errors import FileFormatError, PhotoError
+from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.object_storage import check_names, image_root, is_remote
-from nemo_dali.photos import check_photos
+from nemo_dali.photos import batch_error, check_photos
 from nemo_dali.storage import (
     MappedFile,
     fingerprint,
@@ -158,6 +158,26 @@ class Dataset:
                 "Say where they are with images=... or --images."
             )
         return self.image_root
+
+    def mask(self, ref: int) -> npt.NDArray[np.uint8]:
+        """uint8 [height, width] in {0, 1}: the mask of a ref, at its photo's size."""
+        row = self.refs.image[ref]
+        begin = int(self.refs.rle_begin[ref])
+        runs = self.rle_counts[begin : begin + int(self.refs.rle_count[ref])]
+        down_columns = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, runs)
+        width, height = int(self.images.width[row]), int(self.images.height[row])
+        return down_columns.reshape(width, height).T if len(runs) else np.zeros((height, width), np.uint8)
+
+    def shown_categories(self) -> npt.NDArray[np.bool_]:
+        """bool [photos, categories]: which categories a photo shows objects of."""
+        shown = np.zeros((len(self.images.id), len(self.category_id)), bool)
+        shown[np.repeat(np.arange(len(shown)), self.images.category_count), self.image_categories] = True
+        return shown
+
+    def batch_error(self, rows: list[int], error: object) -> NemoError:
+        """Why these photos could not be decoded together; see ``photos.batch_error``."""
+        paths = [self.photo_path(row) for row in rows]
+        return batch_error(paths, self.images.width[rows].tolist(), self.images.height[rows].tolist(), error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.image_root)

@@ -132,9 +132,7 @@ def _ranking(report: MiningReport) -> str:
 def _same_kind(dataset_path: Path, table_path: Path) -> tuple[float, float]:
     """How often a near negative shows the category of the referent, and how often any photo does."""
     dataset, table = Dataset.open(dataset_path), NegativeTable.open(table_path)
-    images = dataset.images
-    shows = np.zeros((len(images.id), len(dataset.category_id)), bool)
-    shows[np.repeat(np.arange(len(images.id)), images.category_count), dataset.image_categories] = True
+    shows = dataset.shown_categories()
     category = dataset.refs.category[dataset.sentences.ref]
     near = table.neighbors[:, :NEAREST]
     return float(shows[near, category[:, None]].mean()), float(shows[:, category].mean())

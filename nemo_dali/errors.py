@@ -4,7 +4,8 @@
     ├── AnnotationError   annotation files: missing, malformed, untrusted, inconsistent
     ├── FileFormatError   a .h5 file of ours: wrong format, version or data set, cut short, not writable
     ├── PhotoError        a photo: missing, corrupt, of another size than annotated
-    └── StateError        a saved loader state that does not fit this loader
+    ├── StateError        a saved loader state that does not fit this loader
+    └── ToldElsewhere     another rank failed and says so itself
 
 A wrong *argument* is a ValueError. Every message is one sentence that says what is wrong, then the remedy.
 """
@@ -28,3 +29,7 @@ class PhotoError(NemoError):
 
 class StateError(NemoError):
     """A saved state cannot be restored into this loader."""
+
+
+class ToldElsewhere(NemoError):
+    """Another rank failed and says so itself; this one only ends. The command line prints nothing."""

@@ -76,5 +76,7 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
         "depth": opened.depth,
         "neighbors": width,
         "exclusions": opened.exclusions,
+        "method": opened.method,
+        "recall": [{"n": int(n), "recall": float(share)} for n, share in opened.recall],
         "pools": [opened.pool_sizes(tau, k) for tau, k in pools],
     }

@@ -1,41 +1,52 @@
 """Mining: CLIP embeddings of photos and sentences, and for each sentence the photos most similar to it.
 
-    photos ──decode, preprocess──▶ image encoder ──▶ image_embedding [M, D] ──┐
-                                                                              ├──rank──▶ negative table
-    sentences ──tokenizer────────▶ text encoder ───▶ text_embedding [S, D] ───┘
+    photos ──────┐                                  ┌──▶ rank 0: table
+                 ├──▶ embedding ──▶ all ranks ──▶ ranking
+    sentences ───┘     in rounds, each rank a share of it
 
-The same data set, weights, batch size and machine give the same bytes.
+    torchrun --nproc-per-node 8 -m nemo_dali.mining F.ris.h5 --model ... (or --no-python nemo-dali mine ...)
+
+The same data set, weights, batch size and kind of machine give the same bytes, whatever the number of ranks. Rank 0
+writes the table in place and, every few seconds of work, what is done of it: there the next run goes on.
 """
 
+import math
 import os
+import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.clip import first_not_finite, load_clip
+from nemo_dali.approximate import ApproximateRanker, import_faiss, list_count, recall_places
+from nemo_dali.clip import Clip, load_clip
+from nemo_dali.collectives import Ranks, joined_ranks
 from nemo_dali.dataset import Dataset
+from nemo_dali.embedding import Photos, Sentences, Stage, embed
 from nemo_dali.errors import FileFormatError, NemoError
+from nemo_dali.exclusions import Exclusions
 from nemo_dali.progress import progress
-from nemo_dali.table import write_table
+from nemo_dali.ranking import Excluded, Ranker
+from nemo_dali.sharding import compare, thread_count
+from nemo_dali.storage import fingerprint
+from nemo_dali.table import NegativeTable, begin_table, finish_table
+from nemo_dali.unfinished import Unfinished
 
-F32 = npt.NDArray[np.float32]
-I32 = npt.NDArray[np.int32]
-
-BLOCK_BYTES = 64 << 20  # of similarities held at once while ranking: a thousand sentences against 17,000 photos
-OWN_PHOTO = "own photo"
+SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
 
 
 @dataclass(frozen=True)
 class MiningReport:
-    """What ``mine`` wrote, how long it took and how good the model is on this data.
+    """What ``mine`` wrote, how long this run took and how good the model is on this data.
 
-    The rank of a sentence's own photo is its place among all photos, from 1, before it is excluded.
+    The rank of a sentence's own photo is its place among all photos, from 1, before it is excluded. With an approximate
+    first stage it is a lower bound.
     """
 
     output: Path
@@ -44,176 +55,346 @@ class MiningReport:
     sentences: int
     neighbors: int  # per sentence
     device: str
+    ranks: int
     seconds_photos: float
     seconds_sentences: float
     seconds_ranking: float
-    photos_per_s: float
+    photos_per_s: float  # over all ranks, in this run
+    starved: float  # share of the time of embedding photos in which the model had none, on rank 0
     median_rank: float
     recall_at_1: float  # share of the sentences whose own photo comes first
     recall_at_10: float
+    short: int  # sentences with fewer candidates than neighbors, because the others are excluded
+    cut: tuple[str, ...]  # sentences with more tokens than the model takes
+    recall: tuple[tuple[int, float], ...]  # (N, recall@N) of an approximate first stage
 
     def __str__(self) -> str:
-        return (
+        lines = [
             f"{self.output}: {self.neighbors} negatives for each of {self.sentences} sentences, "
-            f"from {self.photos} photos\n"
+            f"from {self.photos} photos",
             f"own photo: median rank {self.median_rank:g}, first for {self.recall_at_1:.1%} of the sentences, "
-            f"among the first ten for {self.recall_at_10:.1%}\n"
-            f"time on {self.device}: photos {self.seconds_photos:.1f} s ({self.photos_per_s:.1f}/s), "
-            f"sentences {self.seconds_sentences:.1f} s, ranking {self.seconds_ranking:.1f} s"
-        )
+            f"among the first ten for {self.recall_at_10:.1%}",
+            f"time on {self.device}{f' and {self.ranks} ranks' if self.ranks > 1 else ''}: "
+            f"photos {self.seconds_photos:.1f} s ({self.photos_per_s:.1f}/s), "
+            f"sentences {self.seconds_sentences:.1f} s, ranking {self.seconds_ranking:.1f} s",
+        ]
+        if self.photos_per_s:
+            slow = "reading and decoding photos" if self.starved > 0.5 else "the model"
+            lines.append(f"what limited embedding photos: {slow}; the model waited {self.starved:.0%} of the time")
+        if self.short:
+            lines.append(f"{self.short} sentences have fewer candidates than {self.neighbors}: the others are excluded")
+        if self.cut:
+            lines.append(f"{len(self.cut)} sentences are longer than the model takes and were cut: '{self.cut[0]}' ...")
+        if self.recall:
+            found = ", ".join(f"{share:.1%} of the first {n}" for n, share in self.recall)
+            lines.append(f"the approximate search finds {found}; more with more --probes")
+        return "\n".join(lines)
 
 
 def mine(
     dataset_path: str | Path,
     *,
-    model: str,
-    pretrained: str,
+    model: str | Sequence[str] | None = None,
+    pretrained: str | Sequence[str] | None = None,
+    embeddings: str | Path | None = None,
     output: str | Path,
     depth: int = 1000,
+    exclusions: Exclusions | None = None,
     batch_size: int = 64,
     device: str | None = None,
     images: str | Path | None = None,
+    approximate: bool = False,
+    probes: int | None = None,
 ) -> MiningReport:
     """Embed all photos and sentences of a data set, rank the photos for each sentence and write a .neg.h5 file.
 
+    Where torch.distributed is initialised, or torchrun started the process, all ranks must call it and share the work.
+    A run that was interrupted goes on where it stood, on any number of ranks, if it is asked for the same.
+
     Args:
         dataset_path: a .ris.h5 file.
-        model: the name of an open_clip model ("ViT-B-32"), or the path of an open_clip model config (.json).
+        model: the name of an open_clip model ("ViT-B-32"), or the path of an open_clip model config (.json). Several:
+            their similarities are averaged.
         pretrained: a tag that open_clip can fetch ("laion2b_s34b_b79k"), or a local weights file (.pt, .pth, .bin,
-            .safetensors). Tensors are all that is read from it.
+            .safetensors), for each model. Tensors are all that is read from it.
+        embeddings: a table of the same data set to take the embeddings from, instead of ``model`` and ``pretrained``.
         output: the table; one that exists is replaced only when the new one is complete.
         depth: photos kept per sentence, at most all but its own.
+        exclusions: photos that a sentence does not get; None: only its own.
         batch_size: photos or sentences that the model sees at once.
         device: "cpu", "cuda", "cuda:1", ...; None: CUDA where there is a device, else the CPU.
         images: where the photos are, if not where they were when the data set file was made.
+        approximate: search candidates by FAISS, for millions of photos.
+        probes: of its lists that are looked at; None: a sixteenth of them.
 
     Raises:
-        NemoError: the model or its weights cannot be used, or the data set has fewer than two photos.
+        ValueError: an argument out of range, or arguments that do not go together.
+        NemoError: a model or its weights cannot be used, embeddings are not finite, the data set has fewer than two
+            photos, a sentence has no text, or ranks differ or went away.
         PhotoError: a photo is missing, cannot be decoded or has changed.
-        FileFormatError: the data set cannot be read or the table cannot be written.
+        FileFormatError: the data set cannot be read, the table cannot be written, the disk has no room for it, or an
+            unfinished one was begun with other options.
     """
-    for name, value in (("depth", depth), ("batch_size", batch_size)):
+    for name, value in (("depth", depth), ("batch_size", batch_size), ("probes", 1 if probes is None else probes)):
         if value < 1:
             raise ValueError(f"{name} ({value}) must be at least 1")
+    models, weights = _listed(model), _listed(pretrained)
+    if (embeddings is None) == (not models) or len(models) != len(weights):
+        raise ValueError(
+            f"model ({', '.join(models) or None}) and pretrained ({', '.join(weights) or None}) must be as many of "
+            "each, or none where embeddings are given"
+        )
+    if probes is not None and not approximate:
+        raise ValueError(f"probes ({probes}) must be left out unless the search is approximate")
     if not Path(output).absolute().parent.is_dir():  # told now, not after hours of work
         raise FileFormatError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
+    with joined_ranks() as ranks, ExitStack() as files:
+        sources = ranks.attempt(
+            lambda: _prepare(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
+        )
+        return _mine(
+            sources,
+            ranks,
+            files,
+            output=Path(output),
+            depth=depth,
+            batch_size=batch_size,
+            probes=(probes or 0) if approximate else None,
+        )
+
+
+def _listed(given: str | Sequence[str] | None) -> list[str]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else list(given)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sources:
+    """What is mined from."""
+
+    dataset: Dataset
+    clips: list[Clip]
+    given: NegativeTable | None  # whose embeddings are taken, in place of the clips'
+    excluded: Excluded
+    words: list[str]  # that say what is excluded
+    device: str
+
+    def attributes(self, depth: int, batch_size: int, method: str) -> dict[str, Any]:
+        """What the table records, and what ranks must share to make one table."""
+        made = {
+            "dataset_fingerprint": self.dataset.fingerprint,
+            "dataset_name": self.dataset.name,
+            "depth": depth,
+            "exclusions": self.words,
+            "method": method,
+        }
+        if self.given is not None:
+            names = ("model", "pretrained", "weights_hash", "batch_size", "encoder")
+            return made | {name: getattr(self.given, name) for name in names}
+        hashes = [clip.weights_hash for clip in self.clips]
+        return made | {
+            "model": " + ".join(clip.model for clip in self.clips),
+            "pretrained": " + ".join(clip.pretrained for clip in self.clips),
+            "weights_hash": hashes[0] if len(hashes) == 1 else fingerprint({"models": hashes}),
+            "batch_size": batch_size,
+            "encoder": " + ".join(clip.encoder for clip in self.clips),
+        }
+
+
+def _prepare(
+    dataset_path: str | Path,
+    images: str | Path | None,
+    models: list[str],
+    weights: list[str],
+    embeddings: str | Path | None,
+    device: str | None,
+    exclusions: Exclusions,
+) -> _Sources:
+    import torch
+
     dataset = Dataset.open(dataset_path, images=images)
     if len(dataset.images.id) < 2:
         raise NemoError(f"{dataset.path} has only one photo, so there are no negatives. Index more photos.")
-    clip = load_clip(model, pretrained, device=device)
+    excluded, words = exclusions.of(dataset)
+    if device is None:
+        local = int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    given = None
+    if embeddings is not None:
+        given = NegativeTable.open(embeddings)
+        given.check_dataset(dataset)
+    else:
+        dataset.photo_path(0)  # a folder that is not there is told before a model is loaded
+    clips = [load_clip(*pair, device=device) for pair in zip(models, weights, strict=True)]
+    return _Sources(dataset, clips, given, excluded, words, device)
+
+
+def _mine(
+    sources: _Sources,
+    ranks: Ranks,
+    files: ExitStack,
+    *,
+    output: Path,
+    depth: int,
+    batch_size: int,
+    probes: int | None,
+) -> MiningReport:
+    """See ``mine``. The table is left in ``files``; ``probes``: None: exact, 0: as many as usual."""
+    dataset, given = sources.dataset, sources.given
+    sentences, photos = len(dataset.sentences.ref), len(dataset.images.id)
+    widths = [clip.width for clip in sources.clips] or [given.image_embedding.shape[1] if given else 0]
+    method = "exact"
+    if probes is not None:
+        import_faiss()
+        lists = list_count(photos)
+        probes = min(probes or max(lists // 16, 1), lists)
+        method = f"FAISS IVF{lists},SQ8, {probes} probes, re-ranked exactly"
+    attributes = sources.attributes(depth, batch_size, method)
+    compare(ranks.share({name: repr(value) for name, value in attributes.items()}), "began mining")
+    table = begin_table(
+        output,
+        sentences=sentences,
+        photos=photos,
+        width=sum(widths),
+        attributes=attributes,
+        models=len(widths),
+        recalls=0 if probes is None else len(recall_places(min(depth, photos - 1))),
+    )
+    made = ranks.attempt(lambda: files.enter_context(table) if ranks.rank == 0 else None)
+    progress_of = np.zeros(2 * len(widths) + 1, np.int64) if made is None else np.array(made.file.progress)
+    progress_of = ranks.from_first(progress_of)
+
+    def record(stage: int, rows: int) -> None:
+        if made is not None:
+            made.sync()
+            made.record(made.file.progress, stage, rows.to_bytes(8, "little"))
+
+    text, image = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+    if made is None:
+        text, image = np.zeros((sentences, sum(widths)), np.float32), np.zeros((photos, sum(widths)), np.float32)
+    else:
+        text, image = made.writable(made.file.text_embedding), made.writable(made.file.image_embedding)
+    stages: list[Stage] = []
+    cut: list[str] = []
+    if given is not None:
+        text[:], image[:] = given.text_embedding, given.image_embedding
+        record(0, photos)
+        record(1, sentences)
+    threads = thread_count()
+    for number, clip in enumerate(sources.clips):
+        end = sum(widths[: number + 1])
+        columns = slice(end - clip.width, end)
+        seen = Photos(clip, dataset, batch_size=batch_size, num_threads=threads)
+        said = ranks.attempt(partial(Sentences, clip, dataset.sentences.text, batch_size=batch_size))
+        cut += said.cut
+        for stage, inputs, whole in ((2 * number, seen, image), (2 * number + 1, said, text)):
+            embedding = whole[:, columns]
+            done = int(progress_of[stage])
+            if done:
+                embedding[:] = ranks.from_first(np.ascontiguousarray(embedding))
+            stages.append(
+                embed(
+                    inputs,
+                    clip,
+                    embedding,
+                    done=done,
+                    batch_size=batch_size,
+                    scale=1 / math.sqrt(len(widths)),  # the vectors of all models side by side are of unit length
+                    ranks=ranks,
+                    record=partial(record, stage),
+                    workers=threads if clip.device.type == "cpu" else 2,
+                )
+            )
 
     start = time.monotonic()
-    image_embedding = clip.embed_photos(dataset, batch_size=batch_size)
-    photos_done = time.monotonic()
-    text_embedding = clip.embed_sentences(dataset.sentences.text, batch_size=batch_size)
-    sentences_done = time.monotonic()
-
-    own_rank = np.empty(len(text_embedding), np.int32)
-
-    def rows() -> Iterator[tuple[I32, F32]]:
-        own_image = np.asarray(dataset.refs.image)[dataset.sentences.ref]
-        for block in rank_blocks(text_embedding, image_embedding, own_image, depth=depth):
-            own_rank[block.begin : block.begin + len(block.own_rank)] = block.own_rank
-            yield block.neighbors, block.similarity
-
-    digest = write_table(
-        output,
-        blocks=rows(),
-        text_embedding=text_embedding,
-        image_embedding=image_embedding,
+    ranker = Ranker(
+        text,
+        image,
+        dataset.refs.image[dataset.sentences.ref],
         depth=depth,
-        dataset_fingerprint=dataset.fingerprint,
-        dataset_name=dataset.name,
-        model=model,
-        pretrained=pretrained,
-        weights_hash=clip.weights_hash,
-        exclusions=[OWN_PHOTO],
+        ref=dataset.sentences.ref,
+        excluded=sources.excluded,
+        device=sources.device,
     )
-    return MiningReport(
-        output=Path(output),
-        fingerprint=digest,
-        photos=len(image_embedding),
-        sentences=len(text_embedding),
-        neighbors=min(depth, len(image_embedding) - 1),
-        device=str(clip.device),
-        seconds_photos=photos_done - start,
-        seconds_sentences=sentences_done - photos_done,
-        seconds_ranking=time.monotonic() - sentences_done,
-        photos_per_s=len(image_embedding) / (photos_done - start),
-        median_rank=float(np.median(own_rank)),
-        recall_at_1=float((own_rank <= 1).mean()),
-        recall_at_10=float((own_rank <= 10).mean()),
-    )
+    search: Ranker | ApproximateRanker = ranker
+    if probes is not None:
+        search = ApproximateRanker(ranker, text, image, probes=probes, ranks=ranks)
+        recall = ranks.attempt(lambda: search.recall() if ranks.rank == 0 else None)
+        if made is not None:
+            made.writable(made.file.recall)[:] = recall
+    _rank(ranker.blocks(begin=int(progress_of[-1])), search, made, ranks, partial(record, 2 * len(widths)))
+    seconds_ranking = time.monotonic() - start
 
-
-# --- ranking ---------------------------------------------------------------------------------------------------------
-
-
-class RankedBlock(NamedTuple):
-    """The ranking for the sentences from row ``begin`` on; N = min(depth, M - 1)."""
-
-    begin: int
-    neighbors: I32  # [b, N]
-    similarity: F32  # [b, N]
-    own_rank: I32  # [b], the own photo's place among all M, from 1
-
-
-def rank(text_embedding: F32, image_embedding: F32, own_image: I32, *, depth: int) -> tuple[I32, F32]:
-    """Exact top-N of all photos but the own one, for each sentence; equal similarities go to the lower row.
-
-    Args:
-        text_embedding: float32 [S, D] of unit length.
-        image_embedding: float32 [M, D] of unit length, M >= 2.
-        own_image: integer [S], the photo row that a sentence belongs to.
-        depth: photos per sentence, at most M - 1 are there.
-
-    Returns:
-        ``(neighbors int32 [S, N], similarity float32 [S, N])``, N = min(depth, M - 1), most similar first.
-    """
-    blocks = list(rank_blocks(text_embedding, image_embedding, own_image, depth=depth))
-    return np.concatenate([b.neighbors for b in blocks]), np.concatenate([b.similarity for b in blocks])
-
-
-def rank_blocks(
-    text_embedding: F32, image_embedding: F32, own_image: I32, *, depth: int, block_rows: int | None = None
-) -> Iterator[RankedBlock]:
-    """What ``rank`` returns, in blocks of consecutive sentences.
-
-    Memory beside the arguments: ``block_rows`` x M float32 (64 MiB unless given) and the block's own result. The block
-    size changes nothing in the results.
-    """
-    from nemo_dali.kernels.ranking import rank_block
-
-    text, image, own = text_embedding, image_embedding, np.asarray(own_image)
-    sentences, photos = len(text), len(image)
-    if photos < 2:
-        raise ValueError(f"image_embedding ({photos} photos) must have at least 2")
-    if depth < 1:
-        raise ValueError(f"depth ({depth}) must be at least 1")
-    if text.ndim != 2 or image.ndim != 2 or text.shape[1] != image.shape[1] or own.shape != (sentences,):
-        raise ValueError(
-            f"text_embedding {text.shape}, image_embedding {image.shape} and own_image {own.shape} must be "
-            "[S, D], [M, D] and [S]"
+    def report(made: Unfinished[NegativeTable]) -> MiningReport:
+        digest, own_rank = finish_table(made), np.array(made.file.own_rank)
+        of_photos, of_sentences = stages[::2], stages[1::2]
+        seconds = sum(stage.seconds for stage in of_photos)
+        return MiningReport(
+            output=output,
+            fingerprint=digest,
+            photos=photos,
+            sentences=sentences,
+            neighbors=made.file.neighbors.shape[1],
+            device=sources.device,
+            ranks=ranks.size,
+            seconds_photos=seconds,
+            seconds_sentences=sum(stage.seconds for stage in of_sentences),
+            seconds_ranking=seconds_ranking,
+            photos_per_s=sum(stage.rows for stage in of_photos) / seconds if seconds else 0.0,
+            starved=sum(stage.starved for stage in of_photos) / seconds if seconds else 0.0,
+            median_rank=float(np.median(own_rank)),
+            recall_at_1=float((own_rank <= 1).mean()),
+            recall_at_10=float((own_rank <= 10).mean()),
+            short=int((made.file.neighbors[:, -1] < 0).sum()),
+            cut=tuple(dict.fromkeys(cut)),
+            recall=tuple((int(n), float(share)) for n, share in made.file.recall),
         )
-    if sentences and not (own.min() >= 0 and own.max() < photos):
-        raise ValueError(f"own_image ({own.min()} to {own.max()}) must be rows of {photos} photos")
-    for name, array in (("text_embedding", text), ("image_embedding", image)):
-        if (row := first_not_finite(array)) is not None:
-            raise ValueError(f"{name} (row {row}) must be finite")
-    padding = ((0, 0), (0, -text.shape[1] % 4))  # the kernel takes multiples of 4; zeros change no sum
-    text, image = (np.ascontiguousarray(np.pad(x, padding) if padding[1][1] else x, np.float32) for x in (text, image))
-    rows = block_rows or max(1, BLOCK_BYTES // (4 * photos))
-    threads = len(os.sched_getaffinity(0))
-    begins = range(0, sentences, rows)
-    with ThreadPoolExecutor(threads) as pool:
-        for begin in progress(begins, total=len(begins), what="ranking photos", unit="block"):
-            block = slice(begin, begin + rows)
-            ranked = rank_block(
-                text[block],
-                image,
-                own[block].astype(np.int32),
-                depth=min(depth, photos - 1),
-                pool=pool,
-                threads=threads,
-            )
-            yield RankedBlock(begin, *ranked)
+
+    reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))
+    assert reports[0] is not None
+    return reports[0]
+
+
+def _rank(
+    blocks: list[tuple[int, int]],
+    search: "Ranker | ApproximateRanker",
+    made: Unfinished[NegativeTable] | None,
+    ranks: Ranks,
+    record: Callable[[int], None],
+) -> None:
+    """Rank blocks of sentences, in rounds of one block on every rank, into the table on rank 0."""
+    rounds: Iterable[int] = range(0, len(blocks), ranks.size)
+    if made is not None:
+        arrays = [made.writable(array) for array in (made.file.neighbors, made.file.similarity, made.file.own_rank)]
+        rounds = progress(rounds, total=len(range(0, len(blocks), ranks.size)), what="ranking photos", unit="round")
+    synced = time.monotonic()
+    for first in rounds:
+        together = blocks[first : first + ranks.size]
+        rows = max(end - begin for begin, end in together)
+        # A rank without a block in the last round ranks the first one's again: all must give as much.
+        mine = together[ranks.rank if ranks.rank < len(together) else 0]
+        block = ranks.attempt(partial(search.rank, *mine))
+        every = [ranks.to_first(_filled(array, rows)) for array in block[1:]]
+        if made is None:
+            continue
+        for rank, (begin, end) in enumerate(together):
+            for array, given in zip(arrays, every, strict=True):
+                assert given is not None
+                array[begin:end] = given[rank, : end - begin]
+        if time.monotonic() - synced > SYNC_INTERVAL_S or together[-1] == blocks[-1]:
+            record(together[-1][1])
+            synced = time.monotonic()
+
+
+def _filled(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """The array with as many rows; those behind its own are zero."""
+    filled = np.zeros((rows, *array.shape[1:]), array.dtype)
+    filled[: len(array)] = array
+    return filled
+
+
+if __name__ == "__main__":
+    from nemo_dali.cli import main
+
+    sys.exit(main(["mine", *sys.argv[1:]]))

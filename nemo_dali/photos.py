@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -89,6 +90,19 @@ def photo_problem(path: str, width: int, height: int) -> str | None:
 def find_problem(path: str, width: int, height: int) -> Problem | None:
     """The same for a program. One decode by Pillow."""
     return _problem("", True, path, width, height)
+
+
+def batch_error(paths: Sequence[str], width: Sequence[int], height: Sequence[int], error: object) -> NemoError:
+    """Why a batch of photos could not be decoded, for work that can go on later: DALI itself does not tell which photo.
+
+    Args:
+        paths, width, height: of the photos, in pixels as annotated.
+        error: DALI's.
+    """
+    for path, *size in zip(paths, width, height, strict=True):
+        if problem := photo_problem(path, *size):
+            return PhotoError(f"{problem} The same command then goes on where it stopped.")
+    return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 
 
 def _problem(root: str, verify: bool, name: str, width: int, height: int) -> Problem | None:

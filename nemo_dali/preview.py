@@ -194,14 +194,19 @@ def draw_panel(sample: Sample, side: int) -> Image.Image:
             draw.line((x0, y0, x0, y1), PAPER, 2)
         if y0 > 0:
             draw.line((x0, y0, x1, y0), PAPER, 2)
-    inside = np.asarray(mask)
-    for radius, colour in OUTLINE:
-        panel.paste(colour, (0, 0), Image.fromarray(np.minimum(_grown(inside, radius), 255 - inside)))
-    panel.paste(TARGET, (0, 0), mask.point([round(TINT * value) for value in range(256)]))
+    outline(panel, mask)
     for cell, (x0, y0, _x1, _y1) in zip(sample.cells, boxes, strict=True):
         if cell.similarity is not None:
             _tag(draw, (x0 + 7, y0 + 7), f"{round(cell.similarity, 2) + 0.0:.2f}", (24, 26, 30))
     return panel
+
+
+def outline(photo: Image.Image, mask: Image.Image) -> None:
+    """Outline what a mask (L, 0 or 255) covers on a photo (RGB, as large), and tint it lightly."""
+    inside = np.asarray(mask)
+    for radius, colour in OUTLINE:
+        photo.paste(colour, (0, 0), Image.fromarray(np.minimum(_grown(inside, radius), 255 - inside)))
+    photo.paste(TARGET, (0, 0), mask.point([round(TINT * value) for value in range(256)]))
 
 
 def _grown(mask: U8, radius: int) -> U8:

@@ -63,25 +63,37 @@ def exchange(fact: Any, *, patience: float | None = None) -> list[Any]:
 
 
 def agree(facts: dict[str, Any]) -> None:
-    """Check that all ranks give equal values.
-
-    The norm is the value that most ranks have; where as many have another one, that of the lowest rank.
+    """Check that all ranks make their Loaders with equal values.
 
     Args:
         facts: by the names to call them by, the most telling ones first; equal values must have equal ``repr``.
 
     Raises:
-        NemoError: the first fact in which ranks differ from the norm, which ranks, and both values; on every rank the
-            same sentence. Or ranks that did not call it.
+        NemoError: see ``compare``; or ranks that did not call it.
     """
-    every = exchange({name: repr(value) for name, value in facts.items()})
+    compare(exchange({name: repr(value) for name, value in facts.items()}), "made a Loader")
+
+
+def compare(every: list[dict[str, str]], did: str) -> None:
+    """Check that all ranks have equal values.
+
+    The norm is the value that most ranks have; where as many have another one, that of the lowest rank.
+
+    Args:
+        every: by rank, by the names to call them by.
+        did: what they did with them.
+
+    Raises:
+        NemoError: the first fact in which ranks differ from the norm, which ranks, and both values; on every rank the
+            same sentence.
+    """
     for name in every[0]:
         values = [others.get(name, "nothing") for others in every]
         norm = Counter(values).most_common(1)[0][0]  # of equally many the first
         if strangers := [rank for rank, value in enumerate(values) if value != norm]:
             here, there = _shorten(values[strangers[0]], norm)
             raise NemoError(
-                f"{listed_ranks(strangers)} of {len(every)} made a Loader with another {name}: {here} on rank "
+                f"{listed_ranks(strangers)} of {len(every)} {did} with another {name}: {here} on rank "
                 f"{strangers[0]}, {there} on rank {values.index(norm)}. Give every rank the same files and options."
             )
 

@@ -5,11 +5,14 @@
                    > tau   |  the pool     |  too easy     here tau = .35 and K = 4
 
 Neither tau nor K is stored: the pool for both is a window of the row.
+
+A table in the making is called F.neg.h5.partial; ``/progress`` says how many rows of each stage are done.
 """
 
 import json
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import MappedFile, fingerprint, map_array, open_h5, write_array, write_h5
+from nemo_dali.storage import MappedFile, fingerprint, map_array, open_h5
+from nemo_dali.unfinished import UNFINISHED, Unfinished, offset, unfinished
 
 if TYPE_CHECKING:
     from nemo_dali.dataset import Dataset
@@ -38,8 +42,14 @@ class NegativeTable:
         similarity: float32 or float16 [S, N], -inf behind the last one.
         text_embedding: float32 [S, D], of unit length.
         image_embedding: float32 [M, D], of unit length.
+        own_rank: int32 [S], the place of a sentence's own photo among all M, from 1; 0 where unknown.
+        recall: float64 [n, 2], rows (N, the share of the exact first N that an approximate search found); n may be 0.
+        progress: int64, the rows done of each stage: for each model photos and sentences embedded, then ranked.
+        model, pretrained: of an ensemble all of them, with " + " between.
         weights_hash: sha256 over the model's tensors, whatever file they came from.
         exclusions: what was left out of every row, for people.
+        method: how photos were searched: "exact", or by what first stage.
+        batch_size, encoder: what the embeddings' last bits depend on.
     """
 
     path: Path
@@ -52,41 +62,29 @@ class NegativeTable:
     weights_hash: str
     depth: int
     exclusions: list[str]
+    method: str
+    batch_size: int
+    encoder: str
     neighbors: npt.NDArray[np.int32]
     similarity: npt.NDArray[np.floating[Any]]
     text_embedding: npt.NDArray[np.float32]
     image_embedding: npt.NDArray[np.float32]
+    own_rank: npt.NDArray[np.int32]
+    recall: npt.NDArray[np.float64]
+    progress: npt.NDArray[np.int64]
 
     @staticmethod
     def open(path: str | Path) -> "NegativeTable":
         """Open a table in milliseconds, whatever its size: some rows' contents are checked, the arrays are mapped.
 
         Raises:
-            FileFormatError: not such a file, cut short, or damaged.
+            FileFormatError: not such a file, cut short, half built, or damaged.
         """
-        path = Path(path).absolute()
-        remedy = f"Make it with: nemo-dali mine F.ris.h5 --model NAME --pretrained TAG_OR_FILE -o {path}"
-        with open_h5(path, format=FORMAT, version=VERSION, remedy=remedy) as file:
-            try:
-                table = NegativeTable(
-                    path=path,
-                    mapped=MappedFile(file, path),
-                    **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
-                    **{name: str(file.attrs[name]) for name in ("model", "pretrained", "weights_hash")},
-                    depth=int(file.attrs["depth"]),
-                    exclusions=[str(text) for text in json.loads(file.attrs["exclusions"])],
-                    neighbors=_array(file, "neighbors", "<i4"),
-                    similarity=_array(file, "similarity", "<f4", "<f2"),
-                    text_embedding=_array(file, "text_embedding", "<f4"),
-                    image_embedding=_array(file, "image_embedding", "<f4"),
-                )
-                # Read, not mapped: a page fault may read megabytes ahead.
-                rows = np.unique(np.linspace(0, len(table.neighbors) - 1, SAMPLED_ROWS).astype(int))
-                some_neighbors, some_similarity = file["neighbors"][rows], file["similarity"][rows].astype(np.float32)
-            except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-                raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
-        if (damage := _damage(table, some_neighbors, some_similarity)) is not None:
-            raise FileFormatError(f"{path} is damaged: {damage}. {remedy}")
+        table = read_table(path)
+        if table.fingerprint == UNFINISHED:
+            raise FileFormatError(
+                f"{table.path} is half built: {_done(table) or 'nothing is done'}. Repeat the command that began it."
+            )
         return table
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,9 +129,9 @@ class NegativeTable:
         if top_k < 1:
             raise ValueError(f"top_k ({top_k}) must be at least 1")
         # Both ends from the similarities alone, so that a cold table's neighbors are not read.
-        last = _first_below(self.similarity, -np.inf)
+        last = first_at_most(self.similarity, -np.inf)
         # As float64: in the table's own type 0.3 would become 0.30000001, or more.
-        begin = np.zeros_like(last) if max_similarity is None else _first_below(self.similarity, max_similarity)
+        begin = np.zeros_like(last) if max_similarity is None else first_at_most(self.similarity, max_similarity)
         return begin, np.minimum(begin + top_k, last)
 
     def pool_sizes(self, max_similarity: float | None, top_k: int) -> dict[str, Any]:
@@ -160,7 +158,7 @@ class NegativeTable:
         }
 
 
-def _first_below(descending: npt.NDArray[np.floating[Any]], limit: float) -> npt.NDArray[np.int64]:
+def first_at_most(descending: npt.NDArray[np.floating[Any]], limit: float) -> npt.NDArray[np.int64]:
     """Per row the first column whose value is at most ``limit``, or the number of columns.
 
     By bisection: of C columns log2(C) cells a row are touched.
@@ -176,15 +174,60 @@ def _first_below(descending: npt.NDArray[np.floating[Any]], limit: float) -> npt
     return low
 
 
-def _array(file: h5py.File, name: str, *dtypes: str) -> npt.NDArray[Any]:
+def read_table(path: str | Path) -> NegativeTable:
+    """Open a table, finished or not.
+
+    Raises:
+        FileFormatError: not such a file, cut short, or damaged.
+    """
+    path = Path(path).absolute()
+    remedy = f"Make it with: nemo-dali mine F.ris.h5 --model NAME --pretrained TAG_OR_FILE -o {path}"
+    with open_h5(path, format=FORMAT, version=VERSION, remedy=remedy) as file:
+        try:
+            table = _read(file, path)
+            # Read, not mapped: a page fault may read megabytes ahead.
+            rows = np.unique(np.linspace(0, len(table.neighbors) - 1, SAMPLED_ROWS).astype(int))
+            some_neighbors, some_similarity = file["neighbors"][rows], file["similarity"][rows].astype(np.float32)
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
+    if (damage := _damage(table, some_neighbors, some_similarity)) is not None:
+        raise FileFormatError(f"{path} is damaged: {damage}. {remedy}")
+    return table
+
+
+def _read(file: h5py.File, path: Path) -> NegativeTable:
+    """What the file holds; what the ranking does not need may be missing."""
+    neighbors = _array(file, "neighbors", 2, "<i4")
+    rows = np.zeros(len(neighbors), np.int32)
+    return NegativeTable(
+        path=path,
+        mapped=MappedFile(file, path),
+        **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
+        **{name: str(file.attrs[name]) for name in ("model", "pretrained", "weights_hash")},
+        depth=int(file.attrs["depth"]),
+        batch_size=int(file.attrs.get("batch_size", 0)),
+        **{name: str(file.attrs.get(name, "unknown")) for name in ("method", "encoder")},
+        exclusions=[str(text) for text in json.loads(file.attrs["exclusions"])],
+        neighbors=neighbors,
+        similarity=_array(file, "similarity", 2, "<f4", "<f2"),
+        text_embedding=_array(file, "text_embedding", 2, "<f4"),
+        image_embedding=_array(file, "image_embedding", 2, "<f4"),
+        own_rank=_array(file, "own_rank", 1, "<i4") if "own_rank" in file else rows,
+        recall=_array(file, "recall", 2, "<f8") if "recall" in file else np.empty((0, 2)),
+        progress=_array(file, "progress", 1, "<i8") if "progress" in file else np.full(3, len(rows)),
+    )
+
+
+def _array(file: h5py.File, name: str, dimensions: int, *dtypes: str) -> npt.NDArray[Any]:
     array = file[name]
     if (
         not isinstance(array, h5py.Dataset)
-        or array.ndim != 2
+        or array.ndim != dimensions
         or 0 in array.shape
         or array.dtype not in [np.dtype(d) for d in dtypes]
     ):
-        raise ValueError(f"/{name} is not a matrix of type {' or '.join(dtypes)}")
+        what = "matrix" if dimensions == 2 else "column"
+        raise ValueError(f"/{name} is not a {what} of type {' or '.join(dtypes)}")
     return map_array(array)
 
 
@@ -198,6 +241,8 @@ def _damage(table: NegativeTable, neighbors: npt.NDArray[np.int32], similarity: 
         return "/similarity is not as large as /neighbors"
     if table.text_embedding.shape != (sentences, table.image_embedding.shape[1]):
         return "/text_embedding does not fit /neighbors and /image_embedding"
+    if len(table.own_rank) != sentences:
+        return "/own_rank is not as long as /neighbors"
     if neighbors.min() < -1 or neighbors.max() >= photos:
         return "/neighbors has a photo row out of range"
     if not (similarity[:, 1:] <= similarity[:, :-1]).all() or np.isnan(similarity[:, 0]).any():
@@ -226,6 +271,63 @@ def _fingerprint(
     )
 
 
+def _done(table: NegativeTable) -> str:
+    """How much of a table in the making is done; "" for nothing."""
+    photos, sentences, ranked = table.progress[:-1:2].sum(), table.progress[1:-1:2].sum(), table.progress[-1]
+    if not table.progress.any():
+        return ""
+    return f"{photos} photos and {sentences} sentences are embedded and {ranked} sentences are ranked"
+
+
+def begin_table(
+    path: str | Path,
+    *,
+    sentences: int,
+    photos: int,
+    width: int,
+    attributes: dict[str, Any],
+    models: int = 1,
+    recalls: int = 0,
+) -> AbstractContextManager[Unfinished[NegativeTable]]:
+    """A table to be filled, or one to go on with; see ``unfinished.unfinished``.
+
+    Args:
+        sentences, photos: S and M.
+        width: D, of the embeddings.
+        attributes: ``dataset_fingerprint``, ``dataset_name``, ``model``, ``pretrained``, ``weights_hash``, ``depth``,
+            ``exclusions``, ``method``, ``batch_size`` and ``encoder``.
+        models: how many make the embeddings.
+        recalls: rows of ``/recall``.
+    """
+    ranking = sentences, min(attributes["depth"], photos - 1)
+    return unfinished(
+        Path(path).absolute(),
+        format=FORMAT,
+        version=VERSION,
+        attributes=attributes,
+        arrays={
+            "text_embedding": ("<f4", (sentences, width)),
+            "image_embedding": ("<f4", (photos, width)),
+            "neighbors": ("<i4", ranking),
+            "similarity": ("<f4", ranking),
+            "own_rank": ("<i4", (sentences,)),
+            **({"recall": ("<f8", (recalls, 2))} if recalls else {}),
+            "progress": ("<i8", (2 * models + 1,)),
+        },
+        read=read_table,
+        done=_done,
+    )
+
+
+def finish_table(made: Unfinished[NegativeTable]) -> str:
+    """Put the fingerprint into a table whose rows are all there, and return it."""
+    table = made.file
+    arrays = [table.text_embedding, table.image_embedding, table.neighbors, table.similarity, table.own_rank]
+    digest = table.content_fingerprint()
+    made.finish(digest, min(map(offset, arrays)))
+    return digest
+
+
 def write_table(
     path: str | Path,
     *,
@@ -251,29 +353,31 @@ def write_table(
     Raises:
         FileFormatError: the file cannot be written.
     """
-    shape = (len(text_embedding), min(depth, len(image_embedding) - 1))
-    with write_h5(path, format=FORMAT, version=VERSION) as file:
-        write_array(file, "text_embedding", np.asarray(text_embedding, "<f4"))
-        write_array(file, "image_embedding", np.asarray(image_embedding, "<f4"))
-        neighbors = file.create_dataset("neighbors", shape, "<i4")
-        similarity = file.create_dataset("similarity", shape, "<f4")
+    sentences, width = text_embedding.shape
+    attributes = {
+        "dataset_fingerprint": dataset_fingerprint,
+        "dataset_name": dataset_name,
+        "model": model,
+        "pretrained": pretrained,
+        "weights_hash": weights_hash,
+        "depth": depth,
+        "exclusions": exclusions,
+        "method": "given",
+        "batch_size": 0,
+        "encoder": "none",
+    }
+    photos = len(image_embedding)
+    with begin_table(path, sentences=sentences, photos=photos, width=width, attributes=attributes) as made:
+        made.writable(made.file.text_embedding)[:] = text_embedding
+        made.writable(made.file.image_embedding)[:] = image_embedding
+        neighbors, similarity = made.writable(made.file.neighbors), made.writable(made.file.similarity)
         row = 0
         for some_neighbors, some_similarity in blocks:
             neighbors[row : row + len(some_neighbors)] = some_neighbors
             similarity[row : row + len(some_neighbors)] = some_similarity
             row += len(some_neighbors)
-        if row != len(text_embedding):
-            raise ValueError(f"blocks ({row} rows) must have one row for each of {len(text_embedding)} sentences")
-        file.flush()
-        digest = _fingerprint(
-            map_array(neighbors), map_array(similarity), dataset_fingerprint, weights_hash, exclusions
-        )
-        file.attrs["fingerprint"] = digest
-        file.attrs["dataset_fingerprint"] = dataset_fingerprint
-        file.attrs["dataset_name"] = dataset_name
-        file.attrs["model"] = model
-        file.attrs["pretrained"] = pretrained
-        file.attrs["weights_hash"] = weights_hash
-        file.attrs["depth"] = depth
-        file.attrs["exclusions"] = json.dumps(exclusions)
-    return digest
+        if row != sentences:
+            raise ValueError(f"blocks ({row} rows) must have one row for each of {sentences} sentences")
+        for stage, rows in enumerate((photos, sentences, sentences)):
+            made.record(made.file.progress, stage, rows.to_bytes(8, "little"))
+        return finish_table(made)

@@ -83,14 +83,28 @@ def _make(sentences: Sequence[str], tokenizer: str | Tokenizer, context_length: 
     if not isinstance(tokenizer, str):
         packed = _pack(_call(tokenizer, distinct, context_length), pad=0, end=None)
     else:
-        loaded = _load(tokenizer, context_length)
-        if getattr(loaded, "reduction_fn", True) is None:  # open_clip's SimpleTokenizer, without random masking
-            packed = _encode_by_word(loaded, distinct)
-        else:
-            inner = getattr(loaded, "tokenizer", None)  # of Hugging Face, with its own padding
-            pad, end = (inner.pad_token_id, inner.eos_token_id) if inner else (0, None)
-            packed = _pack(_call(loaded, distinct, None), pad=pad, end=end)
+        packed = encode(_load(tokenizer, context_length), distinct)
     return packed[np.asarray(row, np.int64)]
+
+
+def encode(tokenizer: Any, sentences: list[str]) -> Int32:
+    """Tokens by one of open_clip's tokenizers and, as the last column, lengths: int32 [S, L + 1]."""
+    if getattr(tokenizer, "reduction_fn", True) is None:  # open_clip's SimpleTokenizer, without random masking
+        return _encode_by_word(tokenizer, sentences)
+    return _encode_whole(tokenizer, sentences, tokenizer)
+
+
+def cut(tokenizer: Any, sentences: list[str]) -> list[int]:
+    """Which sentences have more tokens than one of open_clip's tokenizers keeps, by their places in the list."""
+    length = tokenizer.context_length
+    packed = _encode_whole(lambda texts: tokenizer(texts, context_length=length + 1), sentences, tokenizer)
+    return np.flatnonzero(packed[:, -1] > length).tolist()
+
+
+def _encode_whole(call: Tokenizer, sentences: list[str], tokenizer: Any) -> Int32:
+    inner = getattr(tokenizer, "tokenizer", None)  # of Hugging Face, with its own padding
+    pad, end = (inner.pad_token_id, inner.eos_token_id) if inner else (0, None)
+    return _pack(_call(call, sentences, None), pad=pad, end=end)
 
 
 def _encode_by_word(tokenizer: Any, sentences: list[str]) -> Int32:

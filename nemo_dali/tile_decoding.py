@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from nemo_dali import cuda
 from nemo_dali.dataset import Dataset
-from nemo_dali.errors import NemoError, PhotoError
+from nemo_dali.errors import NemoError
 from nemo_dali.kernels.tile import RESAMPLE, TILE
-from nemo_dali.photos import photo_problem
 from nemo_dali.pipeline import CudaStreamPipeline, StreamPipeline, encode_path
 from nemo_dali.tiles import U8, Shape
 
@@ -82,9 +81,9 @@ def decode_tiles(
             try:
                 status = pipeline.wait()
             except RuntimeError as error:
-                raise _problem(dataset, batch, error) from error
+                raise dataset.batch_error(batch, error) from error
             if (status != DONE).any():
-                raise _problem(dataset, batch, None)
+                raise dataset.batch_error(batch, None)
             work.land(made, batch)
             if (following := next(ahead, None)) is not None:
                 feed(following)
@@ -212,12 +211,3 @@ class _DeviceWork:
             count = array[0].nbytes * len(batch)
             array[batch] = made.landed[begin : begin + count].numpy().reshape(len(batch), *array.shape[1:])
             begin += count
-
-
-def _problem(dataset: Dataset, rows: list[int], error: RuntimeError | None) -> NemoError:
-    """The photo that a failed batch stumbled over: the pipeline itself does not tell."""
-    for row in rows:
-        size = int(dataset.images.width[row]), int(dataset.images.height[row])
-        if problem := photo_problem(dataset.photo_path(row), *size):
-            return PhotoError(f"{problem} The same command then goes on where it stopped.")
-    return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")

@@ -57,7 +57,8 @@ def test_from_annotations_to_a_picture(mined, capsys):
     table = json.loads(capsys.readouterr().out)
     assert table["dataset_fingerprint"] == dataset["fingerprint"]
     assert (table["depth"], table["neighbors"], table["sentences"]) == (1000, 11, dataset["sentences"])
-    assert table["exclusions"] == ["own photo"] and table["model"].endswith("tiny.json")
+    assert table["exclusions"] == ["own photo", "photos outside the split"] and table["method"] == "exact"
+    assert table["model"].endswith("tiny.json") and table["recall"] == []
     pairs = [(pool["max_similarity"], pool["top_k"]) for pool in table["pools"]]
     assert pairs == [(0.2, 3), (0.2, 5), (0.9, 3), (0.9, 5)]
     assert table["pools"][3]["quantiles"]["50"] == 5

@@ -1,171 +1,25 @@
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from nemo_dali.annotations import Annotations, Images, Refs, Sentences
 from nemo_dali.dataset import Dataset, index_dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
-from nemo_dali.kernels.ranking import _rank_rows, rank_reference
-from nemo_dali.mining import mine, rank, rank_blocks
-from nemo_dali.table import NegativeTable
+from nemo_dali.mining import mine
+from nemo_dali.table import NegativeTable, read_table
 from tests.conftest import CLIP_CONFIG
-
-
-def _unit(rng, rows, width):
-    x = rng.standard_normal((rows, width)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
-# --- ranking ---------------------------------------------------------------------------------------------------------
-
-
-def _check_ranking(text, image, own, depth, neighbors, similarity):
-    """Against all similarities in float64, up to ties within 1e-6; equal float32 similarities by row."""
-    exact = text.astype(np.float64) @ image.astype(np.float64).T
-    width = min(depth, len(image) - 1)
-    assert neighbors.shape == similarity.shape == (len(text), width)
-    assert neighbors.dtype == np.int32 and similarity.dtype == np.float32
-    for row in range(len(text)):
-        assert own[row] not in neighbors[row] and len(set(neighbors[row].tolist())) == width
-        np.testing.assert_allclose(similarity[row], exact[row, neighbors[row]], rtol=0, atol=1e-6)
-        best = np.sort(np.delete(exact[row], own[row]))[::-1][:width]
-        np.testing.assert_allclose(similarity[row], best, rtol=0, atol=1e-6)
-        step = np.diff(similarity[row])
-        assert (step <= 0).all() and (np.diff(neighbors[row])[step == 0] > 0).all()
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    sentences=st.integers(1, 9),
-    photos=st.integers(2, 40),
-    width=st.integers(1, 70),
-    depth=st.integers(1, 50),
-    copies=st.booleans(),
-)
-def test_rank_is_the_brute_force_ranking(seed, sentences, photos, width, depth, copies):
-    rng = np.random.default_rng(seed)
-    text, image = _unit(rng, sentences, width), _unit(rng, photos, width)
-    if copies:
-        image = image[rng.integers(0, photos, photos)]
-    own = rng.integers(0, photos, sentences).astype(np.int32)
-    _check_ranking(text, image, own, depth, *rank(text, image, own, depth=depth))
-
-
-@pytest.mark.parametrize(("photos", "width", "depth"), [(3000, 64, 100), (20_000, 32, 1000), (500, 512, 499)])
-def test_kernel_equals_its_reference_to_the_bit(photos, width, depth):
-    rng = np.random.default_rng(photos)
-    # The common direction of CLIP embeddings: similarities lie close together, far from zero.
-    text, image = (_unit(rng, n, width) * 0.5 + _unit(np.random.default_rng(1), 1, width) for n in (40, photos))
-    image[7], image[photos // 2] = image[photos - 1], image[photos - 1]
-    own = rng.integers(0, photos, len(text)).astype(np.int32)
-    neighbors, similarity, own_rank = rank_reference(text, image, own, depth=depth)
-    (block,) = rank_blocks(text, image, own, depth=depth)
-    assert block.neighbors.tobytes() == neighbors.tobytes()
-    assert block.similarity.tobytes() == similarity.tobytes()
-    near = own_rank <= depth + 1
-    np.testing.assert_array_equal(block.own_rank[near], own_rank[near])
-    assert (np.abs(block.own_rank - own_rank) <= 2).all() and near.any()
-    _check_ranking(text, image, own, depth, neighbors, similarity)
-
-
-def test_proposing_scores_may_be_off_by_half_the_slack():
-    """The matrix product only proposes: whatever it is off by, within its bound, the ranking stays exact."""
-    rng = np.random.default_rng(0)
-    text, image = _unit(rng, 50, 64), _unit(rng, 900, 64)
-    own = rng.integers(0, 900, 50).astype(np.int32)
-    neighbors, similarity, _ = rank_reference(text, image, own, depth=40)
-    scores = text @ image.T + rng.uniform(-0.02, 0.02, (50, 900)).astype(np.float32)
-    for slack, same in ((0.0401, True), (0.0, False)):
-        found = np.empty_like(neighbors), np.empty_like(similarity), np.empty_like(own)
-        _rank_rows(0, 50, scores, np.float32(slack), text, image, own, *found)
-        assert np.array_equal(found[0], neighbors) == same and np.array_equal(found[1], similarity) == same
-
-
-def test_identical_photos_tie_and_come_by_row():
-    rng = np.random.default_rng(0)
-    text = _unit(rng, 5, 512)
-    image = np.repeat(_unit(rng, 30, 512), 20, axis=0)[rng.permutation(600)]
-    own = np.arange(5, dtype=np.int32)
-    neighbors, similarity = rank(text, image, own, depth=300)
-    for row in range(5):
-        for value in np.unique(similarity[row, :280]):  # the last group may be cut off by the depth
-            group = neighbors[row, similarity[row] == value]
-            same = np.flatnonzero((image == image[group[0]]).all(axis=1))
-            np.testing.assert_array_equal(group, same[same != own[row]][: len(group)])
-    same = rank(text, np.tile(image[:1], (50, 1)), own, depth=60)[0]
-    np.testing.assert_array_equal(same, [[photo for photo in range(50) if photo != row] for row in range(5)])
-
-
-def test_block_size_changes_no_byte():
-    rng = np.random.default_rng(0)
-    text, image = _unit(rng, 101, 96), _unit(rng, 700, 96)
-    own = rng.integers(0, 700, 101).astype(np.int32)
-    neighbors, similarity = rank(text, image, own, depth=50)
-    for block_rows in (1, 7, 64, 101, 500):
-        blocks = list(rank_blocks(text, image, own, depth=50, block_rows=block_rows))
-        assert [b.begin for b in blocks] == list(range(0, 101, block_rows))
-        assert b"".join(b.neighbors.tobytes() for b in blocks) == neighbors.tobytes()
-        assert b"".join(b.similarity.tobytes() for b in blocks) == similarity.tobytes()
-
-
-def test_own_rank_counts_before_the_exclusion():
-    text = np.float32([[1, 0]] * 4)
-    angle = np.arange(4) * 0.3
-    image = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
-    (block,) = rank_blocks(text, image, np.arange(4, dtype=np.int32), depth=1)
-    assert block.own_rank.tolist() == [1, 2, 3, 4]
-    assert block.neighbors[:, 0].tolist() == [1, 0, 0, 0]
-
-
-def test_zero_and_opposite_similarities_rank():
-    """Zeros of either sign tie."""
-    text = np.float32([[1, 0, 0, 0]])
-    image = np.float32([[0, 1, 0, 0], [-1, 0, 0, 0], [-0.0, 1, 0, 0], [1, 0, 0, 0], [-1e-45, 1, 0, 0]])
-    neighbors, similarity = rank(text, image, np.int32([3]), depth=9)
-    assert neighbors.tolist() == [[0, 2, 4, 1]] and similarity[0, [0, 1, 3]].tolist() == [0, 0, -1]
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"text_embedding": np.full((3, 4), np.nan, np.float32)}, r"text_embedding \(row 0\)"),
-        ({"image_embedding": np.diag(np.float32([1, np.inf, 1, 1]))}, r"image_embedding \(row 1\)"),
-        ({"image_embedding": np.ones((1, 4), np.float32)}, "image_embedding"),
-        ({"image_embedding": np.ones((5, 3), np.float32)}, "image_embedding"),
-        ({"own_image": np.int32([0, 1, 5])}, "own_image"),
-        ({"own_image": np.int32([0, -1, 0])}, "own_image"),
-        ({"own_image": np.int32([0, 1])}, "own_image"),
-        ({"depth": 0}, r"depth \(0\)"),
-    ],
-)
-def test_rank_refuses_wrong_arguments(change, named):
-    rng = np.random.default_rng(0)
-    arguments = {
-        "text_embedding": _unit(rng, 3, 4),
-        "image_embedding": _unit(rng, 5, 4),
-        "own_image": np.int32([0, 1, 2]),
-        "depth": 2,
-    }
-    with pytest.raises(ValueError, match=named):
-        rank(**(arguments | change))
-
-
-# --- mining ----------------------------------------------------------------------------------------------------------
+from tests.rankings import check_ranking
 
 PHOTOS, SENTENCES_EACH = 11, 3
 
 
-def _make_dataset(folder: Path, *, photos: int = PHOTOS, seed: int = 0) -> Path:
-    """Photos of noise, one ref each, three sentences a ref."""
+def make_dataset(folder: Path, *, photos: int = PHOTOS, seed: int = 0, each: int = SENTENCES_EACH) -> Path:
+    """Photos of noise, one ref each, some sentences a ref."""
     rng = np.random.default_rng(seed)
     (folder / "photos").mkdir(parents=True)
     sizes = rng.integers(40, 90, (photos, 2))
@@ -175,7 +29,7 @@ def _make_dataset(folder: Path, *, photos: int = PHOTOS, seed: int = 0) -> Path:
         noise.resize((width, height)).convert("L" if name == "3.jpg" else "RGB").save(folder / "photos" / name)
     row, nothing = np.arange(photos), np.full(photos, -1)
     words = ["left", "right", "red", "big", "the", "dog", "on", "chair"]
-    texts = [" ".join(rng.choice(words, rng.integers(1, 20))) for _ in range(photos * SENTENCES_EACH)]
+    texts = [" ".join(rng.choice(words, rng.integers(1, 20))) for _ in range(photos * each)]
     annotations = Annotations(
         name="noise",
         images=Images(row, sizes[:, 0], sizes[:, 1], names, row * 0, row * 0),
@@ -184,15 +38,15 @@ def _make_dataset(folder: Path, *, photos: int = PHOTOS, seed: int = 0) -> Path:
             ann_id=row,
             image=row[::-1],
             category=nothing,
-            sentence_begin=row * SENTENCES_EACH,
-            sentence_count=row * 0 + SENTENCES_EACH,
+            sentence_begin=row * each,
+            sentence_count=row * 0 + each,
             rle_begin=row * 2,
             rle_count=row * 0 + 2,
             empty=row * 0,
             source=[""] * photos,
             distractors=nothing,
         ),
-        sentences=Sentences(np.arange(len(texts)), np.repeat(row, SENTENCES_EACH), texts, texts),
+        sentences=Sentences(np.arange(len(texts)), np.repeat(row, each), texts, texts),
         image_categories=np.zeros(0, np.int32),
         category_id=np.zeros(0, np.int64),
         category_name=[],
@@ -204,7 +58,7 @@ def _make_dataset(folder: Path, *, photos: int = PHOTOS, seed: int = 0) -> Path:
 
 @pytest.fixture
 def dataset(tmp_path):
-    return _make_dataset(tmp_path)
+    return make_dataset(tmp_path)
 
 
 def _mine(dataset, clip, output, **options):
@@ -231,11 +85,13 @@ def test_mining_from_photos_to_table(dataset, clip, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(table.image_embedding.astype(np.float64), axis=1), 1, atol=1e-6)
 
     own = opened.refs.image[opened.sentences.ref]
-    assert table.exclusions == ["own photo"]
-    _check_ranking(table.text_embedding, table.image_embedding, own, 1000, table.neighbors, table.similarity)
+    assert table.exclusions == ["own photo", "photos outside the split"] and table.method == "exact"
+    assert table.progress.tolist() == [PHOTOS, len(set(opened.sentences.text)), PHOTOS * SENTENCES_EACH]
+    check_ranking(table.text_embedding, table.image_embedding, own, 1000, table.neighbors, table.similarity)
     similarity = texts.double().numpy() @ images.double().numpy().T
     own_rank = 1 + (similarity > similarity[np.arange(len(own)), own][:, None]).sum(axis=1)
     assert (report.photos, report.sentences, report.neighbors) == (PHOTOS, PHOTOS * SENTENCES_EACH, PHOTOS - 1)
+    np.testing.assert_array_equal(table.own_rank, own_rank)
     assert report.median_rank == np.median(own_rank)
     assert report.recall_at_1 == pytest.approx((own_rank == 1).mean())
     assert report.recall_at_10 == pytest.approx((own_rank <= 10).mean())
@@ -255,7 +111,7 @@ def test_mining_twice_gives_the_same_bytes(dataset, clip, tmp_path):
 def test_an_embedding_does_not_depend_on_how_many_follow(clip, tmp_path):
     """The last batch is as large as the others."""
     for photos, name in ((4, "a"), (3, "b")):
-        _mine(_make_dataset(tmp_path / name, photos=4), clip, tmp_path / f"{name}.neg.h5", batch_size=photos)
+        _mine(make_dataset(tmp_path / name, photos=4), clip, tmp_path / f"{name}.neg.h5", batch_size=photos)
     a, b = (NegativeTable.open(tmp_path / f"{name}.neg.h5") for name in "ab")
     np.testing.assert_allclose(a.image_embedding, b.image_embedding, atol=1e-6)
 
@@ -397,18 +253,30 @@ def _truncate(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (Path.unlink, "does not exist"),
-        (_truncate, "cannot be decoded"),
-        (lambda path: path.write_bytes(b"no photo"), "cannot be decoded"),
-        (lambda path: Image.new("RGB", (30, 20)).save(path), "is 30x20 pixels, but was"),
+        (Path.unlink, "cannot be opened"),
+        (_truncate, "is corrupt"),
+        (lambda path: path.write_bytes(b"no photo"), "is corrupt"),
+        (lambda path: Image.new("RGB", (30, 20)).save(path), "has another size than annotated"),
     ],
 )
-def test_photos_that_changed_since_the_index(dataset, clip, tmp_path, spoil, message):
-    (tmp_path / "a.neg.h5").write_bytes(b"an older table")
-    spoil(tmp_path / "photos" / "5.jpg")
-    with pytest.raises(PhotoError, match=rf"photos/5\.jpg {message}"):
+def test_a_bad_photo_is_named_and_what_was_done_is_kept(dataset, clip, tmp_path, monkeypatch, spoil, message):
+    monkeypatch.setattr("nemo_dali.embedding.DECODED", 4)
+    monkeypatch.setattr("nemo_dali.mining.thread_count", lambda: 1)
+    _mine(dataset, clip, tmp_path / "whole.neg.h5")
+    _mine(dataset, clip, tmp_path / "a.neg.h5", depth=3)
+    earlier = (tmp_path / "a.neg.h5").read_bytes()
+    victim = tmp_path / "photos" / "9.jpg"
+    good = victim.read_bytes()
+    spoil(victim)
+    with pytest.raises(PhotoError, match=rf"A photo {message}: .*photos/9\.jpg .*goes on where it stopped") as error:
         _mine(dataset, clip, tmp_path / "a.neg.h5")
-    assert (tmp_path / "a.neg.h5").read_bytes() == b"an older table"
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "a.neg.h5").read_bytes() == earlier
+    assert read_table(tmp_path / "a.neg.h5.partial").progress.tolist() == [8, 0, 0]  # two micro-batches of four
+    victim.write_bytes(good)
+    report = _mine(dataset, clip, tmp_path / "a.neg.h5")
+    assert (tmp_path / "a.neg.h5").read_bytes() == (tmp_path / "whole.neg.h5").read_bytes()
+    assert report.photos == PHOTOS and not (tmp_path / "a.neg.h5.partial").exists()
 
 
 def test_photos_in_another_folder(dataset, clip, tmp_path):
@@ -422,27 +290,28 @@ def test_photos_in_another_folder(dataset, clip, tmp_path):
 
 def test_one_photo_is_too_few(clip, tmp_path):
     with pytest.raises(NemoError, match="only one photo"):
-        _mine(_make_dataset(tmp_path, photos=1), clip, tmp_path / "a.neg.h5")
+        _mine(make_dataset(tmp_path, photos=1), clip, tmp_path / "a.neg.h5")
 
 
-@pytest.mark.parametrize("options", [{"depth": 0}, {"batch_size": 0}, {"device": "abacus"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 0},
+        {"batch_size": 0},
+        {"device": "abacus"},
+        {"probes": 3},
+        {"probes": 0, "approximate": True},
+        {"model": None},
+        {"pretrained": ["a", "b"]},
+        {"embeddings": "x.neg.h5"},
+    ],
+)
 def test_wrong_arguments(dataset, clip, tmp_path, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         _mine(dataset, clip, tmp_path / "a.neg.h5", **options)
+    assert not list(tmp_path.glob("a.neg.h5*"))
 
 
 def test_no_place_for_the_table_is_told_before_the_work(dataset, clip, tmp_path):
     with pytest.raises(FileFormatError, match="Cannot write"):
         _mine(dataset, clip, tmp_path / "nowhere" / "a.neg.h5", model="not looked at")
-
-
-def test_ranking_on_several_threads_at_once():
-    """The kernel shares nothing between calls."""
-    rng = np.random.default_rng(0)
-    text, image = _unit(rng, 30, 64), _unit(rng, 400, 64)
-    own = rng.integers(0, 400, 30).astype(np.int32)
-    expected = rank(text, image, own, depth=20)
-    with ThreadPoolExecutor(4) as pool:
-        for result in pool.map(lambda _: rank(text, image, own, depth=20), range(8)):
-            np.testing.assert_array_equal(result[0], expected[0])
-            np.testing.assert_array_equal(result[1], expected[1])

@@ -1,0 +1,240 @@
+"""What a table's pools are like over tau and K: what ``report`` shows and ``tune`` decides by.
+
+A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled that, but it can
+be bounded. Such a photo shows an object of the target's category, and its similarity is distributed as that of the true
+photos. So of the photos that hold the referent the share ``true_below`` passes the bound tau, and of a pool's photos at
+most ``shown`` hold it; by Bayes' rule their product bounds the rate, as long as the photos of a category that hold the
+very referent are no larger a share of them than the share of them that passes tau.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.dataset import Dataset
+from nemo_dali.table import NegativeTable, first_at_most
+
+F64 = npt.NDArray[np.float64]
+
+SAMPLE = 10_000  # sentences looked at, evenly spread: shares are then known to half a percent
+SAMPLED_CELLS = 10_000_000  # of the table held in memory at once, at most
+TAUS = 61  # points of the grid, at most
+STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # between them
+TOP_KS = (3, 5, 8, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000)
+DRAWN = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5)  # of the photos, those drawn most often
+RANKS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Arrays [T, C] are over T values of tau and C of K.
+
+    Attributes:
+        rows: int64 [n], the sentences looked at.
+        taus: float64 [T], ascending; the last one bounds nothing.
+        ks: int64 [C], ascending.
+        true: float64 [n], similarity of each sentence's own photo.
+        chance: float64 [n], similarity of each sentence to some other photo.
+        size: float64 [T, C], median size of a pool.
+        empty, short3, short8: shares of the pools with no photo, and with fewer than fill a 2x2 or a 3x3.
+        cut: share of the pools that a deeper table would make larger.
+        similarity: mean similarity in the pools.
+        shown: share of the candidates that show the target's category; NaN where no category is known.
+        shown_by_chance: the same share of all photos. labelled: share of the sentences whose category is known.
+        true_below: float64 [T], share of the own photos whose similarity is at most tau.
+        drawn: float64 [T, C, len(DRAWN)], share of the draws that the most drawn photos get.
+        never: share of the photos that are in no pool looked at.
+        rank_quantiles: float64 [len(ranks), len(QUANTILES)], of the similarity at these ranks.
+        ranks: int64, ranks in the table, from 1.
+    """
+
+    table: NegativeTable
+    rows: npt.NDArray[np.int64]
+    taus: F64
+    ks: npt.NDArray[np.int64]
+    true: F64
+    chance: F64
+    size: F64
+    empty: F64
+    short3: F64
+    short8: F64
+    cut: F64
+    similarity: F64
+    shown: F64
+    shown_by_chance: float
+    labelled: float
+    true_below: F64
+    drawn: F64
+    never: F64
+    ranks: npt.NDArray[np.int64]
+    rank_quantiles: F64
+
+    @cached_property
+    def false_negatives(self) -> F64:
+        """[T, C]: at most this share of the candidates holds what the sentence describes; see the module."""
+        shown = np.where(np.isnan(self.shown), 1.0, self.shown)
+        return shown * self.true_below[:, None]
+
+    @cached_property
+    def hardness(self) -> F64:
+        """[T, C]: how far above chance the pools' similarities are, as a share of how far the true photos' are."""
+        above = max(float(self.true.mean() - self.chance.mean()), 1e-6)
+        return (self.similarity - float(self.chance.mean())) / above
+
+
+def draw_curves(dataset: Dataset, table: NegativeTable) -> Curves:
+    """Look at a sample of the table's rows.
+
+    Raises:
+        FileFormatError: the table is of another data set.
+    """
+    table.check_dataset(dataset)
+    sentences, width = table.neighbors.shape
+    count = min(sentences, SAMPLE, max(SAMPLED_CELLS // width, 1))
+    rows = np.unique(np.linspace(0, sentences - 1, count).astype(np.int64))
+    neighbors = np.array(table.neighbors[rows])
+    similarity = np.array(table.similarity[rows], np.float32)
+    valid = (neighbors >= 0).sum(axis=1)
+    ref = dataset.sentences.ref[rows]
+    own = dataset.refs.image[ref]
+    true, chance = _similarities(table, rows, own)
+    taus = tau_grid(similarity, valid)
+    ks = np.array([k for k in TOP_KS if k < width] + [width])
+    category = dataset.refs.category[ref]
+    hits, by_chance = _hits(dataset, neighbors, category)
+    begins = np.stack([first_at_most(similarity, tau) for tau in taus])
+    curves = _windows(similarity, hits, valid, begins, ks, width < len(table.image_embedding) - 1)
+    weight = 1.0 / dataset.refs.sentence_count[ref]
+    drawn, never = _drawn(neighbors, begins, valid, ks, weight, len(table.image_embedding))
+    ranks = np.array([rank for rank in RANKS if rank < width] + [width])
+    at_ranks = [similarity[valid >= rank, rank - 1] for rank in ranks]
+    some = [len(values) > 0 for values in at_ranks]
+    return Curves(
+        table=table,
+        rows=rows,
+        taus=taus,
+        ks=ks,
+        true=true,
+        chance=chance,
+        **curves,
+        shown_by_chance=by_chance,
+        labelled=float((category >= 0).mean()),
+        true_below=(true[:, None] <= taus).mean(axis=0),
+        drawn=drawn,
+        never=never,
+        ranks=ranks[some],
+        rank_quantiles=np.array([np.quantile(values, QUANTILES) for values in at_ranks if len(values)]).reshape(
+            -1, len(QUANTILES)
+        ),
+    )
+
+
+def tau_grid(similarity: npt.NDArray[np.float32], valid: npt.NDArray[np.int64]) -> F64:
+    """Round values from where rows end to where they begin; the last is above all similarities."""
+    some = valid > 0
+    if not some.any():
+        return np.array([1.0])
+    low = float(np.quantile(similarity[some, valid[some] - 1], 0.01))
+    high = float(similarity[some, 0].max())
+    step = next((step for step in STEPS if (high - low) / step <= TAUS - 3), STEPS[-1])
+    first, last = int(np.floor(low / step)), int(np.floor(high / step)) + 1
+    return np.round(np.arange(first, last + 1) * step, 3)
+
+
+def _similarities(table: NegativeTable, rows: npt.NDArray[np.int64], own: npt.NDArray[np.int32]) -> tuple[F64, F64]:
+    """Of sentences to their own photo, and to another one."""
+    text = np.array(table.text_embedding[rows], np.float64)
+    photos = len(table.image_embedding)
+    other = (own + 1 + np.arange(len(rows)) * 7919 % (photos - 1)) % photos  # any but the own one
+    true, chance = (
+        np.einsum("nd,nd->n", text, table.image_embedding[which].astype(np.float64)) for which in (own, other)
+    )
+    return true, chance
+
+
+def _hits(
+    dataset: Dataset, neighbors: npt.NDArray[np.int32], category: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], float]:
+    """How many of a row's first photos show the target's category, int32 [labelled, N + 1]; and the share by chance.
+
+    Rows whose category is unknown are marked by -1.
+    """
+    known = category >= 0
+    hits = np.zeros((len(neighbors), neighbors.shape[1] + 1), np.int32)
+    hits[~known] = -1
+    if not known.any():
+        return hits, float("nan")
+    shown = dataset.shown_categories()
+    hits[known, 1:] = np.cumsum(shown[neighbors[known], category[known, None]], axis=1)
+    return hits, float(shown.mean(axis=0)[category[known]].mean())
+
+
+def _windows(
+    similarity: npt.NDArray[np.float32],
+    hits: npt.NDArray[np.int32],
+    valid: npt.NDArray[np.int64],
+    begins: npt.NDArray[np.int64],
+    ks: npt.NDArray[np.int64],
+    deeper: bool,
+) -> dict[str, Any]:
+    """The curves that are means over windows; ``deeper``: whether a deeper table would have more photos."""
+    every = np.arange(len(valid))
+    sums = np.zeros((len(valid), similarity.shape[1] + 1))
+    np.cumsum(np.where(np.isneginf(similarity), 0, similarity), axis=1, dtype=np.float64, out=sums[:, 1:])
+    known = hits[:, 0] >= 0
+    shape = len(begins), len(ks)
+    curves = {
+        name: np.full(shape, np.nan) for name in ("size", "empty", "short3", "short8", "cut", "similarity", "shown")
+    }
+    for t, begin in enumerate(begins):
+        for c, k in enumerate(ks):
+            end = np.minimum(begin + k, valid)
+            size = np.maximum(end - begin, 0)
+            end = begin + size
+            total = size.sum()
+            curves["size"][t, c] = np.median(size)
+            curves["empty"][t, c] = (size == 0).mean()
+            curves["short3"][t, c] = (size < 3).mean()
+            curves["short8"][t, c] = (size < 8).mean()
+            curves["cut"][t, c] = ((size < k) & (valid == similarity.shape[1])).mean() if deeper else 0.0
+            if total:
+                curves["similarity"][t, c] = (sums[every, end] - sums[every, begin]).sum() / total
+            if labelled := size[known].sum():
+                found = (hits[every, end] - hits[every, begin])[known].sum()
+                curves["shown"][t, c] = found / labelled
+    return curves
+
+
+def _drawn(
+    neighbors: npt.NDArray[np.int32],
+    begins: npt.NDArray[np.int64],
+    valid: npt.NDArray[np.int64],
+    ks: npt.NDArray[np.int64],
+    weight: F64,
+    photos: int,
+) -> tuple[F64, F64]:
+    """Shares of the draws, and of the photos that are never drawn."""
+    from nemo_dali.kernels.pools import move_windows
+
+    shape = len(begins), len(ks)
+    drawn, never = np.zeros((*shape, len(DRAWN))), np.zeros(shape)
+    most = [max(1, round(share * photos)) for share in DRAWN]
+    for c, k in enumerate(ks):
+        counts = np.zeros(photos)
+        old = np.zeros(len(valid), np.int64), np.zeros(len(valid), np.int64)
+        for t in range(len(begins) - 1, -1, -1):
+            begin = np.minimum(begins[t], valid)
+            window = begin, np.minimum(begin + k, valid)
+            move_windows(neighbors, *old, *window, weight, counts)
+            old = window
+            counts[np.abs(counts) < 1e-9] = 0  # what rounding left behind
+            descending = np.sort(counts)[::-1]
+            sums = np.cumsum(descending)
+            never[t, c] = (descending == 0).mean()
+            if sums[-1] > 0:
+                drawn[t, c] = sums[np.array(most) - 1] / sums[-1]
+    return drawn, never

@@ -1,0 +1,68 @@
+"""Exclusions: photos that a sentence does not get as negatives, whatever tau and K are chosen later."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nemo_dali.dataset import Dataset
+from nemo_dali.errors import NemoError
+from nemo_dali.ranking import Excluded
+
+ALWAYS = ["own photo", "photos outside the split"]  # a data set file holds the photos of its split only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exclusions:
+    """What is left out while mining, besides the sentence's own photo. Checked when made.
+
+    Attributes:
+        similar_photos: photos more similar than this to the sentence's own photo (near duplicates, or the same scene);
+            None: none. The official code filters by photo-to-photo similarity too.
+        category: photos that show an object of the target's category.
+        siblings: photos more similar than this to another sentence of the same ref: if "man in red" finds a photo, "guy
+            on the left" should not get it; None: none.
+        photos_of: other data set files, whose photos are left out, by file name: what is tested on, say.
+    """
+
+    similar_photos: float | None = None
+    category: bool = False
+    siblings: float | None = None
+    photos_of: Sequence[str | Path] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("similar_photos", "siblings"):
+            bound = getattr(self, name)
+            if bound is not None and not (math.isfinite(bound) and -1 <= bound <= 1):
+                raise ValueError(f"{name} ({bound}) must be None or between -1 and 1")
+
+    def of(self, dataset: Dataset) -> tuple[Excluded, list[str]]:
+        """For the ranking, and as the table records it.
+
+        Raises:
+            NemoError: no ref of the data set has a category, or a file in ``photos_of`` is no data set file.
+        """
+        words = list(ALWAYS)
+        shown = category = never = None
+        if self.similar_photos is not None:
+            words.append(f"photos more similar than {self.similar_photos:g} to the own photo")
+        if self.category:
+            category = dataset.refs.category[dataset.sentences.ref]
+            if (category < 0).all():
+                raise NemoError(f"No ref of {dataset.path} has a category, so photos cannot be excluded by category.")
+            shown = dataset.shown_categories()
+            words.append("photos that show the target's category")
+        if self.siblings is not None:
+            words.append(f"photos more similar than {self.siblings:g} to another sentence of the ref")
+        if self.photos_of:
+            names = np.array([name.rpartition("/")[2] for name in dataset.images.file_name])
+            never = np.zeros(len(names), bool)
+            for path in self.photos_of:
+                other = Dataset.open(path)
+                common = np.isin(names, [name.rpartition("/")[2] for name in other.images.file_name])
+                never |= common
+                words.append(f"photos of {other.name} ({other.fingerprint[:12]}): {common.sum()}")
+        bounds = {"similar_above": self.similar_photos, "siblings_above": self.siblings}
+        return Excluded(never=never, shown=shown, category=category, **bounds), words

@@ -1,0 +1,277 @@
+"""The report: one page, without a network, on which a person chooses tau and K by eye.
+
+table, data set ──▶ curves ──▶ tune ──┐
+photos ──▶ thumbnails ────────────────┴──▶ report_page.html, Plotly's own script beside its data, in one file
+"""
+
+import base64
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from nemo_dali.curves import DRAWN, Curves, draw_curves
+from nemo_dali.dataset import Dataset
+from nemo_dali.errors import NemoError
+from nemo_dali.object_storage import photo_file
+from nemo_dali.photos import FORMATS
+from nemo_dali.preview import outline
+from nemo_dali.progress import progress
+from nemo_dali.sharding import thread_count
+from nemo_dali.storage import write_bytes
+from nemo_dali.table import NegativeTable, first_at_most
+from nemo_dali.tune import Proposal, propose
+
+FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
+THUMB, OWN = 128, 320  # pixels of the longer side
+BINS = 120
+SHOWN_RANKS = (1, 10, 100)  # whose similarities the page compares, and the last one's
+MOST_DRAWN = 12  # photos shown
+
+
+def report(
+    dataset_path: str | Path,
+    table_path: str | Path,
+    *,
+    output: str | Path,
+    examples: int = 12,
+    seed: int = 0,
+    images: str | Path | None = None,
+    false_negatives: float = 0.1,
+    grid: int = 2,
+) -> Proposal:
+    """Write the page.
+
+    Args:
+        dataset_path: a .ris.h5 file.
+        table_path: its .neg.h5 file.
+        output: the .html file; one that exists is replaced only when the new one is complete.
+        examples: expressions with their candidates as pictures; some 0.4 MB each.
+        seed: other examples.
+        images: where the photos are, if not where they were when the data set file was made.
+        false_negatives, grid: see ``tune.propose``.
+
+    Returns:
+        The proposal that the page starts with.
+
+    Raises:
+        ValueError: an argument out of range, or ``output`` is no .html.
+        NemoError: a file cannot be read or written, or Plotly is not installed.
+    """
+    output = Path(output)
+    if examples < 1:
+        raise ValueError(f"examples ({examples}) must be at least 1")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"output ({output}) must end in .html")
+    if not output.absolute().parent.is_dir():  # told now, not after the work
+        raise NemoError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
+    script = _plotly()
+    dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
+    curves = draw_curves(dataset, table)
+    proposal = propose(curves, false_negatives=false_negatives, grid=grid)
+    content = _curves(curves, proposal, false_negatives, grid) | _pictures(dataset, curves, proposal, examples, seed)
+    content["about"] = _about(dataset, table)
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    page = (files("nemo_dali") / "report_page.html").read_text(encoding="utf-8")
+    page = page.replace("/*DATA*/", text).replace("/*PLOTLY*/", script)
+    write_bytes(output, page.encode())
+    return proposal
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise NemoError(
+            "The report's charts need Plotly, which is not installed. Install it with: pip install plotly"
+        ) from error
+    script: str = get_plotlyjs()
+    return script.replace("</script", "<\\/script")
+
+
+def _about(dataset: Dataset, table: NegativeTable) -> str:
+    return (
+        f"{dataset.name}: {len(dataset.sentences.ref):,} sentences, {len(dataset.images.id):,} photos. Ranked by "
+        f"{table.model} with {table.pretrained} ({table.method}), {table.neighbors.shape[1]:,} photos a sentence. "
+        f"Excluded: {'; '.join(table.exclusions)}."
+    )
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def _curves(curves: Curves, proposal: Proposal, limit: float, grid: int) -> dict[str, Any]:
+    short = curves.short3 if grid == 2 else curves.short8
+    metrics = {
+        "short": short,
+        "empty": curves.empty,
+        "cut": curves.cut,
+        "size": curves.size,
+        "false_negatives": curves.false_negatives,
+        "hardness": curves.hardness,
+        "drawn1": curves.drawn[:, :, DRAWN.index(0.01)],
+        "never": curves.never,
+    }
+    if curves.labelled:
+        metrics["shown"] = curves.shown
+    bins, distributions = _distributions(curves)
+    unknown = "" if curves.labelled == 1 else f" The category of {1 - curves.labelled:.0%} of the sentences is unknown."
+    labels = (
+        "the share of candidates that show the target's category, times "
+        if curves.labelled
+        else "as no category is known, each of them, times "
+    )
+    return {
+        "taus": curves.taus.tolist(),
+        "ks": curves.ks.tolist(),
+        "cells": grid**2 - 1,
+        "limit": limit,
+        "metrics": {name: _rounded(values) for name, values in metrics.items()},
+        "true_below": _rounded(curves.true_below),
+        "shown_by_chance": _rounded(np.array(curves.shown_by_chance)),
+        "labelled": curves.labelled,
+        "drawn": _rounded(curves.drawn),
+        "drawn_shares": list(DRAWN),
+        "ranks": curves.ranks.tolist(),
+        "rank_quantiles": _rounded(curves.rank_quantiles),
+        "bins": bins,
+        "distributions": distributions,
+        "policy": asdict(proposal.policy),
+        "proposal": {"t": proposal.t, "c": proposal.c, "why": [*proposal.why, depth_advice(curves, proposal)]},
+        "looked": f"From {len(curves.rows):,} of {len(curves.table.neighbors):,} sentences, evenly spread.",
+        "wrong": "How many candidates may hold what the sentence describes: at most "
+        + labels
+        + "the share of photos holding it that tau lets pass (as many as of the sentences' own photos)."
+        + unknown,
+    }
+
+
+def depth_advice(curves: Curves, proposal: Proposal) -> str:
+    """What depth the proposed window needs, and whether the table has it."""
+    width = curves.table.neighbors.shape[1]
+    needed = f"For this tau and K a table {proposal.depth} photos deep has the whole pool of 99.9 % of the sentences"
+    if proposal.depth > width:
+        return f"{needed}; this one has {width}: mine again with --depth {proposal.depth} --embeddings THIS_TABLE."
+    return f"{needed}; this one has {width}."
+
+
+def _rounded(values: npt.NDArray[Any]) -> Any:
+    """Nested lists, NaN as None, to four places."""
+    return json.loads(json.dumps(np.round(values, 4).tolist()).replace("NaN", "null"))
+
+
+def _distributions(curves: Curves) -> tuple[list[float], list[dict[str, Any]]]:
+    table, rows = curves.table, curves.rows
+    similarity = np.asarray(table.similarity[rows], np.float64)
+    width = similarity.shape[1]
+    named = {"own photo": curves.true}
+    named |= {f"rank {rank}": similarity[:, rank - 1] for rank in sorted({*SHOWN_RANKS, width}) if rank <= width}
+    named["any photo"] = curves.chance
+    named = {name: values[np.isfinite(values)] for name, values in named.items()}
+    every = np.concatenate([*named.values()])
+    edges = np.linspace(every.min(), every.max() + 1e-6, BINS + 1)
+    densities = [
+        {"name": name, "density": _rounded(np.histogram(values, edges, density=True)[0])}
+        for name, values in named.items()
+        if len(values)
+    ]
+    return _rounded((edges[1:] + edges[:-1]) / 2), densities
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, seed: int) -> dict[str, Any]:
+    table = curves.table
+    chosen = np.random.default_rng(seed).permutation(len(curves.rows))[:count]
+    sentences = curves.rows[np.sort(chosen)]
+    places = _shown_ranks(table.neighbors.shape[1])
+    drawn = _most_drawn(dataset, curves, proposal)
+    similarity = np.asarray(table.similarity[sentences], np.float32)
+    begins = np.stack([first_at_most(similarity, tau) for tau in curves.taus], axis=1)
+    wanted = {photo for photo, _ in drawn}
+    shown = []
+    for i, sentence in enumerate(sentences):
+        neighbors = table.neighbors[sentence]
+        valid = int((neighbors >= 0).sum())
+        ref = int(dataset.sentences.ref[sentence])
+        own = int(dataset.refs.image[ref])
+        ranks = [rank for rank in places if rank <= valid]
+        wanted |= {int(neighbors[rank - 1]) for rank in ranks}
+        shown.append(
+            {
+                "sentence": dataset.sentences.text[int(sentence)],
+                "similarity": round(float(table.text_embedding[sentence] @ table.image_embedding[own]), 4),
+                "own_rank": int(table.own_rank[sentence]),
+                "valid": valid,
+                "begins": np.minimum(begins[i], valid).tolist(),
+                "candidates": [
+                    [rank, round(float(similarity[i, rank - 1]), 4), int(neighbors[rank - 1])] for rank in ranks
+                ],
+                "ref": ref,
+            }
+        )
+    jobs = [(photo, None) for photo in sorted(wanted)] + [(None, example["ref"]) for example in shown]
+    with ThreadPoolExecutor(thread_count()) as pool:
+        made = pool.map(lambda job: _picture(dataset, *job), jobs)
+        pictures = list(progress(made, total=len(jobs), what="making pictures", unit="photo"))
+    thumbs = dict(zip(sorted(wanted), pictures, strict=False))
+    for example, photo in zip(shown, pictures[len(wanted) :], strict=True):
+        example["photo"] = photo
+        del example["ref"]
+    unread = sum(picture == "" for picture in pictures)
+    return {
+        "photos": len(dataset.images.id),
+        "examples": shown,
+        "thumbs": {photo: picture for photo, picture in thumbs.items() if picture},
+        "most_drawn": [{"photo": photo, "share": share} for photo, share in drawn],
+        "unread": f"{unread} photos could not be read and are left blank." if unread else "",
+    }
+
+
+def _shown_ranks(width: int) -> list[int]:
+    """Ranks from 1 to ``width`` with a picture."""
+    if width <= FIRST_RANKS:
+        return list(range(1, width + 1))
+    spread = np.geomspace(FIRST_RANKS, width, SPREAD_RANKS + 1).round().astype(int)
+    return sorted({*range(1, FIRST_RANKS + 1), *spread.tolist()})
+
+
+def _most_drawn(dataset: Dataset, curves: Curves, proposal: Proposal) -> list[tuple[int, float]]:
+    """The photos drawn most often at the proposed values, with their shares of all draws."""
+    from nemo_dali.kernels.pools import draws_reference
+
+    table, rows = curves.table, curves.rows
+    valid = (table.neighbors[rows] >= 0).sum(axis=1)
+    begin = np.minimum(first_at_most(np.asarray(table.similarity[rows]), float(curves.taus[proposal.t])), valid)
+    end = np.minimum(begin + int(curves.ks[proposal.c]), valid)
+    weight = 1.0 / dataset.refs.sentence_count[dataset.sentences.ref[rows]]
+    counts = draws_reference(table.neighbors[rows], begin, end, weight, len(table.image_embedding))
+    best = np.argsort(-counts, kind="stable")[:MOST_DRAWN]
+    return [(int(photo), round(float(counts[photo] / counts.sum()), 6)) for photo in best if counts[photo] > 0]
+
+
+def _picture(dataset: Dataset, photo: int | None, ref: int | None) -> str:
+    """A photo, or a ref's with its mask outlined, as an address that holds it; "" where it cannot be read."""
+    row = int(dataset.refs.image[ref]) if photo is None else photo
+    side = THUMB if photo is not None else OWN
+    try:
+        with Image.open(photo_file(dataset.photo_path(row)), formats=FORMATS) as opened:
+            opened.draft("RGB", (2 * side, 2 * side))
+            image = opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow's decoders raise
+        return ""
+    image.thumbnail((side, side))
+    if ref is not None:
+        mask = Image.fromarray(dataset.mask(ref) * np.uint8(255)).resize(image.size, Image.Resampling.BILINEAR)
+        outline(image, mask)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=78 if ref is None else 86)
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.getvalue()).decode()
