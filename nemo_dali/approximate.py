@@ -62,7 +62,7 @@ class ApproximateRanker:
 
     def rank(self, begin: int, end: int) -> RankedBlock:
         """As ``Ranker.rank``, of the photos found; ``own_rank`` is a lower bound of the own photo's place."""
-        wanted = self._ranker.depth + self._ranker.depth // 4 + 16
+        wanted = self._ranker.depth + self._ranker.depth // 4 + 16  # 8 bits a number put some in a wrong order
         while True:
             wanted = min(wanted, self._photos)
             _, found = self._index.search(np.ascontiguousarray(self._text[begin:end]), wanted)

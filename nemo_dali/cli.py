@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_dali import __version__
 from nemo_dali.errors import NemoError, ToldElsewhere
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.policy import MosaicPolicy, read_policy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true")
     inspect.add_argument("--max-similarity", type=float, nargs="+", metavar="TAU", help="pool sizes for these")
     inspect.add_argument("--top-k", type=int, nargs="+", metavar="K", help="and these")
+    inspect.add_argument("--policy", type=Path, metavar="POLICY.json", help="pool sizes for a policy file's tau and K")
 
     preview = command("preview", _preview, "draw a contact sheet of samples")
     _data(preview)
@@ -119,6 +120,20 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--count", type=int, default=12)
     preview.add_argument("--seed", type=int, default=0)
     preview.add_argument("--size", type=int, default=480, help="of a sample, in pixels")
+    preview.add_argument("--policy", type=Path, metavar="POLICY.json", help="samples of this policy file")
+
+    report = command("report", _report, "a page to choose tau and K by eye")
+    _data(report)
+    report.add_argument("-o", "--output", type=Path, required=True, metavar="report.html")
+    report.add_argument("--examples", type=int, default=12, help="expressions with their candidates as pictures")
+    report.add_argument("--seed", type=int, default=0, help="of the choice of examples")
+    _rules(report)
+
+    tune = command("tune", _tune, "propose tau and K")
+    tune.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    tune.add_argument("negatives", type=Path, metavar="F.neg.h5")
+    tune.add_argument("-o", "--output", type=Path, required=True, metavar="policy.json")
+    _rules(tune)
 
     bench = commands.add_parser("bench", help="time things").add_subparsers(required=True, metavar="WHAT")
     loader = command("loader", _bench_loader, "the Loader beside decode-only DALI", bench)
@@ -134,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     loader.add_argument("--dtype", default="float32")
     loader.add_argument("--resample", default="cv2-linear")
     loader.add_argument("--num-threads", type=int)
-    loader.add_argument("--p-mined", type=float, default=1.0)
+    loader.add_argument("--p-mined", type=float, help="default 1; not with --policy")
+    loader.add_argument("--policy", type=Path, metavar="POLICY.json", help="time samples of this policy file")
     loader.add_argument("--pairs", type=int, default=7)
     loader.add_argument("--steps", type=int, default=20)
     loader.add_argument("--json", type=Path, metavar="FILE")
@@ -148,6 +164,13 @@ def _data(parser: Any) -> None:
     parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
     parser.add_argument("negatives", type=Path, metavar="F.neg.h5")
     parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
+
+
+def _rules(parser: Any) -> None:
+    parser.add_argument(
+        "--passing", type=float, default=0.25, help="share of the own photos that tau may let pass (default 0.25)"
+    )
+    parser.add_argument("--grid", type=int, choices=[2, 3], default=2, help="mosaics to fill: 2 for 2x2, 3 for 3x3")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -234,7 +257,11 @@ def _inspect(options: argparse.Namespace) -> None:
 
     taus, ks = options.max_similarity or [None], options.top_k or [MosaicPolicy().top_k]
     asked = options.max_similarity or options.top_k
-    found = inspect_file(options.file, pools=[(tau, k) for tau in taus for k in ks] if asked else [])
+    pools = [(tau, k) for tau in taus for k in ks] if asked else []
+    if options.policy is not None:
+        policy, _ = read_policy(options.policy)
+        pools.append((policy.max_similarity, policy.top_k))
+    found = inspect_file(options.file, pools=pools)
     if options.json:
         print(json.dumps(found, indent=2))
         return
@@ -256,8 +283,42 @@ def _preview(options: argparse.Namespace) -> None:
         seed=options.seed,
         images=options.images,
         size=options.size,
+        policy=options.policy,
     )
     print(options.output)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nemo_dali.report import report
+
+    proposal = report(
+        options.dataset,
+        options.negatives,
+        output=options.output,
+        examples=options.examples,
+        seed=options.seed,
+        images=options.images,
+        passing=options.passing,
+        grid=options.grid,
+    )
+    print(f"{options.output}: open it in a browser. It begins with tau and K as 'nemo-dali tune' proposes them:")
+    print(*proposal.why, sep="\n")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from nemo_dali.curves import draw_curves
+    from nemo_dali.dataset import Dataset
+    from nemo_dali.policy import write_policy
+    from nemo_dali.table import NegativeTable
+    from nemo_dali.tune import depth_advice, propose
+
+    table = NegativeTable.open(options.negatives)
+    curves = draw_curves(Dataset.open(options.dataset), table)
+    proposal = propose(curves, passing=options.passing, grid=options.grid)
+    why = [*proposal.why, depth_advice(curves, proposal)]
+    write_policy(options.output, proposal.policy, tuned_for=table.fingerprint, why=why)
+    print(*why, sep="\n")
+    print(f"{options.output}: max_similarity {proposal.policy.max_similarity}, top_k {proposal.policy.top_k}")
 
 
 def _bench_loader(options: argparse.Namespace) -> None:
@@ -269,12 +330,15 @@ def _bench_loader(options: argparse.Namespace) -> None:
         raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")
     if (options.mode == "stream") != (options.tiles is None):
         raise ValueError(f"--tiles ({options.tiles}) must be given with --mode host, pinned or device, and only then")
+    if options.policy is not None and options.p_mined is not None:
+        raise ValueError(f"--p-mined ({options.p_mined}) must be left out with --policy")
+    p_mined = 1.0 if options.p_mined is None else options.p_mined
     loader, seconds = timed_start(
         lambda: Loader(
             options.dataset,
             options.negatives,
             batch_size=options.batch_size,
-            policy=MosaicPolicy(p_mined=options.p_mined),
+            policy=options.policy or MosaicPolicy(p_mined=p_mined),
             size=options.size,
             dtype=options.dtype,
             resample=options.resample,

@@ -1,10 +1,9 @@
 """What a table's pools are like over tau and K: what ``report`` shows and ``tune`` decides by.
 
-A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled that, but it can
-be bounded. Such a photo shows an object of the target's category, and its similarity is distributed as that of the true
-photos. So of the photos that hold the referent the share ``true_below`` passes the bound tau, and of a pool's photos at
-most ``shown`` hold it; by Bayes' rule their product bounds the rate, as long as the photos of a category that hold the
-very referent are no larger a share of them than the share of them that passes tau.
+A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled that, but two
+things bound it. Such a photo shows an object of the target's category: of a pool's candidates at most ``shown`` are
+false negatives, if the data set's labels are complete. And where such photos are as similar to the sentence as its own
+photo is, tau lets only the share ``true_below`` of them pass.
 """
 
 from dataclasses import dataclass
@@ -74,16 +73,14 @@ class Curves:
     rank_quantiles: F64
 
     @cached_property
-    def false_negatives(self) -> F64:
-        """[T, C]: at most this share of the candidates holds what the sentence describes; see the module."""
-        shown = np.where(np.isnan(self.shown), 1.0, self.shown)
-        return shown * self.true_below[:, None]
+    def hardness(self) -> F64:
+        """[T, C]: how far above chance the pools' similarities are, in standard deviations of those by chance."""
+        return (self.similarity - float(self.chance.mean())) / max(float(self.chance.std()), 1e-6)
 
     @cached_property
-    def hardness(self) -> F64:
-        """[T, C]: how far above chance the pools' similarities are, as a share of how far the true photos' are."""
-        above = max(float(self.true.mean() - self.chance.mean()), 1e-6)
-        return (self.similarity - float(self.chance.mean())) / above
+    def told_apart(self) -> float:
+        """How often a sentence's own photo is more similar to it than some other; 0.5 by chance."""
+        return float((self.true > self.chance).mean())
 
 
 def draw_curves(dataset: Dataset, table: NegativeTable) -> Curves:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,9 +15,10 @@ from nemo_dali.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.loader import Loader
 from nemo_dali.mining import MiningReport, mine
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.policy import read_policy, write_policy
 from nemo_dali.preview import preview
 from nemo_dali.progress import progress
+from nemo_dali.report import report
 from nemo_dali.synthetic import synthesize
 from nemo_dali.table import NegativeTable
 
@@ -35,7 +36,7 @@ NEAREST = 20  # negatives per sentence that are looked at for what they show
 
 
 def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_batches: int = 60) -> None:
-    """Generate a data set, train a CLIP model on it, index, mine, load and preview; print what came of each.
+    """Generate a data set, train a CLIP model on it, index, mine, tune, load and preview; print what came of each.
 
     Everything goes into the folder ``out``. What an earlier demo left there is removed and made anew; any other folder
     that is not empty is refused.
@@ -87,16 +88,26 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
         f"photos {base:.0%} do"
     )
 
+    dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
+    proposal = report(dataset.path, table.path, output=out / "report.html")
+    write_policy(out / "policy.json", proposal.policy, tuned_for=table.fingerprint, why=list(proposal.why))
+    _say(f"Proposed tau {proposal.policy.max_similarity} and K {proposal.policy.top_k}: {out / 'policy.json'}")
+    _say("".join(f"  {reason}\n" for reason in proposal.why) + f"Drew the curves behind that: {out / 'report.html'}")
+
     rate, batches, threads = _time_loader(out, loader_batches)
     _say(f"Loaded {batches} batches of 8 mosaics of 480x480 as float32: {rate:.0f} samples/s on {threads} threads")
-    preview(out / "train.ris.h5", out / "train.neg.h5", output=out / "mosaics.png")
-    _say(f"Drew {out / 'mosaics.png'}. Look at it. The demo took {time.monotonic() - begin:.0f} s.")
+    shown = replace(proposal.policy, p_mined=0.8, p_random=0.16, grids={2: 0.7, 3: 0.3})
+    preview(out / "train.ris.h5", out / "train.neg.h5", output=out / "mosaics.png", policy=shown)
+    _say(f"Drew {out / 'mosaics.png'}. Look at it, and at {out / 'report.html'} in a browser.")
+    _say(f"The demo took {time.monotonic() - begin:.0f} s.")
     _say(
         "\nFor your own data (here RefCOCO, photos in train2014/):\n"
         "  nemo-dali index REFER_ROOT --dataset refcoco --split-by unc --split train --images train2014 "
         "-o refcoco.ris.h5\n"
         "  nemo-dali mine refcoco.ris.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k -o refcoco.neg.h5\n"
-        "  nemo-dali preview refcoco.ris.h5 refcoco.neg.h5 -o sheet.png"
+        "  nemo-dali report refcoco.ris.h5 refcoco.neg.h5 -o report.html\n"
+        "  nemo-dali tune refcoco.ris.h5 refcoco.neg.h5 -o policy.json\n"
+        "  nemo-dali preview refcoco.ris.h5 refcoco.neg.h5 --policy policy.json -o sheet.png"
     )
 
 
@@ -106,7 +117,7 @@ def _clear(out: Path) -> None:
         if (out / MARKER).is_file():
             _say(f"Removing the earlier demo in {out}")
             shutil.rmtree(out / "data", ignore_errors=True)
-            for pattern in ("clip.*", "*.ris.h5*", "*.neg.h5*", "mosaics.png"):
+            for pattern in ("clip.*", "*.ris.h5*", "*.neg.h5*", "mosaics.png", "policy.json", "report.html"):
                 for path in out.glob(pattern):
                     path.unlink()
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -140,7 +151,7 @@ def _same_kind(dataset_path: Path, table_path: Path) -> tuple[float, float]:
 
 def _time_loader(out: Path, batches: int) -> tuple[float, int, int]:
     """Samples per second over some batches after the first one, their number, and the loader's threads."""
-    policy = MosaicPolicy(p_mined=1.0)
+    policy = replace(read_policy(out / "policy.json")[0], p_mined=1.0)
     loader = Loader(out / "train.ris.h5", out / "train.neg.h5", batch_size=8, policy=policy)
     iterator = iter(loader)
     next(iterator)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from nemo_dali.options import check_channels, integer, one_of
 from nemo_dali.pipeline import CudaResidentPipeline, CudaStreamPipeline, ResidentPipeline, StreamPipeline
 from nemo_dali.placement import Placement, Tiles
 from nemo_dali.plan import Planner, Replaced, ShortPools
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.policy import MosaicPolicy, read_policy
 from nemo_dali.sharding import agree, rank_and_world_size, thread_count
 from nemo_dali.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.substitution import PhotoFaults, Substituted
@@ -66,7 +67,7 @@ class Loader:
         dataset: a .ris.h5 file, or several that are mixed.
         negatives: its .neg.h5 file, or one per data set; None where the policy mines nothing.
         batch_size: samples per step of this rank.
-        policy: the mosaic policy.
+        policy: the mosaic policy, or the file of one, as ``nemo-dali tune`` writes it.
         seed: integer in [0, 2**64); the same on every rank.
         device: "cpu", or "cuda" or "cuda:1": where photos are decoded and batches made. On a GPU the tensors are
             torch's own, ready for its current stream and safe to keep; the host does not wait for them. No GPU has
@@ -116,7 +117,7 @@ class Loader:
         negatives: PathLike | Sequence[PathLike] | None = None,
         *,
         batch_size: int,
-        policy: MosaicPolicy | None = None,
+        policy: MosaicPolicy | PathLike | None = None,
         seed: int = 0,
         device: str = "cpu",
         size: int = 480,
@@ -140,6 +141,10 @@ class Loader:
         style: Style = "batch",
     ) -> None:
         policy = MosaicPolicy() if policy is None else policy
+        tuned_for = None
+        if isinstance(policy, str | os.PathLike):
+            policy_file = policy
+            policy, tuned_for = read_policy(policy_file)
         if not isinstance(policy, MosaicPolicy):
             raise ValueError(f"policy ({policy!r}) must be a MosaicPolicy")
         self.device_id = cuda.cuda_device(device)
@@ -177,6 +182,12 @@ class Loader:
         self._alone = self._alone and not together
         self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
         self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
+        if tuned_for is not None and tuned_for not in self.corpus.fingerprints()["negatives"]:
+            logger.warning(
+                "The policy in %s was tuned for another negative table than the one given. Propose one for this with "
+                "'nemo-dali tune'.",
+                policy_file,
+            )
         if together:
             agree(
                 {
@@ -256,7 +267,7 @@ class Loader:
         if policy.p_mined > 0 and policy.max_similarity is None:
             _say_once(
                 "max_similarity is None: photos that hold the referent themselves may be drawn as negatives. "
-                "'nemo-dali inspect FILE.neg.h5 --max-similarity 0.3 --top-k 100' shows how a bound changes the pools."
+                "'nemo-dali tune F.ris.h5 F.neg.h5 -o policy.json' proposes a bound, and 'nemo-dali report' shows it."
             )
         self._epoch = 0
         self._seen = 0  # samples of the epoch delivered, over all ranks

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from nemo_dali.approximate import ApproximateRanker, import_faiss, list_count, recall_places
 from nemo_dali.clip import Clip, load_clip
 from nemo_dali.collectives import Ranks, joined_ranks
+from nemo_dali.curves import draw_curves
 from nemo_dali.dataset import Dataset
 from nemo_dali.embedding import Photos, Sentences, Stage, embed
 from nemo_dali.errors import FileFormatError, NemoError
@@ -36,6 +37,7 @@ from nemo_dali.ranking import Excluded, Ranker
 from nemo_dali.sharding import compare, thread_count
 from nemo_dali.storage import fingerprint
 from nemo_dali.table import NegativeTable, begin_table, finish_table
+from nemo_dali.tune import depth_advice, propose
 from nemo_dali.unfinished import Unfinished
 
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
@@ -67,6 +69,7 @@ class MiningReport:
     short: int  # sentences with fewer candidates than neighbors, because the others are excluded
     cut: tuple[str, ...]  # sentences with more tokens than the model takes
     recall: tuple[tuple[int, float], ...]  # (N, recall@N) of an approximate first stage
+    advice: str  # on the depth
 
     def __str__(self) -> str:
         lines = [
@@ -88,6 +91,7 @@ class MiningReport:
         if self.recall:
             found = ", ".join(f"{share:.1%} of the first {n}" for n, share in self.recall)
             lines.append(f"the approximate search finds {found}; more with more --probes")
+        lines.append(f"depth: {self.advice}")
         return "\n".join(lines)
 
 
@@ -349,6 +353,7 @@ def _mine(
             short=int((made.file.neighbors[:, -1] < 0).sum()),
             cut=tuple(dict.fromkeys(cut)),
             recall=tuple((int(n), float(share)) for n, share in made.file.recall),
+            advice=depth_advice(curves := draw_curves(dataset, made.file), propose(curves)),
         )
 
     reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))

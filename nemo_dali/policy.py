@@ -1,11 +1,20 @@
-"""MosaicPolicy: which share of the samples becomes a mosaic, of what kind, and where its target lies."""
+"""MosaicPolicy: which share of the samples becomes a mosaic, of what kind, and where its target lies.
+
+A policy file is a JSON object with some or all of the policy's own keys, and perhaps ``tuned_for`` (the fingerprint of
+a negative table) and ``why`` (sentences), as ``nemo-dali tune`` writes it.
+"""
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
+from nemo_dali.errors import NemoError
+from nemo_dali.storage import write_bytes
+
+NOTES = ("tuned_for", "why")  # in a policy file, besides the policy
 TargetCell = Literal["uniform", "positional"]
 
 
@@ -98,3 +107,43 @@ class MosaicPolicy:
         if isinstance(values.get("grids"), dict):
             values["grids"] = {int(grid): weight for grid, weight in values["grids"].items()}
         return cls(**values)
+
+
+def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
+    """A policy file's policy, and the fingerprint of the negative table that it was tuned for, if it says.
+
+    Raises:
+        NemoError: the file cannot be read, or holds no policy.
+    """
+    remedy = f"Propose one with: nemo-dali tune F.ris.h5 F.neg.h5 -o {path}"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        notes = {name: content.pop(name) for name in NOTES if name in content}
+        policy = MosaicPolicy.from_json(json.dumps(content))
+    except OSError as error:
+        raise NemoError(f"The policy file {path} cannot be read: {error.strerror}. {remedy}") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise NemoError(f"The policy file {path} cannot be used: {error}. {remedy}") from error
+    tuned_for = notes.get("tuned_for")
+    return policy, None if tuned_for is None else str(tuned_for)
+
+
+def write_policy(path: str | Path, policy: MosaicPolicy, *, tuned_for: str, why: list[str]) -> None:
+    """Write a policy file; one that exists is replaced, anything else is not.
+
+    Raises:
+        ValueError: the name does not end in .json.
+        NemoError: it cannot be written, or something else has that name.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ValueError(f"output ({path}) must end in .json")
+    if path.exists():
+        try:
+            read_policy(path)
+        except NemoError as error:
+            raise NemoError(f"Cannot write {path}: it exists and is no policy file. Choose another place.") from error
+    content = json.loads(policy.to_json()) | {"tuned_for": tuned_for, "why": why}
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())

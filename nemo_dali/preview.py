@@ -60,7 +60,7 @@ def preview(
     count: int = 12,
     seed: int = 0,
     images: str | Path | None = None,
-    policy: MosaicPolicy | None = None,
+    policy: MosaicPolicy | str | Path | None = None,
     size: int = 480,
 ) -> None:
     """Draw the first ``count`` samples of a Loader as a PNG.
@@ -72,7 +72,8 @@ def preview(
         output: the .png file; one that exists is replaced only when the new one is complete.
         seed: the loader's seed: other samples.
         images: where the photos are, if not where they were when the data set file was made.
-        policy: None: mostly mined mosaics, some random and single ones, 3x3 besides 2x2 where there are enough photos.
+        policy: one, or the file of one; None: mostly mined mosaics, some random and single ones, 3x3 besides 2x2 where
+            there are enough photos.
         size: height and width of a frame in pixels.
 
     Raises:
@@ -89,12 +90,11 @@ def preview(
     if not output.absolute().parent.is_dir():
         raise NemoError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
     opened, negatives = Dataset.open(dataset, images=images), NegativeTable.open(table)
-    policy = policy or _telling_policy(len(opened.images.id))
     loader = Loader(
         dataset,
         table,
         batch_size=min(count, 4),
-        policy=policy,
+        policy=policy or _telling_policy(len(opened.images.id)),
         seed=seed,
         size=size,
         dtype="uint8",
@@ -110,6 +110,7 @@ def preview(
                     break
     finally:
         loader.close()
+    policy = loader.policy
     tau = "no bound" if policy.max_similarity is None else f"similarity at most {policy.max_similarity:g}"
     title = (
         f"{opened.name} · {len(opened.images.id):,} photos · negatives: the first {policy.top_k} of "

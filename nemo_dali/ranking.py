@@ -109,6 +109,8 @@ class Ranker:
         for name, array in (("text_embedding", text), ("image_embedding", image)):
             if (row := first_not_finite(array)) is not None:
                 raise ValueError(f"{name} (row {row}) must be finite")
+        if ref is not None and (np.diff(own)[np.diff(ref) == 0] != 0).any():
+            raise ValueError("own_image (of sentences of one ref) must be equal")
         self.depth = min(depth, photos - 1)
         self._text, self._image = (_padded(array) for array in (text, image))
         self._own = own.astype(np.int32)

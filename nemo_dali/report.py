@@ -27,11 +27,11 @@ from nemo_dali.progress import progress
 from nemo_dali.sharding import thread_count
 from nemo_dali.storage import write_bytes
 from nemo_dali.table import NegativeTable, first_at_most
-from nemo_dali.tune import Proposal, propose
+from nemo_dali.tune import PASSING, Proposal, depth_advice, propose
 
 FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
 THUMB, OWN = 128, 320  # pixels of the longer side
-BINS = 120
+MOST_BINS = 120  # of a distribution; fewer where there are few sentences
 SHOWN_RANKS = (1, 10, 100)  # whose similarities the page compares, and the last one's
 MOST_DRAWN = 12  # photos shown
 
@@ -44,7 +44,7 @@ def report(
     examples: int = 12,
     seed: int = 0,
     images: str | Path | None = None,
-    false_negatives: float = 0.1,
+    passing: float = PASSING,
     grid: int = 2,
 ) -> Proposal:
     """Write the page.
@@ -56,14 +56,14 @@ def report(
         examples: expressions with their candidates as pictures; some 0.4 MB each.
         seed: other examples.
         images: where the photos are, if not where they were when the data set file was made.
-        false_negatives, grid: see ``tune.propose``.
+        passing, grid: see ``tune.propose``.
 
     Returns:
         The proposal that the page starts with.
 
     Raises:
         ValueError: an argument out of range, or ``output`` is no .html.
-        NemoError: a file cannot be read or written, or Plotly is not installed.
+        NemoError: a file cannot be read or written.
     """
     output = Path(output)
     if examples < 1:
@@ -75,8 +75,8 @@ def report(
     script = _plotly()
     dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
     curves = draw_curves(dataset, table)
-    proposal = propose(curves, false_negatives=false_negatives, grid=grid)
-    content = _curves(curves, proposal, false_negatives, grid) | _pictures(dataset, curves, proposal, examples, seed)
+    proposal = propose(curves, passing=passing, grid=grid)
+    content = _curves(curves, proposal, passing, grid) | _pictures(dataset, curves, proposal, examples, seed)
     content["about"] = _about(dataset, table)
     text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     page = (files("nemo_dali") / "report_page.html").read_text(encoding="utf-8")
@@ -86,20 +86,19 @@ def report(
 
 
 def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise NemoError(
-            "The report's charts need Plotly, which is not installed. Install it with: pip install plotly"
-        ) from error
+    from plotly.offline import get_plotlyjs
+
     script: str = get_plotlyjs()
     return script.replace("</script", "<\\/script")
 
 
 def _about(dataset: Dataset, table: NegativeTable) -> str:
+    model, weights = (
+        " + ".join(Path(name).name for name in names.split(" + ")) for names in (table.model, table.pretrained)
+    )
     return (
         f"{dataset.name}: {len(dataset.sentences.ref):,} sentences, {len(dataset.images.id):,} photos. Ranked by "
-        f"{table.model} with {table.pretrained} ({table.method}), {table.neighbors.shape[1]:,} photos a sentence. "
+        f"{model} with {weights} ({table.method}), {table.neighbors.shape[1]:,} photos a sentence. "
         f"Excluded: {'; '.join(table.exclusions)}."
     )
 
@@ -107,14 +106,13 @@ def _about(dataset: Dataset, table: NegativeTable) -> str:
 # --- curves ----------------------------------------------------------------------------------------------------------
 
 
-def _curves(curves: Curves, proposal: Proposal, limit: float, grid: int) -> dict[str, Any]:
+def _curves(curves: Curves, proposal: Proposal, passing: float, grid: int) -> dict[str, Any]:
     short = curves.short3 if grid == 2 else curves.short8
     metrics = {
         "short": short,
         "empty": curves.empty,
         "cut": curves.cut,
         "size": curves.size,
-        "false_negatives": curves.false_negatives,
         "hardness": curves.hardness,
         "drawn1": curves.drawn[:, :, DRAWN.index(0.01)],
         "never": curves.never,
@@ -122,17 +120,18 @@ def _curves(curves: Curves, proposal: Proposal, limit: float, grid: int) -> dict
     if curves.labelled:
         metrics["shown"] = curves.shown
     bins, distributions = _distributions(curves)
-    unknown = "" if curves.labelled == 1 else f" The category of {1 - curves.labelled:.0%} of the sentences is unknown."
-    labels = (
-        "the share of candidates that show the target's category, times "
-        if curves.labelled
-        else "as no category is known, each of them, times "
+    wrong = (
+        "If photos that hold what a sentence describes are as similar to it as its own photo, tau lets this share pass."
     )
+    if curves.labelled:
+        wrong += " They show the target's category, so no larger share of the candidates than that are false negatives."
+    if curves.labelled < 1:
+        wrong += f" The category of {1 - curves.labelled:.0%} of the sentences is unknown."
     return {
         "taus": curves.taus.tolist(),
         "ks": curves.ks.tolist(),
         "cells": grid**2 - 1,
-        "limit": limit,
+        "passing": passing,
         "metrics": {name: _rounded(values) for name, values in metrics.items()},
         "true_below": _rounded(curves.true_below),
         "shown_by_chance": _rounded(np.array(curves.shown_by_chance)),
@@ -146,20 +145,8 @@ def _curves(curves: Curves, proposal: Proposal, limit: float, grid: int) -> dict
         "policy": asdict(proposal.policy),
         "proposal": {"t": proposal.t, "c": proposal.c, "why": [*proposal.why, depth_advice(curves, proposal)]},
         "looked": f"From {len(curves.rows):,} of {len(curves.table.neighbors):,} sentences, evenly spread.",
-        "wrong": "How many candidates may hold what the sentence describes: at most "
-        + labels
-        + "the share of photos holding it that tau lets pass (as many as of the sentences' own photos)."
-        + unknown,
+        "wrong": wrong,
     }
-
-
-def depth_advice(curves: Curves, proposal: Proposal) -> str:
-    """What depth the proposed window needs, and whether the table has it."""
-    width = curves.table.neighbors.shape[1]
-    needed = f"For this tau and K a table {proposal.depth} photos deep has the whole pool of 99.9 % of the sentences"
-    if proposal.depth > width:
-        return f"{needed}; this one has {width}: mine again with --depth {proposal.depth} --embeddings THIS_TABLE."
-    return f"{needed}; this one has {width}."
 
 
 def _rounded(values: npt.NDArray[Any]) -> Any:
@@ -176,7 +163,8 @@ def _distributions(curves: Curves) -> tuple[list[float], list[dict[str, Any]]]:
     named["any photo"] = curves.chance
     named = {name: values[np.isfinite(values)] for name, values in named.items()}
     every = np.concatenate([*named.values()])
-    edges = np.linspace(every.min(), every.max() + 1e-6, BINS + 1)
+    bins = min(MOST_BINS, max(12, round(3 * len(rows) ** 0.5)))
+    edges = np.linspace(every.min(), every.max() + 1e-6, bins + 1)
     densities = [
         {"name": name, "density": _rounded(np.histogram(values, edges, density=True)[0])}
         for name, values in named.items()

@@ -10,6 +10,7 @@ from PIL import Image
 from nemo_dali.dataset import Dataset
 from nemo_dali.demo import MARKER, run_demo, train_clip
 from nemo_dali.errors import NemoError
+from nemo_dali.policy import read_policy
 from nemo_dali.table import NegativeTable
 
 SMALL = {"images": 60, "steps": 15, "loader_batches": 2}
@@ -27,6 +28,7 @@ def demo(tmp_path_factory):
 def test_a_demo_makes_everything_and_says_so(demo):
     out, said = demo
     made = {"clip.json", "clip.pt", "train.ris.h5", "val.ris.h5", "train.neg.h5", "val.neg.h5", "mosaics.png", "data"}
+    made |= {"policy.json", "report.html"}
     assert {path.name for path in out.iterdir()} == made | {MARKER}
     dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
     table.check_dataset(dataset)
@@ -34,6 +36,9 @@ def test_a_demo_makes_everything_and_says_so(demo):
     assert f"Mined the negatives of {len(dataset.sentences.ref)} expressions" in said
     assert re.search(r"training split: +median place \d+ of 47 \(by chance 24\), among the first ten for \d+% ", said)
     assert re.search(r"validation split: +median place \d+ of 5 \(by chance 2\)", said)
+    policy, tuned_for = read_policy(out / "policy.json")
+    assert tuned_for == table.fingerprint and f"Proposed tau {policy.max_similarity} and K {policy.top_k}" in said
+    assert (out / "report.html").stat().st_size > 1_000_000
     assert re.search(r"Loaded 2 batches .* \d+ samples/s", said)
     same, base = map(int, re.search(r"first 20 negatives (\d+)% show .* of all photos (\d+)% do", said).groups())
     assert 0 <= same <= 100
@@ -55,7 +60,8 @@ def test_training_learns_and_is_reproducible(demo, tmp_path):
 
 def test_an_earlier_demo_is_made_anew(demo, capsys):
     demo, _ = demo
-    (demo / "mosaics.png").write_bytes(b"old")
+    for name in ("mosaics.png", "report.html", "policy.json"):
+        (demo / name).write_bytes(b"old")
     (demo / "train.neg.h5.partial").touch()
     (demo / "data" / "left over").touch()
     (demo / "notes.txt").write_text("mine")

@@ -152,6 +152,7 @@ def test_zero_and_opposite_similarities_rank():
         ({"own_image": np.int32([0, -1, 0])}, "own_image"),
         ({"own_image": np.int32([0, 1])}, "own_image"),
         ({"depth": 0}, r"depth \(0\)"),
+        ({"ref": [0, 0, 1]}, "own_image .* must be equal"),
     ],
 )
 def test_rank_refuses_wrong_arguments(change, named):
@@ -163,7 +164,7 @@ def test_rank_refuses_wrong_arguments(change, named):
         "depth": 2,
     }
     with pytest.raises(ValueError, match=named):
-        rank(**(arguments | change))
+        Ranker(**(arguments | change))
 
 
 def _excluded_by_definition(text, image, own, ref, excluded):
