@@ -59,8 +59,9 @@ class MosaicPolicy:
             raise ValueError(f"p_mined + p_random ({self.p_mined + self.p_random}) must be at most 1")
         if not isinstance(self.mine_after_epoch, int) or self.mine_after_epoch < 0:
             raise ValueError(f"mine_after_epoch ({self.mine_after_epoch}) must be an integer >= 0")
-        if self.max_similarity is not None and not -1 <= self.max_similarity <= 1:
-            raise ValueError(f"max_similarity ({self.max_similarity}) must be None or between -1 and 1")
+        tau = self.max_similarity
+        if tau is not None and not (isinstance(tau, int | float) and -1 <= tau <= 1):
+            raise ValueError(f"max_similarity ({tau!r}) must be None or between -1 and 1")
         object.__setattr__(self, "grids", dict(self.grids))
         if not self.grids or not set(self.grids) <= {2, 3}:
             raise ValueError(f"grids ({self.grids}) must weigh 2 (2x2), 3 (3x3) or both")

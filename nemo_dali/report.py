@@ -195,6 +195,7 @@ def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, 
         wanted |= {int(neighbors[rank - 1]) for rank in ranks}
         shown.append(
             {
+                "row": int(sentence),
                 "sentence": dataset.sentences.text[int(sentence)],
                 "similarity": round(float(table.text_embedding[sentence] @ table.image_embedding[own]), 4),
                 "own_rank": int(table.own_rank[sentence]),

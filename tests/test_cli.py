@@ -74,6 +74,29 @@ def test_synth_writes_what_index_reads(tmp_path, capsys):
     assert (tmp_path / "made.ris.h5").exists()
 
 
+def test_a_policy_file_goes_where_a_policy_goes(mined, tmp_path, capsys):
+    data, policy = (mined / "train.ris.h5", mined / "train.neg.h5"), tmp_path / "policy.json"
+    assert run("tune", *data, "-o", policy) == 0
+    capsys.readouterr()
+    content = json.loads(policy.read_text())
+    content["top_k"] = 4
+    policy.write_text(json.dumps(content))
+    assert run("inspect", "--json", data[1], "--policy", policy) == 0
+    pools = json.loads(capsys.readouterr().out)["pools"]
+    assert [(pool["max_similarity"], pool["top_k"]) for pool in pools] == [(content["max_similarity"], 4)]
+    assert run("preview", *data, "--policy", policy, "--count", 2, "-o", tmp_path / "sheet.png") == 0
+    short = ("--batch-size", 4, "--size", 48, "--pairs", 1, "--steps", 2, "--json", tmp_path / "bench.json")
+    assert run("bench", "loader", *data, "--policy", policy, *short) == 0
+    assert json.loads((tmp_path / "bench.json").read_text())["config"]["policy"]["top_k"] == 4
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("bench", "loader", *data, "--policy", policy, "--p-mined", 1, *short)
+    policy.write_text("[]")
+    capsys.readouterr()
+    for command in (("preview", *data, "-o", tmp_path / "other.png"), ("inspect", data[1])):
+        fails_in_one_line(capsys, run(*command, "--policy", policy), "policy.json", "nemo-dali tune")
+
+
 def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

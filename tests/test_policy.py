@@ -1,8 +1,13 @@
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.errors import NemoError
+from nemo_dali.loader import Loader
+from nemo_dali.policy import MosaicPolicy, read_policy, write_policy
+from nemo_dali.table import NegativeTable
 
 
 def test_defaults_are_the_documented_ones():
@@ -73,3 +78,56 @@ def test_json_round_trip():
     for wrong in ('{"p_mind": 1}', "[]", "{"):
         with pytest.raises(ValueError):
             MosaicPolicy.from_json(wrong)
+
+
+# --- policy files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_file_comes_back_as_written(tmp_path):
+    policy = MosaicPolicy(max_similarity=0.28, top_k=50, grids={2: 1.0, 3: 0.5}, target_cell="positional")
+    write_policy(tmp_path / "p.json", policy, tuned_for="a" * 64, why=["because"])
+    assert read_policy(tmp_path / "p.json") == (policy, "a" * 64)
+    assert json.loads((tmp_path / "p.json").read_text())["why"] == ["because"]
+    write_policy(tmp_path / "p.json", MosaicPolicy(), tuned_for="b" * 64, why=[])
+    assert read_policy(tmp_path / "p.json") == (MosaicPolicy(), "b" * 64)
+
+
+def test_a_policy_file_may_be_written_by_hand(tmp_path):
+    (tmp_path / "p.json").write_text('{"max_similarity": 0.3}')
+    assert read_policy(tmp_path / "p.json") == (MosaicPolicy(max_similarity=0.3), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        ("{", "double quotes"),
+        ("[1]", "no JSON object"),
+        ('{"tau": 0.3}', "keys among"),
+        ('{"top_k": 1}', r"top_k \(1\)"),
+        ('{"max_similarity": "high"}', r"max_similarity \('high'\)"),
+        ('{"grids": {"two": 1}}', "'two'"),
+        ("\ud800", "utf-8"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_told_in_one_line(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "p.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(NemoError, match=rf"policy file .*p\.json cannot be.*{words}.*nemo-dali tune") as error:
+        read_policy(tmp_path / "p.json")
+    assert "\n" not in str(error.value)
+
+
+def test_a_loader_takes_a_policy_file(files, tmp_path, caplog):
+    table = NegativeTable.open(files.negatives)
+    policy = MosaicPolicy(p_mined=1.0, max_similarity=0.25, top_k=5)
+    write_policy(tmp_path / "p.json", policy, tuned_for=table.fingerprint, why=[])
+    loader = Loader(files.dataset, files.negatives, batch_size=4, size=48, policy=tmp_path / "p.json")
+    assert loader.policy == policy and "tuned for another" not in caplog.text
+    given = Loader(files.dataset, files.negatives, batch_size=4, size=48, policy=policy)
+    np.testing.assert_array_equal(loader.plan(0, range(8)), given.plan(0, range(8)))
+    write_policy(tmp_path / "p.json", policy, tuned_for="0" * 64, why=[])
+    Loader(files.dataset, files.negatives, batch_size=4, size=48, policy=str(tmp_path / "p.json"))
+    assert "p.json was tuned for another negative table" in caplog.text
+    with pytest.raises(NemoError, match="policy file"):
+        Loader(files.dataset, files.negatives, batch_size=4, size=48, policy="nowhere.json")
