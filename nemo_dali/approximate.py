@@ -57,8 +57,12 @@ class ApproximateRanker:
         (size,) = ranks.from_first(np.array([len(made)]))
         made = ranks.from_first(made if ranks.rank == 0 else np.empty(size, np.uint8))
         self._index: Any = faiss.deserialize_index(made)
-        self._index.nprobe = probes
+        self.probe(probes)
         faiss.omp_set_num_threads(ranker.threads)
+
+    def probe(self, probes: int) -> None:
+        """Look at as many lists from now on."""
+        self._index.nprobe = probes
 
     def rank(self, begin: int, end: int) -> RankedBlock:
         """As ``Ranker.rank``, of the photos found; ``own_rank`` is a lower bound of the own photo's place."""

@@ -174,6 +174,7 @@ class Sentences:
 
     Attributes:
         cut: sentences with more tokens than the model takes, of which the first ones are used.
+        trims: whether micro-batches are given only as many tokens as they have.
 
     Raises:
         NemoError: a sentence has no text.
@@ -203,6 +204,7 @@ class Sentences:
         self._row_of = row_of
         self._first = np.searchsorted(row_of[self._sentence], np.arange(self.rows + 1))
         self._shortened: dict[int, Any] = {}
+        self.trims = _causal(clip.network)
 
     def batches(self, numbers: Sequence[int]) -> Generator[Any, None, None]:
         """int64 [batch size, tokens] each."""
@@ -211,7 +213,7 @@ class Sentences:
         for n in numbers:
             begin, end = n * self._batch_size, min((n + 1) * self._batch_size, self.rows)
             rows = np.minimum(np.arange(begin, begin + self._batch_size), self.rows - 1)
-            length = int(self._length[end - 1]) if _causal(self._clip.network) else self._tokens.shape[1]
+            length = int(self._length[end - 1]) if self.trims else self._tokens.shape[1]
             yield torch.from_numpy(self._tokens[rows, :length].astype(np.int64))
 
     def encode(self, batch: Any) -> "torch.Tensor":
