@@ -17,7 +17,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-BINS = 8192  # of one row's histogram: 64 KiB of counters, two photos a bin for 17,000 photos
+DIGITS = 2048  # of a sort by 11 bits
+CHUNK = 256  # photos that are dismissed together
+ENOUGH = 5  # 2**-5: how many more candidates than needed are as good as none, as a search for a better limit costs too
 ROUNDING = 2.0**-24  # float32's
 
 
@@ -144,18 +146,18 @@ def _sort(keys, count, spare, histogram):
 
     Args:
         spare: uint64, as long as ``keys``.
-        histogram: int32 [2048 or more] to work in.
+        histogram: int32 [DIGITS] to work in.
     """
     source, target = keys, spare
     for shift in (32, 43, 54):
-        histogram[:2048] = 0
+        histogram[:] = 0
         for i in range(count):
-            histogram[source[i] >> np.uint64(shift) & np.uint64(2047)] += 1
+            histogram[source[i] >> np.uint64(shift) & np.uint64(DIGITS - 1)] += 1
         begin = 0
-        for digit in range(2048):
+        for digit in range(DIGITS):
             begin, histogram[digit] = begin + histogram[digit], begin
         for i in range(count):
-            digit = source[i] >> np.uint64(shift) & np.uint64(2047)
+            digit = source[i] >> np.uint64(shift) & np.uint64(DIGITS - 1)
             target[histogram[digit]] = source[i]
             histogram[digit] += 1
         source, target = target, source
@@ -207,16 +209,70 @@ def _mark_above(score, bound, slack, vector, image, part, marks):
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-def _survey(score, upper, lower):
-    """How many scores are above ``upper`` and not below ``lower``, the lowest and the highest: by vectors."""
-    above, near = 0, 0
+def _range(score):
+    """The lowest and the highest."""
     low, high = score[0], score[0]
     for photo in range(len(score)):
-        above += score[photo] > upper
-        near += score[photo] >= lower
         low = min(low, score[photo])
         high = max(high, score[photo])
-    return above, near, low, high
+    return low, high
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(score, limit):
+    """How many are not below a limit: by vectors, as every loop over all photos here but one."""
+    count = np.int32(0)
+    for photo in range(len(score)):
+        count += np.int32(score[photo] >= limit)
+    return count
+
+
+@numba.njit(nogil=True, cache=True)
+def _cut(score, depth, low, high, guess, slack):
+    """A limit that at least ``depth`` scores reach, and few more than that; ``low`` where there are no more.
+
+    Between two limits that too many and too few reach, the next is where a straight line through the logarithms of
+    their counts would have it.
+    """
+    below, many = low, _count(score, low)
+    above, few = high, np.int32(0)
+    if many <= depth:
+        return low
+    limit = guess
+    for turn in range(40):
+        if not below < limit < above:
+            limit = below + (above - below) * np.float32(0.5)
+        count = _count(score, limit)
+        if count >= depth:
+            below, many = limit, count
+            if count - depth <= max(depth >> ENOUGH, 8):
+                break
+        else:
+            above, few = limit, count
+        if above - below <= slack:
+            break
+        if turn % 4 == 3:
+            limit = below + (above - below) * np.float32(0.5)
+        else:
+            share = np.log(many / (depth + (depth >> ENOUGH) * 0.5)) / np.log(many / max(few, 0.5))
+            limit = below + (above - below) * np.float32(share)
+    return below
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_ahead(score, own_key, own_similarity, slack, first, vector, image, part, value):
+    """How many photos come before the own one, in chunks of which few hold a photo that must be looked at."""
+    upper, lower = own_similarity + slack, own_similarity - slack
+    ahead = np.int32(0)
+    for begin in range(0, len(score), CHUNK):
+        chunk = score[begin : begin + CHUNK]
+        above = _count(chunk, upper)
+        ahead += above
+        if _count(chunk, lower) > above:
+            for photo in range(begin, begin + len(chunk)):
+                if lower <= score[photo] < upper:
+                    ahead += _key(_similarity(vector, image, photo, part), first + photo, value) < own_key
+    return ahead
 
 
 @numba.njit(nogil=True, cache=True)
@@ -246,8 +302,9 @@ def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rul
     """Take a block of photos into the ranking of the rows of groups [begin, end); arguments as in ``Ranking.take``."""
     photos, width = image.shape
     depth = keys.shape[1]
-    histogram = np.empty(BINS, np.int32)
+    histogram, places = np.empty(DIGITS, np.int32), np.empty(photos + 1, np.int32)
     candidates, spare = np.empty(depth + photos, np.uint64), np.empty(depth + photos, np.uint64)
+    masked, guess = np.empty(photos, np.float32), np.float32(0)
     shared, mine = np.empty(photos, np.uint8), np.empty(photos, np.uint8)
     vector, part, value = np.empty(width), np.empty(width // 8), np.empty(1, np.float32)
     most = 0
@@ -273,13 +330,9 @@ def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rul
             vector[:] = text[row]
 
             own_similarity = _similarity_of(own_keys[row], value)
-            ahead, near, low, high = _survey(score, own_similarity + slack, own_similarity - slack)
-            if near - ahead > (first <= own[row] < first + photos):  # the own photo itself is near, of course
-                for photo in range(photos):
-                    if own_similarity - slack <= score[photo] <= own_similarity + slack:
-                        key = _key(_similarity(vector, image, photo, part), first + photo, value)
-                        ahead += key < own_keys[row]
-            own_rank[row] += ahead
+            own_rank[row] += _count_ahead(
+                score, own_keys[row], own_similarity, slack, first, vector, image, part, value
+            )
 
             out = shared
             if siblings:
@@ -287,33 +340,27 @@ def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rul
                 for photo in range(photos):
                     out[photo] = shared[photo] | (times[photo] > marks[photo])
 
-            # A row that is full needs only what may displace its last one; another the best of this block, found by
-            # the bin that holds the depth-th highest score.
-            lowest = low
-            scale = np.float32(BINS - 1) / (high - low) if high - low > slack else np.float32(0)
-            edge = 0
-            if counts[row] == depth:
-                lowest = _similarity_of(keys[row, depth - 1], value) - slack
-            else:
-                histogram[:] = 0
-                for photo in range(photos):
-                    if not out[photo]:
-                        histogram[np.int64((score[photo] - low) * scale)] += 1
-                edge = BINS - 1
-                reached = histogram[edge]
-                while reached < depth and edge > 0:
-                    edge -= 1
-                    reached += histogram[edge]
-                if edge > 0:  # a little below that bin, so that most photos are dismissed by one comparison
-                    lowest = low + np.float32(edge) / scale - np.float32(2) * slack
+            for photo in range(photos):
+                masked[photo] = -np.inf if out[photo] else score[photo]
 
-            # float32 sums and products are monotone, so no photo whose score is within slack of that bin is missed.
+            # A row that is full needs only what may displace its last one; another the best of this block.
+            if counts[row] == depth:
+                limit = _similarity_of(keys[row, depth - 1], value) - slack
+            else:
+                low, high = _range(score)
+                guess = _cut(masked, depth, low, high, guess, slack)
+                limit = guess - slack  # no photo that may be among them is missed
+            found = 0
+            for photo in range(photos):  # without a branch that would be guessed wrong for each
+                places[found] = photo
+                found += masked[photo] >= limit
+
             count = counts[row]
             candidates[:count] = keys[row, :count]
-            for photo in range(photos):
-                if score[photo] >= lowest and not out[photo] and (score[photo] + slack - low) * scale >= edge:
-                    candidates[count] = _key(_similarity(vector, image, photo, part), first + photo, value)
-                    count += 1
+            for place in range(found):
+                photo = np.int64(places[place])
+                candidates[count] = _key(_similarity(vector, image, photo, part), first + photo, value)
+                count += 1
             _sort(candidates, count, spare, histogram)
             counts[row] = min(count, depth)
             keys[row, : counts[row]] = candidates[: counts[row]]
