@@ -27,7 +27,7 @@ from common import RESULTS, generate, revision
 
 from nemo_dali.approximate import ApproximateRanker, list_count
 from nemo_dali.bench import Spread, machine, versions
-from nemo_dali.clip import Clip
+from nemo_dali.clip import Clip, model_name
 from nemo_dali.collectives import Ranks
 from nemo_dali.dataset import Dataset
 from nemo_dali.embedding import Photos, Sentences, embed
@@ -193,9 +193,10 @@ def random_clip(model: str) -> Clip:
     import open_clip
     import torch
 
-    network, _, transform = open_clip.create_model_and_transforms(model, precision="fp32")
-    width = open_clip.get_model_config(model)["embed_dim"]
-    tokenizer = open_clip.get_tokenizer(model)
+    name, _ = model_name(model)
+    network, _, transform = open_clip.create_model_and_transforms(name, precision="fp32")
+    width = open_clip.get_model_config(name)["embed_dim"]
+    tokenizer = open_clip.get_tokenizer(name)
     return Clip(
         network=network.eval(),
         width=width,
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=1000)
     parser.add_argument("--searched", type=int, default=500, help="sentences of the approximate search")
     parser.add_argument("--search-photos", type=int, default=200_000)
-    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip's name, or a model config .json")
     parser.add_argument("--images", type=int, default=64, help="photos that are embedded")
     parser.add_argument("--texts", type=int, default=256, help="sentences that are embedded")
     parser.add_argument("--batch-size", type=int, default=16)

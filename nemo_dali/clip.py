@@ -71,7 +71,7 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
         raise ValueError(f"device ({device}) must be cpu or cuda")
     if torch_device.type == "cuda" and not torch.cuda.is_available():
         raise NemoError(f"The device {device} was asked for, but PyTorch finds no CUDA device. Use the device cpu.")
-    name, preprocess = _model_name(model)
+    name, preprocess = model_name(model)
     _check_weights(_find_weights(model, name, pretrained))
     try:
         network, transform = open_clip.create_model_from_pretrained(
@@ -110,7 +110,7 @@ def _processor(device: "torch.device") -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def _model_name(model: str) -> tuple[str, dict[str, Any]]:
+def model_name(model: str) -> tuple[str, dict[str, Any]]:
     """The name that open_clip knows a model by, and the preprocessing that its config file asks for.
 
     A file is a model config, or the open_clip_config.json of a model on the Hugging Face hub. It is registered under a

@@ -164,8 +164,8 @@ class _PhotoPipeline(StreamPipeline):
 class Sentences:
     """Distinct sentences, shortest first, so that a micro-batch needs few tokens.
 
-    A text encoder that looks at earlier tokens only is given no more of them than a micro-batch has: 16 times as fast
-    for RefCOCO's sentences, and off by its own rounding only.
+    A text encoder that looks at earlier tokens only is given no more of them than a micro-batch has: ten times as fast
+    for generated sentences, and off by its own rounding only.
 
     Args:
         clip: the model.

@@ -111,19 +111,91 @@ def other_weights(clip):
     torch.save({key: tensor.flip(0) for key, tensor in clip[1].state_dict().items()}, clip[0] / "other.pt")
 
 
-def test_any_number_of_ranks_gives_the_same_bytes(options, tmp_path):
-    outputs = [tmp_path / f"{ranks}.neg.h5" for ranks in (1, 2, 3)]
-    code = """
-for ranks, output in enumerate(sys.argv[2:], 1):
-    assert finish(start(ranks, output)) == [0] * ranks
+STORY = """
+folder, victim = Path(sys.argv[2]), Path(sys.argv[3])
+for ranks in (1, 2, 3):
+    assert finish(start(ranks, folder / f"{ranks}.neg.h5")) == [0] * ranks
+
+random.seed(0)
+output = folder / "killed.neg.h5"
+partial = Path(f"{output}.partial")
+points = [(0, "Unfinished", "sync", 0), (0, "Unfinished", "record", 2), (0, "Unfinished", "sync", 1)]
+points += [(0, "Unfinished", "record", random.randrange(1, 12)) for _ in range(3)]
+points += [(random.randrange(2), "Ranks", "gather", random.randrange(1, 4)) for _ in range(3)]
+points += [(0, "Unfinished", "record", 6), (1, "Ranks", "to_first", 3), (0, "Unfinished", "finish", 0)]
+for point in points:
+    ranks = random.choice([1, 2, 3]) if point[1] == "Unfinished" else random.choice([2, 3])
+    codes = finish(start(ranks, output, point))
+    assert codes[point[0]] == -9 and all(codes) and not output.exists(), (point, ranks, codes)
+    tell([-1, "progress", table.read_table(partial).progress.tolist()])
+assert finish(start(2, output)) == [0, 0] and not partial.exists()
+
+tell([-1, "next", "one rank lacks the weights"])
+output = folder / "failed.neg.h5"
+load = mining.load_clip
+def broken(*arguments, **options):
+    if os.environ["RANK"] == "1":
+        raise mining.NemoError("The weights are not on this node.")
+    return load(*arguments, **options)
+mining.load_clip = broken
+assert finish(start(3, output)) == [1, 1, 1]
+mining.load_clip = load
+
+tell([-1, "next", "one rank is asked for another depth"])
+attributes = mining._Sources.attributes
+def changed(self, depth, batch_size, method):
+    return attributes(self, depth + (os.environ["RANK"] == "2"), batch_size, method)
+mining._Sources.attributes = changed
+assert finish(start(3, output)) == [1, 1, 1]
+mining._Sources.attributes = attributes
+
+tell([-1, "next", "a photo is missing"])
+victim.rename(f"{victim}.gone")
+assert finish(start(2, output)) == [1, 1]
+Path(f"{victim}.gone").rename(victim)
 """
-    assert drive(code, options, tmp_path, *outputs) == []
-    whole = outputs[0].read_bytes()
-    assert outputs[1].read_bytes() == whole and outputs[2].read_bytes() == whole
-    table = NegativeTable.open(outputs[0])
+
+
+@pytest.fixture(scope="module")
+def story(options, dataset, tmp_path_factory):
+    """A folder of tables, and what was told, by chapter."""
+    folder = tmp_path_factory.mktemp("story")
+    chapters = [[]]
+    for fact in drive(STORY, options, folder, folder, Dataset.open(dataset).photo_path(7)):
+        if fact[1] == "next":
+            chapters.append([])
+        else:
+            chapters[-1].append(fact)
+    return folder, chapters
+
+
+def test_any_number_of_ranks_gives_the_same_bytes(story):
+    folder, _ = story
+    whole = (folder / "1.neg.h5").read_bytes()
+    assert (folder / "2.neg.h5").read_bytes() == whole and (folder / "3.neg.h5").read_bytes() == whole
+    table = NegativeTable.open(folder / "1.neg.h5")
     assert (table.neighbors == -1).any() and len(np.unique(table.neighbors)) > 10
     assert table.model.count(" + ") == 1 and table.image_embedding.shape[1] == 64
     np.testing.assert_allclose(np.linalg.norm(table.text_embedding, axis=1), 1, atol=1e-5)
+
+
+def test_runs_killed_anywhere_go_on_to_the_same_bytes_on_other_ranks(story):
+    folder, (told, *_) = story
+    assert (folder / "killed.neg.h5").read_bytes() == (folder / "1.neg.h5").read_bytes()
+    progress = [fact for _, kind, fact in told if kind == "progress"]
+    assert len(progress) == 12 and sorted(progress) == progress  # nothing that was recorded is lost
+    assert len({tuple(stages) for stages in progress}) > 6 and progress[-1][-1] == 69
+    errors = [text for _, kind, text in told if kind != "progress"]
+    assert errors and all("went away" in text for text in errors)
+
+
+def test_what_fails_on_one_rank_ends_all_and_is_told_once(story, dataset):
+    _, (_, first, second, third) = story
+    assert sorted(kind for _, kind, _ in first) == ["NemoError", "ToldElsewhere", "ToldElsewhere"]
+    assert next(text for rank, _, text in first if rank == 1) == "The weights are not on this node."
+    assert all("Rank 2 of 3 began mining with another depth: 10 on rank 2, 9 on rank 0" in text for *_, text in second)
+    assert sorted(kind for _, kind, _ in third) == ["PhotoError", "ToldElsewhere"]
+    assert all(Path(Dataset.open(dataset).photo_path(7)).name in text for *_, text in third)
 
 
 def test_given_embeddings_are_ranked_as_by_brute_force_on_any_number_of_ranks(tmp_path):
@@ -163,68 +235,7 @@ for ranks, output in enumerate(sys.argv[2:], 1):
     np.testing.assert_array_equal(table.text_embedding, text)
 
 
-def test_runs_killed_anywhere_go_on_to_the_same_bytes_on_other_ranks(options, tmp_path):
-    code = """
-random.seed(0)
-output = Path(sys.argv[2])
-assert finish(start(1, output)) == [0]
-whole = output.read_bytes()
-output.unlink()
-partial = Path(f"{output}.partial")
-points = [(0, "Unfinished", "sync", 0), (0, "Unfinished", "record", 2), (0, "Unfinished", "sync", 1)]
-points += [(0, "Unfinished", "record", random.randrange(1, 9)) for _ in range(4)]
-points += [(random.randrange(2), "Ranks", "gather", random.randrange(1, 4)) for _ in range(4)]
-points += [(0, "Unfinished", "record", 6), (1, "Ranks", "to_first", 3), (0, "Unfinished", "finish", 0)]
-for point in points:
-    ranks = random.choice([1, 2, 3]) if point[1] == "Unfinished" else random.choice([2, 3])
-    codes = finish(start(ranks, output, point))
-    assert codes[point[0]] == -9 and all(codes) and not output.exists(), (point, ranks, codes)
-    tell([-1, "progress", table.read_table(partial).progress.tolist()])
-ranks = random.choice([1, 2])
-assert finish(start(ranks, output)) == [0] * ranks
-assert output.read_bytes() == whole and not partial.exists()
-"""
-    told = drive(code, options, tmp_path, tmp_path / "a.neg.h5")
-    progress = [fact for _, kind, fact in told if kind == "progress"]
-    assert len(progress) == 14 and sorted(progress) == progress  # nothing that was recorded is lost
-    assert len({tuple(stages) for stages in progress}) > 8
-    assert progress[-1][-1] == 69
-    errors = [text for _, kind, text in told if kind != "progress"]
-    assert errors and all("went away" in text for text in errors)
-
-
-def test_what_fails_on_one_rank_ends_all_and_is_told_once(options, dataset, tmp_path):
-    code = """
-output = Path(sys.argv[2])
-load = mining.load_clip
-def broken(*arguments, **options):
-    if os.environ["RANK"] == "1":
-        raise mining.NemoError("The weights are not on this node.")
-    return load(*arguments, **options)
-mining.load_clip = broken
-assert finish(start(3, output)) == [1, 1, 1]
-mining.load_clip = load
-attributes = mining._Sources.attributes
-def changed(self, depth, batch_size, method):
-    return attributes(self, depth + (os.environ["RANK"] == "2"), batch_size, method)
-mining._Sources.attributes = changed
-assert finish(start(3, output)) == [1, 1, 1]
-mining._Sources.attributes = attributes
-Path(sys.argv[3]).rename(sys.argv[3] + ".gone")
-assert finish(start(2, output)) == [1, 1]
-Path(sys.argv[3] + ".gone").rename(sys.argv[3])
-"""
-    photo = Path(Dataset.open(dataset).photo_path(7))
-    told = drive(code, options, tmp_path, tmp_path / "a.neg.h5", photo)
-    first, second, third = told[:3], told[3:6], told[6:]
-    assert sorted(kind for _, kind, _ in first) == ["NemoError", "ToldElsewhere", "ToldElsewhere"]
-    assert next(text for rank, _, text in first if rank == 1) == "The weights are not on this node."
-    assert all("Rank 2 of 3 began mining with another depth: 10 on rank 2, 9 on rank 0" in text for *_, text in second)
-    assert sorted(kind for _, kind, _ in third) == ["PhotoError", "ToldElsewhere"]
-    assert all(photo.name in text for *_, text in third)
-
-
-def test_torchrun_starts_the_ranks(options, tmp_path):
+def test_torchrun_starts_the_ranks(options, story, tmp_path):
     words = ["--model", *options["model"], "--pretrained", *options["pretrained"], "--batch-size", "2", "--depth", "9"]
     rules = ["--exclude-siblings", "0.2", "--exclude-similar-photos", "0.99", "--device", "cpu"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -234,7 +245,5 @@ def test_torchrun_starts_the_ranks(options, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("negatives for each of") == 1 and "2 ranks" in run.stdout
-    code = "assert finish(start(1, sys.argv[2])) == [0]"
-    drive(code, options, tmp_path, tmp_path / "b.neg.h5")
-    assert (tmp_path / "a.neg.h5").read_bytes() == (tmp_path / "b.neg.h5").read_bytes()
+    assert (tmp_path / "a.neg.h5").read_bytes() == (story[0] / "1.neg.h5").read_bytes()
     assert read_table(tmp_path / "a.neg.h5").progress[-1] == 23 * 3
