@@ -1,9 +1,11 @@
 """What the benchmarks share: generated data, the GPU to measure, and where results go."""
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,18 @@ def generate(folder: Path, *, images: int = 400) -> tuple[Path, Path]:
         exclusions=["own photo"],
     )
     return paths
+
+
+def in_a_process(measure: Callable[..., None], *arguments: Any) -> dict[str, Any]:
+    """What ``measure(*arguments, connection)`` sends, from a fresh process: memory, threads and imports are its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=measure, args=(*arguments, there), daemon=True)
+    process.start()
+    there.close()  # so that a process that dies is heard of
+    found: dict[str, Any] = here.recv()
+    process.join()
+    return found
 
 
 def revision() -> str:

@@ -11,11 +11,9 @@ before anything is timed. Writes mining.json.
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from common import RESULTS, generate, revision
+from common import RESULTS, generate, in_a_process, revision
 
 from nemo_dali.approximate import ApproximateRanker, list_count
 from nemo_dali.bench import Spread, machine, versions
@@ -208,17 +206,6 @@ def random_clip(model: str) -> Clip:
         pretrained="none",
         encoder="",
     )
-
-
-def in_a_process(measure: Callable[..., None], options: argparse.Namespace) -> dict[str, Any]:
-    """What a measurement sends, from a fresh process, so that memory and threads are its own."""
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=measure, args=(options, there), daemon=True)
-    process.start()
-    there.close()  # so that a process that dies is heard of
-    found: dict[str, Any] = here.recv()
-    process.join()
-    return found
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ are in the cache and files in the page cache. Importing torch and DALI is timed 
 
 import argparse
 import json
-import multiprocessing
 import resource
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from common import RESULTS, generate, revision
+from common import RESULTS, generate, in_a_process, revision
 
 from nemo_dali.bench import Spread, machine, timed_start, versions
 from nemo_dali.canvas import Canvas
@@ -97,15 +96,7 @@ def _timed(function: Callable[..., Any], name: str, stages: dict[str, float]) ->
 
 def measure(files: dict[str, Path], options: dict[str, Any], *, starts: int) -> dict[str, Any]:
     """Start loaders in processes one after the other; the first is not counted."""
-    context = multiprocessing.get_context("spawn")
-    found = []
-    for _ in range(starts + 1):
-        here, there = context.Pipe()
-        process = context.Process(target=start_once, args=(files, options, there), daemon=True)
-        process.start()
-        there.close()  # so that a process that dies is heard of
-        found.append(here.recv())
-        process.join()
+    found = [in_a_process(start_once, files, options) for _ in range(starts + 1)]
     del found[0]
     return {
         **{name: asdict(Spread.of([one[name] for one in found])) for name in ("start_up_s", "imports_s", "read_mib")},

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 
-TRAINING_PER_LIST = 64  # photos that k-means learns from, per list; FAISS asks for 39 at least
+TRAINING_PER_LIST = 40  # photos that k-means learns from, per list; FAISS asks for 39 at least
 ADDED = 1 << 16  # photos put into the lists at a time
 SAMPLE = 256  # sentences on which the recall is measured, or a few more
 

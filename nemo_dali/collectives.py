@@ -6,6 +6,7 @@ Started by torchrun they find each other; a single process is rank 0 of 1 and ne
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from nemo_dali.errors import NemoError, ToldElsewhere
 
 T = TypeVar("T")
+LONGEST_WAIT = timedelta(days=1)  # for others, who may fetch weights or build an index; a dead one is noticed at once
 Array = npt.NDArray[Any]
 
 
@@ -122,13 +124,13 @@ def joined_ranks() -> Iterator[Ranks]:
         return
     if own:
         try:
-            distributed.init_process_group("gloo")
+            distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
         except (RuntimeError, ValueError) as error:  # ValueError: a variable of the environment is missing
             raise NemoError(
                 f"The ranks could not find each other ({str(error).splitlines()[0]:.160}). Start them with torchrun."
             ) from error
     try:
-        group = distributed.group.WORLD if own else distributed.new_group(backend="gloo")
+        group = distributed.group.WORLD if own else distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
         yield Ranks(group)
     finally:
         if own:
