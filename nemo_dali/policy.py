@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from nemo_dali.errors import NemoError
-from nemo_dali.storage import write_bytes
 
 NOTES = ("tuned_for", "why")  # in a policy file, besides the policy
 TargetCell = Literal["uniform", "positional"]
@@ -138,6 +137,8 @@ def write_policy(path: str | Path, policy: MosaicPolicy, *, tuned_for: str, why:
         ValueError: the name does not end in .json.
         NemoError: it cannot be written, or something else has that name.
     """
+    from nemo_dali.storage import write_bytes  # brings NumPy and h5py, which `doctor` must not need
+
     path = Path(path)
     if path.suffix != ".json":
         raise ValueError(f"output ({path}) must end in .json")

@@ -286,7 +286,7 @@ def test_a_table_with_too_few_rows_is_refused(files, tmp_path):
     table = tmp_path / "few.neg.h5"
     write_random_table(table, Dataset.open(files.dataset))
     with h5py.File(table, "r+") as file:
-        for name in ("neighbors", "similarity", "text_embedding"):
+        for name in ("neighbors", "similarity", "text_embedding", "own_rank"):
             kept = file[name][:10]
             del file[name]
             file[name] = kept
