@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.bert import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
 from nemo_dali.cache import cache_folder, keep
 from nemo_dali.errors import NemoError
 
@@ -34,39 +35,61 @@ def tokenize(
     *,
     tokenizer: str | Tokenizer = "clip",
     context_length: int | None = None,
+    keep_end: bool = True,
     fingerprint: str | None = None,
 ) -> tuple[Int32, Int32]:
     """Tokenise all sentences of a data set.
 
+    ``tokenizer="clip"`` gives what ``utils/dataset.py`` of CRIS, ETRIS and DETRIS makes (17 tokens, 22 for RefCOCOg in
+    CRIS and ETRIS): begin and end token, padding 0, a long sentence ends with the end token.
+    ``tokenizer="bert:...", keep_end=False`` gives what ``data/dataset_refer_bert.py`` of LAVT, CARIS and MaskRIS,
+    ``utils/dataset.py`` of CGFormer, ``data/dataset.py`` of DMMI and ``refcoco_mapper.py`` of ReLA make: [CLS], words,
+    [SEP], of these the first 20, padding 0, and attention on all but the padding.
+
     Args:
         sentences: where the cache already holds them, only their number is asked for.
         tokenizer: ``"clip"`` (vocabulary inside open_clip, nothing is downloaded), a model's name as
-            ``open_clip.get_tokenizer`` takes it (``"ViT-B-32"``, ``"hf-hub:..."``, ``"local-dir:..."``), or a callable
-            that turns S strings into integers [S, L] padded with 0; a callable's result is not cached.
-        context_length: tokens per sentence, begin and end included. Longer sentences are cut; the end token stays.
-            None: the tokenizer's own, 77 for CLIP.
+            ``open_clip.get_tokenizer`` takes it (``"ViT-B-32"``, ``"hf-hub:..."``, ``"local-dir:..."``),
+            ``"bert:..."`` for the WordPiece of an uncased BERT, followed by a vocab.txt, a tokenizer.json, a folder
+            with one of them, or a name on the Hugging Face hub (``"bert:bert-base-uncased"``), or a callable that
+            turns S strings into integers [S, L] padded with 0; a callable's result is not cached.
+        context_length: tokens per sentence, begin and end included. Longer sentences are cut. None: the tokenizer's
+            own, 77 for CLIP; 20 for BERT.
+        keep_end: whether a sentence that is cut still ends with its end token. False: ``"clip"``, models with CLIP's
+            tokenizer and ``"bert:..."`` only.
         fingerprint: names exactly these sentences, such as the data set's fingerprint and which text of it was taken.
             None: neither read from nor written to the cache.
 
     Returns:
         tokens int32 [S, L] and lengths int32 [S]. The first ``lengths[i]`` tokens of a row, its end token the last of
-        them, are text and the others padding. (A token's value does not tell: CLIP pads with 0, and 0 is its "!".)
+        them if it was kept, are text and the others padding. (A token's value does not tell: CLIP pads with 0, and 0
+        is its "!".)
         Both may be read-only views of a mapped file.
 
     Raises:
-        ValueError: no such tokenizer, a bad context length, or a callable's result of another shape or kind.
-        NemoError: the tokenizer needs a package that is not installed.
+        ValueError: no such tokenizer, a bad context length, ``keep_end=False`` with a tokenizer that cuts by itself,
+            or a callable's result of another shape or kind.
+        NemoError: the tokenizer needs a package that is not installed, or BERT's vocabulary is missing, cannot be
+            downloaded, or is not that of an uncased BERT whose [PAD] is token 0.
     """
     if context_length is not None and not 3 <= context_length <= MAX_CONTEXT_LENGTH:
         raise ValueError(f"context_length ({context_length}) must be from 3 to {MAX_CONTEXT_LENGTH}")
-    if fingerprint is None or not isinstance(tokenizer, str):
-        return _split(_make(sentences, tokenizer, context_length))
+    source: str | Tokenizer | Vocabulary = tokenizer
+    if isinstance(tokenizer, str) and tokenizer.startswith(PREFIX):
+        source = read_vocabulary(tokenizer.removeprefix(PREFIX))
+        context_length = context_length or CONTEXT_LENGTH
+    if fingerprint is None or callable(source):
+        return _split(_make(sentences, source, context_length, keep_end))
     # A hit must not import open_clip, which takes seconds: hence its version from the metadata.
-    parts = [TOKENS_VERSION, tokenizer, version("open_clip_torch"), context_length, fingerprint]
+    if isinstance(source, Vocabulary):
+        made_by = [f"{PREFIX}{source.hash}", version("tokenizers")]
+    else:
+        made_by = [source, version("open_clip_torch")]
+    parts = [TOKENS_VERSION, *made_by, context_length, fingerprint, *([] if keep_end else ["end may be cut"])]
     path = cache_folder() / f"tokens-{hashlib.sha256(repr(parts).encode()).hexdigest()}.npy"
     packed = _read(path, len(sentences), context_length)
     if packed is None:
-        packed = _make(sentences, tokenizer, context_length)
+        packed = _make(sentences, source, context_length, keep_end)
         _write(path, packed)
     return _split(packed)
 
@@ -75,23 +98,38 @@ def _split(packed: Int32) -> tuple[Int32, Int32]:
     return packed[:, :-1], packed[:, -1]
 
 
-def _make(sentences: Sequence[str], tokenizer: str | Tokenizer, context_length: int | None) -> Int32:
+def _make(
+    sentences: Sequence[str], source: str | Tokenizer | Vocabulary, context_length: int | None, keep_end: bool
+) -> Int32:
     """Tokens and, as the last column, lengths: int32 [S, L + 1]."""
     rows: dict[str, int] = {}
     row = [rows.setdefault(sentence, len(rows)) for sentence in sentences]
     distinct = list(rows)
-    if not isinstance(tokenizer, str):
-        packed = _pack(_call(tokenizer, distinct, context_length), pad=0, end=None)
+    if isinstance(source, Vocabulary):
+        packed = encode(WordPiece(source, context_length or CONTEXT_LENGTH), distinct, keep_end)
+    elif isinstance(source, str):
+        packed = encode(_load(source, context_length), distinct, keep_end)
     else:
-        packed = encode(_load(tokenizer, context_length), distinct)
+        _check_keeps_end(keep_end)
+        packed = _pack(_call(source, distinct, context_length), pad=0, end=None)
     return packed[np.asarray(row, np.int64)]
 
 
-def encode(tokenizer: Any, sentences: list[str]) -> Int32:
-    """Tokens by one of open_clip's tokenizers and, as the last column, lengths: int32 [S, L + 1]."""
-    if getattr(tokenizer, "reduction_fn", True) is None:  # open_clip's SimpleTokenizer, without random masking
-        return _encode_by_word(tokenizer, sentences)
+def encode(tokenizer: Any, sentences: list[str], keep_end: bool = True) -> Int32:
+    """Tokens by BERT's or one of open_clip's tokenizers and, as the last column, lengths: int32 [S, L + 1]."""
+    # open_clip's SimpleTokenizer, without random masking
+    if isinstance(tokenizer, WordPiece) or getattr(tokenizer, "reduction_fn", True) is None:
+        return _encode_by_word(tokenizer, sentences, keep_end)
+    _check_keeps_end(keep_end)
     return _encode_whole(tokenizer, sentences, tokenizer)
+
+
+def _check_keeps_end(keep_end: bool) -> None:
+    if not keep_end:
+        raise ValueError(
+            f"keep_end ({keep_end}) must be True with this tokenizer, which cuts sentences by itself; only CLIP's and "
+            "BERT's can do without the end token"
+        )
 
 
 def cut(tokenizer: Any, sentences: list[str]) -> list[int]:
@@ -107,7 +145,7 @@ def _encode_whole(call: Tokenizer, sentences: list[str], tokenizer: Any) -> Int3
     return _pack(_call(call, sentences, None), pad=pad, end=end)
 
 
-def _encode_by_word(tokenizer: Any, sentences: list[str]) -> Int32:
+def _encode_by_word(tokenizer: Any, sentences: list[str], keep_end: bool) -> Int32:
     """What ``tokenizer(sentences)`` gives, 8 times as fast: a word's tokens do not depend on its neighbours.
 
     That holds where cleaning (mojibake, HTML entities, case) goes word by word, which is so for printable ASCII without
@@ -119,7 +157,9 @@ def _encode_by_word(tokenizer: Any, sentences: list[str]) -> Int32:
     for row, sentence in zip(packed, sentences, strict=True):
         plain = sentence.isascii() and sentence.isprintable() and "&" not in sentence
         tokens = [token for word in sentence.split() for token in encode(word)] if plain else encode(sentence)
-        tokens = [tokenizer.sot_token_id, *tokens[: length - 2], tokenizer.eot_token_id]
+        if keep_end:
+            tokens = tokens[: length - 2]
+        tokens = [tokenizer.sot_token_id, *tokens, tokenizer.eot_token_id][:length]
         row[: len(tokens)] = tokens
         row[length] = len(tokens)
     return packed
@@ -161,7 +201,7 @@ def _load(name: str, context_length: int | None) -> Any:
         close = difflib.get_close_matches(name, ["clip", *open_clip.list_models()], n=3) or ["ViT-B-32"]
         raise ValueError(
             f"tokenizer ({name!r}) must be 'clip', a model of open_clip.list_models() such as {', '.join(close)}, "
-            "'hf-hub:ORGANISATION/NAME', 'local-dir:FOLDER' or a callable"
+            "'hf-hub:ORGANISATION/NAME', 'local-dir:FOLDER', 'bert:VOCABULARY' or a callable"
         )
     try:
         return open_clip.get_tokenizer(name, context_length=context_length)
