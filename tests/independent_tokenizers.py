@@ -3,6 +3,7 @@
 import functools
 import gzip
 import html
+import itertools
 import unicodedata
 from pathlib import Path
 
@@ -49,8 +50,7 @@ def clip_word(word):
     parts = [letters[byte] for byte in word.encode()]
     parts[-1] += "</w>"
     while len(parts) > 1:
-        pairs = list(zip(parts, parts[1:], strict=False))
-        best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
+        best = min(itertools.pairwise(parts), key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break
         joined, at = [], 0

@@ -1,0 +1,258 @@
+"""Sentences with words masked: MaskRIS's masked tokens and DMMI's masked nouns.
+
+Both are made per batch from the tokens that ``text.tokenize`` gave, and both are pure functions of (seed, epoch,
+position), as the plan is. Their random words are those of ``numpy.random.Philox(key=[seed, epoch], counter=[0,
+position, 1, 0])``; the plan's have 0 in place of the 1. A number below n is the high word of ``word * n``; a share is
+the upper 53 bits of a word.
+
+    word          use
+    2 i           what is done with token i: ``mask_tokens``
+    2 i + 1       the token that takes the place of token i: ``mask_tokens``
+    8192          the nouns that are masked: ``mask_nouns``
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.cache import cache_folder, keep
+from nemo_dali.errors import NemoError
+from nemo_dali.kernels.words import replace_nouns, replace_tokens
+from nemo_dali.text import MAX_CONTEXT_LENGTH
+
+RUNS_VERSION = 1  # of the cached array; part of its name
+MASK = 103  # [MASK] of bert-base-uncased
+SPECIAL = (0, 100, 101, 102, 103)  # its [PAD], [UNK], [CLS], [SEP] and [MASK]
+VOCABULARY_SIZE = 30522  # its tokens
+
+Integers = npt.NDArray[np.integer[Any]]
+Int64 = npt.NDArray[np.int64]
+Nouns = Callable[[str], Iterable[int]]
+
+
+def mask_tokens(
+    tokens: Integers,
+    *,
+    seed: int,
+    epoch: int,
+    positions: Integers,
+    share: float = 0.15,
+    masked: float = 0.8,
+    replaced: float = 0.1,
+    mask: int = MASK,
+    special: Sequence[int] = SPECIAL,
+    vocabulary_size: int = VOCABULARY_SIZE,
+) -> Int64:
+    """Mask words as MaskRIS does: ``random_word`` in its ``data/dataset_refer_bert.py``.
+
+    Every token that is not special is chosen with probability ``share``. Of the chosen, ``masked`` become [MASK],
+    ``replaced`` become any token of the vocabulary, special ones included, and the others stay. The attention mask
+    does not change. The defaults are those of ``scripts/script.sh``, where its parser's are 0 for ``share`` and 0.2
+    for ``replaced``; the ids are those of bert-base-uncased.
+
+    Args:
+        tokens: integers [B, L], padded with a special token.
+        seed, epoch: integers in [0, 2**64).
+        positions: integers [B], each sample's place in the epoch: a plan's ``position``.
+        share, masked, replaced: probabilities; ``masked + replaced`` is at most 1.
+        mask: the id of [MASK].
+        special: ids that are left alone.
+        vocabulary_size: random tokens are below it.
+
+    Returns:
+        int64 [B, L].
+
+    Raises:
+        ValueError: an argument out of its range, or arrays of other shapes.
+    """
+    made = _check(tokens, seed, epoch, positions)
+    for name, value in (("share", share), ("masked", masked), ("replaced", replaced)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} ({value}) must be from 0 to 1")
+    if masked + replaced > 1 + 1e-9:  # 0.7 + 0.3 may be a little more
+        raise ValueError(f"masked + replaced ({masked + replaced}) must be at most 1")
+    if vocabulary_size < 1:
+        raise ValueError(f"vocabulary_size ({vocabulary_size}) must be at least 1")
+    replace_tokens(
+        np.uint64(seed),
+        np.uint64(epoch),
+        np.ascontiguousarray(positions, np.int64),
+        float(share),
+        float(masked),
+        float(masked + replaced),
+        mask,
+        np.asarray(special, np.int64),
+        vocabulary_size,
+        made,
+    )
+    return made
+
+
+def mask_nouns(
+    tokens: Integers,
+    lengths: Integers,
+    runs: Integers,
+    *,
+    seed: int,
+    epoch: int,
+    positions: Integers,
+    mask: int = 0,
+) -> Int64:
+    """Mask one run of nouns per sentence as DMMI does: ``data/dataset.py`` and ``data/dataset_zom.py``.
+
+    DMMI writes 0, which is [PAD], not [MASK], and leaves the attention mask as it was. It draws a sentence's run when
+    the data set is loaded and keeps it; with the plan's epoch and positions it is drawn anew for every sample. For
+    DMMI's way, give ``epoch=0`` and the sentences' rows as ``positions``.
+
+    Args:
+        tokens: integers [B, L].
+        lengths: integers [B], tokens of each row that are text; what lies behind is left alone.
+        runs: integers [B, R, 2], the batch's rows of what ``noun_runs`` gave.
+        seed, epoch: integers in [0, 2**64).
+        positions: integers [B], each sample's place in the epoch: a plan's ``position``.
+        mask: what takes the nouns' place.
+
+    Returns:
+        int64 [B, L]. A sentence without nouns is as it was.
+
+    Raises:
+        ValueError: an argument out of its range, or arrays of other shapes.
+    """
+    made = _check(tokens, seed, epoch, positions)
+    if np.shape(lengths) != (len(made),):
+        raise ValueError(f"lengths ({list(np.shape(lengths))}) must be [{len(made)}], one per sample")
+    if np.ndim(runs) != 3 or (len(runs), np.shape(runs)[-1]) != (len(made), 2):
+        raise ValueError(f"runs ({list(np.shape(runs))}) must be [{len(made)}, R, 2], begin and end")
+    replace_nouns(
+        np.uint64(seed),
+        np.uint64(epoch),
+        np.ascontiguousarray(positions, np.int64),
+        np.ascontiguousarray(np.minimum(lengths, made.shape[1]), np.int64),
+        np.ascontiguousarray(runs, np.int64),
+        mask,
+        made,
+    )
+    return made
+
+
+def noun_runs(
+    sentences: Sequence[str],
+    *,
+    nouns: str | Nouns = "textblob",
+    context_length: int = 20,
+    fingerprint: str | None = None,
+) -> npt.NDArray[np.int32]:
+    """Where each sentence has nouns: runs of neighbouring ones are masked together (DMMI's ``get_adjacent_word``).
+
+    Args:
+        nouns: ``"textblob"`` for ``textblob_nouns``, or a callable that gives the places of a sentence's nouns among
+            its tokens, [CLS] being place 0, in ascending order. A callable's result is not cached.
+        context_length: places at or beyond it are left out.
+        fingerprint: names exactly these sentences; None: neither read from nor written to the cache.
+
+    Returns:
+        int32 [S, R, 2]: first place and the place behind the last of every run, R of the sentence with most of them;
+        (0, 0) fills the rows of the others. May be a read-only view of a mapped file.
+
+    Raises:
+        ValueError: another word than "textblob", a bad context length, or places that do not ascend from 1 or more.
+        NemoError: TextBlob or its data is not installed.
+    """
+    if not 3 <= context_length <= MAX_CONTEXT_LENGTH:
+        raise ValueError(f"context_length ({context_length}) must be from 3 to {MAX_CONTEXT_LENGTH}")
+    if callable(nouns):
+        return _runs(sentences, nouns, context_length)
+    if nouns != "textblob":
+        raise ValueError(f"nouns ({nouns!r}) must be 'textblob' or a callable")
+    if fingerprint is None:
+        return _runs(sentences, textblob_nouns, context_length)
+    _import_textblob()  # first, for its message is better than that of version()
+    parts = [RUNS_VERSION, nouns, version("textblob"), version("nltk"), context_length, fingerprint]
+    path = cache_folder() / f"nouns-{hashlib.sha256(repr(parts).encode()).hexdigest()}.npy"
+    try:
+        cached: npt.NDArray[np.int32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if cached.dtype == np.int32 and cached.ndim == 3 and (len(cached), cached.shape[2]) == (len(sentences), 2):
+            return cached
+    except (OSError, ValueError, EOFError, SyntaxError):  # missing, cut short or not an array: it is made anew
+        pass
+    made = _runs(sentences, textblob_nouns, context_length)
+    try:
+        keep(path, lambda file: np.save(file, made, allow_pickle=False))
+    except OSError:
+        pass  # text.tokenize tells of a folder that cannot be written
+    return made
+
+
+def textblob_nouns(sentence: str) -> list[int]:
+    """The places that DMMI takes for nouns: words that TextBlob tags NN or NNS, the n-th of them for token n + 1.
+
+    TextBlob counts words, without punctuation, where BERT counts pieces of words and punctuation. So in a sentence
+    with either the wrong tokens are masked, in DMMI and here; a callable of one's own may do better.
+
+    Raises:
+        NemoError: TextBlob or the data of its tagger is not installed.
+    """
+    textblob = _import_textblob()
+    try:
+        tags = textblob.TextBlob(sentence.lower()).tags
+    except textblob.exceptions.MissingCorpusError as error:
+        raise NemoError(
+            "TextBlob's tagger has no data on this machine. Download it with `python -m textblob.download_corpora "
+            "lite`, or give `nouns` a callable of your own."
+        ) from error
+    return [place for place, (_, tag) in enumerate(tags, start=1) if tag in ("NN", "NNS")]
+
+
+def _import_textblob() -> Any:
+    try:
+        import textblob
+        import textblob.exceptions
+    except ImportError as error:
+        raise NemoError(
+            "Masking nouns needs the package 'textblob'. Install it with `pip install textblob` and its data with "
+            "`python -m textblob.download_corpora lite`, or give `nouns` a callable of your own."
+        ) from error
+    return textblob
+
+
+def _runs(sentences: Sequence[str], nouns: Nouns, context_length: int) -> npt.NDArray[np.int32]:
+    known: dict[str, list[list[int]]] = {}
+    for sentence in sentences:
+        if sentence in known:
+            continue
+        found = known[sentence] = []
+        last = 0
+        for place in nouns(sentence):
+            if place <= last:
+                raise ValueError(f"nouns ({place} after {last} for {sentence!r}) must give ascending places from 1 on")
+            last = place
+            if place >= context_length:
+                continue
+            if found and found[-1][1] == place:
+                found[-1][1] = place + 1
+            else:
+                found.append([place, place + 1])
+    made = np.zeros((len(sentences), max(map(len, known.values()), default=0), 2), np.int32)
+    for row, sentence in zip(made, sentences, strict=True):
+        runs = known[sentence]
+        row[: len(runs)] = np.reshape(runs, (-1, 2))
+    return made
+
+
+def _check(tokens: Integers, seed: int, epoch: int, positions: Integers) -> Int64:
+    """A copy of the tokens, once all arguments are found to be as they must."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] > MAX_CONTEXT_LENGTH:
+        raise ValueError(
+            f"tokens ({tokens.dtype} {list(tokens.shape)}) must be integers [B, L], L at most {MAX_CONTEXT_LENGTH}"
+        )
+    if np.shape(positions) != (len(tokens),):
+        raise ValueError(f"positions ({list(np.shape(positions))}) must be [{len(tokens)}], one per sample")
+    for name, value in (("seed", seed), ("epoch", epoch)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{name} ({value}) must be in [0, 2**64)")
+    return np.array(tokens, np.int64, order="C")
