@@ -4,7 +4,9 @@ What a sentence becomes is what ``BertTokenizer.from_pretrained("bert-base-uncas
 go, Chinese characters stand alone, capitals and accents are taken off, punctuation is split off, and each word is cut
 greedily into the longest pieces that the vocabulary has. LAVT, CARIS, CGFormer, DMMI and MaskRIS bring an old copy of
 that class (``bert/tokenization_bert.py``), which leaves control characters, zero-width ones among them, in the words;
-these then become [UNK] there.
+these then become [UNK] there. The library used here differs from that class in the last letter of Greek words in
+capitals and in characters younger than its tables of Unicode; of the val sentences of RefCOCO and RefCOCOg, all 15,730
+give the same tokens.
 """
 
 import functools
@@ -145,8 +147,11 @@ def _from_hub(name: str) -> Path:
                 missing = error
         raise missing
     except Exception as error:  # of several HTTP libraries, by version; none of them is this program's fault
-        reason = str(error).strip().partition("\n")[0].rstrip(".:") or type(error).__name__
-        raise NemoError(f"No vocabulary '{name}' on this machine, nor from the hub ({reason}); {_GET}.") from error
+        if isinstance(error, LocalEntryNotFoundError):
+            why = "the Hugging Face hub cannot be reached"
+        else:
+            why = f"the Hugging Face hub gives none ({str(error).strip().partition(chr(10))[0].rstrip('.:')})"
+        raise NemoError(f"There is no vocabulary '{name}' on this machine, and {why}; {_GET}.") from error
 
 
 class WordPiece:

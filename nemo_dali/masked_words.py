@@ -193,6 +193,9 @@ def textblob_nouns(sentence: str) -> list[int]:
     TextBlob counts words, without punctuation, where BERT counts pieces of words and punctuation. So in a sentence
     with either the wrong tokens are masked, in DMMI and here; a callable of one's own may do better.
 
+    Tried with TextBlob 0.20 and its PatternTagger. Its default tagger, DMMI's, needs data that must be downloaded and
+    has not been tried.
+
     Raises:
         NemoError: TextBlob or the data of its tagger is not installed.
     """

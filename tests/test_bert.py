@@ -229,15 +229,21 @@ def test_a_vocabulary_that_cannot_be_had(tmp_path, monkeypatch):
     for name in ("", tmp_path / "weights.bin"):
         with pytest.raises(ValueError, match=r"tokenizer \('bert:.*'\) must be 'bert:' and a vocab.txt"):
             tokenize(["a"], tokenizer=f"bert:{name}")
-    with pytest.raises(NemoError, match="No vocabulary 'not a name!' on this machine, nor from the hub"):
+    with pytest.raises(
+        NemoError, match="no vocabulary 'not a name!' on this machine, and the Hugging Face hub gives none"
+    ):
         tokenize(["a"], tokenizer="bert:not a name!")
-    for error in (LocalEntryNotFoundError("no network.\nmore"), EntryNotFoundError("404"), OSError("broken")):
+    for error, told in [
+        (LocalEntryNotFoundError("offline"), "hub cannot be reached"),
+        (EntryNotFoundError("404.\nmore"), r"hub gives none \(404\)"),
+        (OSError("broken"), r"hub gives none \(broken\)"),
+    ]:
 
         def fail(name, file, error=error):
             raise error
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-        with pytest.raises(NemoError, match=r"nor from the hub \((no network|404|broken)\); download") as raised:
+        with pytest.raises(NemoError, match=f"{told}; download vocab.txt of bert") as raised:
             tokenize(["a"], tokenizer="bert:no-such/bert")
         assert "\n" not in str(raised.value)
 
