@@ -228,25 +228,25 @@ def _count(prediction: "torch.Tensor", target: "torch.Tensor", protocol: Protoco
 
     predicted, stray = _pixels(prediction, protocol)
     wanted, stray_target = _pixels(target.to(prediction.device), None)
-    counts = [mask.flatten(1).sum(1) for mask in (predicted & wanted, predicted, wanted)]  # exact below 2**53
+    counts = [mask.flatten(1).count_nonzero(1) for mask in (predicted & wanted, predicted, wanted)]  # exact below 2**53
     return torch.stack([column.double() for column in (*counts, stray, stray_target)], dim=1)
 
 
 def _pixels(mask: "torch.Tensor", protocol: Protocol | None) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The mask as bool [B, H, W]; of each sample the value furthest from what is allowed, else 0: float64 [B]."""
+    """The mask as bool [B, H, W]; of each sample a value that is not allowed, or 0: float64 [B]."""
     import torch
 
     if mask.dtype == torch.bool:
         return mask, mask.new_zeros(len(mask), dtype=torch.float64)
     if mask.dtype != torch.float64:
         mask = mask.float() if mask.is_floating_point() else mask.long()  # float16 would round the protocol's numbers
+    inside, least, most = mask == 1, 0.0, 1.0
     if protocol is not None and mask.is_floating_point():
-        inside, allowed = mask > protocol.probability, (mask >= -protocol.overshoot) & (mask <= 1 + protocol.overshoot)
-    else:
-        inside, allowed = mask == 1, (mask == 1) | (mask == 0)
-    stray = mask.masked_fill(allowed, 0).flatten(1)
-    low, high = stray.amin(1).double(), stray.amax(1).double()
-    return inside, torch.where(high > -low, high, low)  # both are NaN if one is
+        inside, least, most = mask > protocol.probability, -protocol.overshoot, 1 + protocol.overshoot
+    elif mask.is_floating_point():
+        mask, most = mask.masked_fill(inside, 0), 0.0
+    low, high = mask.flatten(1).amin(1).double(), mask.flatten(1).amax(1).double()  # NaN if one pixel is
+    return inside, torch.where(high > most, high, torch.where(low >= least, 0, low))
 
 
 def _flags(name: str, given: Any, counts: "torch.Tensor") -> "torch.Tensor":
