@@ -185,8 +185,10 @@ def fill_rows(
     seed: Any,
     epoch: Any,
     ref_image: Any,
+    empty: Any,
     sentence_begin: Any,
     sentence_count: Any,
+    sentence_ref: Any,
     photos: int,
     neighbors: Any,
     similarity: Any,
@@ -197,6 +199,7 @@ def fill_rows(
     mining: bool,
     top_k: int,
     tau: float,
+    tau_empty: float,
     p_two: float,
     shift: int,
     size: int,
@@ -210,14 +213,23 @@ def fill_rows(
     center: Any,
     short: Any,
 ) -> None:
-    """Fill the plan's columns ``sentence`` .. ``center`` from ``position`` and ``ref``; add to ``short`` int64 [2]."""
+    """Fill the plan's columns ``ref`` .. ``center`` from ``position`` and items; add to ``short`` int64 [2].
+
+    ``ref`` holds the items: rows of refs or, where ``sentence_ref`` int32 [sentences] is not empty, of sentences. Refs
+    that are 1 in ``empty`` uint8 [refs] have the bound ``tau_empty`` instead of ``tau``.
+    """
     words = np.empty(16, np.uint64)
     found = np.empty(_MOST, np.int64)
     for row in range(position.size):
         for block in range(4):
             philox(seed, epoch, position[row], block, words[4 * block : 4 * block + 4])
-        r = ref[row]
-        s = sentence_begin[r] + _below(words[1], sentence_count[r])
+        if sentence_ref.size:
+            s = np.int64(ref[row])
+            ref[row] = sentence_ref[s]
+            r = ref[row]
+        else:
+            r = ref[row]
+            s = sentence_begin[r] + _below(words[1], sentence_count[r])
         own = np.int64(ref_image[r])
         sentence[row] = s
         images[row, :] = -1
@@ -237,7 +249,8 @@ def fill_rows(
         have = 0
         if share < p_mined and mining:
             kind[row] = 2
-            have = _mined_photos(words, neighbors[s], similarity[s], top_k, tau, found, need, own)
+            bound = tau_empty if empty[r] else tau
+            have = _mined_photos(words, neighbors[s], similarity[s], top_k, bound, found, need, own)
             if have < 0:
                 have = -1 - have
                 short[0] += 1
@@ -320,9 +333,12 @@ def replace_photos(
     similarity: Any,
     top_k: int,
     tau: float,
+    tau_empty: float,
+    empty: Any,
     bad: Any,
     visible: Any,
     position: Any,
+    ref: Any,
     sentence: Any,
     kind: Any,
     grid: Any,
@@ -351,7 +367,8 @@ def replace_photos(
             photo = -1
             if kind[row] == 2:
                 s = sentence[row]
-                photo = _next_candidate(neighbors[s], similarity[s], top_k, tau, cells - 1, own, shown[c], shown, bad)
+                bound = tau_empty if empty[ref[row]] else tau
+                photo = _next_candidate(neighbors[s], similarity[s], top_k, bound, cells - 1, own, shown[c], shown, bad)
             if photo < 0:
                 photo = _random_other(seed, epoch, position[row], free, words, shown, bad)
             if photo < 0:

@@ -15,7 +15,7 @@ memory behind them alive until the pipeline has delivered the batch. For CUDA th
 import numpy as np
 from numba import njit
 
-CV2_LINEAR, PILLOW_BILINEAR = 0, 1
+CV2_LINEAR, PILLOW_BILINEAR, CV2_LETTERBOX = 0, 1, 2
 RESAMPLE = {"cv2-linear": CV2_LINEAR, "pillow-bilinear": PILLOW_BILINEAR}
 
 TILE = np.dtype(
@@ -38,8 +38,10 @@ TILE = np.dtype(
         ("photo_height", "i4"),  # as annotated; the kernel refuses a decoded photo of another size
         ("photo_width", "i4"),
         ("itemsize", "i4"),  # bytes of one output value: 1 (uint8), 2 (float16, bfloat16), 4 (float32)
-        ("resample", "i4"),  # one of RESAMPLE's values
+        ("resample", "i4"),  # one of RESAMPLE's values, or CV2_LETTERBOX
         ("channels_last", "i4"),  # 0 or 1
+        ("border", "i4"),  # of a letterbox: red | green << 8 | blue << 16
+        ("soft_mask", "i4"),  # of a letterbox: 1, its mask is 0 to 255; 0, it is 0 and 1
         ("first_block", "i4"),  # CUDA only, as the rest: which of the launch's blocks is the cell's first one,
         ("part_width", "i4"),  # and how much of the cell each of them writes
         ("part_height", "i4"),

@@ -19,10 +19,11 @@ class Batch:
 
     Attributes:
         image: torch tensor [B, 3, size, size] of the loader's dtype.
-        mask: torch uint8 [B, size, size], 1 where the referent is.
+        mask: torch tensor [B, size, size] of the loader's mask_dtype, 1 where the referent is.
         tokens: torch int64 [B, L].
         attention_mask: torch int64 [B, L], 1 up to and including the end token.
         plan: NumPy array of dtype ``plan.PLAN`` [B], what each sample is made of.
+        masked_tokens: torch int64 [B, L], the tokens with some words masked; None unless the loader masks words.
     """
 
     image: "torch.Tensor"
@@ -31,14 +32,19 @@ class Batch:
     attention_mask: "torch.Tensor"
     plan: npt.NDArray[Any]
     _corpus: Corpus = field(repr=False)
+    masked_tokens: "torch.Tensor | None" = None
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.image, self.mask, self.tokens, self.attention_mask, self.plan))
 
     def to(self, device: Any, non_blocking: bool = False) -> "Batch":
         """The batch with its tensors on a device, as ``torch.Tensor.to`` puts them there."""
-        tensors = ("image", "mask", "tokens", "attention_mask")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in tensors})
+        names = ("image", "mask", "tokens", "attention_mask", "masked_tokens")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(
+            self,
+            **{name: t.to(device, non_blocking=non_blocking) for name, t in tensors.items() if t is not None},
+        )
 
     @property
     def sentences(self) -> list[str]:
@@ -52,8 +58,46 @@ class Batch:
         return ids
 
     @property
+    def sent_ids(self) -> list[int]:
+        """The publisher's sentence ids, B integers."""
+        ids: list[int] = self._corpus.sent_id[self.plan["sentence"]].tolist()
+        return ids
+
+    @property
+    def categories(self) -> list[int]:
+        """Rows of the data set's categories, those of the targets, B integers; -1 where unknown."""
+        rows: list[int] = self._corpus.category[self.plan["ref"]].tolist()
+        return rows
+
+    @property
+    def sources(self) -> list[str]:
+        """Where each ref came from (Ref-ZOM's 'source'), B strings, "" where the files do not say."""
+        return [self._corpus.source(row) for row in self.plan["ref"].tolist()]
+
+    @property
+    def empty(self) -> npt.NDArray[np.bool_]:
+        """bool [B]: nothing in the target's photo fits the expression; the mask is empty."""
+        found: npt.NDArray[np.bool_] = self._corpus.empty[self.plan["ref"]] == 1
+        return found
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """int64 [B, 2]: height and width, in pixels, of the photos that hold the targets."""
+        rows = self._target_photos
+        return np.stack([self._corpus.photo_height[rows], self._corpus.photo_width[rows]], axis=1).astype(np.int64)
+
+    def original_masks(self) -> list[npt.NDArray[np.uint8]]:
+        """The targets' masks at their photos' own sizes: B arrays, uint8 [height, width] in {0, 1}."""
+        return [self._corpus.mask(row) for row in self.plan["ref"].tolist()]
+
+    @property
     def image_ids(self) -> list[int]:
         """The publisher's image ids of the photos that hold the targets, B integers."""
-        rows = np.take_along_axis(self.plan["images"], self.plan["cell"][:, None].astype(np.int64), axis=1)[:, 0]
-        ids: list[int] = self._corpus.image_id[rows].tolist()
+        ids: list[int] = self._corpus.image_id[self._target_photos].tolist()
         return ids
+
+    @property
+    def _target_photos(self) -> npt.NDArray[np.int32]:
+        """Photo rows, int32 [B]."""
+        cells = self.plan["cell"][:, None].astype(np.int64)
+        return np.take_along_axis(self.plan["images"], cells, axis=1)[:, 0]

@@ -1,7 +1,5 @@
 """From plan rows to what a pipeline needs: memory for the frames, and the tile records that say what goes where."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali import cuda
+from nemo_dali.batch_format import BatchFormat
 from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
 from nemo_dali.frames import FramePool
 from nemo_dali.kernels.layout import complete
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
-from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE
 from nemo_dali.layout import lay_out
 from nemo_dali.pipeline import encode_path
 from nemo_dali.placement import Tiles
@@ -46,7 +45,8 @@ class Canvas:
     """Allocates batches of one shape.
 
     Args:
-        batch_size, size, dtype, mean, std, resample: see ``Loader``.
+        batch_size: the largest batch.
+        look: what frames and masks are to look like.
         device_id: a CUDA device number; None: host memory.
         spare: blocks of host memory that are kept for further batches.
         resident: tiles to be shown in place of the photos.
@@ -61,11 +61,7 @@ class Canvas:
         corpus: Corpus,
         *,
         batch_size: int,
-        size: int,
-        dtype: str,
-        mean: Sequence[float],
-        std: Sequence[float],
-        resample: str,
+        look: BatchFormat,
         device_id: int | None,
         spare: int,
         resident: Tiles | None = None,
@@ -74,15 +70,13 @@ class Canvas:
         self._resident = resident
         self._most_cells = most_cells
         self._corpus = corpus
-        self._shape = (batch_size, size, size)
-        self._dtype = dtype
-        self._resample = RESAMPLE[resample]
+        self._look = look
         self._device_id = device_id
-        table = np.ascontiguousarray(normalisation_table(mean, std, dtype))
+        table = np.ascontiguousarray(normalisation_table(look.mean, look.std, look.dtype))
         self._itemsize = table.itemsize
-        self.nbytes = math.prod(self._shape) * (3 * table.itemsize + 1)
+        self.nbytes = batch_size * look.size**2 * (3 * table.itemsize + 1)
         self._pool = FramePool(self.nbytes, spare=spare)
-        self._recipe = recipe_of(table, mean, std, dtype)
+        self._recipe = recipe_of(table, look.mean, look.std, look.dtype)
         self._table: Any = table  # keeps what the address points to
         self._table_address: int = table.ctypes.data
         if device_id is not None:
@@ -94,7 +88,7 @@ class Canvas:
             self._table_address = self._table.data_ptr()
 
     def prepare(self, rows: npt.NDArray[Any]) -> Drawing:
-        """Allocate a batch for plan rows, dtype ``plan.PLAN`` [B].
+        """Allocate a batch for plan rows, dtype ``plan.PLAN`` [n], n at most the batch size.
 
         Raises:
             NemoError: the GPU has no memory left.
@@ -102,10 +96,11 @@ class Canvas:
         import torch
 
         block = self._take()
-        image, mask = block[: -math.prod(self._shape)], block[-math.prod(self._shape) :]
-        batch, size, _ = self._shape
-        image = image.view(getattr(torch, self._dtype)).view(batch, 3, size, size)
-        mask = mask.view(self._shape)
+        batch, size = len(rows), self._look.size
+        pixels = batch * size**2
+        image, mask = block[: 3 * pixels * self._itemsize], block[len(block) - pixels :]
+        image = image.view(getattr(torch, self._look.dtype)).view(batch, 3, size, size)
+        mask = mask.view(batch, size, size)
         tiles, sample, photo = lay_out(rows, size)
         complete(
             tiles,
@@ -122,7 +117,10 @@ class Canvas:
             mask[0].nbytes,
         )
         tiles["table"], tiles["recipe"] = self._table_address, self._recipe.ctypes.data
-        tiles["itemsize"], tiles["resample"] = self._itemsize, self._resample
+        tiles["itemsize"], tiles["resample"] = self._itemsize, RESAMPLE[self._look.resample]
+        if self._look.fit == "letterbox":
+            tiles["resample"][rows["grid"][sample] == 1] = CV2_LETTERBOX
+            tiles["border"], tiles["soft_mask"] = self._look.border, self._look.mask_dtype == "float32"
         paths = []
         if self._resident is not None:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
@@ -132,11 +130,12 @@ class Canvas:
             stream = cuda.current_stream(self._device_id)
             work = cuda.device_batch(tiles, sample, mask, stream, resident=self._resident)
             return Drawing(image, mask, paths, work, stream)
-        return Drawing(image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample), None)
+        return Drawing(
+            image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
+        )
 
-    def _by_sample(self, tiles: npt.NDArray[Any], sample: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def _by_sample(self, tiles: npt.NDArray[Any], sample: npt.NDArray[np.int64], batch: int) -> npt.NDArray[Any]:
         """Records [cells] as [B, most cells], behind each sample's cells empty ones."""
-        batch = self._shape[0]
         begin = np.searchsorted(sample, np.arange(batch))  # each sample's first cell
         table = np.zeros((batch, self._most_cells), tiles.dtype)
         table[sample, np.arange(len(sample)) - begin[sample]] = tiles

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.batch_format import Samples, TextField
 from nemo_dali.dataset import Dataset
+from nemo_dali.masked_words import Nouns, noun_runs
 from nemo_dali.plan import Part
 from nemo_dali.policy import MosaicPolicy
 from nemo_dali.position_words import allowed_cells
@@ -76,6 +78,21 @@ class Corpus:
         return self._joined(lambda d: d.refs.ref_id)
 
     @cached_property
+    def sent_id(self) -> npt.NDArray[np.int64]:
+        """int64 [sentences], the publisher's ids."""
+        return self._joined(lambda d: d.sentences.sent_id)
+
+    @cached_property
+    def empty(self) -> npt.NDArray[np.uint8]:
+        """uint8 [refs], 1 where nothing in the photo fits the expressions."""
+        return self._joined(lambda d: d.refs.empty)
+
+    @cached_property
+    def category(self) -> npt.NDArray[np.int32]:
+        """int32 [refs], rows of each data set's own categories; -1 where unknown."""
+        return self._joined(lambda d: d.refs.category)
+
+    @cached_property
     def image_id(self) -> npt.NDArray[np.int64]:
         """int64 [photos], the publisher's ids."""
         return self._joined(lambda d: d.images.id)
@@ -113,17 +130,47 @@ class Corpus:
         owner = int(np.searchsorted(self._sentence_offset, row, side="right")) - 1
         return self.datasets[owner].sentences.text[row - int(self._sentence_offset[owner])]
 
-    def parts(self, policy: MosaicPolicy) -> list[Part]:
-        """What the plan needs of each data set under a policy."""
+    def nouns(self, nouns: str | Nouns, *, text: TextField, context_length: int) -> npt.NDArray[np.int32]:
+        """Runs of nouns, int32 [sentences, R, 2]: see ``masked_words.noun_runs``."""
+        made = [
+            noun_runs(
+                dataset.sentences.text if text == "sent" else dataset.sentences.raw,
+                nouns=nouns,
+                context_length=context_length,
+                fingerprint=f"{dataset.fingerprint} {text}",
+            )
+            for dataset in self.datasets
+        ]
+        most = max(runs.shape[1] for runs in made)
+        return np.concatenate([np.pad(runs, ((0, 0), (0, most - runs.shape[1]), (0, 0))) for runs in made])
+
+    def source(self, row: int) -> str:
+        """Where a ref came from, "" if the files do not say."""
+        owner = int(np.searchsorted(self._ref_offset, row, side="right")) - 1
+        return self.datasets[owner].refs.source[row - int(self._ref_offset[owner])]
+
+    def mask(self, row: int) -> npt.NDArray[np.uint8]:
+        """uint8 [height, width] in {0, 1}: a ref's mask at its photo's size."""
+        owner = int(np.searchsorted(self._ref_offset, row, side="right")) - 1
+        return self.datasets[owner].mask(row - int(self._ref_offset[owner]))
+
+    def parts(self, policy: MosaicPolicy, *, samples: Samples = "refs") -> list[Part]:
+        """What the plan needs of each data set under a policy; what ``samples`` means says ``Loader``."""
         parts = []
         for index, dataset in enumerate(self.datasets):
             table = self.tables[index] if self.tables else None
+            begin, count = dataset.refs.sentence_begin, dataset.refs.sentence_count
+            if samples in ("first", "last"):
+                begin, count = begin if samples == "first" else begin + count - 1, np.ones_like(count)
             grids = [g for g, weight in policy.grids.items() if weight > 0 and policy.target_cell == "positional"]
             parts.append(
                 Part(
                     ref_image=dataset.refs.image,
-                    sentence_begin=dataset.refs.sentence_begin,
-                    sentence_count=dataset.refs.sentence_count,
+                    empty=dataset.refs.empty,
+                    sentence_begin=begin,
+                    sentence_count=count,
+                    sentences=len(dataset.sentences.ref),
+                    sentence_ref=dataset.sentences.ref if samples == "sentences" else None,
                     photos=len(dataset.images.id),
                     neighbors=table.neighbors if table else None,
                     similarity=table.similarity if table else None,
@@ -133,15 +180,16 @@ class Corpus:
         return parts
 
     def tokens(
-        self, tokenizer: str | Tokenizer, context_length: int | None
+        self, tokenizer: str | Tokenizer, context_length: int | None, *, keep_end: bool = True, text: TextField = "sent"
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Tokens int32 [sentences, L], padded with 0, and their number int32 [sentences]."""
         made = [
             tokenize(
-                dataset.sentences.text,
+                dataset.sentences.text if text == "sent" else dataset.sentences.raw,
                 tokenizer=tokenizer,
                 context_length=context_length,
-                fingerprint=f"{dataset.fingerprint} text",
+                keep_end=keep_end,
+                fingerprint=f"{dataset.fingerprint} {'text' if text == 'sent' else 'raw'}",
             )
             for dataset in self.datasets
         ]

@@ -22,9 +22,9 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import do_not_convert
 
 from nemo_dali import fn_cpu, fn_gpu
+from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD, Resample
 from nemo_dali.fn_cpu import Geometry
 from nemo_dali.kernels.tile import RESAMPLE
-from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD, Resample
 
 DType = Literal["float32", "float16", "uint8"]
 MaskDType = Literal["uint8", "int64", "float32"]

@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,30 +13,31 @@ import numpy.typing as npt
 
 from nemo_dali import __version__, cuda
 from nemo_dali.batch import Batch
+from nemo_dali.batch_format import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField
 from nemo_dali.canvas import Canvas, Drawing
 from nemo_dali.corpus import Corpus, PathLike, listed
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic import DONE
-from nemo_dali.options import check_channels, integer, one_of
+from nemo_dali.options import integer, one_of
 from nemo_dali.pipeline import CudaResidentPipeline, CudaStreamPipeline, ResidentPipeline, StreamPipeline
 from nemo_dali.placement import Placement, Tiles
 from nemo_dali.plan import Planner, Replaced, ShortPools
 from nemo_dali.policy import MosaicPolicy, read_policy
+from nemo_dali.presets import format_of
 from nemo_dali.sharding import agree, rank_and_world_size, thread_count
 from nemo_dali.state import LAST_EPOCH, make_state, read_state
+from nemo_dali.styles import arrange, masks_of
 from nemo_dali.substitution import PhotoFaults, Substituted
 from nemo_dali.text import Tokenizer
+from nemo_dali.words import Words
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("nemo_dali")
 
-DType = Literal["float32", "float16", "bfloat16", "uint8"]
-Resample = Literal["cv2-linear", "pillow-bilinear"]
-Style = Literal["batch", "dali"]
 OnError = Literal["raise", "substitute"]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SplitMode = Literal["train", "eval"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +73,31 @@ class Loader:
         device: "cpu", or "cuda" or "cuda:1": where photos are decoded and batches made. On a GPU the tensors are
             torch's own, ready for its current stream and safe to keep; the host does not wait for them. No GPU has
             run this yet.
-        size: height and width of a frame in pixels.
-        dtype: of the images. "uint8" is not normalised; the others are ``(value / 255 - mean) / std``.
+        preset: the name of a function of ``nemo_dali.presets``, or the options that one returned: those from ``size``
+            to ``style`` below, as a training repository wants them. An option given beside it beats it.
+        size: height and width of a frame in pixels, 480.
+        dtype: of the images, "float32". "uint8" is not normalised; the others are ``(value / 255 - mean) / std``.
         mean, std: per channel RGB, in units of the full range 0 to 1; ImageNet's by default.
-        resample: "cv2-linear" (OpenCV's INTER_LINEAR) or "pillow-bilinear" (Pillow's antialiased BILINEAR), each with
-            that library's nearest neighbour for masks.
+        resample: "cv2-linear" (OpenCV's INTER_LINEAR, the default) or "pillow-bilinear" (Pillow's antialiased
+            BILINEAR), each with that library's nearest neighbour for masks.
+        fit: "stretch", or "letterbox" as in CRIS: a single photo keeps its proportions, on a border of the mean colour,
+            resampled by OpenCV 4's warpAffine, cubic, its mask linear. Cells of a mosaic are stretched either way. On
+            the CPU only, without tiles.
+        mask_dtype: "uint8" (the default), "int64" or "float32". The mask of a letterboxed photo has steps of 1/255 in
+            float32; in the others it is 1 from 128/255 on.
+        tokenizer, context_length, keep_end: see ``text.tokenize``.
+        text: which of a sentence's texts is tokenised: REFER's "sent", which the publisher cleaned (the default), or
+            "raw".
+        masked_words: what ``batch.masked_tokens`` is: "tokens", MaskRIS's masked tokens; "nouns", DMMI's masked nouns,
+            found by TextBlob; or a callable that finds them, see ``masked_words.noun_runs``. None: nothing.
+        samples: "refs": a sample is a ref with one of its sentences, drawn (the default for training); "first",
+            "last": with that one; "sentences": every sentence is a sample (the default for evaluation).
+        infinite: a pass goes on with the next epoch for ever; ``len`` is still that of one epoch.
+        style: "batch" yields ``Batch``; "dali" a list of one dict, as DALI's PyTorch iterators do; the others the
+            structure of that repository's own loader, see ``nemo_dali.styles``.
+        split_mode: "train", or "eval": no mosaics, the order of the file, and no padding, so that every sample is seen
+            once: the last step is smaller, and ranks may have different ``len``.
         images: image root in place of the recorded one, or one per data set.
-        tokenizer, context_length: see ``text.tokenize``.
         tiles: a .tiles.h5 file, or one per data set: photos are then shown from there instead of decoded. The pixels
             are the same; ``resample``, ``size`` and the policy's grids must be those of the file, ``jitter`` 0.
         placement: where tiles lie: "host", mapped, one copy per node, for device="cpu"; or, for a GPU, "pinned", in
@@ -97,11 +116,11 @@ class Loader:
         num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in the making while the training loop works on one.
         hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: see ``cuda.hardware_share``.
-        style: "batch" yields ``Batch``; "dali" yields a list of one dict, as DALI's PyTorch iterators do.
 
     Attributes:
         corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.
         substituted: bad photos known so far, and how many samples and cells show others in their place.
+        format: the ``BatchFormat`` that came of the preset and the options.
         policy, seed, batch_size, rank, world_size, size, dtype, mean, std, resample, num_threads, prefetch,
             hw_decoder_load: as given or chosen.
         device_id: CUDA device number; None: the CPU.
@@ -120,14 +139,24 @@ class Loader:
         policy: MosaicPolicy | PathLike | None = None,
         seed: int = 0,
         device: str = "cpu",
-        size: int = 480,
-        dtype: DType = "float32",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        resample: Resample = "cv2-linear",
-        images: PathLike | Sequence[PathLike] | None = None,
-        tokenizer: str | Tokenizer = "clip",
+        preset: str | Mapping[str, Any] | None = None,
+        size: int | None = None,
+        dtype: DType | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        resample: Resample | None = None,
+        fit: Fit | None = None,
+        mask_dtype: MaskDType | None = None,
+        tokenizer: str | Tokenizer | None = None,
         context_length: int | None = None,
+        keep_end: bool | None = None,
+        text: TextField | None = None,
+        masked_words: MaskedWords | None = None,
+        samples: Samples | None = None,
+        infinite: bool | None = None,
+        style: Style | None = None,
+        split_mode: SplitMode = "train",
+        images: PathLike | Sequence[PathLike] | None = None,
         tiles: PathLike | Sequence[PathLike] | None = None,
         placement: Placement = "host",
         device_budget: int | None = None,
@@ -138,9 +167,31 @@ class Loader:
         num_threads: int | None = None,
         prefetch: int = 2,
         hw_decoder_load: float | None = None,
-        style: Style = "batch",
     ) -> None:
-        policy = MosaicPolicy() if policy is None else policy
+        one_of("split_mode", split_mode, get_args(SplitMode))
+        self._eval = split_mode == "eval"
+        given = {
+            "size": size,
+            "dtype": dtype,
+            "mean": mean,
+            "std": std,
+            "resample": resample,
+            "fit": fit,
+            "mask_dtype": mask_dtype,
+            "tokenizer": tokenizer,
+            "context_length": context_length,
+            "keep_end": keep_end,
+            "text": text,
+            "masked_words": masked_words,
+            "samples": samples,
+            "infinite": infinite,
+            "style": style,
+        }
+        self.format = look = format_of(preset, given, evaluate=self._eval)
+        if self._eval and (policy is not None or on_error != "raise"):
+            raise ValueError("policy and on_error must be left out with split_mode='eval'")
+        if policy is None:
+            policy = MosaicPolicy(p_mined=0) if self._eval else MosaicPolicy()
         tuned_for = None
         if isinstance(policy, str | os.PathLike):
             policy_file = policy
@@ -150,22 +201,19 @@ class Loader:
         self.device_id = cuda.cuda_device(device)
         num_threads = thread_count() if num_threads is None else num_threads
         batch_size = integer("batch_size", batch_size, least=1)
-        size = integer("size", size, least=1)
         prefetch = integer("prefetch", prefetch, least=1)
         num_threads = integer("num_threads", num_threads, least=1)
         seed = integer("seed", seed, least=0)
         hw_decoder_load = cuda.hardware_share(num_threads) if hw_decoder_load is None else hw_decoder_load
         if not 0 <= hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load ({hw_decoder_load}) must be from 0 to 1")
-        check_channels(mean, std)
         for name, choice, choices in (
-            ("dtype", dtype, get_args(DType)),
-            ("resample", resample, get_args(Resample)),
-            ("style", style, get_args(Style)),
             ("placement", placement, get_args(Placement)),
             ("on_error", on_error, get_args(OnError)),
         ):
             one_of(name, choice, choices)
+        if look.fit == "letterbox" and (tiles is not None or self.device_id is not None):
+            raise ValueError("fit ('letterbox') must be 'stretch' with tiles and on a GPU")
         if tiles is not None and (placement == "host") != (self.device_id is None):
             raise ValueError(
                 f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"
@@ -181,7 +229,8 @@ class Loader:
         together = together and world_size > 1  # all ranks make their loaders now
         self._alone = self._alone and not together
         self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
-        self._planner = Planner(self.corpus.parts(policy), policy, seed=seed, size=size)
+        parts = self.corpus.parts(policy, samples=look.samples)
+        self._planner = Planner(parts, policy, seed=seed, size=look.size, shuffle=not self._eval)
         if tuned_for is not None and tuned_for not in self.corpus.fingerprints()["negatives"]:
             logger.warning(
                 "The policy in %s was tuned for another negative table than the one given. Propose one for this with "
@@ -195,13 +244,9 @@ class Loader:
                     "seed": seed,
                     "batch_size": batch_size,
                     "policy": policy.to_json(),
-                    "size": size,
-                    "resample": resample,
-                    "dtype": dtype,
-                    "mean and std": (*mean, *std),
+                    "split_mode": split_mode,
+                    **{name: type(value).__name__ if callable(value) else value for name, value in vars(look).items()},
                     "on_error": on_error,
-                    "tokenizer": tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__,
-                    "context_length": context_length,
                     "drop_last": drop_last,
                     **{f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()},
                     "epoch length": self._planner.length,
@@ -212,16 +257,14 @@ class Loader:
         self.seed = seed
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size
-        self.size = size
+        self.size = look.size
         self.num_threads = num_threads
         self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
         self._told = False  # of short pools: once is enough
-        self._tokens, self._token_count = self.corpus.tokens(tokenizer, context_length)
+        self._words = Words(self.corpus, look, seed=seed)
         self.hw_decoder_load = hw_decoder_load
-        self.dtype, self.mean, self.std = dtype, tuple(mean), tuple(std)
-        self.resample = resample
-        self._style = style
-        self._drop_last = drop_last
+        self.dtype, self.mean, self.std, self.resample = look.dtype, look.mean, look.std, look.resample
+        self._drop_last = drop_last and not self._eval
         self.prefetch = prefetch
         self._placement = placement
         self._resident: Tiles | None = None
@@ -229,8 +272,8 @@ class Loader:
             self._resident = Tiles(
                 listed(tiles),
                 self.corpus,
-                size=size,
-                resample=resample,
+                size=look.size,
+                resample=look.resample,
                 policy=policy,
                 placement=placement,
                 device_id=self.device_id,
@@ -247,11 +290,7 @@ class Loader:
         self._canvas = Canvas(
             self.corpus,
             batch_size=batch_size,
-            size=size,
-            dtype=dtype,
-            mean=mean,
-            std=std,
-            resample=resample,
+            look=look,
             device_id=self.device_id,
             # Beside the batches in the making, the training loop usually holds one and lets go of another.
             spare=prefetch + 2,
@@ -259,9 +298,9 @@ class Loader:
             most_cells=policy.largest_grid**2,
         )
         self._global_batch = batch_size * world_size
-        if not len(self):
+        if not self._steps_after(0) and not self._eval:
             raise NemoError(
-                f"The data set's {self._planner.length} refs fill no global batch of {self._global_batch}. Lower "
+                f"The data set's {self._planner.length} samples fill no global batch of {self._global_batch}. Lower "
                 "batch_size or use drop_last=False."
             )
         if policy.p_mined > 0 and policy.max_similarity is None:
@@ -280,8 +319,13 @@ class Loader:
         raise TypeError("A Loader cannot be pickled or copied. Make one in each process.")
 
     def __len__(self) -> int:
-        """Steps in a full epoch, the same on every rank."""
+        """Steps in a full epoch, the same on every rank; in evaluation those that have samples for this rank."""
         return self._steps_after(0)
+
+    @property
+    def dataset(self) -> Sequence[Any]:
+        """The samples of an epoch, as far as ``len(loader.dataset)`` asks: how many there are, over all ranks."""
+        return range(self._planner.length)
 
     @property
     def mode(self) -> str:
@@ -340,12 +384,7 @@ class Loader:
 
     def text_of(self, rows: npt.NDArray[Any]) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
-        import torch
-
-        sentences = rows["sentence"]
-        seen = np.arange(self._tokens.shape[1]) < self._token_count[sentences, None]
-        tokens = self._tokens[sentences].astype(np.int64)
-        return torch.from_numpy(tokens), torch.from_numpy(seen.astype(np.int64))
+        return self._words.of(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
@@ -378,7 +417,12 @@ class Loader:
         if self._resumed and not self._confirmed and not self._steps_after(seen):
             epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
         self._move(epoch, seen)
-        return self._pass(self._passes, epoch, seen)
+        return self._passes_on(self._passes, epoch, seen)
+
+    def _passes_on(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
+        yield from self._pass(number, epoch, seen)
+        while self.format.infinite and number == self._passes:
+            yield from self._pass(number, self._epoch, 0)
 
     def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         replaced = Replaced()
@@ -407,6 +451,8 @@ class Loader:
 
     def _steps_after(self, seen: int) -> int:
         """Steps left in an epoch of which ``seen`` samples are done, by whatever number of ranks."""
+        if self._eval:
+            seen += self.rank * self.batch_size
         left = max(self._planner.length - seen, 0)
         return left // self._global_batch if self._drop_last else -(-left // self._global_batch)
 
@@ -474,23 +520,24 @@ class Loader:
         if self._resident is not None:
             self._resident.check_files()
         first = seen + self.rank * self.batch_size
-        rows, short = self._planner.plan_and_count(epoch, np.arange(first, first + self.batch_size))
+        behind = min(first + self.batch_size, self._planner.length) if self._eval else first + self.batch_size
+        rows, short = self._planner.plan_and_count(epoch, np.arange(first, behind))
         rows, replaced = self._faults.replace(epoch, rows)
         drawing = self._canvas.prepare(rows)
         pipeline.feed(drawing.paths, drawing.work, _Step(epoch, seen, rows, short, replaced, drawing))
 
     def _batch(self, step: _Step) -> Any:
-
-        tokens, attention = self.text_of(step.plan)
+        tokens, attention = self._words.of(step.plan)
+        masked = self._words.masked(step.epoch, step.plan)
         image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream
         if self.device_id is not None:
             tokens, attention = cuda.send(tokens, self.device_id), cuda.send(attention, self.device_id)
+            masked = None if masked is None else cuda.send(masked, self.device_id)
             current = cuda.current_stream(self.device_id)
             if current != stream:  # torch must not give the memory away before this stream is done with it
                 image.record_stream(current)
-        if self._style == "dali":
-            return [{"image": image, "mask": mask, "tokens": tokens, "attention_mask": attention}]
-        return Batch(image, mask, tokens, attention, step.plan, self.corpus)
+        mask = masks_of(mask, step.plan, self.format)
+        return arrange(Batch(image, mask, tokens, attention, step.plan, self.corpus, masked), self.format.style)
 
 
 @functools.cache

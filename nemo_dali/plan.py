@@ -4,8 +4,9 @@ A row is a pure function of (data set, table, policy, seed, epoch, position). Po
 words: those that ``numpy.random.Philox(key=[seed, epoch], counter=[0, p, 0, 0]).random_raw(16)`` returns. They mean:
 
     word    use
-    0       key of *item* p in the epoch's permutation: refs are put in the order of their keys
-    1       sentence of the ref
+    0       key of *item* p in the epoch's permutation: refs, or sentences where each is a sample of its own, are put
+            in the order of their keys
+    1       sentence of the ref, where a ref is a sample
     2       kind: single, random or mined
     3       grid of a mosaic
     4       cell of the target among those allowed
@@ -69,20 +70,31 @@ class Part:
     Attributes:
         ref_image: int32 [refs], photo row of each ref.
         sentence_begin: int64 [refs], first sentence row of each ref.
-        sentence_count: int32 [refs], at least 1.
+        sentence_count: int32 [refs], at least 1: how many of them are drawn from.
+        sentences: how many there are in all.
         photos: number of photos.
         neighbors: int32 [sentences, N], photo rows by descending similarity, -1 where there is none; None: no table.
         similarity: float32 or float16 [sentences, N], -inf where there is none.
+        empty: uint8 [refs], 1 where nothing in the photo fits the expressions.
+        sentence_ref: int32 [sentences], the ref of each, where every sentence is a sample; None: every ref is one.
         cells: for grids 2 and 3, uint16 [sentences] with bit c set where the target may lie in cell c; empty: anywhere.
     """
 
     ref_image: npt.NDArray[np.int32]
     sentence_begin: npt.NDArray[np.int64]
     sentence_count: npt.NDArray[np.int32]
+    sentences: int
     photos: int
+    empty: npt.NDArray[np.uint8]
+    sentence_ref: npt.NDArray[np.int32] | None = None
     neighbors: npt.NDArray[np.int32] | None = None
     similarity: npt.NDArray[Any] | None = None
     cells: Mapping[int, npt.NDArray[np.uint16]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Samples of an epoch."""
+        return len(self.ref_image if self.sentence_ref is None else self.sentence_ref)
 
 
 @dataclass(frozen=True)
@@ -122,12 +134,15 @@ class Planner:
         policy: the mosaic policy.
         seed: integer in [0, 2**64).
         size: frame height and width in pixels.
+        shuffle: draw an order for each epoch; else samples come in the order of the files.
 
     Raises:
         NemoError: a data set has too few photos for the policy's mosaics, or no table where the policy mines.
     """
 
-    def __init__(self, parts: Sequence[Part], policy: MosaicPolicy, *, seed: int, size: int) -> None:
+    def __init__(
+        self, parts: Sequence[Part], policy: MosaicPolicy, *, seed: int, size: int, shuffle: bool = True
+    ) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed ({seed}) must be in [0, 2**64)")
         for part in parts:
@@ -143,21 +158,28 @@ class Planner:
                 )
         self.policy = policy
         self._tau = np.inf if policy.max_similarity is None else policy.max_similarity
+        other = policy.max_similarity_no_target
+        self._tau_empty = self._tau if other is None else other
+        self._shuffle = shuffle
         self.seed = seed
         self.size = size
-        self.length = sum(len(part.ref_image) for part in parts)  # samples of an epoch
+        self.length = sum(part.length for part in parts)  # samples of an epoch
         self._parts = tuple(parts)
+        self._item_offset = np.cumsum([0, *(part.length for part in parts)])
         self._ref_offset = np.cumsum([0, *(len(part.ref_image) for part in parts)])
-        self._sentence_offset = np.cumsum([0, *(int(part.sentence_count.sum()) for part in parts)])
+        self._sentence_offset = np.cumsum([0, *(part.sentences for part in parts)])
         self._image_offset = np.cumsum([0, *(part.photos for part in parts)])
         self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
-        """int64 [length]: the ref at each position of the epoch, one permutation for all ranks."""
+        """int64 [length]: the item (ref, or sentence) at each position of the epoch, one permutation for all ranks."""
         if not 0 <= epoch < 2**63:
             raise ValueError(f"epoch ({epoch}) must be in [0, 2**63)")
         known, order = self._order
-        if known != epoch:
+        if known != epoch and not self._shuffle:
+            order = np.arange(self.length)
+            self._order = (epoch, order)
+        elif known != epoch:
             keys = np.empty(self.length, np.uint64)
             shuffle_keys(np.uint64(self.seed), np.uint64(epoch), keys)
             order = np.argsort(keys, kind="stable")
@@ -167,7 +189,7 @@ class Planner:
     def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
         """Plan rows, dtype ``PLAN`` [n], for positions of an epoch, int [n] or one int.
 
-        A position at or beyond the epoch's length shows the ref of ``position % length``, with draws of its own.
+        A position at or beyond the epoch's length shows the item of ``position % length``, with draws of its own.
         """
         return self.plan_and_count(epoch, positions)[0]
 
@@ -203,50 +225,45 @@ class Planner:
                 break
             replaced[gone] = True
             position = rows["position"][gone]
-            refs = order[(position + further) % self.length]
-            rows[gone] = self._make(epoch, position, refs, np.zeros(2, np.int64))
+            items = order[(position + further) % self.length]
+            rows[gone] = self._make(epoch, position, items, np.zeros(2, np.int64))
         else:
-            raise NemoError(f"None of the {self.length} refs has a photo that can be read. {RESTORE}")
+            raise NemoError(f"None of the {self.length} samples has a photo that can be read. {RESTORE}")
         negatives = 0
-        for index, chosen in self._of_each_part(rows):
+        for index, chosen in _of_each_part(rows, self._ref_offset):
             some = rows[chosen]
             negatives += self._replace_negatives(index, epoch, some, bad)
             rows["images"][chosen] = some["images"]
         return rows, Replaced(int(replaced.sum()), negatives)
 
     def _make(
-        self, epoch: int, positions: npt.NDArray[np.int64], refs: npt.NDArray[np.int64], short: npt.NDArray[np.int64]
+        self, epoch: int, positions: npt.NDArray[np.int64], items: npt.NDArray[np.int64], short: npt.NDArray[np.int64]
     ) -> npt.NDArray[Any]:
-        """Rows that show certain refs at certain positions; adds to ``short``, the fields of ``ShortPools``."""
+        """Rows that show certain items at certain positions; adds to ``short``, the fields of ``ShortPools``."""
         rows = np.zeros(len(positions), PLAN)
         rows["position"] = positions
-        rows["ref"] = refs
-        for index, chosen in self._of_each_part(rows):
+        rows["ref"] = items
+        for index, chosen in _of_each_part(rows, self._item_offset):
             some = rows[chosen]
             self._fill(index, epoch, some, short)
             rows[chosen] = some
         return rows
 
-    def _of_each_part(self, rows: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """The data sets that rows are of, and which rows those are."""
-        owner = np.searchsorted(self._ref_offset, rows["ref"], side="right") - 1
-        for index in range(len(self._parts)):
-            if (chosen := np.flatnonzero(owner == index)).size:
-                yield index, chosen
-
     def _fill(self, index: int, epoch: int, rows: npt.NDArray[Any], short: npt.NDArray[np.int64]) -> None:
-        """Fill everything but position and ref of rows that belong to one data set."""
+        """Fill everything but the position of rows that belong to one data set; ``ref`` holds items."""
         policy, part = self.policy, self._parts[index]
         neighbors, similarity = _table(part)
         anywhere = np.empty(0, np.uint16)
         two, three = (policy.grids.get(grid, 0.0) for grid in (2, 3))
-        rows["ref"] -= self._ref_offset[index]
+        rows["ref"] -= self._item_offset[index]
         fill_rows(
             np.uint64(self.seed),
             np.uint64(epoch),
             part.ref_image,
+            part.empty,
             part.sentence_begin,
             part.sentence_count,
+            np.empty(0, np.int32) if part.sentence_ref is None else part.sentence_ref,
             part.photos,
             neighbors,
             similarity,
@@ -257,6 +274,7 @@ class Planner:
             epoch >= policy.mine_after_epoch,
             policy.top_k,
             self._tau,
+            self._tau_empty,
             two / (two + three),
             int(policy.jitter * self.size),
             self.size,
@@ -279,9 +297,12 @@ class Planner:
             *_table(part),
             self.policy.top_k,
             self._tau,
+            self._tau_empty,
+            part.empty,
             bad[first : first + part.photos],
             _visible(rows, self.size),
             rows["position"],
+            rows["ref"] - self._ref_offset[index],
             rows["sentence"] - self._sentence_offset[index],
             *(rows[name] for name in ("kind", "grid", "cell", "images")),
         )
@@ -289,6 +310,14 @@ class Planner:
             raise NemoError(f"Too few of a data set's {part.photos} photos can be read to fill a mosaic. {RESTORE}")
         rows["images"] += np.where(rows["images"] >= 0, first, 0).astype(np.int32)
         return replaced
+
+
+def _of_each_part(rows: npt.NDArray[Any], offset: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """The data sets that rows are of, and which rows those are; ``ref`` counts from ``offset``."""
+    owner = np.searchsorted(offset, rows["ref"], side="right") - 1
+    for index in range(len(offset) - 1):
+        if (chosen := np.flatnonzero(owner == index)).size:
+            yield index, chosen
 
 
 def _table(part: Part) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:

@@ -27,6 +27,8 @@ class MosaicPolicy:
         mine_after_epoch: before this epoch (counted from 0) mined samples are random ones.
         top_k: K, the number of candidates in the pool.
         max_similarity: tau, the largest similarity of a candidate; None for no bound.
+        max_similarity_no_target: the same for expressions that nothing in their own photo fits (gRefCOCO, Ref-ZOM): a
+            mined negative may well hold what they describe, and the mask would be wrong. None: as ``max_similarity``.
         grids: weight of each grid among the mosaics, keys 2 (2x2) and 3 (3x3).
         jitter: largest shift of the crossing of a 2x2 mosaic from the middle, as a share of the frame's size, 0 to 0.5.
             At 0.5 a cell may get no pixels; if it is the target's, that sample's mask is empty.
@@ -41,6 +43,7 @@ class MosaicPolicy:
     mine_after_epoch: int = 0
     top_k: int = 100
     max_similarity: float | None = None
+    max_similarity_no_target: float | None = None
     grids: Mapping[int, float] = field(default_factory=lambda: {2: 1.0})
     jitter: float = 0.0
     target_cell: TargetCell = "uniform"
@@ -58,9 +61,10 @@ class MosaicPolicy:
             raise ValueError(f"p_mined + p_random ({self.p_mined + self.p_random}) must be at most 1")
         if not isinstance(self.mine_after_epoch, int) or self.mine_after_epoch < 0:
             raise ValueError(f"mine_after_epoch ({self.mine_after_epoch}) must be an integer >= 0")
-        tau = self.max_similarity
-        if tau is not None and not (isinstance(tau, int | float) and -1 <= tau <= 1):
-            raise ValueError(f"max_similarity ({tau!r}) must be None or between -1 and 1")
+        for name in ("max_similarity", "max_similarity_no_target"):
+            tau = getattr(self, name)
+            if tau is not None and not (isinstance(tau, int | float) and -1 <= tau <= 1):
+                raise ValueError(f"{name} ({tau!r}) must be None or between -1 and 1")
         object.__setattr__(self, "grids", dict(self.grids))
         if not self.grids or not set(self.grids) <= {2, 3}:
             raise ValueError(f"grids ({self.grids}) must weigh 2 (2x2), 3 (3x3) or both")

@@ -45,9 +45,10 @@ def check_pixels(*, device: str, resample: Resample, photos: PhotoKind) -> Pixel
     import numpy as np
     from PIL import Image
 
+    from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
     from nemo_dali.dataset import index_dataset
     from nemo_dali.kernels import reference
-    from nemo_dali.loader import IMAGENET_MEAN, IMAGENET_STD, Loader
+    from nemo_dali.loader import Loader
     from nemo_dali.policy import MosaicPolicy
 
     exact = device == "cpu" or photos == "PNG"

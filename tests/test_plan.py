@@ -24,6 +24,8 @@ def make_part(refs=300, photos=90, depth=40, seed=0, dtype=np.float32, **columns
         ref_image=ref_image,
         sentence_begin=(np.cumsum(count) - count).astype(np.int64),
         sentence_count=count,
+        sentences=int(count.sum()),
+        empty=np.zeros(refs, np.uint8),
         photos=photos,
         neighbors=neighbors,
         similarity=similarity.astype(dtype),
@@ -425,6 +427,8 @@ def test_a_substituted_mined_photo_is_the_next_candidate():
         ref_image=np.zeros(1, np.int32),
         sentence_begin=np.zeros(1, np.int64),
         sentence_count=np.ones(1, np.int32),
+        sentences=1,
+        empty=np.zeros(1, np.uint8),
         photos=12,
         neighbors=neighbors,
         similarity=np.linspace(0.5, 0.1, 9, dtype=np.float32)[None],
@@ -462,7 +466,7 @@ def test_random_substitutes_are_spread_over_all_photos_even_behind_a_run_of_bad_
 def test_when_no_photo_is_left_the_error_says_so():
     planner = Planner([SMALL], MosaicPolicy(p_mined=1, grids={3: 1}), seed=0, size=64)
     rows = planner.plan(0, np.arange(40))
-    with pytest.raises(NemoError, match="None of the 40 refs has a photo that can be read"):
+    with pytest.raises(NemoError, match="None of the 40 samples has a photo that can be read"):
         planner.substitute(0, rows, np.ones(20, bool))
     bad = np.ones(20, bool)
     bad[[*range(7), int(SMALL.ref_image[0])]] = False

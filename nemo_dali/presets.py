@@ -1,0 +1,133 @@
+"""Presets: the options that make a Loader a drop-in for a training repository's own loader.
+
+    Loader("refcoco.ris.h5", "refcoco.neg.h5", preset="lavt", batch_size=8)
+    Loader("refcocog.ris.h5", "refcocog.neg.h5", **presets.cris(context_length=22), batch_size=8)
+
+Each function returns options of ``Loader``, which ``docs/drop-in.md`` explains repository by repository; an option
+given to the Loader beside a preset beats it. In evaluation a batch is a ``Batch``, and every sentence is a sample,
+unless ``style`` and ``samples`` are given.
+
+Where BERT is used, ``vocabulary`` is a vocab.txt, a tokenizer.json, a folder with one of them, or a name on the Hugging
+Face hub.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, BatchFormat
+from nemo_dali.bert import PREFIX
+
+Options = dict[str, Any]
+VOCABULARY = "bert-base-uncased"
+
+
+def lavt(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
+    """LAVT (yz93/LAVT-RIS): a ref with a random sentence, its raw text."""
+    return _bert(size, vocabulary) | {"text": "raw", "style": "lavt"}
+
+
+def caris(*, size: int = 448, vocabulary: str = VOCABULARY) -> Options:
+    """CARIS (lsa1997/CARIS)."""
+    return _bert(size, vocabulary) | {"style": "caris"}
+
+
+def maskris(*, size: int = 448, vocabulary: str = VOCABULARY) -> Options:
+    """MaskRIS (naver-ai/maskris): as CARIS, with masked tokens; its training loop masks patches of the image."""
+    return _bert(size, vocabulary) | {"masked_words": "tokens", "style": "maskris"}
+
+
+def cgformer(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
+    """CGFormer (SooLab/CGFormer)."""
+    return _bert(size, vocabulary) | {"style": "cgformer"}
+
+
+def rela(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
+    """ReLA (henghuiding/ReLA): raw images, every sentence a sample, without end. The model normalises."""
+    return _bert(size, vocabulary) | {
+        "dtype": "uint8",
+        "text": "raw",
+        "samples": "sentences",
+        "infinite": True,
+        "style": "rela",
+    }
+
+
+def dmmi(
+    *,
+    size: int = 480,
+    vocabulary: str = VOCABULARY,
+    nouns: str | Callable[[str], Iterable[int]] = "nouns",
+    zom: bool = False,
+) -> Options:
+    """DMMI (toggle1995/RIS-DMMI).
+
+    Args:
+        nouns: "nouns", found by TextBlob as DMMI does, or a callable: see ``masked_words.noun_runs``.
+        zom: as ``data/dataset_zom.py``, for Ref-ZOM: every sentence a sample, text without the middle dimension.
+    """
+    options = _bert(size, vocabulary) | {"text": "raw", "masked_words": nouns, "style": "dmmi"}
+    return options | {"samples": "sentences", "style": "dmmi-zom"} if zom else options
+
+
+def cris(*, size: int = 416, context_length: int = 17) -> Options:
+    """CRIS (DerrickWang005/CRIS.pytorch); for RefCOCOg its ``context_length`` is 22."""
+    return {
+        "size": size,
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
+        "fit": "letterbox",
+        "mask_dtype": "float32",
+        "tokenizer": "clip",
+        "context_length": context_length,
+        "style": "cris",
+    }
+
+
+def etris(*, size: int = 416, context_length: int = 17) -> Options:
+    """ETRIS (kkakkkka/ETRIS): CRIS's loader; for RefCOCOg its ``context_length`` is 22."""
+    return cris(size=size, context_length=context_length)
+
+
+def detris(*, size: int = 448, context_length: int = 17) -> Options:
+    """DETRIS (jiaqihuang01/DETRIS): CRIS's loader with larger frames; for RefCOCOg its ``context_length`` is 22, and 17
+    for the google split."""
+    return cris(size=size, context_length=context_length)
+
+
+def _bert(size: int, vocabulary: str) -> Options:
+    """What the loaders with a BERT have in common."""
+    return {
+        "size": size,
+        "resample": "pillow-bilinear",
+        "mask_dtype": "int64",
+        "tokenizer": PREFIX + vocabulary,
+        "context_length": 20,
+        "keep_end": False,
+    }
+
+
+PRESETS: dict[str, Callable[..., Options]] = {
+    function.__name__: function for function in (lavt, cris, etris, detris, rela, caris, maskris, cgformer, dmmi)
+}
+
+
+def format_of(preset: str | Mapping[str, Any] | None, given: Mapping[str, Any], *, evaluate: bool) -> BatchFormat:
+    """The format that comes of a preset and the options beside it, of which None counts as not given.
+
+    Raises:
+        ValueError: no such preset, an option that is none of a format's, or one out of range.
+    """
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            close = get_close_matches(preset, PRESETS, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"preset ({preset!r}) must be one of {', '.join(PRESETS)}{meant}")
+        preset = PRESETS[preset]()
+    options = dict(preset or {})
+    if unknown := options.keys() - inspect.signature(BatchFormat).parameters:
+        raise ValueError(f"preset ({', '.join(sorted(unknown))}) must hold options of a batch's format only")
+    if evaluate:
+        options |= {"samples": "sentences", "style": "batch", "infinite": False, "masked_words": None}
+    return BatchFormat(**options | {name: value for name, value in given.items() if value is not None})

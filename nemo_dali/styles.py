@@ -1,0 +1,166 @@
+"""Styles: a batch in the structure that a training repository's own loader yields.
+
+style       what a step yields; B samples, frames of S x S pixels, L tokens; tensors unless said otherwise
+batch       Batch
+dali        [{"image": ..., "mask": ..., "tokens": ..., "attention_mask": ...}], as DALI's PyTorch iterators
+lavt        image, mask [B, S, S], tokens [B, 1, L], attention mask [B, 1, L]      LAVT data/dataset_refer_bert.py
+caris       [image, {"mask": mask, "cls": category [B]}, tokens [B, 1, L], attention mask [B, 1, L]]
+                                                                 CARIS data/dataset_refer_bert.py, utils.py
+maskris     as caris, with masked tokens [B, 1, L] before the attention mask         MaskRIS, the same files
+cgformer    tuples of B: images, tokens [1, L], masks, attention masks [1, L]        CGFormer utils/dataset.py
+cris        image, tokens [B, L], mask [B, S, S]                       CRIS, ETRIS, DETRIS utils/dataset.py
+rela        a list of B dicts                          ReLA gres_model/data/dataset_mappers/refcoco_mapper.py
+dmmi        image, mask, source (list of str), tokens [B, 1, L], masked tokens [B, 1, L], attention mask [B, 1, L]
+                                                                                       DMMI data/dataset.py
+dmmi-zom    the same with [B, L]                                                   DMMI data/dataset_zom.py
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.batch import Batch
+from nemo_dali.batch_format import BatchFormat
+
+if TYPE_CHECKING:
+    import torch
+
+
+def arrange(batch: Batch, style: str) -> Any:
+    """A batch in one of the styles above."""
+    return STYLES[style](batch)
+
+
+def masks_of(mask: "torch.Tensor", rows: npt.NDArray[Any], look: BatchFormat) -> "torch.Tensor":
+    """Masks of the format's type.
+
+    Args:
+        mask: uint8 [B, S, S] as drawn: 0 and 1, of letterboxed photos in float32 0 to 255.
+        rows: the plan's [B].
+    """
+    import torch
+
+    if look.mask_dtype == "int64":
+        return mask.long()
+    if look.mask_dtype == "uint8":
+        return mask
+    mask = mask.float()
+    if look.fit == "letterbox":
+        full = torch.from_numpy(np.where(rows["grid"] == 1, 255, 1).astype(np.float32)).to(mask.device)
+        mask /= full[:, None, None]
+    return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """What ReLA's model reads of detectron2's class of that name; its loss does not use it.
+
+    Attributes:
+        image_size: height and width in pixels.
+        gt_masks: uint8 [n, S, S], the merged mask; n is 1, or 0 where there is no target.
+        gt_classes: int64 [n], rows of the data set's categories.
+    """
+
+    image_size: tuple[int, int]
+    gt_masks: "torch.Tensor"
+    gt_classes: "torch.Tensor"
+
+    def __len__(self) -> int:
+        return len(self.gt_masks)
+
+    def to(self, *args: Any, **kwargs: Any) -> "Instances":
+        """The same with its tensors on a device, as ``torch.Tensor.to`` puts them there."""
+        masks, classes = (tensor.to(*args, **kwargs) for tensor in (self.gt_masks, self.gt_classes))
+        return replace(self, gt_masks=masks, gt_classes=classes)
+
+
+def _dali(batch: Batch) -> Any:
+    names = ("image", "mask", "tokens", "attention_mask")
+    return [{name: getattr(batch, name) for name in names}]
+
+
+def _lavt(batch: Batch) -> Any:
+    return batch.image, batch.mask, batch.tokens[:, None], batch.attention_mask[:, None]
+
+
+def _cris(batch: Batch) -> Any:
+    return batch.image, batch.tokens, batch.mask
+
+
+def _targets(batch: Batch) -> Any:
+    return {"mask": batch.mask, "cls": _categories(batch)}
+
+
+def _caris(batch: Batch) -> Any:
+    return [batch.image, _targets(batch), batch.tokens[:, None], batch.attention_mask[:, None]]
+
+
+def _maskris(batch: Batch) -> Any:
+    return [batch.image, _targets(batch), batch.tokens[:, None], _masked(batch)[:, None], batch.attention_mask[:, None]]
+
+
+def _cgformer(batch: Batch) -> Any:
+    parts = (batch.image, batch.tokens[:, None], batch.mask, batch.attention_mask[:, None])
+    return tuple(part.unbind(0) for part in parts)
+
+
+def _rela(batch: Batch) -> Any:
+    size = (batch.image.shape[-2], batch.image.shape[-1])
+    categories, empty = _categories(batch), batch.empty.tolist()
+    samples = []
+    for row, sentence in enumerate(batch.sentences):
+        mask, shown = batch.mask[row][None], slice(0 if empty[row] else 1)
+        samples.append(
+            {
+                "image": batch.image[row],
+                "height": size[0],
+                "width": size[1],
+                "image_id": batch.image_ids[row],
+                "ref_id": batch.ref_ids[row],
+                "sentence": sentence,
+                "instances": Instances(size, mask[shown].byte(), categories[row : row + 1][shown]),
+                "gt_mask_merged": mask,
+                "empty": empty[row],
+                "lang_tokens": batch.tokens[row][None],
+                "lang_mask": batch.attention_mask[row][None],
+            }
+        )
+    return samples
+
+
+def _dmmi(batch: Batch) -> Any:
+    text = (batch.tokens[:, None], _masked(batch)[:, None], batch.attention_mask[:, None])
+    return batch.image, batch.mask, [source or "one" for source in batch.sources], *text
+
+
+def _dmmi_zom(batch: Batch) -> Any:
+    image, mask, source, *text = _dmmi(batch)
+    return image, mask, source, *(part[:, 0] for part in text)
+
+
+def _categories(batch: Batch) -> "torch.Tensor":
+    """int64 [B] on the batch's device."""
+    import torch
+
+    return torch.tensor(batch.categories, device=batch.tokens.device)
+
+
+def _masked(batch: Batch) -> "torch.Tensor":
+    return batch.tokens if batch.masked_tokens is None else batch.masked_tokens
+
+
+STYLES: dict[str, Callable[[Batch], Any]] = {
+    "batch": lambda batch: batch,
+    "dali": _dali,
+    "lavt": _lavt,
+    "caris": _caris,
+    "maskris": _maskris,
+    "cgformer": _cgformer,
+    "cris": _cris,
+    "rela": _rela,
+    "dmmi": _dmmi,
+    "dmmi-zom": _dmmi_zom,
+}

@@ -1,0 +1,84 @@
+"""Words: the text of plan rows as tensors."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.batch_format import BatchFormat
+from nemo_dali.bert import PREFIX, SPECIAL, read_vocabulary
+from nemo_dali.corpus import Corpus
+from nemo_dali.masked_words import mask_nouns, mask_tokens
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Words:
+    """All sentences of a corpus, tokenised as a batch format wants them.
+
+    Raises:
+        ValueError: tokens are to be masked, and the tokenizer is not BERT's.
+    """
+
+    def __init__(self, corpus: Corpus, look: BatchFormat, *, seed: int) -> None:
+        self._seed = seed
+        self._tokens, self._lengths = corpus.tokens(
+            look.tokenizer, look.context_length, keep_end=look.keep_end, text=look.text
+        )
+        self._vocabulary: dict[str, Any] | None = None
+        self._nouns: npt.NDArray[np.int32] | None = None
+        if look.masked_words == "tokens":
+            if not isinstance(look.tokenizer, str) or not look.tokenizer.startswith(PREFIX):
+                raise ValueError("masked_words ('tokens') must be used with a tokenizer 'bert:...'")
+            ids = read_vocabulary(look.tokenizer.removeprefix(PREFIX)).ids
+            if "[MASK]" not in ids:
+                raise ValueError(f"tokenizer ({look.tokenizer!r}) must have [MASK] for masked_words='tokens'")
+            special = [ids[token] for token in (*SPECIAL, "[MASK]")]
+            self._vocabulary = {"mask": ids["[MASK]"], "special": special, "vocabulary_size": max(ids.values()) + 1}
+        elif look.masked_words is not None:
+            self._nouns = corpus.nouns(
+                "textblob" if look.masked_words == "nouns" else look.masked_words,
+                text=look.text,
+                context_length=self._tokens.shape[1],
+            )
+
+    def of(self, rows: npt.NDArray[Any]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
+        import torch
+
+        sentences = rows["sentence"]
+        seen = np.arange(self._tokens.shape[1]) < self._lengths[sentences, None]
+        tokens = self._tokens[sentences].astype(np.int64)
+        return torch.from_numpy(tokens), torch.from_numpy(seen.astype(np.int64))
+
+    def masked(self, epoch: int, rows: npt.NDArray[Any]) -> "torch.Tensor | None":
+        """Tokens, some of them masked, int64 [n, L] in host memory, of plan rows [n]; None where none are to be.
+
+        Tokens are masked anew for each sample, nouns once for each sentence.
+        """
+        import torch
+
+        sentences = rows["sentence"]
+        if self._vocabulary is not None:
+            return torch.from_numpy(
+                mask_tokens(
+                    self._tokens[sentences],
+                    seed=self._seed,
+                    epoch=epoch,
+                    positions=rows["position"],
+                    **self._vocabulary,
+                )
+            )
+        if self._nouns is not None:
+            return torch.from_numpy(
+                mask_nouns(
+                    self._tokens[sentences],
+                    self._lengths[sentences],
+                    self._nouns[sentences],
+                    seed=self._seed,
+                    epoch=0,
+                    positions=sentences.astype(np.int64),
+                )
+            )
+        return None
