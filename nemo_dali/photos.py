@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from nemo_dali.annotations import Images
+from nemo_dali.columns import Images
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.object_storage import photo_file
 from nemo_dali.progress import progress
