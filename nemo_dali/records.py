@@ -3,6 +3,7 @@
 Values are never printed: the ``repr`` of a hostile one may be endless.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from nemo_dali.columns import MAX_SIDE, is_inside, is_storable
 from nemo_dali.errors import AnnotationError
 
+MAX_NAME = 1000  # characters of a photo's file name; a path may have 4,095 bytes
 MAX_FILE_BYTES = 4 << 30  # the largest published annotation file has under 0.5 GB
 
 
@@ -58,11 +60,17 @@ def photo_size(record: Any, where: str) -> tuple[int, int]:
 def photo_name(record: Any, key: str, where: str) -> str:
     """A photo's file name, which may not leave the folder of photos."""
     name: str = field(record, key, str, where)
+    if len(name) > MAX_NAME:
+        raise AnnotationError(f"{where} has a file name of more than {MAX_NAME} characters. Check the file.")
     if not is_inside(name):
-        raise AnnotationError(
-            f"{where} has the file name {name[:200]!r}, which leaves the folder of photos. Check the file."
-        )
+        raise AnnotationError(f"{where} has the file name {name!r}, which leaves the folder of photos. Check the file.")
     return name
+
+
+def no_split(path: Path, split: str, found: Iterable[str], unit: str) -> AnnotationError:
+    """The error that a file has no such split, with those it has."""
+    counts = [f"{name[:40]} ({count} {unit})" for name, count in sorted(Counter(found).items())[:12]]
+    return AnnotationError(f"{path} has no split '{split}'; it has {listed(counts)}. Choose with --split.")
 
 
 def listed(names: Iterable[str]) -> str:
