@@ -73,8 +73,8 @@ def read_cris_lmdb(path: str | Path, *, images: str | Path) -> Annotations:
 
 
 def _read(transaction: Any, path: Path, root: Path) -> Annotations:
-    root.mkdir(parents=True, exist_ok=True)
     keys = _keys(transaction, path)
+    root.mkdir(parents=True, exist_ok=True)
     image_id_of: dict[str, int] = {}  # by the name of the extracted file
     photos: dict[int, PhotoRecord] = {}
     refs: list[RefRecord] = []

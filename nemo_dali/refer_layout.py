@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,13 @@ def _refs_path(folder: Path, split_by: str) -> Path:
 
 @dataclass(frozen=True)
 class _Instances:
-    """The records of instances.json by their ids."""
+    """The records of instances.json by their ids; ``runs`` are the masks read so far, as many refs share one."""
 
     path: Path
     photos: dict[int, Any]
     annotations: dict[int, Any]
     categories: dict[int, Any]
+    runs: dict[int, npt.NDArray[np.uint32]] = dataclass_field(default_factory=dict)
 
 
 def _read_instances(path: Path) -> _Instances:
@@ -271,9 +273,12 @@ def _mask(
         if skip_crowds and "iscrowd" in annotation and field(annotation, "iscrowd", int, its):
             continue
         try:
-            masks.append(run_lengths(annotation["segmentation"], width=width, height=height))
+            if annotation["id"] not in instances.runs:
+                runs = run_lengths(annotation["segmentation"], width=width, height=height)
+                instances.runs[annotation["id"]] = runs
         except ValueError as error:
             raise AnnotationError(f"The mask of {its} cannot be used: {error}. {remedy}.") from error
+        masks.append(instances.runs[annotation["id"]])
     if not masks:
         raise AnnotationError(f"{where} names only annotations of crowds, which gRefCOCO leaves out. {remedy}.")
     merged = union(masks, width=width, height=height)
