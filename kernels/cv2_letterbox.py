@@ -1,8 +1,7 @@
 """CRIS's letterbox: OpenCV 4's warpAffine on uint8, cubic for photos and linear for masks; for the CPU.
 
 The photo keeps its proportions, its longer side fills the frame, and what is left on both sides gets the border colour
-(CRIS utils/dataset.py, ``getTransformMat``). The rules, for a frame of w x h pixels (the oracle is
-``reference.letterbox``):
+(CRIS utils/dataset.py, ``getTransformMat``). The rules, for a frame of w x h pixels (the oracle is OpenCV 4 itself):
 
 * the matrix is the one from three float32 points, inverted in double; a source coordinate is its product times 1024,
   rounded half to even, and so lies on a grid of 1/32 pixel, rounded to nearest;

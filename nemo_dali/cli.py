@@ -56,20 +56,26 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "the whole way on generated data, ending in a picture")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
 
-    synth = command("synth", _synth, "generate a data set in the layout of RefCOCO")
+    synth = command("synth", _synth, "generate a data set in the layout of a published one")
     synth.add_argument("folder", type=Path, metavar="DIR")
     synth.add_argument("--images", type=int, default=500)
     synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument(
+        "--layout", choices=["refcoco", "refclef", "grefcoco", "ref-zom"], default="refcoco", help="default: refcoco"
+    )
     synth.add_argument(
         "--distractors", type=int, nargs=2, default=(0, 3), metavar=("LEAST", "MOST"), help="similar objects per photo"
     )
 
     index = command("index", _index, "annotations and photos to a data set file")
-    index.add_argument("root", type=Path, metavar="REFER_ROOT")
-    index.add_argument("--dataset", required=True, help="refcoco, refcoco+ or refcocog")
-    index.add_argument("--split-by", required=True, help="unc, umd or google")
-    index.add_argument("--split", required=True, help="train, val, test, testA or testB")
+    index.add_argument(
+        "source", type=Path, metavar="REFER_ROOT", help="the folder of data sets; or a .jsonl file, or a .lmdb of CRIS"
+    )
+    index.add_argument("--dataset", help="refcoco, refcoco+, refcocog, refclef, grefcoco or ref-zom; for a folder")
+    index.add_argument("--split-by", help="unc, umd, google, berkeley or final; for a folder")
+    index.add_argument("--split", help="train, val, test, testA, ...; for a folder or a .jsonl file")
     index.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
+    index.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="photos, by file name; for a folder")
     index.add_argument("--verify", action="store_true", help="decode every photo")
     index.add_argument("--skip-corrupt", action="store_true", help="leave corrupt photos out")
     index.add_argument("-o", "--output", type=Path, required=True, metavar="F.ris.h5")
@@ -181,20 +187,36 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _synth(options: argparse.Namespace) -> None:
     from nemo_dali.synthetic import synthesize
+    from nemo_dali.synthetic.layouts import LAYOUTS
 
-    synthesize(options.folder, images=options.images, seed=options.seed, distractors=tuple(options.distractors))
-    photos = options.folder / "images/mscoco/images/train2014"
+    synthesize(
+        options.folder,
+        images=options.images,
+        seed=options.seed,
+        distractors=tuple(options.distractors),
+        layout=options.layout,
+    )
+    layout = LAYOUTS[options.layout]
+    split_by = layout.refs_file.partition("(")[2].partition(")")[0]
+    photos = options.folder / layout.photos
     print(
-        f"{options.folder}: {options.images} photos. Next:\n  nemo-dali index {options.folder} --dataset refcoco "
-        f"--split-by unc --split train --images {photos} -o train.ris.h5"
+        f"{options.folder}: {options.images} photos. Next:\n  nemo-dali index {options.folder} "
+        f"--dataset {layout.folder} --split-by {split_by} --split train --images {photos} -o train.ris.h5"
     )
 
 
 def _index(options: argparse.Namespace) -> None:
-    from nemo_dali.annotations import read_refer
+    from nemo_dali.annotations import read_annotations
     from nemo_dali.dataset import index_dataset
 
-    annotations = read_refer(options.root, dataset=options.dataset, split_by=options.split_by, split=options.split)
+    annotations = read_annotations(
+        options.source,
+        images=options.images,
+        dataset=options.dataset,
+        split_by=options.split_by,
+        split=options.split,
+        leave_out=options.leave_out,
+    )
     report = index_dataset(
         annotations,
         images=options.images,

@@ -1,7 +1,7 @@
 """The data set file (.ris.h5): written once by ``nemo-dali index``, then opened read-only by every rank.
 
 Numeric columns are memory-mapped, so that the ranks of a node share them. Photos stay files. What the columns mean is
-said in ``annotations``; ranges of sentences, run lengths and categories lie side by side, in row order.
+said in ``columns``; ranges of sentences, run lengths and categories lie side by side, in row order.
 """
 
 import os
@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.annotations import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
+from nemo_dali.columns import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.object_storage import check_names, image_root, is_remote
 from nemo_dali.photos import batch_error, check_photos

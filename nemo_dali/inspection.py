@@ -48,6 +48,7 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
             "photos": len(opened.images.id),
             "left_out": opened.left_out,
             "refs": len(opened.refs.ref_id),
+            "no_target": int((opened.refs.empty == 1).sum()),
             "sentences": len(opened.sentences.ref),
             "categories": len(opened.category_id),
             "run_lengths": len(opened.rle_counts),

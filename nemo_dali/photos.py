@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from nemo_dali.annotations import Images
+from nemo_dali.columns import Images
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.object_storage import photo_file
 from nemo_dali.progress import progress
@@ -103,6 +103,23 @@ def batch_error(paths: Sequence[str], width: Sequence[int], height: Sequence[int
         if problem := photo_problem(path, *size):
             return PhotoError(f"{problem} The same command then goes on where it stopped.")
     return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
+
+
+def header_size(root: str, name: str) -> tuple[int, int]:
+    """Width and height of a photo by its header.
+
+    Raises:
+        PhotoError: it is missing, or neither JPEG nor PNG.
+        NemoError: nothing can be read at its address.
+    """
+    try:
+        with Image.open(photo_file(os.path.join(root, name)), formats=FORMATS) as photo:
+            return photo.size
+    except NemoError:
+        raise
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "neither JPEG nor PNG"
+        raise PhotoError(f"The size of {name} cannot be read in {root} ({why}). Check --images.") from error
 
 
 def _problem(root: str, verify: bool, name: str, width: int, height: int) -> Problem | None:

@@ -13,10 +13,11 @@ MAX_COUNT_CHARACTERS = 7  # a difference of two uint32 in groups of five bits
 
 
 def run_lengths(segmentation: Any, *, width: int, height: int) -> npt.NDArray[np.uint32]:
-    """Run lengths of one annotation's mask: polygons (their union), or run lengths as a list or a compressed string.
+    """Run lengths of one annotation's mask: polygons, or run lengths as a list or a compressed string; several merged.
 
     Args:
-        segmentation: COCO's ``segmentation``. Parts of fewer than three points hold no pixel and are left out.
+        segmentation: COCO's ``segmentation``, or RefCLEF's, a list of run lengths. Polygons of fewer than three points
+            hold no pixel and are left out.
         width, height: the photo's size in pixels.
 
     Returns:
@@ -29,12 +30,44 @@ def run_lengths(segmentation: Any, *, width: int, height: int) -> npt.NDArray[np
         return _checked_counts(segmentation, width=width, height=height)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("it is neither a list of polygons nor run lengths")
+    if any(isinstance(part, dict) for part in segmentation):
+        if not all(isinstance(part, dict) for part in segmentation):
+            raise ValueError("it mixes polygons and run lengths")
+        return union(
+            [_checked_counts(part, width=width, height=height) for part in segmentation], width=width, height=height
+        )
     parts = [_polygon(part, width=width, height=height) for part in segmentation]
     parts = [part for part in parts if len(part) >= 6]
     if not parts:
         raise ValueError("no polygon of it has three points")
     merged = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
     return decode_counts(merged["counts"]).astype(np.uint32)
+
+
+def union(masks: list[npt.NDArray[np.uint32]], *, width: int, height: int) -> npt.NDArray[np.uint32]:
+    """Run lengths of what any of the masks covers.
+
+    Args:
+        masks: at least one, uint32 [runs] each, that add up to ``width * height``.
+    """
+    if len(masks) == 1:
+        return masks[0]
+    size = [height, width]
+    parts = [coco_mask.frPyObjects({"size": size, "counts": runs.tolist()}, height, width) for runs in masks]
+    return decode_counts(coco_mask.merge(parts)["counts"]).astype(np.uint32)
+
+
+def of_pixels(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+    """Run lengths of a mask given by its pixels, bool [height, width]."""
+    down_columns = mask.ravel(order="F")
+    edges = np.flatnonzero(down_columns[1:] != down_columns[:-1]) + 1
+    runs = np.diff(edges, prepend=0, append=down_columns.size)
+    return np.concatenate([[0] if down_columns[0] else [], runs]).astype(np.uint32)
+
+
+def area(runs: npt.NDArray[np.uint32]) -> int:
+    """How many pixels a mask covers."""
+    return int(runs[1::2].sum(dtype=np.int64))
 
 
 def _polygon(part: Any, *, width: int, height: int) -> npt.NDArray[np.float64]:

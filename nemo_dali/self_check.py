@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from nemo_dali.annotations import Annotations
+    from nemo_dali.columns import Annotations
 
 Resample = Literal["cv2-linear", "pillow-bilinear"]
 PhotoKind = Literal["JPEG", "PNG"]
@@ -114,7 +114,7 @@ def _write_photos(folder: Path, kind: PhotoKind) -> "Annotations":
     import numpy as np
     from PIL import Image
 
-    from nemo_dali.annotations import Annotations, Images, Refs, Sentences, begins
+    from nemo_dali.columns import Annotations, Images, Refs, Sentences, begins
 
     count = len(SIZES)
     names = [f"{number}.{kind.lower()}" for number in range(count)]

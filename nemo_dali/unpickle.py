@@ -10,7 +10,7 @@ from typing import Any
 from nemo_dali.errors import AnnotationError
 
 
-def unpickle_builtins(data: bytes, path: Path) -> Any:
+def unpickle_builtins(data: bytes, path: Path | str) -> Any:
     """Unpickle containers, str, int, float, bytes, bool and None of any protocol; nothing is imported or called.
 
     Raises:
@@ -61,7 +61,7 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         if code not in b"".join((pickle.BUILD, pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER))
     }
 
-    def __init__(self, file: io.BytesIO, path: Path) -> None:
+    def __init__(self, file: io.BytesIO, path: Path | str) -> None:
         super().__init__(file, fix_imports=False, encoding="utf-8")
         self._path = path
 

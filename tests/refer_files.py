@@ -30,12 +30,14 @@ def write_refer(
     split_by: str = "unc",
     protocol: int = 2,
     seed: int = 0,
+    refs_file: str | None = None,
     edit: Edit | None = None,
 ) -> ReferFiles:
     """Write ``<folder>/refer/<dataset>`` and ``<folder>/photos``; ``edit(refs, instances)`` may change the records.
 
     Ids are not row numbers, photos are not in the order of their ids, and a ref's own file name is wrong, as in
     RefCOCO. Every photo has as many refs as asked for and one crowd annotation (uncompressed run lengths) besides.
+    ``refs_file`` is another name for the file of refs, JSON if it ends so.
     """
     random = np.random.default_rng(seed)
     photo_folder = folder / "photos"
@@ -92,6 +94,8 @@ def write_refer(
         edit(refs, instances)
     root = folder / "refer"
     (root / dataset).mkdir(parents=True)
-    (root / dataset / f"refs({split_by}).p").write_bytes(pickle.dumps(refs, protocol=protocol))
+    refs_path = root / dataset / (refs_file or f"refs({split_by}).p")
+    is_json = refs_path.suffix == ".json"
+    refs_path.write_bytes(json.dumps(refs).encode() if is_json else pickle.dumps(refs, protocol=protocol))
     (root / dataset / "instances.json").write_text(json.dumps(instances))
     return ReferFiles(root, photo_folder, refs, instances)

@@ -203,6 +203,8 @@ def test_a_disk_that_fills_up_while_mining_ends_in_one_line(mined, clip, tmp_pat
         ["fly"],
         ["index"],
         ["bench"],
+        ["index", "folder", "--images", "photos", "-o", "x.ris.h5"],
+        ["index", "x.jsonl", "--dataset", "refcoco", "--images", "photos", "-o", "x.ris.h5"],
         ["synth", "x", "--images", "0"],
         ["mine", "x.ris.h5", "--model", "ViT-B-32", "--pretrained", "x", "-o", "y", "--depth", "0"],
     ],

@@ -64,6 +64,8 @@ def test_a_wheel_imports_the_kernels_and_leaves_the_name_alone(wheel, tmp_path):
     assert package == site / "nemo_dali/__init__.py"
     assert kernel == site / "nemo_dali/kernels/reference.py"
     assert not top_level
+    schema = "nemo_dali/json_lines.schema.json"
+    assert (site / schema).read_bytes() == (ROOT / schema).read_bytes()
 
 
 def test_another_projects_kernels_package_is_not_shadowed(wheel, tmp_path):

@@ -16,6 +16,7 @@ from nemo_dali import synthetic
 from nemo_dali.annotations import read_refer
 from nemo_dali.errors import NemoError
 from nemo_dali.synthetic import draw, make_photo, segmentation, synthesize
+from nemo_dali.synthetic.layouts import SPLITS
 from nemo_dali.synthetic.scenes import NO, UNSURE, YES, Expression, Scene, Thing, fits, normalise, refers_to, similar
 from nemo_dali.synthetic.shapes import KINDS, PAINTS
 
@@ -97,7 +98,7 @@ def test_every_split_can_be_read_and_photos_do_not_cross_splits(folder):
 
 
 def test_shares_of_the_splits():
-    shares = Counter(synthetic.SPLITS.get(i % 50, "train") for i in range(500))
+    shares = Counter(SPLITS.get(i % 50, "train") for i in range(500))
     assert shares == {"train": 400, "val": 40, "testA": 30, "testB": 30}
 
 

@@ -9,7 +9,7 @@ import itertools
 from dataclasses import dataclass, replace
 from random import Random
 
-from nemo_dali.synthetic.shapes import RGB
+from nemo_dali.synthetic.shapes import KINDS, PAINTS, RGB
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,40 @@ def describe(scene: Scene, index: int, random: Random, count: int) -> list[str]:
         if len(sentences) == count:
             break
     return list(sentences.values())
+
+
+def describe_several(
+    scene: Scene, sentences: dict[int, list[str]], shown: list[int], random: Random
+) -> tuple[list[int], list[str]] | None:
+    """Two things or more and sentences that mean just these, as said; None where the scene has no such things.
+
+    Args:
+        sentences: of single things, that mean them and no other.
+        shown: the things of which anything can be seen.
+    """
+    alike: dict[str, list[int]] = {}
+    for i in shown:
+        alike.setdefault(scene.things[i].kind, []).append(i)
+    groups = [kind for kind, things in alike.items() if len(things) > 1]
+    if groups and (len(sentences) < 2 or random.random() < 0.5):
+        kind = random.choice(groups)
+        plural = kind if kind == "fish" else f"{kind}s"
+        return alike[kind], [f"every {kind}", f"All {plural}.", f"all of the {plural}"][: random.choice((1, 2, 3))]
+    if len(sentences) < 2:
+        return None
+    pair = random.sample(sorted(sentences), 2)
+    first, second = (normalise(random.choice(sentences[i])) for i in pair)
+    return pair, [f"{first} and {second}"]
+
+
+def describe_none(scene: Scene, random: Random) -> list[str]:
+    """A sentence that surely fits nothing in the scene: of a kind, or of a kind and colour, that it does not hold."""
+    kinds = list(KINDS)
+    colours = [None] if scene.grey else [None, *PAINTS]
+    said = [Expression(kind, colour) for kind in kinds for colour in colours]
+    absent = [e for e in said if all(fits(scene, i, e) == NO for i in range(len(scene.things)))]
+    near = [e for e in absent if e.colour is not None and any(thing.kind == e.kind for thing in scene.things)]
+    return [_say(random.choice(near or absent), random)]
 
 
 def normalise(raw: str) -> str:

@@ -1,0 +1,167 @@
+"""One split of a data set as columns in memory: what every reader of annotation files makes, and ``dataset`` writes."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_SIDE = 65535  # of a photo, in pixels: the most a JPEG can have; an area then fits a uint32
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Photos, one row each; ``category_begin`` and ``category_count`` give a photo's range in ``image_categories``."""
+
+    id: npt.NDArray[np.int64]
+    width: npt.NDArray[np.int32]  # pixels as stored, EXIF rotation ignored
+    height: npt.NDArray[np.int32]
+    file_name: Sequence[str]  # relative to the image root, with forward slashes
+    category_begin: npt.NDArray[np.int64]
+    category_count: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Refs:
+    """Refs (what in a photo expressions refer to: an object, several or none), one row each; -1 where unknown."""
+
+    ref_id: npt.NDArray[np.int64]
+    ann_id: npt.NDArray[np.int64]  # of the one object
+    image: npt.NDArray[np.int32]  # row in Images
+    category: npt.NDArray[np.int32]  # row in the categories, if all objects of the ref share it
+    sentence_begin: npt.NDArray[np.int64]  # rows in Sentences
+    sentence_count: npt.NDArray[np.int32]
+    rle_begin: npt.NDArray[np.int64]  # range in rle_counts
+    rle_count: npt.NDArray[np.int32]
+    empty: npt.NDArray[np.uint8]  # 1: nothing in the photo fits the expressions
+    source: Sequence[str]  # where the ref came from, "" if the files do not say
+    distractors: npt.NDArray[np.int32]  # similar objects in the photo, where that was recorded
+
+
+@dataclass(frozen=True, eq=False)
+class Sentences:
+    """Referring expressions, one row each, those of a ref side by side."""
+
+    sent_id: npt.NDArray[np.int64]
+    ref: npt.NDArray[np.int32]  # row in Refs
+    text: Sequence[str]  # cleaned by the publisher: REFER's 'sent'
+    raw: Sequence[str]  # as the annotator typed it
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """One split of one data set. Photos are those with at least one ref in the split, by ascending id.
+
+    Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
+    """
+
+    name: str
+    images: Images
+    refs: Refs
+    sentences: Sentences
+    image_categories: npt.NDArray[np.int32]  # distinct rows in the categories, photo after photo
+    category_id: npt.NDArray[np.int64]
+    category_name: Sequence[str]
+    rle_counts: npt.NDArray[np.uint32]
+
+
+class PhotoRecord(NamedTuple):
+    """A photo as a reader found it; ``file_name`` is inside the image root."""
+
+    width: int
+    height: int
+    file_name: str
+
+
+class RefRecord(NamedTuple):
+    """A ref as a reader found it; ``runs`` are the run lengths of its mask, None where it has no target."""
+
+    ref_id: int
+    image_id: int
+    runs: npt.NDArray[np.uint32] | None
+    sentences: list[tuple[int, str, str]]  # (sent_id, text, raw), at least one
+    ann_id: int = -1
+    category: int = -1
+    source: str = ""
+    distractors: int = -1
+
+
+def in_columns(
+    name: str,
+    refs: Sequence[RefRecord],
+    photos: Mapping[int, PhotoRecord],
+    shown: Iterable[tuple[int, int]],
+    categories: Mapping[int, str],
+) -> Annotations:
+    """The columns of refs, and of those photos that have one.
+
+    Args:
+        photos: by image id; more than the refs name, perhaps.
+        shown: pairs (image id, row in the categories): the photo shows such an object.
+        categories: names by category id, in the order of their rows.
+    """
+    image_ids, image_of_ref = np.unique(np.array([ref.image_id for ref in refs], np.int64), return_inverse=True)
+    its_photos = [photos[image_id] for image_id in image_ids.tolist()]
+    image_row = {image_id: row for row, image_id in enumerate(image_ids.tolist())}
+    pairs = {(image_row[image_id], category) for image_id, category in shown if image_id in image_row}
+    image_of, category_of = np.array(sorted(pairs), np.int32).reshape(-1, 2).T
+    category_count = np.bincount(image_of, minlength=len(image_ids)).astype(np.int32)
+    sentences = [sentence for ref in refs for sentence in ref.sentences]
+    sentence_count = np.array([len(ref.sentences) for ref in refs], np.int32)
+    runs = [np.empty(0, np.uint32) if ref.runs is None else ref.runs for ref in refs]
+    rle_count = np.array([len(counts) for counts in runs], np.int32)
+    return Annotations(
+        name=name,
+        images=Images(
+            id=image_ids,
+            width=np.array([photo.width for photo in its_photos], np.int32),
+            height=np.array([photo.height for photo in its_photos], np.int32),
+            file_name=[photo.file_name for photo in its_photos],
+            category_begin=begins(category_count),
+            category_count=category_count,
+        ),
+        refs=Refs(
+            ref_id=np.array([ref.ref_id for ref in refs], np.int64),
+            ann_id=np.array([ref.ann_id for ref in refs], np.int64),
+            image=image_of_ref.astype(np.int32),
+            category=np.array([ref.category for ref in refs], np.int32),
+            sentence_begin=begins(sentence_count),
+            sentence_count=sentence_count,
+            rle_begin=begins(rle_count),
+            rle_count=rle_count,
+            empty=np.array([ref.runs is None for ref in refs], np.uint8),
+            source=[ref.source for ref in refs],
+            distractors=np.array([ref.distractors for ref in refs], np.int32),
+        ),
+        sentences=Sentences(
+            sent_id=np.array([sent_id for sent_id, _, _ in sentences], np.int64),
+            ref=np.repeat(np.arange(len(refs), dtype=np.int32), sentence_count),
+            text=[text for _, text, _ in sentences],
+            raw=[raw for _, _, raw in sentences],
+        ),
+        image_categories=category_of,
+        category_id=np.array(list(categories), np.int64),
+        category_name=list(categories.values()),
+        rle_counts=np.concatenate(runs),
+    )
+
+
+def begins(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Where each range begins when ranges of these lengths lie side by side."""
+    return np.cumsum(counts, dtype=np.int64) - counts
+
+
+def is_inside(name: str) -> bool:
+    """Whether ``name`` is a plain relative path: no root, no drive, no step up, no backslash, no control character."""
+    return (
+        re.match(r"[A-Za-z]:|.*[\x00-\x1f\\]", name, re.DOTALL) is None
+        and not {"", ".", ".."} & set(name.split("/"))
+        and is_storable(name)
+    )
+
+
+def is_storable(text: str) -> bool:
+    """Whether ``text`` survives UTF-8 and HDF5, which ends strings at a null character."""
+    return "\0" not in text and (text.isascii() or re.search("[\ud800-\udfff]", text) is None)

@@ -1,0 +1,193 @@
+"""An LMDB of CRIS (ETRIS, DETRIS) ▸ columns in memory, and its photos as files.
+
+``folder2lmdb.py`` writes one file a split: under the keys ``0``, ``1``, ... a ref each, with the photo's JPEG bytes
+(again for every ref), the mask as a PNG of 0 and 255 and the sentences; ``__keys__`` and ``__len__`` besides. Values
+are pickled, and not trusted. Early versions wrote them by pyarrow's serialize instead, which may run code of the
+file's choice and which pyarrow dropped: those are refused.
+"""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from nemo_dali.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.errors import AnnotationError, NemoError
+from nemo_dali.object_storage import image_root, is_remote
+from nemo_dali.photos import FORMATS
+from nemo_dali.progress import progress
+from nemo_dali.records import checked, field, photo_name
+from nemo_dali.runlength import area, of_pixels
+from nemo_dali.storage import write_bytes
+from nemo_dali.unpickle import unpickle_builtins
+
+MAX_REFS = 100_000_000  # in one file; the published ones have 45,000 at most
+
+
+def is_lmdb(path: Path) -> bool:
+    """Whether a path looks like an LMDB: a file or folder called so, or a folder with its data."""
+    return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
+
+
+def read_cris_lmdb(path: str | Path, *, images: str | Path) -> Annotations:
+    """Read an LMDB, and extract its photos.
+
+    Args:
+        path: ``train.lmdb`` say, a file or a folder.
+        images: the folder that the photos go to, made if need be. A photo is written once, under its name in the LMDB;
+            where that name is taken by other content, with a part of its hash in the name. Nothing is overwritten.
+
+    Raises:
+        AnnotationError: it is no such LMDB, damaged, hostile, or written by pyarrow.
+        NemoError: the package lmdb is not installed, or a photo cannot be written.
+        ValueError: ``images`` is not a folder.
+    """
+    path, root = Path(path), image_root(images)
+    if is_remote(root):
+        raise ValueError(f"images ({images}) must be a folder, into which the photos of the LMDB are extracted")
+    try:
+        import lmdb
+    except ImportError as error:
+        raise NemoError("Reading an LMDB needs the package lmdb: pip install 'nemo-dali[lmdb]'.") from error
+    try:
+        with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, create=False, lock=False, readahead=False) as db:
+            data = path / "data.mdb" if path.is_dir() else path
+            if (db.info()["last_pgno"] + 1) * db.stat()["psize"] > data.stat().st_size:  # the map would end in SIGBUS
+                raise AnnotationError(f"{path} is cut short. Get the file again.")
+            with db.begin() as transaction:
+                return _read(transaction, path, Path(root))
+    except lmdb.Error as error:
+        raise AnnotationError(
+            f"{path} cannot be read as an LMDB ({error}). Check the path, or get it again."
+        ) from error
+    except OSError as error:
+        raise NemoError(
+            f"The photos of {path} cannot be written to {root}: {error.strerror}. Check --images."
+        ) from error
+
+
+def _read(transaction: Any, path: Path, root: Path) -> Annotations:
+    keys = _keys(transaction, path)
+    root.mkdir(parents=True, exist_ok=True)
+    image_id_of: dict[str, int] = {}  # by the name of the extracted file
+    photos: dict[int, PhotoRecord] = {}
+    refs: list[RefRecord] = []
+    for number, key in enumerate(progress(keys, total=len(keys), what="extracting photos", unit="ref")):
+        where = f"value {number} of {path}"
+        record = _value(transaction, key, where)
+        content = field(record, "img", bytes, where)
+        size = _size(content, where)
+        name = _extract(root, photo_name(record, "img_name", where), content)
+        image_id = image_id_of.setdefault(name, len(image_id_of) + 1)
+        photos[image_id] = PhotoRecord(*size, name)
+        refs.append(
+            RefRecord(
+                ref_id=field(record, "seg_id", int, where),
+                image_id=image_id,
+                runs=_mask(field(record, "mask", bytes, where), size, where),
+                sentences=_sentences(record, where),
+                category=field(record, "cat", int, where),
+            )
+        )
+    twice = [ref_id for ref_id, count in Counter(ref.ref_id for ref in refs).items() if count > 1]
+    if twice:
+        raise AnnotationError(f"{path} has ref {twice[0]} twice. Write the LMDB again.")
+    categories = sorted({ref.category for ref in refs})
+    row = {category: row for row, category in enumerate(categories)}
+    refs = [ref._replace(category=row[ref.category]) for ref in refs]
+    return in_columns(
+        f"{path.absolute().parent.name}-{path.stem}",
+        refs,
+        photos,
+        {(ref.image_id, ref.category) for ref in refs},
+        {category: f"cat {category}" for category in categories},
+    )
+
+
+def _keys(transaction: Any, path: Path) -> list[bytes]:
+    keys = checked(_value(transaction, b"__keys__", f"'__keys__' of {path}"), list, f"'__keys__' of {path}")
+    length = checked(_value(transaction, b"__len__", f"'__len__' of {path}"), int, f"'__len__' of {path}")
+    if length != len(keys) or not 0 < length <= MAX_REFS:
+        raise AnnotationError(f"{path} lists {len(keys)} keys, but says it has {length}. Write the LMDB again.")
+    for key in keys:
+        checked(key, bytes, f"a key of {path}")
+    return keys  # type: ignore[no-any-return]
+
+
+def _value(transaction: Any, key: bytes, where: str) -> Any:
+    value = transaction.get(key) if 0 < len(key) <= 511 else None  # LMDB's longest key
+    if value is None:
+        raise AnnotationError(f"{where} is missing. Check that CRIS's folder2lmdb.py wrote it, and write it again.")
+    if value[:1] != b"\x80":  # pickle's protocols from 2 on; pyarrow's data begins with a count of tensors
+        raise AnnotationError(
+            f"{where} is not pickled: early versions of folder2lmdb.py wrote pyarrow's own format, which pyarrow 15 "
+            "dropped. Index REFER's files instead, or rewrite the LMDB as docs/datasets.md tells."
+        )
+    return unpickle_builtins(value, where)
+
+
+def _sentences(record: Any, where: str) -> list[tuple[int, str, str]]:
+    sentences = field(record, "sents", list, where)
+    for text in sentences:
+        if not checked(text, str, f"a sentence of {where}").strip():
+            raise AnnotationError(f"{where} has an empty sentence. Write the LMDB again.")
+    if not sentences:
+        raise AnnotationError(f"{where} has no sentence. Write the LMDB again.")
+    if (number := field(record, "num_sents", int, where)) != len(sentences):
+        raise AnnotationError(f"{where} has {len(sentences)} sentences, but says {number}. Write the LMDB again.")
+    return [(-1, text, text) for text in sentences]
+
+
+def _size(content: bytes, where: str) -> tuple[int, int]:
+    """Width and height of a photo; its pixels are not decoded."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
+            size = photo.size
+    except Exception as error:  # Pillow may raise anything on damaged bytes
+        raise AnnotationError(f"The photo of {where} is neither JPEG nor PNG. Write the LMDB again.") from error
+    if max(size) > MAX_SIDE:
+        raise AnnotationError(f"The photo of {where} is {size[0]}x{size[1]} pixels; a side has at most {MAX_SIDE}.")
+    return size
+
+
+def _mask(content: bytes, size: tuple[int, int], where: str) -> npt.NDArray[np.uint32]:
+    """Run lengths of what is not 0: where parts of an object overlap, CRIS's masks have 254 or less instead of 255."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
+            found = mask.size
+            pixels = np.asarray(mask.convert("L")) > 0 if found == size else None
+    except Exception as error:  # Pillow may raise anything on damaged bytes
+        raise AnnotationError(f"The mask of {where} is not a PNG that can be read. Write the LMDB again.") from error
+    if pixels is None:
+        raise AnnotationError(
+            f"The mask of {where} is {found[0]}x{found[1]} pixels, its photo {size[0]}x{size[1]}. Write the LMDB again."
+        )
+    runs = of_pixels(pixels)
+    if area(runs) == 0:
+        raise AnnotationError(
+            f"The mask of {where} has no pixel, and an LMDB cannot say why. Index the files it is of."
+        )
+    return runs
+
+
+def _extract(root: Path, name: str, content: bytes) -> str:
+    """Write a photo unless it is there already; the name of its file below ``root``."""
+    stem, end = os.path.splitext(name)
+    for candidate in (name, f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}{end}"):
+        target = root / candidate
+        if target.is_file():
+            if target.stat().st_size == len(content) and target.read_bytes() == content:
+                return candidate
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, content)
+        return candidate
+    raise NemoError(
+        f"{root / name} and {candidate} beside it hold something else. Choose another folder with --images."
+    )

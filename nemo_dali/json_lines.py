@@ -1,0 +1,202 @@
+"""One's own data as JSON lines ▸ columns in memory.
+
+A line is a ref: a photo, what is said of it, and the mask. ``docs/datasets.md`` describes the keys,
+``json_lines.schema.json`` beside this module is their JSON Schema.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.errors import AnnotationError
+from nemo_dali.object_storage import check_names, image_root
+from nemo_dali.photos import header_size
+from nemo_dali.progress import progress
+from nemo_dali.records import checked, field, listed, no_split, photo_name, photo_size, read_bytes
+from nemo_dali.runlength import area, run_lengths
+
+KEYS = frozenset(
+    {
+        *("photo", "width", "height", "expressions", "mask", "box", "no_target", "split", "category"),
+        *("photo_categories", "source", "ref_id", "ann_id", "image_id"),
+    }
+)
+DEFAULT_SPLIT = "train"
+
+
+class _Line(NamedTuple):
+    """A line of the file, whose types are right; what it says of masks and sizes is still to be looked at."""
+
+    where: str
+    record: dict[str, Any]
+    photo: str
+    expressions: list[str]
+    split: str
+    categories: set[str]  # of objects in the photo
+
+
+def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAULT_SPLIT) -> Annotations:
+    """Read one split of a file of JSON lines.
+
+    Every line is checked, whatever its split, so that ids do not depend on the split.
+
+    Args:
+        path: UTF-8; blank lines are passed over.
+        images: the folder, or the address s3://bucket/prefix, that photos are relative to. The sizes of those without
+            ``width`` and ``height`` are read from there.
+        split: lines whose ``split`` is this; a line without one is of ``train``.
+
+    Raises:
+        AnnotationError: a line cannot be used; the message gives its number.
+        PhotoError: a photo whose size is needed cannot be read.
+    """
+    path = Path(path)
+    lines = _read_lines(path)
+    ref_ids = _ids(lines, "ref_id", [f"line {number}" for number in range(len(lines))])
+    image_ids = _ids(lines, "image_id", [line.photo for line in lines])
+    names = sorted(set[str]().union(*(line.categories for line in lines)))
+    category_row = {name: row for row, name in enumerate(names)}
+    first_sentence = np.cumsum([1] + [len(line.expressions) for line in lines]).tolist()
+    chosen = [number for number, line in enumerate(lines) if line.split == split]
+    if not chosen:
+        raise no_split(path, split, [line.split for line in lines], "lines")
+    sizes = _sizes([lines[number] for number in chosen], image_root(images))
+    refs = []
+    for number in progress(chosen, total=len(chosen), what="reading refs", unit="ref"):
+        line = lines[number]
+        category = line.record.get("category")
+        refs.append(
+            RefRecord(
+                ref_id=ref_ids[number],
+                image_id=image_ids[number],
+                runs=_mask(line, *sizes[line.photo]),
+                sentences=[(first_sentence[number] + i, text, text) for i, text in enumerate(line.expressions)],
+                ann_id=line.record.get("ann_id", -1),
+                category=-1 if category is None else category_row[category],
+                source=line.record.get("source", ""),
+            )
+        )
+    return in_columns(
+        f"{path.stem}-{split}",
+        refs,
+        {image_ids[number]: PhotoRecord(*sizes[lines[number].photo], lines[number].photo) for number in chosen},
+        {(image_ids[number], category_row[name]) for number in chosen for name in lines[number].categories},
+        {row + 1: name for row, name in enumerate(names)},
+    )
+
+
+def _read_lines(path: Path) -> list[_Line]:
+    lines = []
+    for number, text in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if text.strip():
+            where = f"line {number} of {path}"
+            try:
+                record = json.loads(text.decode())
+            except (ValueError, RecursionError) as error:
+                raise AnnotationError(f"{where} is not valid JSON ({error}). Mend the line.") from error
+            lines.append(_line(record, where))
+    if not lines:
+        raise AnnotationError(f"{path} has no line. Write one JSON object per ref.")
+    return lines
+
+
+def _line(record: Any, where: str) -> _Line:
+    photo = photo_name(record, "photo", where)
+    unknown = sorted(set(record) - KEYS)
+    if unknown:
+        raise AnnotationError(f"{where} has the unknown key {unknown[0][:40]!r}. Known are {listed(sorted(KEYS))}.")
+    expressions = field(record, "expressions", list, where)
+    for text in expressions:
+        if not checked(text, str, f"an expression of {where}").strip():
+            raise AnnotationError(f"{where} has an empty expression. Remove it.")
+    if not expressions:
+        raise AnnotationError(f"{where} has no expression. Add one or remove the line.")
+    if ("width" in record) != ("height" in record):
+        raise AnnotationError(f"{where} has only one of 'width' and 'height'. Give both or none.")
+    for key, kind in (("ref_id", int), ("ann_id", int), ("image_id", int), ("source", str), ("no_target", bool)):
+        if key in record:
+            field(record, key, kind, where)
+    given = [key for key in ("mask", "box") if key in record]
+    if record.get("no_target", False):
+        given.append("no_target")
+    if len(given) != 1:
+        raise AnnotationError(
+            f"{where} has {' and '.join(map(repr, given)) or 'no mask'}. Give one of 'mask', 'box' and "
+            "'\"no_target\": true'."
+        )
+    split = field(record, "split", str, where) if "split" in record else DEFAULT_SPLIT
+    shown = field(record, "photo_categories", list, where) if "photo_categories" in record else []
+    categories = {checked(name, str, f"a value in 'photo_categories' of {where}") for name in shown}
+    if "category" in record:
+        categories.add(field(record, "category", str, where))
+    return _Line(where, record, photo, expressions, split, categories)
+
+
+def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
+    """The id of each line: as given, or else numbers from 1 on; as distinct as their owners."""
+    given = [key in line.record for line in lines]
+    if not any(given):
+        number = {owner: i for i, owner in enumerate(dict.fromkeys(owners), 1)}
+        return [number[owner] for owner in owners]
+    if not all(given):
+        raise AnnotationError(f"{lines[given.index(False)].where} has no '{key}', but others have. Give all or none.")
+    owner_of: dict[int, str] = {}
+    id_of: dict[str, int] = {}
+    for line, owner in zip(lines, owners, strict=True):
+        value: int = line.record[key]
+        if (first := id_of.setdefault(owner, value)) != value:
+            raise AnnotationError(
+                f"{line.where} has the '{key}' {value}, but an earlier line of the photo {first}. Mend one line."
+            )
+        if owner_of.setdefault(value, owner) != owner:
+            other = "ref" if key == "ref_id" else "photo"
+            raise AnnotationError(f"{line.where} gives '{key}' {value} to another {other} than before. Mend one line.")
+    return [line.record[key] for line in lines]
+
+
+def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
+    """Width and height of every photo, as the lines say or as its header does."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for line in lines:
+        if "width" in line.record:
+            size = photo_size(line.record, line.where)
+            if sizes.setdefault(line.photo, size) != size:
+                raise AnnotationError(f"{line.where} has another size for its photo than an earlier line. Mend one.")
+    unknown = list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))
+    check_names(root, unknown)
+    with ThreadPoolExecutor() as pool:  # reading waits for the disk
+        found = pool.map(partial(header_size, root), unknown)
+        sized = progress(found, total=len(unknown), what="reading photo headers", unit="photo")
+        sizes.update(zip(unknown, sized, strict=True))
+    return sizes
+
+
+def _mask(line: _Line, width: int, height: int) -> npt.NDArray[np.uint32] | None:
+    if line.record.get("no_target", False):
+        return None
+    try:
+        segmentation = line.record["mask"] if "mask" in line.record else [_outline(line.record["box"])]
+        runs = run_lengths(segmentation, width=width, height=height)
+    except ValueError as error:
+        raise AnnotationError(f"The mask of {line.where} cannot be used: {error}. Mend the line.") from error
+    if area(runs) == 0:
+        raise AnnotationError(
+            f"The mask of {line.where} has no pixel. If nothing fits the expressions, say '\"no_target\": true'."
+        )
+    return runs
+
+
+def _outline(box: Any) -> list[float]:
+    """The polygon of a box [x, y, width, height], COCO's."""
+    if type(box) is not list or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        raise ValueError("the box is not [x, y, width, height]")
+    x, y, width, height = box
+    if not (width > 0 and height > 0):  # false for NaN too
+        raise ValueError("the box has no width or height")
+    return [x, y, x, y + height, x + width, y + height, x + width, y]

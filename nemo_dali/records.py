@@ -1,0 +1,78 @@
+"""Records from strangers' files: read within bounds, every value checked before it is used.
+
+Values are never printed: the ``repr`` of a hostile one may be endless.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nemo_dali.columns import MAX_SIDE, is_inside, is_storable
+from nemo_dali.errors import AnnotationError
+
+MAX_NAME = 1000  # characters of a photo's file name; a path may have 4,095 bytes
+MAX_FILE_BYTES = 4 << 30  # the largest published annotation file has under 0.5 GB
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of an annotation file.
+
+    Raises:
+        AnnotationError: it cannot be read, or is far too large to be one.
+    """
+    try:
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise AnnotationError(f"{path} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read. Check the file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise AnnotationError(f"{path} cannot be read: {error.strerror}. Check the folder given.") from error
+
+
+def field(record: Any, key: str, kind: type, where: str) -> Any:
+    """Return ``record[key]``, which must be exactly of ``kind``; an int must fit 64 bits, a str must be storable."""
+    if type(record) is not dict:
+        raise AnnotationError(f"{where} is a {type(record).__name__}, not a record of named values. Check the file.")
+    if key not in record:
+        raise AnnotationError(f"{where} has no '{key}'. Check the file.")
+    return checked(record[key], kind, f"'{key}' of {where}")
+
+
+def checked(value: Any, kind: type, what: str) -> Any:
+    """Return ``value``, which must be exactly of ``kind``; an int must fit 64 bits, a str must be storable."""
+    if type(value) is not kind:
+        raise AnnotationError(f"{what} is a {type(value).__name__}, not a {kind.__name__}. Check the file.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise AnnotationError(f"{what} does not fit 64 bits. Check the file.")
+    if isinstance(value, str) and not is_storable(value):
+        raise AnnotationError(f"{what} holds a null character or half a surrogate pair. Check the file.")
+    return value
+
+
+def photo_size(record: Any, where: str) -> tuple[int, int]:
+    """``width`` and ``height`` of a record, in pixels."""
+    width, height = field(record, "width", int, where), field(record, "height", int, where)
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise AnnotationError(f"{where} is {width}x{height} pixels; a side has 1 to {MAX_SIDE}. Check the file.")
+    return width, height
+
+
+def photo_name(record: Any, key: str, where: str) -> str:
+    """A photo's file name, which may not leave the folder of photos."""
+    name: str = field(record, key, str, where)
+    if len(name) > MAX_NAME:
+        raise AnnotationError(f"{where} has a file name of more than {MAX_NAME} characters. Check the file.")
+    if not is_inside(name):
+        raise AnnotationError(f"{where} has the file name {name!r}, which leaves the folder of photos. Check the file.")
+    return name
+
+
+def no_split(path: Path, split: str, found: Iterable[str], unit: str) -> AnnotationError:
+    """The error that a file has no such split, with those it has."""
+    counts = [f"{name[:40]} ({count} {unit})" for name, count in sorted(Counter(found).items())[:12]]
+    return AnnotationError(f"{path} has no split '{split}'; it has {listed(counts)}. Choose with --split.")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message."""
+    return ", ".join(names) or "none"
