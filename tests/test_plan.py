@@ -472,3 +472,43 @@ def test_when_no_photo_is_left_the_error_says_so():
     bad[[*range(7), int(SMALL.ref_image[0])]] = False
     with pytest.raises(NemoError, match="Too few of a data set's 20 photos"):
         planner.substitute(0, rows, bad)
+
+
+def test_expressions_without_a_target_have_a_bound_of_their_own():
+    """Refs with ``empty`` draw from what lies below ``max_similarity_no_target``, the others below the usual one."""
+    part = make_part(seed=5)
+    empty = np.zeros(len(part.ref_image), np.uint8)
+    empty[::2] = 1
+    part = Part(**{**vars(part), "empty": empty})
+    policy = MosaicPolicy(p_mined=1, top_k=8, max_similarity=0.45, max_similarity_no_target=0.2)
+    rows = Planner([part], policy, seed=0, size=64).plan(0, np.arange(4000))
+    seen = {0: 0.0, 1: 0.0}
+    for row in rows:
+        kind = int(empty[row["ref"]])
+        neighbors = part.neighbors[row["sentence"]].tolist()
+        similarity = part.similarity[row["sentence"]]
+        shown = [similarity[neighbors.index(photo)] for photo in row["images"][:4] if photo in neighbors]
+        window = (similarity <= (0.2 if kind else 0.45)) & (similarity > -np.inf)
+        if window.sum() >= 3:
+            seen[kind] = max(seen[kind], *shown)
+    assert 0.15 < seen[1] <= 0.2 < seen[0] <= 0.45
+    same = Planner([part], MosaicPolicy(p_mined=1, top_k=8, max_similarity=0.45), seed=0, size=64)
+    plain = Planner([Part(**{**vars(part), "empty": 0 * empty})], policy, seed=0, size=64)
+    assert np.array_equal(same.plan(0, np.arange(500)), plain.plan(0, np.arange(500)))
+
+
+def test_a_substitute_of_a_mined_photo_keeps_to_the_bound_of_its_expression():
+    part = make_part(seed=6, depth=30)
+    part = Part(**{**vars(part), "empty": np.ones(len(part.ref_image), np.uint8)})
+    policy = MosaicPolicy(p_mined=1, top_k=8, max_similarity=0.45, max_similarity_no_target=0.2)
+    planner = Planner([part], policy, seed=0, size=64)
+    rows = planner.plan(0, np.arange(800))
+    bad = np.zeros(part.photos, bool)
+    bad[:4] = True
+    substituted, replaced = planner.substitute(0, rows, bad)
+    assert replaced.negatives
+    for row in substituted:
+        neighbors, similarity = part.neighbors[row["sentence"]].tolist(), part.similarity[row["sentence"]]
+        if ((similarity <= 0.2) & (similarity > -np.inf)).sum() < 12:
+            continue  # the window may be used up
+        assert all(similarity[neighbors.index(photo)] <= 0.2 for photo in row["images"][:4] if photo in neighbors)

@@ -1,0 +1,97 @@
+"""The letterbox against OpenCV 4's own calls, written as CRIS's utils/dataset.py makes them."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from nemo_dali.kernels.cv2_letterbox import warp_weights, write_letterbox, write_letterbox_mask
+from nemo_dali.kernels.normalise import RECIPE
+
+IDENTITY = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
+LOOK_UP = np.zeros(1, RECIPE)
+
+
+def matrix(height, width, size):
+    scale = min(size / height, size / width)
+    right, bottom = width * scale, height * scale
+    x, y = (size - right) / 2, (size - bottom) / 2
+    photo = np.array([[0, 0], [width, 0], [0, height]], np.float32)
+    frame = np.array([[x, y], [right + x, y], [x, bottom + y]], np.float32)
+    return cv2.getAffineTransform(photo, frame)
+
+
+def letterbox(photo, size, border, table=IDENTITY):
+    cell = np.full((3, size, size), 77, table.dtype)
+    write_letterbox(photo, border[0] | border[1] << 8 | border[2] << 16, table, LOOK_UP, cell)
+    return cell.transpose(1, 2, 0)
+
+
+def letterbox_mask(mask, size, *, soft):
+    runs = coco.encode(np.asfortranarray(mask))
+    counts = np.array(uncompressed(mask), np.uint32)
+    assert coco.area(runs) == counts[1::2].sum()
+    cell = np.full((size, size), 77, np.uint8)
+    write_letterbox_mask(counts, *mask.shape, soft, cell)
+    return cell
+
+
+def uncompressed(mask):
+    flat = np.concatenate([[0], mask.T.ravel()])
+    cuts = np.flatnonzero(np.diff(flat))
+    return np.diff(np.concatenate([[0], cuts, [mask.size]]))
+
+
+def a_photo(random, height, width):
+    return random.integers(0, 256, (height, width, 3), np.uint8)
+
+
+def a_mask(random, height, width):
+    return cv2.resize(random.integers(0, 2, (6, 6), np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+@settings(max_examples=80, deadline=None)
+@given(height=st.integers(1, 400), width=st.integers(1, 400), size=st.integers(1, 180), seed=st.integers(0, 2**32))
+def test_equals_warp_affine_for_any_size(height, width, size, seed):
+    random = np.random.default_rng(seed)
+    photo, mask, border = a_photo(random, height, width), a_mask(random, height, width), random.integers(0, 256, 3)
+    to_frame = matrix(height, width, size)
+    expected = cv2.warpAffine(
+        photo, to_frame, (size, size), flags=cv2.INTER_CUBIC, borderValue=[float(value) for value in border]
+    )
+    assert np.array_equal(letterbox(photo, size, border.tolist()), expected)
+    soft = cv2.warpAffine(mask * 255, to_frame, (size, size), flags=cv2.INTER_LINEAR, borderValue=0.0)
+    assert np.array_equal(letterbox_mask(mask, size, soft=True), soft)
+    assert np.array_equal(letterbox_mask(mask, size, soft=False), soft >= 128)
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (427, 640), (640, 480), (333, 500), (1200, 900), (416, 416)])
+@pytest.mark.parametrize("size", [416, 448])
+def test_equals_warp_affine_at_the_sizes_of_cris(shape, size):
+    random = np.random.default_rng(0)
+    photo, mask = a_photo(random, *shape), random.integers(0, 2, shape, np.uint8)
+    color = [0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255]
+    expected = cv2.warpAffine(photo, matrix(*shape, size), (size, size), flags=cv2.INTER_CUBIC, borderValue=color)
+    assert np.array_equal(letterbox(photo, size, (123, 117, 104)), expected)
+    soft = cv2.warpAffine(mask * 255, matrix(*shape, size), (size, size), flags=cv2.INTER_LINEAR, borderValue=0.0)
+    assert np.array_equal(letterbox_mask(mask, size, soft=True), soft)
+    assert len(np.unique(soft)) > 2 or shape == (size, size)
+
+
+def test_values_come_from_the_table_of_their_channel():
+    photo = a_photo(np.random.default_rng(2), 31, 47)
+    table = np.random.default_rng(1).permutation(768).reshape(3, 256).astype(np.float32)
+    plain, mapped = (letterbox(photo, 40, (1, 2, 3), t) for t in (IDENTITY, table))
+    for channel in range(3):
+        assert np.array_equal(mapped[..., channel], table[channel][plain[..., channel]])
+
+
+def test_a_mask_without_an_object_is_empty():
+    assert not letterbox_mask(np.zeros((30, 50), np.uint8), 40, soft=True).any()
+
+
+@pytest.mark.parametrize("taps", [2, 4])
+def test_weights_add_up(taps):
+    assert (warp_weights(taps).astype(int).sum((2, 3)) == 32768).all()
