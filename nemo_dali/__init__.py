@@ -1,7 +1,7 @@
 """NeMo mosaics for referring image segmentation, made inside a DALI pipeline.
 
-The public names are those in ``__all__``, and ``fn``, the operators for DALI pipelines of one's own. Each is imported
-when first used, so that ``import nemo_dali`` is quick.
+The public names are those in ``__all__``, and the modules ``fn`` (operators for DALI pipelines of one's own),
+``presets`` and ``metrics``. Each is imported when first used, so that ``import nemo_dali`` is quick.
 """
 
 from importlib import import_module
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemo_dali import fn as fn
+    from nemo_dali import metrics as metrics
+    from nemo_dali import presets as presets
     from nemo_dali.batch import Batch
     from nemo_dali.dataset import Dataset
     from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
@@ -46,8 +48,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "fn":
-        return import_module("nemo_dali.fn")
+    if name in ("fn", "metrics", "presets"):
+        return import_module(f"nemo_dali.{name}")
     if name in _HOMES:
         return getattr(import_module(f"nemo_dali.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'nemo_dali' has no attribute {name!r}")

@@ -23,6 +23,7 @@ from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_
 from nemo_dali.dataset import Dataset, index_dataset
 from nemo_dali.loader import Loader
 from nemo_dali.policy import MosaicPolicy
+from nemo_dali.synthetic import synthesize
 from tests.conftest import Files, write_random_table
 from tests.independent_tokenizers import bert_row, bert_vocabulary, clip_row
 from tests.kernels.test_cv2_letterbox import matrix
@@ -161,6 +162,30 @@ def test_a_step_has_the_repositorys_structure_shapes_and_types(data, vocabulary,
         loader.corpus.sent_id if name == "rela" else loader.corpus.ref_id
     )
     assert len(loader) == len(loader.dataset) // 7
+
+
+def test_expressions_without_a_target_are_empty_in_relas_structure(vocabulary, tmp_path):
+    synthesize(tmp_path / "data", images=40, layout="grefcoco")
+    path = tmp_path / "data.ris.h5"
+    photos = next((tmp_path / "data").rglob("*.jpg")).parent
+    annotations = read_refer(tmp_path / "data", dataset="grefcoco", split_by="unc", split="train")
+    index_dataset(annotations, images=photos, output=path)
+    loader = Loader(
+        path,
+        preset=options_of("rela", vocabulary),
+        size=64,
+        batch_size=8,
+        policy=MosaicPolicy(p_mined=0, p_random=0.5),
+        infinite=False,
+    )
+    shown = {True: 0, False: 0}
+    for step in loader:
+        for sample in step:
+            shown[sample["empty"]] += 1
+            assert len(sample["instances"]) == (0 if sample["empty"] else 1)
+            assert bool(sample["gt_mask_merged"].any()) is not sample["empty"]
+            assert sample["instances"].to("cpu").gt_masks.shape[1:] == (64, 64)
+    assert min(shown.values()) > 3
 
 
 def test_context_lengths_and_sizes_can_be_chosen(data, vocabulary):
