@@ -1,7 +1,7 @@
 """Presets: the options that make a Loader a drop-in for a training repository's own loader.
 
     Loader("refcoco.ris.h5", "refcoco.neg.h5", preset="lavt", batch_size=8)
-    Loader("refcocog.ris.h5", "refcocog.neg.h5", **presets.cris(context_length=22), batch_size=8)
+    Loader("refcocog.ris.h5", "refcocog.neg.h5", preset=presets.cris(context_length=22), batch_size=8)
 
 Each function returns options of ``Loader``, which ``docs/drop-in.md`` explains repository by repository; an option
 given to the Loader beside a preset beats it. In evaluation a batch is a ``Batch``, and every sentence is a sample,
@@ -130,4 +130,7 @@ def format_of(preset: str | Mapping[str, Any] | None, given: Mapping[str, Any], 
         raise ValueError(f"preset ({', '.join(sorted(unknown))}) must hold options of a batch's format only")
     if evaluate:
         options |= {"samples": "sentences", "style": "batch", "infinite": False, "masked_words": None}
-    return BatchFormat(**options | {name: value for name, value in given.items() if value is not None})
+    options |= {name: value for name, value in given.items() if value is not None}
+    if evaluate and options["infinite"]:
+        raise ValueError("infinite (True) must be False with split_mode='eval'")
+    return BatchFormat(**options)

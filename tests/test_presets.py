@@ -218,6 +218,7 @@ def test_presets_and_formats_refuse_what_they_do_not_know(data):
         ({"split_mode": "test"}, "split_mode"),
         ({"split_mode": "eval", "on_error": "substitute"}, "on_error"),
         ({"split_mode": "eval", "policy": MosaicPolicy()}, "policy"),
+        ({"split_mode": "eval", "infinite": True}, "infinite"),
         ({"fit": "letterbox", "tiles": "x.tiles.h5"}, "fit"),
     ):
         with pytest.raises(ValueError, match=text):
