@@ -31,7 +31,7 @@ lint: install
 
 # Part of `make test`; here with the registers of every kernel on every architecture.
 cuda-check: install
-	$(BIN)/python -m pytest -s -q tests/kernels/test_mosaic_cuda.py tests/kernels/test_gather_cuda.py tests/kernels/test_mask_cuda.py
+	$(BIN)/python -m pytest -s -q tests/kernels/test_mosaic_cuda.py tests/kernels/test_gather_cuda.py tests/kernels/test_mask_cuda.py tests/kernels/test_letterbox_cuda.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from nemo_dali.kernels.cv2_letterbox import WEIGHTS_CUBIC
 from nemo_dali.kernels.tile import TILE
 
 OPTIONS = ("--std=c++17", "--fmad=false")  # a contracted multiply-add would round once where the CPU rounds twice
@@ -21,9 +23,18 @@ def struct_of(dtype: np.dtype[Any], name: str) -> str:
     return f"struct {name} {{\n{fields}}};\n"
 
 
+def table_of(array: npt.NDArray[np.int16], name: str) -> str:
+    """The C array of uint4 in device memory with the bytes of an array, a multiple of 16."""
+    words = array.view(np.uint32).reshape(-1, 4).tolist()
+    rows = ",\n".join("    {" + ", ".join(f"{word}u" for word in row) + "}" for row in words)
+    return f"__device__ const uint4 {name}[] = {{\n{rows}}};\n"
+
+
 def source(*files: str) -> str:
-    """The CUDA C++ text of files of this folder, "mosaic.cu" or "gather.cu", with all that they need before it."""
-    texts = (Path(__file__).with_name(file).read_text() for file in ("lines.cuh", *files))
+    """The CUDA C++ text of files of this folder, such as "mosaic.cu", with all that they need before it."""
+    texts = [Path(__file__).with_name(file).read_text() for file in ("lines.cuh", *files)]
+    if "letterbox.cu" in files:
+        texts.insert(0, table_of(WEIGHTS_CUBIC, "CUBIC"))
     return struct_of(TILE, "Tile") + "".join(texts)
 
 

@@ -64,7 +64,7 @@ def make_targets(
     counts: npt.NDArray[np.int64],
     boxes: npt.ArrayLike,
     photos: npt.ArrayLike,
-    resample: int,
+    resample: npt.ArrayLike,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
     """What the kernel reads, in host memory.
 
@@ -72,7 +72,7 @@ def make_targets(
         addresses, counts: of the samples' run lengths, as ``run_addresses`` gives them; count 0 for an empty mask.
         boxes: [B, 4], half-open (y0, x0, y1, x1) of the target's cell in the frame.
         photos: [B, 2], height and width of the target's photo.
-        resample: one of ``tile.RESAMPLE``'s values.
+        resample: one of ``tile.RESAMPLE``'s values, or [B] of them.
 
     Returns:
         targets, dtype ``mask.TARGET`` [B], and ends, uint32 [n].

@@ -24,7 +24,9 @@ TILE = np.dtype(
         ("mask", "u8"),  # address of the sample's mask, uint8 [frame_height, frame_width]
         ("table", "u8"),  # address of the normalisation table [3, 256] of itemsize bytes
         ("recipe", "u8"),  # address of a ``normalise.RECIPE`` that computes the table; 0: look it up; CPU only
-        ("runs", "u8"),  # address of the target's run lengths, uint32; 0 where this cell is not the target's
+        # Address of the target's run lengths, uint32; 0 where this cell is not the target's. For letterbox.cu where in
+        # the launch's ``lines`` the cell's begin.
+        ("runs", "u8"),
         ("run_count", "i8"),
         # Address of the decoded photo, uint8 [photo_height, photo_width, 3], CUDA only; or, for the gather kernels, of
         # the photo as it is to stand in the cell, uint8 [3, y1 - y0, x1 - x0].

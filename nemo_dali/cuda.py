@@ -2,7 +2,8 @@
 
 training thread                  DALI's thread, when the photos of the batch are decoded
 frames = torch.empty(...)  ──▶   DALI's stream waits for the training stream's work so far (`ready`),
-ready = an event behind it       the photos' addresses join the tiles ──▶ mosaic kernel, mask kernel
+ready = an event behind it       the photos' addresses join the tiles ──▶ mosaic kernel, mask kernel,
+                                 letterbox kernel
 
 No GPU has run this yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
 """
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic import DONE, WRONG_SIZE
 from nemo_dali.kernels.tensors import read_tensors
+from nemo_dali.kernels.tile import CV2_LETTERBOX
 
 if TYPE_CHECKING:
     import torch
@@ -233,7 +235,7 @@ class DeviceBatch:
 
     Attributes:
         tiles: dtype ``TILE`` [cells], complete but for the photos' addresses.
-        targets, ends: what ``mask_cuda.make_targets`` gives.
+        targets, ends: what ``mask_cuda.make_targets`` gives; letterboxed samples have none there.
         mask: torch uint8 [B, H, W] on the device; the frames are whatever the tiles point to.
         ready: event behind the last use of the frames' memory.
         resident: what holds the tiles' photos, if they are planes that were resampled beforehand; their addresses are
@@ -257,13 +259,18 @@ class DeviceBatch:
                 tiles are resident.
             stream: address of the CUDA stream that they are decoded on.
         """
-        from nemo_dali.kernels.launch import torch_stream, upload
-        from nemo_dali.kernels.mask_cuda import write_masks
+        from nemo_dali.kernels.launch import torch_stream
 
         device = self.mask.device.index
         torch_stream(device, stream).wait_event(self.ready)
         write_tiles = self._resample if self.resident is None else self._gather
         self.status = write_tiles(photos, device=device, stream=stream)
+
+    def _write_masks(self, *, device: int, stream: int) -> None:
+        """Queue all masks; those of letterboxed samples become 0."""
+        from nemo_dali.kernels.launch import upload
+        from nemo_dali.kernels.mask_cuda import write_masks
+
         _owner, (targets, ends) = upload([self.targets, self.ends], device=device, stream=stream)
         samples, height, width = self.mask.shape
         write_masks(
@@ -278,16 +285,22 @@ class DeviceBatch:
         )
 
     def _resample(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
+        from nemo_dali.kernels.letterbox_cuda import write_tiles as write_letterboxes
         from nemo_dali.kernels.mosaic_cuda import write_tiles
 
         status, fits = place_photos(self.tiles, photos)
-        write_tiles(self.tiles[fits], device=device, stream=stream)
+        boxed = self.tiles["resample"] == CV2_LETTERBOX
+        write_tiles(self.tiles[fits & ~boxed], device=device, stream=stream)
+        if not boxed.all():
+            self._write_masks(device=device, stream=stream)
+        write_letterboxes(self.tiles[fits & boxed], device=device, stream=stream)  # masks too, so it is last
         return status
 
     def _gather(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
         from nemo_dali.kernels.gather_cuda import write_tiles
 
         write_tiles(self.tiles, device=device, stream=stream)
+        self._write_masks(device=device, stream=stream)
         return np.full(len(self.tiles), DONE, np.uint8)
 
 
@@ -310,7 +323,7 @@ def device_batch(
     """
     from nemo_dali.kernels.mask_cuda import make_targets
 
-    shown = tiles["run_count"] > 0
+    shown = (tiles["run_count"] > 0) & (tiles["resample"] != CV2_LETTERBOX)
     of = np.zeros(len(mask), tiles.dtype)  # the target's tile of each sample; empty where a mask is
     of[sample[shown]] = tiles[shown]
     targets, ends = make_targets(
@@ -318,6 +331,6 @@ def device_batch(
         counts=of["run_count"],
         boxes=np.stack([of[name] for name in ("y0", "x0", "y1", "x1")], axis=1),
         photos=np.stack([of[name] for name in ("photo_height", "photo_width")], axis=1),
-        resample=int(tiles["resample"][0]),
+        resample=of["resample"],
     )
     return DeviceBatch(tiles, targets, ends, mask, stream.record_event(), resident)

@@ -81,8 +81,8 @@ class Loader:
         resample: "cv2-linear" (OpenCV's INTER_LINEAR, the default) or "pillow-bilinear" (Pillow's antialiased
             BILINEAR), each with that library's nearest neighbour for masks.
         fit: "stretch", or "letterbox" as in CRIS: a single photo keeps its proportions, on a border of the mean colour,
-            resampled by OpenCV 4's warpAffine, cubic, its mask linear. Cells of a mosaic are stretched either way. On
-            the CPU only, without tiles.
+            resampled by OpenCV 4's warpAffine, cubic, its mask linear. Cells of a mosaic are stretched either way.
+            Without tiles only. On a GPU it gives the CPU's pixels but for the decoder's; no GPU has run it yet.
         mask_dtype: "uint8" (the default), "int64" or "float32". The mask of a letterboxed photo has steps of 1/255 in
             float32; in the others it is 1 from 128/255 on.
         tokenizer, context_length, keep_end: see ``text.tokenize``.
@@ -212,8 +212,8 @@ class Loader:
             ("on_error", on_error, get_args(OnError)),
         ):
             one_of(name, choice, choices)
-        if look.fit == "letterbox" and (tiles is not None or self.device_id is not None):
-            raise ValueError("fit ('letterbox') must be 'stretch' with tiles and on a GPU")
+        if look.fit == "letterbox" and tiles is not None:
+            raise ValueError("fit ('letterbox') must be 'stretch' with tiles")
         if tiles is not None and (placement == "host") != (self.device_id is None):
             raise ValueError(
                 f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"

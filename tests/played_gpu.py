@@ -1,8 +1,8 @@
 """``device="cuda"`` without a GPU: the fixture ``played`` lets the host play its part.
 
 What plays: DALI's CPU decoder and a Python function on the CPU in place of ``mixed`` and the GPU's, the CUDA source
-built by g++ in place of the mosaic and gather kernels, the CPU's mask kernel in place of the GPU's, host memory in
-place of the device's. Streams are not played.
+built by g++ in place of the mosaic, letterbox and gather kernels, the CPU's mask kernel in place of the GPU's, host
+memory in place of the device's. Streams are not played.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from nemo_dali import cuda
-from nemo_dali.kernels import gather_cuda, launch, mask_cuda, mosaic_cuda
+from nemo_dali.kernels import gather_cuda, launch, letterbox_cuda, mask_cuda, mosaic_cuda
 from nemo_dali.kernels.mask import write_mask
 from tests.kernels import cuda_host
 
@@ -112,6 +112,9 @@ def played(monkeypatch, cuda_library):
     monkeypatch.setattr(cuda, "unlock_pages", unlock_pages)
     monkeypatch.setattr(gather_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch_gather(cuda_library, tiles))
     monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
+    monkeypatch.setattr(
+        letterbox_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch_letterbox(cuda_library, tiles)
+    )
     monkeypatch.setattr(launch, "upload", lambda arrays, **_: (None, arrays))
     monkeypatch.setattr(mask_cuda, "write_masks", masks_on_host)
     return found

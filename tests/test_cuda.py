@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError, cuda
+from nemo_dali.kernels import letterbox_cuda, mask_cuda, mosaic_cuda
 from nemo_dali.kernels.tensors import read_tensors
 from tests.conftest import make_files
 from tests.kernels.cuda_host import needs_compiler
@@ -39,6 +40,64 @@ def test_the_gpus_way_ends_in_the_cpus_batches(files, played, dtype, resample):
     assert_same(played_batches, expected)
     for one, other in zip(played_batches, expected, strict=True):
         assert one.image.dtype == other.image.dtype and torch.equal(one.image, other.image)
+
+
+MIXED = MosaicPolicy(p_mined=0.5, p_random=0.0, grids={2: 1.0, 3: 1.0}, jitter=0.5)
+ONLY_SINGLES, ONLY_MOSAICS = MosaicPolicy(p_mined=0.0, p_random=0.0), MosaicPolicy(p_mined=1.0, p_random=0.0)
+LETTERBOXES = [
+    ("float32", "float32", "cv2-linear", MIXED),
+    ("bfloat16", "float32", "pillow-bilinear", MIXED),
+    ("float16", "int64", "cv2-linear", ONLY_SINGLES),
+    ("uint8", "uint8", "pillow-bilinear", MIXED),
+    ("uint8", "uint8", "cv2-linear", ONLY_MOSAICS),
+]
+
+
+def letterboxes(files, device, dtype, mask_dtype, resample, policy):
+    options = {"dtype": dtype, "mask_dtype": mask_dtype, "resample": resample, "policy": policy}
+    loader = Loader(files.dataset, files.negatives, batch_size=4, size=90, device=device, fit="letterbox", **options)
+    made = list(loader)
+    grids = np.concatenate([batch.plan["grid"] for batch in made])
+    assert (policy is ONLY_SINGLES) == (grids == 1).all() and (policy is ONLY_MOSAICS) == (grids > 1).all()
+    return made
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "mask_dtype", "resample", "policy"), LETTERBOXES)
+def test_the_gpus_way_ends_in_the_cpus_batches_with_letterboxes_among_mosaics(
+    files, played, monkeypatch, dtype, mask_dtype, resample, policy
+):
+    launches = []
+
+    def count(module, name):
+        launch = getattr(module, name)
+
+        def counted(work, *arguments, **options):
+            if len(work):
+                launches.append(module)
+            launch(work, *arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(mosaic_cuda, "write_tiles"), count(mask_cuda, "write_masks"), count(letterbox_cuda, "write_tiles")
+    write = cuda.DeviceBatch.write
+    monkeypatch.setattr(cuda.DeviceBatch, "write", lambda *arguments: (launches.append("batch"), write(*arguments)))
+    made = letterboxes(files, "cuda", dtype, mask_dtype, resample, policy)
+    expected = letterboxes(files, "cpu", dtype, mask_dtype, resample, policy)
+    assert_same(made, expected)
+    for one, other in zip(made, expected, strict=True):
+        assert one.image.dtype == other.image.dtype and torch.equal(one.image, other.image)
+        assert one.mask.dtype == other.mask.dtype
+    assert any(batch.mask.any() for batch in made)
+    order = []  # of the batches that were delivered; some more were made ahead
+    for batch in made:
+        grid = batch.plan["grid"]
+        order += [
+            "batch",
+            *[mosaic_cuda, mask_cuda] * bool((grid > 1).any()),
+            *[letterbox_cuda] * bool((grid == 1).any()),
+        ]
+    assert launches[: len(order)] == order
 
 
 @needs_compiler
@@ -163,6 +222,16 @@ def test_a_gpus_batches_are_the_cpus_but_for_the_decoder(files, dtype, resample)
         difference = (one.image.cpu().float() - other.image.float()).abs()
         level = 1.0 if dtype == "uint8" else 1 / 255 / 0.224
         assert difference.mean() < 2 * level
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "mask_dtype", "resample", "policy"), LETTERBOXES)
+def test_a_gpus_letterboxes_are_the_cpus_but_for_the_decoder(files, dtype, mask_dtype, resample, policy):
+    made, expected = (letterboxes(files, device, dtype, mask_dtype, resample, policy) for device in ("cuda", "cpu"))
+    assert_same(made, expected)
+    for one, other in zip(made, expected, strict=True):
+        difference = (one.image.cpu().float() - other.image.float()).abs()
+        assert difference.mean() < 2 * (1.0 if dtype == "uint8" else 1 / 255 / 0.224)
 
 
 @pytest.mark.gpu

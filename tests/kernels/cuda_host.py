@@ -8,21 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_dali.kernels import cuda_source, gather_cuda, mosaic_cuda
+from nemo_dali.kernels import cuda_source, gather_cuda, letterbox_cuda, mosaic_cuda
 from nemo_dali.kernels.tile import RESAMPLE
 
 KERNELS = [mosaic_cuda.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
 GATHER_KERNELS = [gather_cuda.kernel_name(itemsize) for itemsize in (1, 2, 4)]
+LETTERBOX_KERNELS = [letterbox_cuda.kernel_name(itemsize) for itemsize in (1, 2, 4)]
 HERE = Path(__file__).parent
 RUN = f"""
 extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
     decltype(&{KERNELS[0]}) kernels[] = {{{", ".join(KERNELS)}}};
     host::launch(blocks, LANES, ROWS, stage_bytes, kernels[which], tiles, tile_of_block, stage_bytes);
 }}
-const int MOSAIC_KERNELS = {len(KERNELS)};  // kernels from this number on are those of the gather
+const int FIRST_GATHER = {len(KERNELS)};  // kernels from this number on are those of the gather
 extern "C" void run_gather(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block) {{
     decltype(&{GATHER_KERNELS[0]}) kernels[] = {{{", ".join(GATHER_KERNELS)}}};
     host::launch(blocks, THREADS, 1, 0, kernels[which], tiles, tile_of_block);
+}}
+const int FIRST_LETTERBOX = FIRST_GATHER + {len(GATHER_KERNELS)};
+extern "C" void run_letterbox(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block,
+                              const int* lines) {{
+    decltype(&{LETTERBOX_KERNELS[0]}) kernels[] = {{{", ".join(LETTERBOX_KERNELS)}}};
+    host::launch(blocks, LANES, ROWS, 0, kernels[which], tiles, tile_of_block, lines);
 }}
 """
 
@@ -33,7 +40,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 
 def build(folder, *options, lanes, rows, main=""):
     """Compile for blocks of lanes x rows threads; returns the path of what came out."""
-    sources = cuda_source.source(mosaic_cuda.FILE, gather_cuda.FILE)
+    sources = cuda_source.source(mosaic_cuda.FILE, gather_cuda.FILE, letterbox_cuda.FILE)
     (folder / "kernel.cpp").write_text(f'#include "cuda_on_host.hpp"\n{sources}{RUN}{main}')
     command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
     command += [f"-DLANES={lanes}", f"-DROWS={rows}", f"-DTHREADS={lanes * rows}", *options]
@@ -45,6 +52,8 @@ def build(folder, *options, lanes, rows, main=""):
 
 def launch(library, tiles):
     """What ``mosaic_cuda.write_tiles`` does, here and now, with host addresses."""
+    if not len(tiles):
+        return
     tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
     which = KERNELS.index(mosaic_cuda.kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
@@ -62,6 +71,17 @@ def launch_gather(library, tiles):
     which = GATHER_KERNELS.index(gather_cuda.kernel_name(int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
     library.run_gather(which, len(tile_of_block), *pointers)
+
+
+def launch_letterbox(library, tiles):
+    """What ``letterbox_cuda.write_tiles`` does, here and now, with host addresses."""
+    if not len(tiles):
+        return
+    tiles = tiles.copy()
+    tile_of_block, lines = letterbox_cuda.cut(tiles)
+    which = LETTERBOX_KERNELS.index(letterbox_cuda.kernel_name(int(tiles["itemsize"][0])))
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block, lines))
+    library.run_letterbox(which, len(tile_of_block), *pointers)
 
 
 def library(folder):
@@ -84,10 +104,10 @@ def sanitized(folder, name):
     return folder / "kernel", count
 
 
-def run_sanitized(program, kernel, tiles, tile_of_block, stage_bytes=0):
+def run_sanitized(program, kernel, tiles, tile_of_block, stage_bytes=0, lines=()):
     """Run a launch; ``photo`` is how far behind a multiple of 128 bytes a photo lies, other addresses are made up."""
-    head = np.array([kernel, len(tile_of_block), stage_bytes, len(tiles)], np.int32)
+    head = np.array([kernel, len(tile_of_block), stage_bytes, len(tiles), len(lines)], np.int32)
     file = program.with_name("launch")
-    file.write_bytes(head.tobytes() + tiles.tobytes() + tile_of_block.tobytes())
+    file.write_bytes(head.tobytes() + tiles.tobytes() + tile_of_block.tobytes() + np.array(lines, np.int32).tobytes())
     run = subprocess.run([program, file], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[:4000]

@@ -1,6 +1,6 @@
 // Runs a launch that a file describes, on photos and frames of exactly the right size, for a sanitizer to watch:
-// which kernel, blocks, stage bytes, tiles (each int32), the tiles, and the tile of each block. A tile's photo is how
-// far behind a multiple of 128 bytes it is to lie.
+// which kernel, blocks, stage bytes, tiles, lines (each int32), the tiles, the tile of each block, and the letterbox's
+// lines. A tile's photo is how far behind a multiple of 128 bytes it is to lie.
 #include <sanitizer/asan_interface.h>
 
 #include <cstdio>
@@ -9,12 +9,14 @@
 
 int main(int, char** argv) {
     FILE* file = std::fopen(argv[1], "rb");
-    int head[4];
+    int head[5];
     if (!file || std::fread(head, sizeof(head), 1, file) != 1) return 2;
     std::vector<Tile> tiles(head[3]);
     std::vector<unsigned> tile_of_block(head[1]);
+    std::vector<int> lines(head[4]);
     if (std::fread(tiles.data(), sizeof(Tile), tiles.size(), file) != tiles.size()) return 2;
     if (std::fread(tile_of_block.data(), 4, tile_of_block.size(), file) != tile_of_block.size()) return 2;
+    if (std::fread(lines.data(), 4, lines.size(), file) != lines.size()) return 2;
     std::fclose(file);
     const std::align_val_t line{128};
     std::vector<std::shared_ptr<void>> kept;
@@ -29,11 +31,14 @@ int main(int, char** argv) {
         tile.photo = take(3ull * tile.photo_height * tile.photo_width, tile.photo);
         tile.table = take(3 * 256 * tile.itemsize, 0);
         tile.image = take(3ull * tile.frame_height * tile.frame_width * tile.itemsize, 0);
+        tile.mask = take((size_t)tile.frame_height * tile.frame_width, 0);
     }
-    if (head[0] < MOSAIC_KERNELS) {
+    if (head[0] < FIRST_GATHER) {
         run(head[0], head[1], tiles.data(), tile_of_block.data(), head[2]);
+    } else if (head[0] < FIRST_LETTERBOX) {
+        run_gather(head[0] - FIRST_GATHER, head[1], tiles.data(), tile_of_block.data());
     } else {
-        run_gather(head[0] - MOSAIC_KERNELS, head[1], tiles.data(), tile_of_block.data());
+        run_letterbox(head[0] - FIRST_LETTERBOX, head[1], tiles.data(), tile_of_block.data(), lines.data());
     }
     return 0;
 }
