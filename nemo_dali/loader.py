@@ -315,6 +315,8 @@ class Loader:
         self._passes = 0  # only the newest pass moves _epoch and _seen
         self._pipeline: StreamPipeline | None = None
 
+    batch_sampler = None  # Lightning asks for it wherever there is a sampler
+
     def __reduce__(self) -> Any:
         raise TypeError("A Loader cannot be pickled or copied. Make one in each process.")
 
