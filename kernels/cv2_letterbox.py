@@ -30,9 +30,6 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from nemo_dali.kernels.normalise import normalise
-from nemo_dali.kernels.stream import put_row
-
 FRACTIONS = 32  # a source coordinate's steps per pixel: OpenCV's INTER_TAB_SIZE
 CUBIC, LINEAR = 4, 2  # taps along one axis
 _ONE = 1 << 15  # fixed-point one: OpenCV's INTER_REMAP_COEF_SCALE
@@ -141,18 +138,16 @@ def _copy(source: Any, target: Any) -> None:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def write_letterbox(photo: Any, border: int, table: Any, recipe: Any, cell: Any) -> None:
-    """Write a photo, letterboxed and normalised, into a cell of a frame.
+def warp_letterbox(photo: Any, border: int, out: Any) -> None:
+    """Letterbox a photo.
 
     Args:
         photo: uint8 [H, W, 3], C-contiguous RGB.
         border: the border's colour, ``red | green << 8 | blue << 16``.
-        table: [3, 256], the output value of each channel's uint8 value.
-        recipe: how to compute it, ``normalise.RECIPE`` [1].
-        cell: [3, h, w] of the table's dtype, a view into the frame.
+        out: uint8 [h, w, 3], C-contiguous, what is written.
     """
     height, width, _ = photo.shape
-    _, h, w = cell.shape
+    h, w, _ = out.shape
     rows, columns = np.empty(h, np.int32), np.empty(w, np.int32)
     letterbox_sources(height, width, h, w, rows, columns)
     offset, across = np.empty(w, np.uint64), np.empty(w, np.uint64)  # in bytes, of taps and of weights
@@ -168,9 +163,7 @@ def write_letterbox(photo: Any, border: int, table: Any, recipe: Any, cell: Any)
     weights = np.uint64(WEIGHTS_CUBIC.ctypes.data)
     four = np.empty(4, np.uint64)
     pixels = np.empty(4 * w, np.uint8)
-    out = np.uint64(pixels.ctypes.data)
-    planes = np.empty((3, w), np.uint8)
-    values = np.empty((3, w), table.dtype)
+    target = np.uint64(pixels.ctypes.data)
     for y in range(h):
         top = (rows[y] >> 5) - 1
         for i in range(4):
@@ -184,15 +177,11 @@ def write_letterbox(photo: Any, border: int, table: Any, recipe: Any, cell: Any)
         down = weights + np.uint64((rows[y] & 31) * FRACTIONS * CUBIC * CUBIC * 2)
         first, second, third, fourth = four[0], four[1], four[2], four[3]
         for x in range(w):
-            _sum_taps(first, second, third, fourth, offset[x], down + across[x], out + np.uint64(4 * x))
-        for x in range(w):  # signed: as 4 * x cannot wrap then, LLVM parts the channels with vectors
-            planes[0, x] = pixels[4 * x]
-            planes[1, x] = pixels[4 * x + 1]
-            planes[2, x] = pixels[4 * x + 2]
-        for c in range(3):
-            normalise(planes[c], c, table, recipe, values[c])
-        for c in range(3):
-            put_row(values[c], cell, c, y)
+            _sum_taps(first, second, third, fourth, offset[x], down + across[x], target + np.uint64(4 * x))
+        for x in range(w):
+            out[y, x, 0] = pixels[4 * x]
+            out[y, x, 1] = pixels[4 * x + 1]
+            out[y, x, 2] = pixels[4 * x + 2]
     # Numba lets go of an array after its last use as one, which to it the address is: this is one more.
     lines[0, 0] = pixels[0]
 

@@ -9,23 +9,20 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit, types
 
-from nemo_dali.kernels.cv2_letterbox import write_letterbox, write_letterbox_mask
+from nemo_dali.kernels.cv2_letterbox import warp_letterbox, write_letterbox_mask
 from nemo_dali.kernels.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.mask import write_mask
 from nemo_dali.kernels.normalise import RECIPE, normalise
 from nemo_dali.kernels.pillow_bilinear import resize_pillow_bilinear
 from nemo_dali.kernels.stream import as_pointer, fence, put_row
-from nemo_dali.kernels.tile import CV2_LETTERBOX, CV2_LINEAR, TILE
+from nemo_dali.kernels.tile import CV2_LETTERBOX, PILLOW_BILINEAR, TILE
 
 DONE, WRONG_SIZE = 1, 2  # status of a cell
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _write_pixels(photo: Any, tile: Any, table: Any, recipe: Any, cell: Any) -> None:
-    if tile.resample == CV2_LETTERBOX:
-        write_letterbox(photo, tile.border, table, recipe, cell)
-        return
-    if tile.resample == CV2_LINEAR:
+def _write_pixels(photo: Any, resample: int, table: Any, recipe: Any, cell: Any) -> None:
+    if resample != PILLOW_BILINEAR:
         write_cv2_linear(photo, table, recipe, cell)
         return
     _, h, w = cell.shape
@@ -46,13 +43,13 @@ def _write_image(photo: Any, tile: Any, table: Any, frame: Any) -> None:
         recipe = carray(as_pointer(tile.recipe), 1, RECIPE)
     if not tile.channels_last:
         planes = frame.reshape(3, tile.frame_height, tile.frame_width)
-        _write_pixels(photo, tile, table, recipe, planes[:, tile.y0 : tile.y1, tile.x0 : tile.x1])
+        _write_pixels(photo, tile.resample, table, recipe, planes[:, tile.y0 : tile.y1, tile.x0 : tile.x1])
         return
     pixels = frame.reshape(1, tile.frame_height, 3 * tile.frame_width)
     cell = pixels[:, tile.y0 : tile.y1, 3 * tile.x0 : 3 * tile.x1]
     h, w = tile.y1 - tile.y0, tile.x1 - tile.x0
     channels = np.empty((3, h, w), table.dtype)
-    _write_pixels(photo, tile, table, recipe, channels)
+    _write_pixels(photo, tile.resample, table, recipe, channels)
     values = np.empty(3 * w, table.dtype)
     for y in range(h):
         for x in range(w):
@@ -77,6 +74,10 @@ def write_tile(tile: Any, photo: Any) -> int:
         return WRONG_SIZE
     if tile.y0 == tile.y1 or tile.x0 == tile.x1:
         return DONE
+    if tile.resample == CV2_LETTERBOX:  # as large as its cell then, and so not changed by what follows
+        boxed = np.empty((tile.y1 - tile.y0, tile.x1 - tile.x0, 3), np.uint8)
+        warp_letterbox(photo, tile.border, boxed)
+        photo = boxed
     pixels = np.int64(tile.frame_height) * tile.frame_width
     if tile.itemsize == 4:
         table4 = carray(as_pointer(tile.table), (3, 256), np.uint32)

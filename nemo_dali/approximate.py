@@ -89,6 +89,8 @@ class ApproximateRanker:
                 if len(exact):
                     hit = np.isin(exact, found)
                     shares.append([hit[:n].mean() for n in recall_places(self._ranker.depth)])
+        if not shares:  # no sentence has a candidate: none is missed
+            shares.append([1.0] * len(recall_places(self._ranker.depth)))
         return np.array(list(zip(recall_places(self._ranker.depth), np.mean(shares, axis=0), strict=True)))
 
 

@@ -62,17 +62,9 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
     import open_clip
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch_device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device ({device}) must be one of PyTorch's, such as cpu or cuda") from error
-    if torch_device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device ({device}) must be cpu or cuda")
-    if torch_device.type == "cuda" and not torch.cuda.is_available():
-        raise NemoError(f"The device {device} was asked for, but PyTorch finds no CUDA device. Use the device cpu.")
+    torch_device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name, preprocess = model_name(model)
-    _check_weights(_find_weights(model, name, pretrained))
+    stored = _check_weights(_find_weights(model, name, pretrained))
     try:
         network, transform = open_clip.create_model_from_pretrained(
             name,
@@ -82,9 +74,12 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
             weights_only=True,
             **{f"image_{key}": preprocess.get(key) for key in ("mean", "std", "interpolation", "resize_mode")},
         )
+        _check_positions(stored, network, model, pretrained)
         tokenizer = open_clip.get_tokenizer(name)
         with torch.inference_mode():
             width = network.eval().encode_text(tokenizer(["a"]).to(torch_device)).shape[-1]
+    except NemoError:
+        raise
     except Exception as error:  # whatever open_clip, timm or transformers meet in a config, a file or on the network
         raise NemoError(
             f"{model} with the weights {pretrained} cannot be loaded ({_first_line(error)}). "
@@ -102,6 +97,36 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
         encoder=f"torch {torch.__version__} on {_processor(torch_device)}, "
         f"preprocessing {hashlib.sha256(repr(transform).encode()).hexdigest()[:8]}",
     )
+
+
+def checked_device(device: str) -> "torch.device":
+    """A device of PyTorch's to embed on.
+
+    Raises:
+        ValueError: neither cpu nor cuda.
+        NemoError: a CUDA device, and there is none.
+    """
+    import torch
+
+    try:
+        torch_device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device ({device!r}) must be one of PyTorch's, such as cpu or cuda") from error
+    if torch_device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device ({device!r}) must be cpu or cuda")
+    if torch_device.type == "cuda" and not torch.cuda.is_available():
+        raise NemoError(f"The device {device} was asked for, but PyTorch finds no CUDA device. Use the device cpu.")
+    return torch_device
+
+
+def _check_positions(stored: dict[str, tuple[int, ...]], network: Any, model: str, pretrained: str) -> None:
+    """Refuse weights of another image size or context length, which open_clip would interpolate without a word."""
+    for key, tensor in network.state_dict().items():
+        if key.endswith("positional_embedding") and stored.get(key, tuple(tensor.shape)) != tuple(tensor.shape):
+            raise NemoError(
+                f"{pretrained} was trained with another image size or context length than {model} has ({key} is "
+                f"{list(stored[key])}, not {list(tensor.shape)}). Give the model that the weights were trained as."
+            )
 
 
 def _processor(device: "torch.device") -> str:
@@ -132,9 +157,13 @@ def model_name(model: str) -> tuple[str, dict[str, Any]]:
         raise NemoError(f"The model config {model} cannot be read ({_first_line(error)}). Give another.") from error
     whole = config if isinstance(config, dict) else {}
     config = whole.get("model_cfg", whole)
-    for key in ("embed_dim", "vision_cfg", "text_cfg"):
-        if key not in config:
+    for key, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)):
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
             raise NemoError(f"The model config {model} has no '{key}'. Give a config in the layout of open_clip's.")
+    if "trust_remote_code" in json.dumps(config):
+        raise NemoError(
+            f"The model config {model} asks for code to be run (trust_remote_code), which is refused. Take that out."
+        )
     name = f"{Path(model).stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if name not in open_clip.list_models():
         with TemporaryDirectory() as folder:
@@ -165,8 +194,8 @@ def _find_weights(model: str, name: str, pretrained: str) -> Path:
     return Path(pretrained)
 
 
-def _check_weights(path: Path) -> None:
-    """Refuse a file that holds more than tensors and plain containers.
+def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's tensors by name; a file that holds more than tensors and plain containers is refused.
 
     open_clip is told the same, but where loading raises a TypeError it loads again without saying so, and PyTorch
     before 2.6 then executes what the file asks for.
@@ -174,16 +203,22 @@ def _check_weights(path: Path) -> None:
     import torch
 
     if path.suffix == ".safetensors":
-        return
+        return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about kinds of files that are refused right here
         try:
-            torch.load(path, map_location="meta", weights_only=True)
+            content = torch.load(path, map_location="meta", weights_only=True)
         except Exception as error:  # a damaged file raises almost anything
             raise NemoError(
                 f"{path} is damaged or holds objects other than tensors, which could run code and are refused. "
                 "Save the model's state_dict() with torch.save or as .safetensors."
             ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    return {
+        str(name).removeprefix("module."): tuple(tensor.shape)
+        for name, tensor in content.items()
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def _first_line(error: BaseException) -> str:

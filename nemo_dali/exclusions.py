@@ -47,7 +47,7 @@ class Exclusions:
         words = list(ALWAYS)
         shown = category = never = None
         if self.similar_photos is not None:
-            words.append(f"photos more similar than {self.similar_photos:g} to the own photo")
+            words.append(f"photos more similar than {float(self.similar_photos)!r} to the own photo")
         if self.category:
             category = dataset.refs.category[dataset.sentences.ref]
             if (category < 0).all():
@@ -55,7 +55,7 @@ class Exclusions:
             shown = dataset.shown_categories()
             words.append("photos that show the target's category")
         if self.siblings is not None:
-            words.append(f"photos more similar than {self.siblings:g} to another sentence of the ref")
+            words.append(f"photos more similar than {float(self.siblings)!r} to another sentence of the ref")
         if self.photos_of:
             names = np.array([name.rpartition("/")[2] for name in dataset.images.file_name])
             never = np.zeros(len(names), bool)

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.approximate import ApproximateRanker, import_faiss, list_count, recall_places
-from nemo_dali.clip import Clip, load_clip
+from nemo_dali.clip import Clip, checked_device, load_clip
 from nemo_dali.collectives import Ranks, joined_ranks
 from nemo_dali.curves import draw_curves
 from nemo_dali.dataset import Dataset
@@ -33,7 +33,7 @@ from nemo_dali.embedding import Photos, Sentences, Stage, embed
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.exclusions import Exclusions
 from nemo_dali.progress import progress
-from nemo_dali.ranking import Excluded, Ranker
+from nemo_dali.ranking import Excluded, Ranker, first_not_finite
 from nemo_dali.sharding import compare, thread_count
 from nemo_dali.storage import fingerprint
 from nemo_dali.table import NegativeTable, begin_table, finish_table
@@ -140,8 +140,8 @@ def mine(
             unfinished one was begun with other options.
     """
     for name, value in (("depth", depth), ("batch_size", batch_size), ("probes", 1 if probes is None else probes)):
-        if value < 1:
-            raise ValueError(f"{name} ({value}) must be at least 1")
+        if not 1 <= value < 2**31:
+            raise ValueError(f"{name} ({value}) must be at least 1 and below 2**31")
     models, weights = _listed(model), _listed(pretrained)
     if (embeddings is None) == (not models) or len(models) != len(weights):
         raise ValueError(
@@ -150,9 +150,8 @@ def mine(
         )
     if probes is not None and not approximate:
         raise ValueError(f"probes ({probes}) must be left out unless the search is approximate")
-    if not Path(output).absolute().parent.is_dir():  # told now, not after hours of work
-        raise FileFormatError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
     with joined_ranks() as ranks, ExitStack() as files:
+        ranks.attempt(lambda: _check_folder(Path(output)) if ranks.rank == 0 else None)  # not after hours of work
         sources = ranks.attempt(
             lambda: _prepare(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
         )
@@ -165,6 +164,11 @@ def mine(
             batch_size=batch_size,
             probes=(probes or 0) if approximate else None,
         )
+
+
+def _check_folder(output: Path) -> None:
+    if not output.absolute().parent.is_dir():
+        raise FileFormatError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
 
 
 def _listed(given: str | Sequence[str] | None) -> list[str]:
@@ -217,17 +221,22 @@ def _prepare(
 ) -> _Sources:
     import torch
 
+    if device is not None:
+        checked_device(device)
     dataset = Dataset.open(dataset_path, images=images)
     if len(dataset.images.id) < 2:
         raise NemoError(f"{dataset.path} has only one photo, so there are no negatives. Index more photos.")
     excluded, words = exclusions.of(dataset)
-    if device is None:
+    if device in (None, "cuda"):
         local = int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     given = None
     if embeddings is not None:
         given = NegativeTable.open(embeddings)
         given.check_dataset(dataset)
+        for array in (given.text_embedding, given.image_embedding):
+            if (row := first_not_finite(array)) is not None:
+                raise NemoError(f"{embeddings} has an embedding (row {row}) that is not finite. Mine it with --model.")
     else:
         dataset.photo_path(0)  # a folder that is not there is told before a model is loaded
     clips = [load_clip(*pair, device=device) for pair in zip(models, weights, strict=True)]
@@ -266,6 +275,7 @@ def _mine(
         recalls=0 if probes is None else len(recall_places(min(depth, photos - 1))),
     )
     made = ranks.attempt(lambda: files.enter_context(table) if ranks.rank == 0 else None)
+    ranks.attempt(lambda: None if made is None else _check_progress(made, output, 2 * len(widths) + 1))
     progress_of = np.zeros(2 * len(widths) + 1, np.int64) if made is None else np.array(made.file.progress)
     progress_of = ranks.from_first(progress_of)
 
@@ -359,6 +369,15 @@ def _mine(
     reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))
     assert reports[0] is not None
     return reports[0]
+
+
+def _check_progress(made: Unfinished[NegativeTable], output: Path, stages: int) -> None:
+    """Several models' embeddings can come from the models or from a table, and then have other stages."""
+    if (found := len(made.file.progress)) != stages:
+        raise FileFormatError(
+            f"Cannot write {output}: it was begun {'with' if found == 3 else 'without'} --embeddings. "
+            "Go on as it was begun, or choose another place with -o."
+        )
 
 
 def _rank(

@@ -76,6 +76,8 @@ def report(
     dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
     curves = draw_curves(dataset, table)
     proposal = propose(curves, passing=passing, grid=grid)
+    if seed < 0:
+        raise ValueError(f"seed ({seed}) must be >= 0")
     content = _curves(curves, proposal, passing, grid) | _pictures(dataset, curves, proposal, examples, seed)
     content["about"] = _about(dataset, table)
     text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")

@@ -91,7 +91,7 @@ def compare(every: list[dict[str, str]], did: str) -> None:
         values = [others.get(name, "nothing") for others in every]
         norm = Counter(values).most_common(1)[0][0]  # of equally many the first
         if strangers := [rank for rank, value in enumerate(values) if value != norm]:
-            here, there = _shorten(values[strangers[0]], norm)
+            here, there = shorten(values[strangers[0]], norm)
             raise NemoError(
                 f"{listed_ranks(strangers)} of {len(every)} {did} with another {name}: {here} on rank "
                 f"{strangers[0]}, {there} on rank {values.index(norm)}. Give every rank the same files and options."
@@ -118,7 +118,7 @@ def thread_count() -> int:
     return max(len(os.sched_getaffinity(0)) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)
 
 
-def _shorten(*values: str) -> list[str]:
+def shorten(*values: str) -> list[str]:
     """Two values as a person compares them: of long ones the part where they begin to differ."""
     if max(map(len, values)) <= LONGEST_VALUE:
         return list(values)

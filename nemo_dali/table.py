@@ -186,7 +186,11 @@ def read_table(path: str | Path) -> NegativeTable:
         try:
             table = _read(file, path)
             # Read, not mapped: a page fault may read megabytes ahead.
-            rows = np.unique(np.linspace(0, len(table.neighbors) - 1, SAMPLED_ROWS).astype(int))
+            # Of one in the making what was recorded as done: a killed run leaves the rows behind that half written.
+            filled = len(table.neighbors)
+            if table.fingerprint == UNFINISHED:
+                filled = min(max(int(table.progress[-1]), 0), filled)
+            rows = np.unique(np.linspace(0, filled - 1, min(SAMPLED_ROWS, filled)).astype(int))
             some_neighbors, some_similarity = file["neighbors"][rows], file["similarity"][rows].astype(np.float32)
         except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
@@ -243,7 +247,7 @@ def _damage(table: NegativeTable, neighbors: npt.NDArray[np.int32], similarity: 
         return "/text_embedding does not fit /neighbors and /image_embedding"
     if len(table.own_rank) != sentences:
         return "/own_rank is not as long as /neighbors"
-    if neighbors.min() < -1 or neighbors.max() >= photos:
+    if len(neighbors) and (neighbors.min() < -1 or neighbors.max() >= photos):
         return "/neighbors has a photo row out of range"
     if not (similarity[:, 1:] <= similarity[:, :-1]).all() or np.isnan(similarity[:, 0]).any():
         return "a row of /similarity does not descend"

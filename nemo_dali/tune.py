@@ -12,6 +12,7 @@
 tau is chosen for each K, and K among these pairs.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,9 +86,15 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
             f"{remedy} would do without."
         )
     last = len(curves.taus) - 1
-    policy = MosaicPolicy(
-        max_similarity=None if t == last else float(curves.taus[t]), top_k=int(curves.ks[c]), grids={grid: 1.0}
-    )
+    k = max(int(curves.ks[c]), cells)  # a policy has as many as it must fill, a table perhaps not
+    if curves.ks[-1] < cells:
+        why.append(f"Beware: the table has {curves.ks[-1]} photos a sentence, and a mosaic needs {cells}. Mine deeper.")
+    elif t == unambiguous and short[t, c] > LARGEST_SHORT:
+        why.append(
+            f"Beware: {short[t, c]:.1%} of the pools hold fewer than {cells} photos at any tau: too much is excluded. "
+            "Mine with fewer exclusions, or more photos."
+        )
+    policy = MosaicPolicy(max_similarity=None if t == last else float(curves.taus[t]), top_k=k, grids={grid: 1.0})
     # A shallow table may not reach the tau that the rule asks for.
     tau = min(float(curves.taus[unambiguous]), float(np.quantile(curves.true, passing)))
     unlimited = unambiguous == last
@@ -97,7 +104,7 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
         c,
         (*why, about_k),
         None if unlimited else round(tau, 3),
-        needed_depth(curves, float(curves.taus[last]) if unlimited else tau, int(curves.ks[c])),
+        needed_depth(curves, float(curves.taus[last]) if unlimited else tau, k),
     )
 
 
@@ -115,7 +122,7 @@ def _about_tau(curves: Curves, t: int, c: int, passing: float, *, found: bool) -
         text = f"No bound is needed: {below} of the own photos are no more similar than the most similar candidate."
     else:
         text = f"tau {tau:g} is the largest value that at most {passing:.0%} of the own photos do not exceed: {below}."
-    if not curves.labelled:
+    if not curves.labelled or math.isnan(curves.shown[t, c]):  # no labels, or no candidates
         return text
     return (
         f"{text} {curves.shown[t, c]:.0%} of the candidates then show the target's category, as false negatives do; "

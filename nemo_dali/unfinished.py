@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from nemo_dali import __version__
 from nemo_dali.errors import FileFormatError
+from nemo_dali.sharding import shorten
 from nemo_dali.storage import DISK_ERRORS, check_target, locked
 
 UNFINISHED = "unfinished".ljust(64, "-")  # in place of the fingerprint, and as long
@@ -167,9 +168,10 @@ def _begun(partial: Path, read: Callable[[Path], T], done: Callable[[T], str]) -
 def _check_attributes(output: Path, partial: Path, file: Any, wanted: Mapping[str, Any], done: str) -> None:
     for name, value in wanted.items():
         if (found := getattr(file, name)) != value:
+            here, there = shorten(str(found), str(value))
             raise FileFormatError(
-                f"Cannot write {output}: {done} for {name.replace('_', ' ')} {found!s:.40}, not {value!s:.40}. To go "
-                f"on give the same options again; to start anew remove {partial}, or choose another place with -o."
+                f"Cannot write {output}: {done} for {name.replace('_', ' ')} {here}, not {there}. To go on give the "
+                f"same options again; to start anew remove {partial}, or choose another place with -o."
             )
 
 

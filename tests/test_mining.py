@@ -8,10 +8,14 @@ import pytest
 from PIL import Image
 
 from nemo_dali.annotations import Annotations, Images, Refs, Sentences
+from nemo_dali.clip import load_clip
+from nemo_dali.curves import draw_curves
 from nemo_dali.dataset import Dataset, index_dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
+from nemo_dali.exclusions import Exclusions
 from nemo_dali.mining import mine
-from nemo_dali.table import NegativeTable, read_table
+from nemo_dali.table import NegativeTable, begin_table, read_table
+from nemo_dali.tune import propose
 from tests.conftest import CLIP_CONFIG
 from tests.rankings import check_ranking
 
@@ -315,3 +319,109 @@ def test_wrong_arguments(dataset, clip, tmp_path, options):
 def test_no_place_for_the_table_is_told_before_the_work(dataset, clip, tmp_path):
     with pytest.raises(FileFormatError, match="Cannot write"):
         _mine(dataset, clip, tmp_path / "nowhere" / "a.neg.h5", model="not looked at")
+
+
+def test_a_kill_between_the_arrays_of_a_block_costs_that_block_only(dataset, clip, tmp_path):
+    """Rows that were not recorded as done may hold anything; those that were stay."""
+    table = _mine(dataset, clip, tmp_path / "whole.neg.h5", exclusions=Exclusions(similar_photos=0.9)).output
+    whole = NegativeTable.open(table)
+    sentences, photos = len(whole.neighbors), len(whole.image_embedding)
+    attributes = {name: getattr(whole, name) for name in ("dataset_fingerprint", "dataset_name", "model", "pretrained")}
+    attributes |= {name: getattr(whole, name) for name in ("weights_hash", "depth", "exclusions", "method", "encoder")}
+    attributes["batch_size"] = whole.batch_size
+    output = tmp_path / "killed.neg.h5"
+    shape = {"sentences": sentences, "photos": photos, "width": whole.image_embedding.shape[1]}
+
+    class Kill(BaseException):
+        pass
+
+    half = sentences // 2
+    with pytest.raises(Kill), begin_table(output, **shape, attributes=attributes) as made:
+        made.writable(made.file.text_embedding)[:] = whole.text_embedding
+        made.writable(made.file.image_embedding)[:] = whole.image_embedding
+        made.writable(made.file.neighbors)[:half] = whole.neighbors[:half]
+        made.writable(made.file.similarity)[:half] = whole.similarity[:half]
+        made.writable(made.file.neighbors)[half:] = -1  # and the similarities behind it are still to come
+        for stage, rows in enumerate((photos, sentences, half)):
+            made.record(made.file.progress, stage, rows.to_bytes(8, "little"))
+        raise Kill
+    with begin_table(output, **shape, attributes=attributes) as made:
+        assert made.file.progress.tolist() == [photos, sentences, half]
+
+
+def test_a_table_too_shallow_for_a_mosaic_is_finished_and_told(dataset, clip, tmp_path):
+    report = _mine(dataset, clip, tmp_path / "shallow.neg.h5", depth=2)
+    table = NegativeTable.open(report.output)
+    proposal = propose(draw_curves(Dataset.open(dataset), table))
+    assert proposal.policy.top_k == 3 and any("mine deeper" in line.lower() for line in proposal.why)
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_where_everything_is_excluded_nothing_breaks(dataset, clip, tmp_path, approximate):
+    if approximate:
+        pytest.importorskip("faiss")
+    report = _mine(
+        dataset,
+        clip,
+        tmp_path / "empty.neg.h5",
+        exclusions=Exclusions(similar_photos=-1.0),
+        approximate=approximate,
+    )
+    table = NegativeTable.open(report.output)
+    assert (table.neighbors == -1).all() and report.short == len(table.neighbors)
+    why = " ".join(propose(draw_curves(Dataset.open(dataset), table)).why)
+    assert "too much is excluded" in why and "nan" not in why
+
+
+def test_weights_of_another_context_length_are_not_interpolated(dataset, clip, tmp_path):
+    folder, _ = clip
+    config = json.loads((folder / "tiny.json").read_text())
+    config["text_cfg"]["context_length"] += 4
+    (tmp_path / "longer.json").write_text(json.dumps(config))
+    with pytest.raises(NemoError, match="another image size or context length"):
+        load_clip(str(tmp_path / "longer.json"), str(folder / "tiny.pt"), device="cpu")
+
+
+def test_bounds_that_differ_in_the_seventh_digit_are_told_apart(dataset):
+    words = [Exclusions(similar_photos=bound).of(Dataset.open(dataset))[1][-1] for bound in (0.9000001, 0.9000004)]
+    assert words[0] != words[1]
+
+
+def test_what_embeddings_come_from_cannot_change_in_the_middle(dataset, clip, tmp_path, monkeypatch):
+    folder, _ = clip
+    both = {"model": [str(folder / "tiny.json")] * 2, "pretrained": [str(folder / "tiny.pt")] * 2, "device": "cpu"}
+    given = mine(dataset, output=tmp_path / "both.neg.h5", **both).output
+    monkeypatch.setattr("nemo_dali.mining._rank", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        mine(dataset, output=tmp_path / "cut.neg.h5", embeddings=given)
+    with pytest.raises(FileFormatError, match="begun with --embeddings"):
+        mine(dataset, output=tmp_path / "cut.neg.h5", **both)
+
+
+@pytest.mark.parametrize(("device", "error"), [("cuda", NemoError), ("foo", ValueError), ("", ValueError)])
+def test_a_wrong_device_is_told_with_given_embeddings_too(dataset, clip, tmp_path, device, error):
+    import torch
+
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    given = _mine(dataset, clip, tmp_path / "given.neg.h5").output
+    with pytest.raises(error, match="device"):
+        mine(dataset, output=tmp_path / "again.neg.h5", embeddings=given, device=device)
+
+
+def test_embeddings_of_a_table_must_be_finite(dataset, clip, tmp_path):
+    given = _mine(dataset, clip, tmp_path / "given.neg.h5").output
+    with h5py.File(given, "r+") as file:
+        file["image_embedding"][3, 0] = np.nan
+    with pytest.raises(NemoError, match=r"given.neg.h5 has an embedding \(row 3\)"):
+        mine(dataset, output=tmp_path / "again.neg.h5", embeddings=given)
+    assert not (tmp_path / "again.neg.h5.partial").exists()
+
+
+def test_a_config_that_asks_for_code_is_refused(dataset, clip, tmp_path):
+    folder, _ = clip
+    config = json.loads((folder / "tiny.json").read_text())
+    config["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
+    (tmp_path / "evil.json").write_text(json.dumps(config))
+    with pytest.raises(NemoError, match="trust_remote_code"):
+        load_clip(str(tmp_path / "evil.json"), str(folder / "tiny.pt"), device="cpu")
