@@ -61,7 +61,7 @@ def test_similar_photos(dataset, clip, tmp_path):
     wanted = [every & set(np.flatnonzero(similarity[o] <= bound)) for every, o in zip(others(opened), own, strict=True)]
     assert rows(table) == wanted and report.short > 0
     assert "fewer candidates" in str(report)
-    assert table.exclusions == [*ALWAYS, f"photos more similar than {bound:g} to the own photo"]
+    assert table.exclusions == [*ALWAYS, f"photos more similar than {float(bound)!r} to the own photo"]
     assert table.fingerprint != free.fingerprint
 
 
