@@ -86,7 +86,7 @@ def test_photos_that_another_sentence_of_the_ref_finds(dataset, clip, tmp_path):
         siblings = (ref == ref[sentence]) & (np.arange(len(ref)) != sentence)
         wanted.append(every - set(np.flatnonzero((similarity[siblings] > bound).any(axis=0)).tolist()))
     assert rows(table) == wanted and wanted != others(opened)
-    assert table.exclusions[-1] == f"photos more similar than {bound:g} to another sentence of the ref"
+    assert table.exclusions[-1] == f"photos more similar than {float(bound)!r} to another sentence of the ref"
 
 
 def test_photos_of_another_data_set(dataset, clip, tmp_path):
