@@ -203,7 +203,13 @@ def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:
     import torch
 
     if path.suffix == ".safetensors":
-        return {}
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise NemoError(f"{path} is damaged ({_first_line(error)}). Get the file again.") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about kinds of files that are refused right here
         try:

@@ -111,13 +111,15 @@ def _read(transaction: Any, path: Path, root: Path) -> Annotations:
 
 
 def _keys(transaction: Any, path: Path) -> list[bytes]:
-    keys = checked(_value(transaction, b"__keys__", f"'__keys__' of {path}"), list, f"'__keys__' of {path}")
+    keys: list[bytes] = checked(
+        _value(transaction, b"__keys__", f"'__keys__' of {path}"), list, f"'__keys__' of {path}"
+    )
     length = checked(_value(transaction, b"__len__", f"'__len__' of {path}"), int, f"'__len__' of {path}")
     if length != len(keys) or not 0 < length <= MAX_REFS:
         raise AnnotationError(f"{path} lists {len(keys)} keys, but says it has {length}. Write the LMDB again.")
     for key in keys:
         checked(key, bytes, f"a key of {path}")
-    return keys  # type: ignore[no-any-return]
+    return keys
 
 
 def _value(transaction: Any, key: bytes, where: str) -> Any:

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from nemo_dali.annotations import Annotations, Images, Refs, Sentences
 from nemo_dali.clip import load_clip
@@ -373,13 +374,19 @@ def test_where_everything_is_excluded_nothing_breaks(dataset, clip, tmp_path, ap
     assert "too much is excluded" in why and "nan" not in why
 
 
-def test_weights_of_another_context_length_are_not_interpolated(dataset, clip, tmp_path):
-    folder, _ = clip
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_weights_of_another_context_length_are_not_interpolated(clip, tmp_path, kind):
+    folder, network = clip
+    weights = folder / "tiny.pt"
+    if kind == "safetensors":
+        weights = tmp_path / "tiny.safetensors"
+        save_file(network.state_dict(), weights)
+        load_clip(str(folder / "tiny.json"), str(weights), device="cpu")  # with its own config it loads
     config = json.loads((folder / "tiny.json").read_text())
     config["text_cfg"]["context_length"] += 4
     (tmp_path / "longer.json").write_text(json.dumps(config))
     with pytest.raises(NemoError, match="another image size or context length"):
-        load_clip(str(tmp_path / "longer.json"), str(folder / "tiny.pt"), device="cpu")
+        load_clip(str(tmp_path / "longer.json"), str(weights), device="cpu")
 
 
 def test_bounds_that_differ_in_the_seventh_digit_are_told_apart(dataset):
