@@ -272,7 +272,7 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
 def _memset(loader: Loader) -> Iterator[None]:
     """Fill the memory of batches, as much of it as the loader has in use, with the loader's number of threads."""
     nbytes = loader.batch_size * loader.sample_bytes
-    pool = FramePool(nbytes, spare=0)
+    pool = FramePool(nbytes, most=0)
     blocks = [pool.take() for _ in range(loader.prefetch + 2)]
     begins = np.linspace(0, nbytes, loader.num_threads + 1).astype(np.int64).tolist()
     parts = list(itertools.pairwise(begins))

@@ -48,7 +48,7 @@ class Canvas:
         batch_size: the largest batch.
         look: what frames and masks are to look like.
         device_id: a CUDA device number; None: host memory.
-        spare: blocks of host memory that are kept for further batches.
+        most_blocks: of host memory that are kept for further batches.
         resident: tiles to be shown in place of the photos.
         most_cells: of a sample.
 
@@ -63,7 +63,7 @@ class Canvas:
         batch_size: int,
         look: BatchFormat,
         device_id: int | None,
-        spare: int,
+        most_blocks: int,
         resident: Tiles | None = None,
         most_cells: int = 9,
     ) -> None:
@@ -75,7 +75,7 @@ class Canvas:
         table = np.ascontiguousarray(normalisation_table(look.mean, look.std, look.dtype))
         self._itemsize = table.itemsize
         self.nbytes = batch_size * look.size**2 * (3 * table.itemsize + 1)
-        self._pool = FramePool(self.nbytes, spare=spare)
+        self._pool = FramePool(self.nbytes, most=most_blocks)
         self._recipe = recipe_of(table, look.mean, look.std, look.dtype)
         self._table: Any = table  # keeps what the address points to
         self._table_address: int = table.ctypes.data

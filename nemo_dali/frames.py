@@ -2,39 +2,57 @@
 
 import mmap
 import weakref
+from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 
+@dataclass(frozen=True, eq=False)
+class Lent:
+    """A block, and the array that was made of it: once that is gone, nothing looks into the block."""
+
+    block: mmap.mmap
+    array: "weakref.ref[npt.NDArray[Any]]"
+
+
 class FramePool:
-    """Blocks of one size. A block returns to the pool when the last array or tensor that looks into it is gone.
+    """Blocks of one size. A block is used again when the last array or tensor that looks into it is gone.
+
+    Nothing is called when an array goes: Python would run it in between any two lines, and drop a Ctrl-C that strikes
+    there.
 
     Args:
         nbytes: size of a block, > 0.
-        spare: how many unused blocks are kept.
+        most: how many blocks are kept; older ones are freed with their arrays.
     """
 
-    def __init__(self, nbytes: int, *, spare: int) -> None:
+    def __init__(self, nbytes: int, *, most: int) -> None:
         self._nbytes = nbytes
-        self._spare = spare
-        self._free: list[mmap.mmap] = []
+        self._lent: deque[Lent] = deque(maxlen=most)
 
     def take(self) -> npt.NDArray[np.uint8]:
         """uint8 [nbytes], page-aligned, of undefined content."""
-        try:
-            block = self._free.pop()
-        except IndexError:
-            # Private: a forked child's batches must not change with its parent's.
-            block = mmap.mmap(-1, self._nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with suppress(AttributeError, OSError):  # a hint that not every kernel takes
-                block.madvise(mmap.MADV_HUGEPAGE)
+        block = self._unused() or self._new()
         array = np.frombuffer(block, np.uint8)
         # Views and tensors hold the array, not the block: its end is theirs.
-        weakref.finalize(array, self._give_back, block).atexit = False
+        self._lent.append(Lent(block, weakref.ref(array)))
         return array
 
-    def _give_back(self, block: mmap.mmap) -> None:
-        if len(self._free) < self._spare:
-            self._free.append(block)
+    def _unused(self) -> mmap.mmap | None:
+        for lent in list(self._lent):
+            if lent.array() is None:
+                with suppress(ValueError):  # another thread was faster
+                    self._lent.remove(lent)
+                    return lent.block
+        return None
+
+    def _new(self) -> mmap.mmap:
+        # Private: a forked child's batches must not change with its parent's.
+        block = mmap.mmap(-1, self._nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(AttributeError, OSError):  # a hint that not every kernel takes
+            block.madvise(mmap.MADV_HUGEPAGE)
+        return block

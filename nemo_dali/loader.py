@@ -292,8 +292,8 @@ class Loader:
             batch_size=batch_size,
             look=look,
             device_id=self.device_id,
-            # Beside the batches in the making, the training loop usually holds one and lets go of another.
-            spare=prefetch + 2,
+            # Beside the batches in the making, the training loop usually holds one and drops another; some hold more.
+            most_blocks=prefetch + 8,
             resident=self._resident,
             most_cells=policy.largest_grid**2,
         )

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import mmap
 import os
 import pickle
 import random
@@ -66,8 +67,6 @@ def test_an_interrupt_anywhere_leaves_no_batch_behind(files, epochs, monkeypatch
     assert_same(list(loader), epochs[1])
 
 
-# One that strikes in a finalizer is told by Python and goes no further: a block of frames is not used again.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_random_moments(files, epochs):
     """A signal may strike between any two lines; what is delivered afterwards is right all the same."""
     loader = make(files, prefetch=3)
@@ -167,30 +166,48 @@ def test_a_loader_is_not_copied_but_a_batch_is(files):
     assert again.sentences == batch.sentences and again.ref_ids == batch.ref_ids
 
 
-def test_a_block_returns_when_the_last_view_is_gone():
-    pool = FramePool(4096, spare=1)
+def test_a_block_is_used_again_when_the_last_view_is_gone():
+    pool = FramePool(4096, most=2)
     array = pool.take()
     tensor = torch.from_numpy(array)[1000:].view(-1, 2)
     address = array.ctypes.data
     del array
-    assert pool.take().ctypes.data != address  # the tensor still looks into it
+    other = pool.take()
+    assert other.ctypes.data != address  # the tensor still looks into it
     del tensor
-    taken = [pool.take().ctypes.data for _ in range(1)]
     kept = [pool.take() for _ in range(3)]
-    assert taken[0] != kept[1].ctypes.data != kept[2].ctypes.data
+    assert kept[0].ctypes.data == address
+    assert len({array.ctypes.data for array in [other, *kept]}) == 4
 
 
-def test_spare_blocks_are_bounded():
-    pool = FramePool(4096, spare=2)
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+def test_a_pool_keeps_so_many_blocks_and_the_others_go_with_their_arrays():
+    pool = FramePool(1 << 24, most=2)
     taken = [pool.take() for _ in range(5)]
+    youngest = {array.ctypes.data for array in taken[3:]}
+    for array in taken:
+        array[:] = 1
+    del array
+    before = resident_bytes()
     del taken
-    assert len(pool._free) == 2
+    assert before - resident_bytes() > 2.5 * (1 << 24)  # three of five
+    again = [pool.take(), pool.take()]
+    assert {array.ctypes.data for array in again} == youngest
 
 
-def test_a_dropped_block_is_used_again():
-    pool = FramePool(4096, spare=1)
-    first = pool.take().ctypes.data
-    assert pool.take().ctypes.data == first
+def test_nothing_is_called_when_a_batch_goes(files):
+    """Python drops a KeyboardInterrupt that strikes in a finalizer: a user's Ctrl-C would do nothing."""
+    loader = make(files)
+    batch = next(iter(loader))
+    called = []
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code) if event == "call" else None)
+    del batch
+    sys.setprofile(None)
+    assert called == []
 
 
 def in_child(run):
