@@ -3,27 +3,24 @@
 import functools
 import logging
 import os
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import numpy.typing as npt
 
 from nemo_dali import __version__, cuda
 from nemo_dali.batch import Batch
 from nemo_dali.batch_format import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField
-from nemo_dali.canvas import Canvas, Drawing
+from nemo_dali.canvas import Canvas
 from nemo_dali.corpus import Corpus, PathLike, listed
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.options import integer, one_of
-from nemo_dali.pipeline import CudaResidentPipeline, CudaStreamPipeline, ResidentPipeline, StreamPipeline
+from nemo_dali.pipeline import open_pipeline
 from nemo_dali.placement import Placement, Tiles
 from nemo_dali.plan import Planner, Replaced, ShortPools
 from nemo_dali.policy import MosaicPolicy, read_policy
 from nemo_dali.presets import format_of
+from nemo_dali.producer import Producer, Schedule, Step
 from nemo_dali.sharding import agree, rank_and_world_size, thread_count
 from nemo_dali.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.styles import arrange, masks_of
@@ -38,18 +35,6 @@ logger = logging.getLogger("nemo_dali")
 
 OnError = Literal["raise", "substitute"]
 SplitMode = Literal["train", "eval"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """A batch in the making: which one it is, and everything that the pipeline writes into."""
-
-    epoch: int
-    seen: int  # samples of the epoch before this step, over all ranks
-    plan: npt.NDArray[Any]
-    short: ShortPools
-    replaced: Replaced
-    drawing: Drawing
 
 
 class Loader:
@@ -169,7 +154,7 @@ class Loader:
         hw_decoder_load: float | None = None,
     ) -> None:
         one_of("split_mode", split_mode, get_args(SplitMode))
-        self._eval = split_mode == "eval"
+        evaluate = split_mode == "eval"
         given = {
             "size": size,
             "dtype": dtype,
@@ -187,11 +172,11 @@ class Loader:
             "infinite": infinite,
             "style": style,
         }
-        self.format = look = format_of(preset, given, evaluate=self._eval)
-        if self._eval and (policy is not None or on_error != "raise"):
+        self.format = look = format_of(preset, given, evaluate=evaluate)
+        if evaluate and (policy is not None or on_error != "raise"):
             raise ValueError("policy and on_error must be left out with split_mode='eval'")
         if policy is None:
-            policy = MosaicPolicy(p_mined=0) if self._eval else MosaicPolicy()
+            policy = MosaicPolicy(p_mined=0) if evaluate else MosaicPolicy()
         tuned_for = None
         if isinstance(policy, str | os.PathLike):
             policy_file = policy
@@ -230,7 +215,7 @@ class Loader:
         self._alone = self._alone and not together
         self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
         parts = self.corpus.parts(policy, samples=look.samples)
-        self._planner = Planner(parts, policy, seed=seed, size=look.size, shuffle=not self._eval)
+        self._planner = Planner(parts, policy, seed=seed, size=look.size, shuffle=not evaluate)
         if tuned_for is not None and tuned_for not in self.corpus.fingerprints()["negatives"]:
             logger.warning(
                 "The policy in %s was tuned for another negative table than the one given. Propose one for this with "
@@ -253,6 +238,19 @@ class Loader:
                     "tiles": (tiles is not None, placement, device_budget),
                 }
             )
+        self._schedule = Schedule(
+            self._planner.length,
+            batch_size,
+            rank,
+            world_size,
+            drop_last=drop_last and not evaluate,
+            pad=not evaluate,
+        )
+        if not self._schedule.steps_after(0) and not evaluate:
+            raise NemoError(
+                f"The data set's {self._planner.length} samples fill no global batch of {self._schedule.global_batch}. "
+                "Lower batch_size or use drop_last=False."
+            )
         self.policy = policy
         self.seed = seed
         self.batch_size = batch_size
@@ -264,7 +262,6 @@ class Loader:
         self._words = Words(self.corpus, look, seed=seed)
         self.hw_decoder_load = hw_decoder_load
         self.dtype, self.mean, self.std, self.resample = look.dtype, look.mean, look.std, look.resample
-        self._drop_last = drop_last and not self._eval
         self.prefetch = prefetch
         self._placement = placement
         self._resident: Tiles | None = None
@@ -297,12 +294,25 @@ class Loader:
             resident=self._resident,
             most_cells=policy.largest_grid**2,
         )
-        self._global_batch = batch_size * world_size
-        if not self._steps_after(0) and not self._eval:
-            raise NemoError(
-                f"The data set's {self._planner.length} samples fill no global batch of {self._global_batch}. Lower "
-                "batch_size or use drop_last=False."
-            )
+        self._producer = Producer(
+            self._schedule,
+            self._planner,
+            self.corpus,
+            self._canvas,
+            self._faults,
+            prefetch=prefetch,
+            resident=self._resident,
+            open_pipeline=functools.partial(
+                open_pipeline,
+                batch_size=batch_size,
+                most_cells=policy.largest_grid**2,
+                resident=self._resident is not None,
+                device_id=self.device_id,
+                num_threads=num_threads,
+                prefetch=prefetch,
+                hw_decoder_load=hw_decoder_load,
+            ),
+        )
         if policy.p_mined > 0 and policy.max_similarity is None:
             _say_once(
                 "max_similarity is None: photos that hold the referent themselves may be drawn as negatives. "
@@ -313,7 +323,6 @@ class Loader:
         self._resumed = False  # the next pass starts at _seen, not at 0
         self._confirmed = False  # set_epoch has named the loaded epoch: it is shown even if nothing of it is left
         self._passes = 0  # only the newest pass moves _epoch and _seen
-        self._pipeline: StreamPipeline | None = None
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
@@ -322,7 +331,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Steps in a full epoch, the same on every rank; in evaluation those that have samples for this rank."""
-        return self._steps_after(0)
+        return self._schedule.steps_after(0)
 
     @property
     def dataset(self) -> Sequence[Any]:
@@ -367,7 +376,7 @@ class Loader:
         if epoch == self._epoch:
             self._confirmed = self._resumed
             return
-        if self._resumed and self._steps_after(self._seen):
+        if self._resumed and self._schedule.steps_after(self._seen):
             logger.warning(
                 "set_epoch(%d) drops the loaded position: epoch %d, %d samples.", epoch, self._epoch, self._seen
             )
@@ -405,9 +414,7 @@ class Loader:
 
     def close(self) -> None:
         """End the pipeline: its threads, and the batches made ahead. The next step makes a new one."""
-        if self._pipeline is not None:
-            self._close()
-            self._pipeline = None
+        self._producer.close()
 
     def __iter__(self) -> Iterator[Any]:
         if self._alone and (ranks := rank_and_world_size(None, None)[1]) > 1:
@@ -416,7 +423,7 @@ class Loader:
                 "would show every sample on each. Make it after init_process_group, or give rank and world_size."
             )
         epoch, seen = self._epoch, self._seen if self._resumed else 0
-        if self._resumed and not self._confirmed and not self._steps_after(seen):
+        if self._resumed and not self._confirmed and not self._schedule.steps_after(seen):
             epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
         self._move(epoch, seen)
         return self._passes_on(self._passes, epoch, seen)
@@ -428,9 +435,9 @@ class Loader:
 
     def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         replaced = Replaced()
-        for _ in range(self._steps_after(seen)):
-            step = self._next_step(epoch, seen)
-            seen += self._global_batch
+        for _ in range(self._schedule.steps_after(seen)):
+            step = self._producer.step(epoch, seen)
+            seen += self._schedule.global_batch
             if number == self._passes:
                 self._epoch, self._seen = epoch, seen
             self.short_pools = ShortPools(
@@ -451,84 +458,7 @@ class Loader:
         if number == self._passes:
             self._epoch, self._seen = epoch + 1, 0
 
-    def _steps_after(self, seen: int) -> int:
-        """Steps left in an epoch of which ``seen`` samples are done, by whatever number of ranks."""
-        if self._eval:
-            seen += self.rank * self.batch_size
-        left = max(self._planner.length - seen, 0)
-        return left // self._global_batch if self._drop_last else -(-left // self._global_batch)
-
-    def _next_step(self, epoch: int, seen: int) -> _Step:
-        """The batch behind ``seen`` samples of an epoch; as many behind it are started, into the next epoch too."""
-        tries = 0
-        try:
-            while True:
-                pipeline = self._open_pipeline()
-                if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
-                    pipeline.drain()  # made ahead for a pass that was given up, or with a photo now known to be bad
-                    pipeline = self._open_pipeline()
-                self._start_ahead(pipeline, epoch, seen)
-                step: _Step = pipeline.running[0]
-                failure = None
-                try:
-                    if (pipeline.wait() == DONE).all():
-                        break
-                except RuntimeError as error:
-                    failure = error
-                tries = self._faults.settle(epoch, step.plan, failure, tries)
-            self._start_ahead(pipeline, *self._behind(step))
-        except BaseException:  # an interrupt, say: what DALI has taken cannot be taken back
-            self.close()
-            raise
-        return step
-
-    def _open_pipeline(self) -> StreamPipeline:
-        if self._pipeline is not None and self._pipeline.broken:
-            self.close()
-        if self._pipeline is None:
-            self._pipeline = self._new_pipeline()
-            self._close = weakref.finalize(self, self._pipeline.close)
-            self._close.atexit = False  # the pipeline sees to that itself
-        if self._pipeline.inherited:
-            raise NemoError("A running Loader does not survive a fork. Make one in each process, after the fork.")
-        return self._pipeline
-
-    def _new_pipeline(self) -> StreamPipeline:
-        options = {"num_threads": self.num_threads, "prefetch": self.prefetch}
-        max_cells = self.batch_size * self.policy.largest_grid**2
-        if self.device_id is None:
-            if self._resident is not None:
-                return ResidentPipeline(max_cells=self.batch_size, **options)
-            return StreamPipeline(max_cells=max_cells, **options)
-        if self._resident is not None:
-            return CudaResidentPipeline(device_id=self.device_id, max_cells=1, **options)
-        return CudaStreamPipeline(
-            hw_decoder_load=self.hw_decoder_load, device_id=self.device_id, max_cells=max_cells, **options
-        )
-
-    def _start_ahead(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
-        """Start batches until ``prefetch`` are in the making; the first one, if there is none, as told."""
-        while len(pipeline.running) < self.prefetch:
-            place = self._behind(pipeline.running[-1]) if pipeline.running else (epoch, seen)
-            self._start(pipeline, *place)
-
-    def _behind(self, step: _Step) -> tuple[int, int]:
-        """Epoch and samples seen of the step that follows."""
-        seen = step.seen + self._global_batch
-        return (step.epoch, seen) if self._steps_after(seen) else (step.epoch + 1, 0)
-
-    def _start(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
-        self.corpus.check_files()
-        if self._resident is not None:
-            self._resident.check_files()
-        first = seen + self.rank * self.batch_size
-        behind = min(first + self.batch_size, self._planner.length) if self._eval else first + self.batch_size
-        rows, short = self._planner.plan_and_count(epoch, np.arange(first, behind))
-        rows, replaced = self._faults.replace(epoch, rows)
-        drawing = self._canvas.prepare(rows)
-        pipeline.feed(drawing.paths, drawing.work, _Step(epoch, seen, rows, short, replaced, drawing))
-
-    def _batch(self, step: _Step) -> Any:
+    def _batch(self, step: Step) -> Any:
         tokens, attention = self._words.of(step.plan)
         masked = self._words.masked(step.epoch, step.plan)
         image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream

@@ -289,3 +289,31 @@ def _allow_open_files(count: int) -> None:
                 f"Raise the limit to {count} (ulimit -n), or lower batch_size."
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def open_pipeline(
+    *,
+    batch_size: int,
+    most_cells: int,
+    resident: bool,
+    device_id: int | None,
+    num_threads: int,
+    prefetch: int,
+    hw_decoder_load: float,
+) -> StreamPipeline:
+    """The pipeline for batches of ``batch_size`` samples of up to ``most_cells`` cells.
+
+    Args:
+        resident: it shows resident tiles, not photos.
+        device_id: a CUDA device number; None: the CPU.
+        num_threads, prefetch, hw_decoder_load: as in ``Loader``.
+    """
+    options = {"num_threads": num_threads, "prefetch": prefetch}
+    if device_id is None:
+        if resident:
+            return ResidentPipeline(max_cells=batch_size, **options)
+        return StreamPipeline(max_cells=batch_size * most_cells, **options)
+    options["device_id"] = device_id
+    if resident:
+        return CudaResidentPipeline(max_cells=1, **options)
+    return CudaStreamPipeline(hw_decoder_load=hw_decoder_load, max_cells=batch_size * most_cells, **options)

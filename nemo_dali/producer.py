@@ -1,0 +1,175 @@
+"""Producer: the steps of this rank, made ahead by a pipeline, in order."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.canvas import Canvas, Drawing
+from nemo_dali.corpus import Corpus
+from nemo_dali.errors import NemoError
+from nemo_dali.kernels.mosaic import DONE
+from nemo_dali.pipeline import StreamPipeline
+from nemo_dali.placement import Tiles
+from nemo_dali.plan import Planner, Replaced, ShortPools
+from nemo_dali.substitution import PhotoFaults
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which samples of an epoch each step shows. A place in an epoch is the number of samples seen, over all ranks.
+
+    Attributes:
+        length: samples of an epoch.
+        batch_size: of this rank.
+        drop_last: leave out samples that fill no step.
+        pad: fill the last step up, with positions behind the epoch's end; else it is smaller, and ranks may have
+            different numbers of steps.
+    """
+
+    length: int
+    batch_size: int
+    rank: int
+    world_size: int
+    drop_last: bool
+    pad: bool
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step, over all ranks."""
+        return self.batch_size * self.world_size
+
+    def steps_after(self, seen: int) -> int:
+        """Steps left in an epoch of which ``seen`` samples are done, by whatever number of ranks."""
+        if not self.pad:
+            seen += self.rank * self.batch_size
+        left = max(self.length - seen, 0)
+        return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
+
+    def behind(self, epoch: int, seen: int) -> tuple[int, int]:
+        """Epoch and samples seen of the step behind this one."""
+        seen += self.global_batch
+        return (epoch, seen) if self.steps_after(seen) else (epoch + 1, 0)
+
+    def positions(self, seen: int) -> npt.NDArray[np.int64]:
+        """What this rank shows of the step behind ``seen`` samples: int64 [batch_size], or fewer without padding."""
+        first = seen + self.rank * self.batch_size
+        end = first + self.batch_size
+        return np.arange(first, end if self.pad else min(end, self.length))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A batch in the making: which one it is, and everything that the pipeline writes into."""
+
+    epoch: int
+    seen: int  # samples of the epoch before this step, over all ranks
+    plan: npt.NDArray[Any]
+    short: ShortPools
+    replaced: Replaced
+    drawing: Drawing
+
+
+class Producer:
+    """Makes the steps that are asked for, and those behind them ahead.
+
+    Args:
+        prefetch: steps in the making, the one asked for among them.
+        faults: settles what becomes of a step that DALI could not make.
+        resident: tiles to be shown in place of the photos.
+        open_pipeline: makes a pipeline for ``prefetch`` steps; called again when one is broken. It must not refer to
+            the producer: that closes its pipeline when it is gone.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        planner: Planner,
+        corpus: Corpus,
+        canvas: Canvas,
+        faults: PhotoFaults,
+        *,
+        prefetch: int,
+        resident: Tiles | None,
+        open_pipeline: Callable[[], StreamPipeline],
+    ) -> None:
+        self._schedule = schedule
+        self._planner = planner
+        self._corpus = corpus
+        self._canvas = canvas
+        self._faults = faults
+        self._prefetch = prefetch
+        self._resident = resident
+        self._open_pipeline = open_pipeline
+        self._pipeline: StreamPipeline | None = None
+
+    @property
+    def in_the_making(self) -> int:
+        """Steps that were started and not delivered."""
+        return 0 if self._pipeline is None else len(self._pipeline.running)
+
+    def step(self, epoch: int, seen: int) -> Step:
+        """The step behind ``seen`` samples of an epoch; those behind it are started, into the next epoch too.
+
+        Raises:
+            PhotoError: a photo that is bad and may not be replaced.
+            NemoError: a batch that failed without a photo's fault, a file that was cut short, or a fork.
+        """
+        tries = 0
+        try:
+            while True:
+                pipeline = self._running_pipeline()
+                if pipeline.running and (pipeline.running[0].epoch, pipeline.running[0].seen) != (epoch, seen):
+                    pipeline.drain()  # made ahead for a pass that was given up, or with a photo now known to be bad
+                    pipeline = self._running_pipeline()
+                self._start_ahead(pipeline, epoch, seen)
+                step: Step = pipeline.running[0]
+                failure = None
+                try:
+                    if (pipeline.wait() == DONE).all():
+                        break
+                except RuntimeError as error:
+                    failure = error
+                tries = self._faults.settle(epoch, step.plan, failure, tries)
+            self._start_ahead(pipeline, *self._schedule.behind(epoch, seen))
+        except BaseException:  # an interrupt, say: what DALI has taken cannot be taken back
+            self.close()
+            raise
+        return step
+
+    def close(self) -> None:
+        """End the pipeline: its threads, and the steps made ahead. The next step makes a new one."""
+        if self._pipeline is not None:
+            self._close()
+            self._pipeline = None
+
+    def _running_pipeline(self) -> StreamPipeline:
+        if self._pipeline is not None and self._pipeline.broken:
+            self.close()
+        if self._pipeline is None:
+            self._pipeline = self._open_pipeline()
+            self._close = weakref.finalize(self, self._pipeline.close)
+            self._close.atexit = False  # the pipeline sees to that itself
+        if self._pipeline.inherited:
+            raise NemoError("A running Loader does not survive a fork. Make one in each process, after the fork.")
+        return self._pipeline
+
+    def _start_ahead(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
+        """Start steps until ``prefetch`` are in the making; the first one, if there is none, as told."""
+        while len(pipeline.running) < self._prefetch:
+            if pipeline.running:
+                last: Step = pipeline.running[-1]
+                epoch, seen = self._schedule.behind(last.epoch, last.seen)
+            self._start(pipeline, epoch, seen)
+
+    def _start(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
+        self._corpus.check_files()
+        if self._resident is not None:
+            self._resident.check_files()
+        rows, short = self._planner.plan_and_count(epoch, self._schedule.positions(seen))
+        rows, replaced = self._faults.replace(epoch, rows)
+        drawing = self._canvas.prepare(rows)
+        pipeline.feed(drawing.paths, drawing.work, Step(epoch, seen, rows, short, replaced, drawing))
