@@ -299,7 +299,7 @@ def soak(folder: Folder, options: argparse.Namespace) -> dict[str, Any]:
     until, minute = begin + 60 * options.minutes, 1
     witness = run.start("--watch", **ONE_HEAP)
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < until or run.check.records < options.samples:
             run.live()
             run.look()
             run.look_at(witness)
@@ -334,6 +334,7 @@ def main() -> None:
     """Run the soak, or the part of it that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--samples", type=int, default=0, help="to be kept at least, however long it takes")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--share", type=float, default=0.01, help="of bad photos; at least one of each of five kinds")
     parser.add_argument("--seed", type=int, default=0)
