@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/nemo-dali demo --out $(DEMO)
 
+# Two processes, each with whole files of tests, for those share what is costly to make.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

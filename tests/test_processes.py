@@ -132,7 +132,7 @@ def test_a_signal_in_mid_pass_ends_the_process_and_leaves_nothing(start, tiles, 
     assert children(pid) == []
     assert shared_memory(pid) == []  # so none can run out, and none can be left
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == -sent
     if sent == signal.SIGINT:
         assert errors.startswith("Traceback") and errors.endswith("\nKeyboardInterrupt\n")
@@ -149,7 +149,7 @@ def test_a_killed_rank_or_parent_takes_the_others_along(start, victim):
     everybody = {process.pid, *children(process.pid), *(child for rank in ranks for child in children(rank))}
     assert everybody >= {process.pid, *ranks}
     os.kill(ranks[0] if victim == "rank" else process.pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == (1 if victim == "rank" else -signal.SIGKILL)
     assert ("SIGKILL" in errors) == (victim == "rank")
     wait_until_gone(*everybody)
