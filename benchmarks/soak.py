@@ -315,7 +315,7 @@ def soak(folder: Folder, options: argparse.Namespace) -> dict[str, Any]:
     check_memory(memory)
     state = folder.read_state()
     return {
-        "minutes": options.minutes,
+        "minutes": round((time.monotonic() - begin) / 60, 1),
         "photos": len(bad),
         "bad_photos": int(bad.sum()),
         "kills": dict(run.kills),
