@@ -7,6 +7,8 @@ The public names are those in ``__all__``, and the modules ``fn`` (operators for
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nemo_dali._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from nemo_dali import fn as fn
     from nemo_dali import metrics as metrics
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from nemo_dali.loader import Loader
     from nemo_dali.policy import MosaicPolicy
     from nemo_dali.table import NegativeTable
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "AnnotationError": "errors",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_dali import __version__
+from nemo_dali._version import __version__
 from nemo_dali.errors import NemoError, ToldElsewhere
 from nemo_dali.policy import MosaicPolicy, read_policy
 
@@ -402,7 +402,3 @@ def _doctor(options: argparse.Namespace) -> None:
     findings = diagnose(facts)
     print(json.dumps(report(facts, findings), indent=2) if options.json else render(facts, findings))
     raise_problems(findings)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

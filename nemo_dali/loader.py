@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy.typing as npt
 
-from nemo_dali import __version__, cuda
+from nemo_dali import cuda
+from nemo_dali._version import __version__
 from nemo_dali.batch import Batch
 from nemo_dali.batch_format import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField
 from nemo_dali.canvas import Canvas

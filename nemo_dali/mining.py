@@ -12,6 +12,7 @@ writes the table in place and, every few seconds of work, what is done of it: th
 
 import math
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -419,6 +420,5 @@ def _filled(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
 
 
 if __name__ == "__main__":
-    from nemo_dali.cli import main
-
-    sys.exit(main(["mine", *sys.argv[1:]]))
+    sys.argv.insert(1, "mine")
+    runpy.run_module("nemo_dali", run_name="__main__")

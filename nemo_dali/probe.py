@@ -21,7 +21,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from nemo_dali import __version__
+from nemo_dali._version import __version__
 from nemo_dali.driver import Driver, Gpu, cuda_version, read_driver
 from nemo_dali.self_check import Pixels, check_pixels
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import __version__
+from nemo_dali._version import __version__
 from nemo_dali.errors import FileFormatError, NemoError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import __version__
+from nemo_dali._version import __version__
 from nemo_dali.errors import FileFormatError
 from nemo_dali.sharding import shorten
 from nemo_dali.storage import DISK_ERRORS, check_target, locked

@@ -288,7 +288,7 @@ def test_the_systems_refusals_end_in_one_line(mined, tmp_path, capsys):
 
 
 def test_a_reader_that_stops_is_no_error(mined):
-    command = f"{sys.executable} -m nemo_dali.cli inspect --json {mined / 'train.neg.h5'} | true"
+    command = f"{sys.executable} -m nemo_dali inspect --json {mined / 'train.neg.h5'} | true"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

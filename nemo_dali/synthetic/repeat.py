@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import __version__
+from nemo_dali._version import __version__
 from nemo_dali import dataset as ris
 from nemo_dali import tiles as tile_file
 from nemo_dali.columns import Annotations, Images, Refs, Sentences, begins

@@ -1,0 +1,8 @@
+"""``python -m nemo_dali``: the command ``nemo-dali``."""
+
+import sys
+
+from nemo_dali.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
