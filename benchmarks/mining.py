@@ -29,9 +29,9 @@ from nemo_dali.clip import Clip, model_name
 from nemo_dali.collectives import Ranks
 from nemo_dali.dataset import Dataset
 from nemo_dali.embedding import Photos, Sentences, embed
+from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.ranking import rank_reference
 from nemo_dali.ranking import Ranker
-from nemo_dali.sharding import thread_count
 
 F32 = npt.NDArray[np.float32]
 PEAK_INTERVAL_S = 0.02

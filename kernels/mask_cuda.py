@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray, njit
 
-from nemo_dali.cache import cache_folder, keep
 from nemo_dali.errors import NemoError
+from nemo_dali.io.cache import cache_folder, keep
 from nemo_dali.kernels.launch import current
 from nemo_dali.kernels.mask import TARGET, add_up
 from nemo_dali.kernels.stream import as_pointer

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nemo_dali.options import check_channels, integer, one_of
+from nemo_dali._checks import check_channels, integer, one_of
 from nemo_dali.text import Tokenizer
 
 DType = Literal["float32", "float16", "bfloat16", "uint8"]

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nemo_dali.errors import NemoError
-from nemo_dali.storage import fingerprint
+from nemo_dali.io.h5 import fingerprint
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,7 @@ import numpy.typing as npt
 
 from nemo_dali.columns import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
-from nemo_dali.object_storage import check_names, image_root, is_remote
-from nemo_dali.photos import batch_error, check_photos
-from nemo_dali.storage import (
+from nemo_dali.io.h5 import (
     MappedFile,
     fingerprint,
     map_array,
@@ -30,6 +28,8 @@ from nemo_dali.storage import (
     write_h5,
     write_strings,
 )
+from nemo_dali.object_storage import check_names, image_root, is_remote
+from nemo_dali.photos import batch_error, check_photos
 
 FORMAT = "nemo-dali/ris"
 VERSION = 1

@@ -26,8 +26,8 @@ from nemo_dali.clip import Clip
 from nemo_dali.collectives import Ranks
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.io.progress import progress
 from nemo_dali.pipeline import StreamPipeline, encode_path
-from nemo_dali.progress import progress
 from nemo_dali.ranking import first_not_finite
 from nemo_dali.text import cut, encode
 

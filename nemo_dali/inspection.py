@@ -6,7 +6,7 @@ from typing import Any
 from nemo_dali import dataset, table, tiles
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import read_attributes
+from nemo_dali.io.h5 import read_attributes
 from nemo_dali.table import NegativeTable
 from nemo_dali.tiles import TileFile
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from nemo_dali.columns import Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.errors import AnnotationError
+from nemo_dali.io.progress import progress
 from nemo_dali.object_storage import check_names, image_root
 from nemo_dali.photos import header_size
-from nemo_dali.progress import progress
 from nemo_dali.records import checked, field, listed, no_split, photo_name, photo_size, read_bytes
 from nemo_dali.runlength import area, run_lengths
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.cache import cache_folder, keep
 from nemo_dali.errors import NemoError
+from nemo_dali.io.cache import cache_folder, keep
 from nemo_dali.kernels.words import replace_nouns, replace_tokens
 from nemo_dali.text import MAX_CONTEXT_LENGTH
 

@@ -33,13 +33,14 @@ from nemo_dali.dataset import Dataset
 from nemo_dali.embedding import Photos, Sentences, Stage, embed
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.exclusions import Exclusions
-from nemo_dali.progress import progress
+from nemo_dali.io.h5 import fingerprint
+from nemo_dali.io.progress import progress
+from nemo_dali.io.resumable import Unfinished
+from nemo_dali.io.threads import thread_count
 from nemo_dali.ranking import Excluded, Ranker, first_not_finite
-from nemo_dali.sharding import compare, thread_count
-from nemo_dali.storage import fingerprint
+from nemo_dali.sharding import compare
 from nemo_dali.table import NegativeTable, begin_table, finish_table
 from nemo_dali.tune import depth_advice, propose
-from nemo_dali.unfinished import Unfinished
 
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
 

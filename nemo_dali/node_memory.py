@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from nemo_dali import sharding
 from nemo_dali.errors import NemoError
+from nemo_dali.io.threads import thread_count
 
 PAGE = mmap.PAGESIZE
 CHUNK = 2**26  # bytes copied at a time
@@ -160,6 +161,6 @@ def _copy(arrays: Sequence[U8], copies: Sequence[U8], share: int, shares: int) -
             for begin in range(0, flat.size, CHUNK):
                 yield into[begin : begin + CHUNK], flat[begin : begin + CHUNK]
 
-    with ThreadPoolExecutor(sharding.thread_count()) as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
         for _ in pool.map(lambda piece: np.copyto(*piece), list(pieces())[share::shares]):
             pass

@@ -141,7 +141,7 @@ def write_policy(path: str | Path, policy: MosaicPolicy, *, tuned_for: str, why:
         ValueError: the name does not end in .json.
         NemoError: it cannot be written, or something else has that name.
     """
-    from nemo_dali.storage import write_bytes  # brings NumPy and h5py, which `doctor` must not need
+    from nemo_dali.io.h5 import write_bytes  # brings NumPy and h5py, which `doctor` must not need
 
     path = Path(path)
     if path.suffix != ".json":

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.io.h5 import write_bytes
 from nemo_dali.layout import lay_out
 from nemo_dali.plan import KINDS, SINGLE
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.storage import write_bytes
 from nemo_dali.table import NegativeTable
 
 RGB = tuple[int, int, int]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.sharding import thread_count
+from nemo_dali.io.threads import thread_count
 
 if TYPE_CHECKING:
     import torch

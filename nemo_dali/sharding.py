@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from nemo_dali._checks import shorten
 from nemo_dali.errors import NemoError
 from nemo_dali.meeting import Meeting, listed_ranks
 
 logger = logging.getLogger("nemo_dali")
 
 PATIENCE = 600.0  # seconds until a rank that gives nothing is missed; the slowest may have kernels to compile first
-LONGEST_VALUE = 60  # characters of a value in a message
 _meetings: WeakKeyDictionary[Any, Meeting] = WeakKeyDictionary()  # by process group
 
 
@@ -111,18 +111,3 @@ def node_peers() -> list[int]:
         os.stat("/proc/self/ns/user").st_ino,
     )
     return [rank for rank, other in enumerate(exchange(node)) if other == node]
-
-
-def thread_count() -> int:
-    """Cores this process may use, shared by the ranks on its node, as torchrun announces them."""
-    return max(len(os.sched_getaffinity(0)) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)
-
-
-def shorten(*values: str) -> list[str]:
-    """Two values as a person compares them: of long ones the part where they begin to differ."""
-    if max(map(len, values)) <= LONGEST_VALUE:
-        return list(values)
-    same = next((i for i, pair in enumerate(zip(*values, strict=False)) if len(set(pair)) > 1), min(map(len, values)))
-    begin = max(same - LONGEST_VALUE // 3, 0)
-    end = begin + LONGEST_VALUE
-    return ["..."[: 3 * (begin > 0)] + value[begin:end] + "..."[: 3 * (len(value) > end)] for value in values]

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import MappedFile, fingerprint, map_array, open_h5
-from nemo_dali.unfinished import UNFINISHED, Unfinished, offset, unfinished
+from nemo_dali.io.h5 import MappedFile, fingerprint, map_array, open_h5
+from nemo_dali.io.resumable import UNFINISHED, Unfinished, offset, unfinished
 
 if TYPE_CHECKING:
     from nemo_dali.dataset import Dataset

@@ -24,11 +24,11 @@ import numpy.typing as npt
 
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import FileFormatError
+from nemo_dali.io.h5 import MappedFile, fingerprint, map_array, open_h5
+from nemo_dali.io.progress import progress
+from nemo_dali.io.resumable import UNFINISHED
+from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.tile import RESAMPLE
-from nemo_dali.progress import progress
-from nemo_dali.sharding import thread_count
-from nemo_dali.storage import MappedFile, fingerprint, map_array, open_h5
-from nemo_dali.unfinished import UNFINISHED
 
 FORMAT = "nemo-dali/tiles"
 VERSION = 1

@@ -19,9 +19,10 @@ import numpy as np
 
 from nemo_dali import cuda
 from nemo_dali.dataset import Dataset
+from nemo_dali.io.progress import progress
+from nemo_dali.io.resumable import Unfinished, amount, offset, unfinished
+from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.tile import RESAMPLE
-from nemo_dali.progress import progress
-from nemo_dali.sharding import thread_count
 from nemo_dali.tile_decoding import decode_tiles
 from nemo_dali.tiles import (
     FORMAT,
@@ -34,7 +35,6 @@ from nemo_dali.tiles import (
     read_tiles,
     tiles_fingerprint,
 )
-from nemo_dali.unfinished import Unfinished, amount, offset, unfinished
 
 logger = logging.getLogger("nemo_dali")
 

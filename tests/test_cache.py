@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from nemo_dali import cache
+from nemo_dali.io import cache
 
 
 def test_the_folder_is_where_the_environment_says(tmp_path, monkeypatch):

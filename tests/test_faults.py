@@ -18,10 +18,10 @@ import torch
 from nemo_dali.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.frames import FramePool
+from nemo_dali.io.threads import thread_count
 from nemo_dali.loader import Loader
 from nemo_dali.pipeline import StreamPipeline
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.sharding import thread_count
 from tests.conftest import write_random_table
 
 

@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from nemo_dali import storage
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import (
+from nemo_dali.io import h5
+from nemo_dali.io.h5 import (
     MappedFile,
     fingerprint,
     map_array,
@@ -76,7 +76,7 @@ FILL_DISK = """
 import pathlib, resource, sys
 import numpy as np
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import write_array, write_h5, write_strings
+from nemo_dali.io.h5 import write_array, write_h5, write_strings
 path, what, limit = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # a write beyond it fails as on a full disk
 try:
@@ -110,7 +110,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_changes_nothing(tmp_path: Path,
 WRITE_AND_WAIT = """
 import sys, time
 import numpy as np
-from nemo_dali.storage import write_array, write_h5
+from nemo_dali.io.h5 import write_array, write_h5
 with write_h5(sys.argv[1], format="nemo-dali/test", version=3) as file:
     write_array(file, "values", np.arange(100_000))
     file.flush()
@@ -149,9 +149,9 @@ def test_a_lock_on_a_file_that_was_renamed_meanwhile_is_no_lock(tmp_path: Path) 
     lock = os.open(partial, os.O_RDWR)
     try:
         partial.rename(tmp_path / "a.h5")
-        assert not storage.locked(lock, partial)
+        assert not h5.locked(lock, partial)
         partial.touch()
-        assert not storage.locked(lock, partial)
+        assert not h5.locked(lock, partial)
     finally:
         os.close(lock)
 
@@ -285,7 +285,7 @@ CUT_SHORT = """
 import os, pathlib, sys
 import numpy as np
 from nemo_dali.errors import FileFormatError
-from nemo_dali.storage import MappedFile, map_array, open_h5
+from nemo_dali.io.h5 import MappedFile, map_array, open_h5
 path = pathlib.Path(sys.argv[1])
 with open_h5(path, format="nemo-dali/test", version=3, remedy="") as file:
     mapped, values = MappedFile(file, path), map_array(file["values"])

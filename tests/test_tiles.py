@@ -251,7 +251,8 @@ import json, os, random, sys, time
 from pathlib import Path
 import nvidia.dali
 import nemo_dali.kernels.mosaic, nemo_dali.operators
-from nemo_dali import tile_decoding, tiling, unfinished
+from nemo_dali import tile_decoding, tiling
+from nemo_dali.io import resumable
 
 dataset, output = sys.argv[1], Path(sys.argv[2])
 partial = Path(f"{output}.partial")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from nemo_dali.errors import NemoError
-from nemo_dali.progress import progress
+from nemo_dali.io.progress import progress
 from nemo_dali.synthetic.backdrops import THEMES, Theme, backdrop
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
 from nemo_dali.synthetic.scenes import Scene, Thing, describe, normalise, similar

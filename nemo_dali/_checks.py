@@ -1,9 +1,11 @@
-"""Checks of arguments: each names the argument and its value."""
+"""Checks of arguments, each naming the argument and its value, and values as messages show them."""
 
 import math
 import operator
 from collections.abc import Sequence
 from typing import Any
+
+LONGEST_VALUE = 60  # characters of a value in a message
 
 
 def integer(name: str, value: Any, *, least: int, most: int = 2**64 - 1) -> int:
@@ -33,3 +35,14 @@ def check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
         raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
     if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
         raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
+
+
+def shorten(*values: str) -> list[str]:
+    """Two values for a message that compares them: of long ones the part where they begin to differ."""
+    if max(map(len, values)) <= LONGEST_VALUE:
+        return list(values)
+    same = next((i for i, pair in enumerate(zip(*values, strict=False)) if len(set(pair)) > 1), min(map(len, values)))
+    begin = max(same - LONGEST_VALUE // 3, 0)
+    end = begin + LONGEST_VALUE
+    before = "..." if begin else ""
+    return [before + value[begin:end] + ("..." if len(value) > end else "") for value in values]

@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import shorten
 from nemo_dali._version import __version__
 from nemo_dali.errors import FileFormatError
-from nemo_dali.sharding import shorten
-from nemo_dali.storage import DISK_ERRORS, check_target, locked
+from nemo_dali.io.h5 import DISK_ERRORS, check_target, locked
 
 UNFINISHED = "unfinished".ljust(64, "-")  # in place of the fingerprint, and as long
 PAGE = 4096  # bytes; where arrays begin, so that no small record lies across two pages, of which a kill may leave one
