@@ -15,6 +15,7 @@ from nemo_dali.batch import Batch
 from nemo_dali.batch_format import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField
 from nemo_dali.canvas import Canvas
 from nemo_dali.corpus import Corpus, PathLike, listed
+from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.pipeline import open_pipeline
@@ -23,7 +24,6 @@ from nemo_dali.plan import Planner, Replaced, ShortPools
 from nemo_dali.policy import MosaicPolicy, read_policy
 from nemo_dali.presets import format_of
 from nemo_dali.producer import Producer, Schedule, Step
-from nemo_dali.sharding import agree, rank_and_world_size
 from nemo_dali.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.styles import arrange, masks_of
 from nemo_dali.substitution import PhotoFaults, Substituted

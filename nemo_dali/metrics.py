@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.collectives import Ranks
+from nemo_dali.distributed.collectives import Ranks
+from nemo_dali.distributed.ranks import compare
 from nemo_dali.errors import NemoError
-from nemo_dali.sharding import compare
 
 if TYPE_CHECKING:
     import torch

@@ -27,9 +27,10 @@ import numpy.typing as npt
 
 from nemo_dali.approximate import ApproximateRanker, import_faiss, list_count, recall_places
 from nemo_dali.clip import Clip, checked_device, load_clip
-from nemo_dali.collectives import Ranks, joined_ranks
 from nemo_dali.curves import draw_curves
 from nemo_dali.dataset import Dataset
+from nemo_dali.distributed.collectives import Ranks, joined_ranks
+from nemo_dali.distributed.ranks import compare
 from nemo_dali.embedding import Photos, Sentences, Stage, embed
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.exclusions import Exclusions
@@ -38,7 +39,6 @@ from nemo_dali.io.progress import progress
 from nemo_dali.io.resumable import Unfinished
 from nemo_dali.io.threads import thread_count
 from nemo_dali.ranking import Excluded, Ranker, first_not_finite
-from nemo_dali.sharding import compare
 from nemo_dali.table import NegativeTable, begin_table, finish_table
 from nemo_dali.tune import depth_advice, propose
 

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from nemo_dali import cuda
 from nemo_dali.corpus import Corpus, PathLike
+from nemo_dali.distributed.node_memory import node_copy
+from nemo_dali.distributed.ranks import agree
 from nemo_dali.errors import NemoError
-from nemo_dali.node_memory import node_copy
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.sharding import agree
 from nemo_dali.tiles import Shape, TileFile
 
 ROOM = 2**29  # bytes of a GPU that kernels and the decoder need besides

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nemo_dali.approximate import ApproximateRanker, list_count, recall_places
-from nemo_dali.collectives import Ranks
+from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.mining import mine
 from nemo_dali.ranking import Excluded, Ranker

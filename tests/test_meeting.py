@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as distributed
 
+from nemo_dali.distributed.rendezvous import Meeting, listed_ranks
 from nemo_dali.errors import NemoError
-from nemo_dali.meeting import Meeting, listed_ranks
 
 
 def together(store, ranks, world_size, patience=20.0):

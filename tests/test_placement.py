@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali import MosaicPolicy, NemoError, cuda, node_memory
+from nemo_dali import MosaicPolicy, NemoError, cuda
 from nemo_dali.corpus import Corpus
 from nemo_dali.dataset import Dataset
-from nemo_dali.node_memory import node_copy
+from nemo_dali.distributed import node_memory
+from nemo_dali.distributed.node_memory import node_copy
+from nemo_dali.distributed.ranks import exchange
 from nemo_dali.placement import Tiles
-from nemo_dali.sharding import exchange
 from nemo_dali.tiling import make_tiles
 from tests.kernels.cuda_host import needs_compiler
 from tests.test_resident import POLICY, SIZE, loader

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from nemo_dali import sharding
+from nemo_dali.distributed import ranks as ranks_module
+from nemo_dali.distributed.ranks import agree, exchange, node_peers
 from nemo_dali.errors import NemoError
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.sharding import agree, exchange, node_peers
 
 RANKS = 4
 ALIKE = {"seed": 3, "files": {"dataset": ["9f" * 32], "negatives": []}, "drop_last": True}
@@ -73,7 +73,7 @@ def act(rank, port, folder, files):
         "older": said({"version": "0.2", **ALIKE} if rank != 3 else ALIKE),
         "node": node_peers(),
     }
-    sharding.socket.gethostname = lambda: f"host{rank % 2}"
+    ranks_module.socket.gethostname = lambda: f"host{rank % 2}"
     found["two nodes"] = node_peers()
     distributed.destroy_process_group()
     found["alone"] = exchange(rank)
@@ -82,7 +82,7 @@ def act(rank, port, folder, files):
     found["loader"] = made(files)
     found["other batch"] = made(files, batch_size=2 + rank // 3)
     found["by hand"] = made(files, batch_size=1 + rank, rank=0, world_size=1) if rank == 1 else None
-    sharding.PATIENCE = 3.0
+    ranks_module.PATIENCE = 3.0
     if rank in (0, 2):
         found["missed"] = missed()
     (folder / f"{rank}.json").write_text(json.dumps(found))

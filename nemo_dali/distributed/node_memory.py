@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import sharding
+from nemo_dali.distributed import ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 
@@ -85,11 +85,11 @@ def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> Nod
     """
     begins = np.cumsum([0, *(-(-array.nbytes // PAGE) * PAGE for array in arrays)]).tolist()
     nbytes = max(begins[-1], PAGE)
-    peers = sharding.node_peers() if together else [0]
+    peers = ranks.node_peers() if together else [0]
     share = peers.index(_rank()) if together else 0
 
     def tell(fact: T) -> list[T]:
-        return sharding.exchange(fact, patience=PATIENCE) if together else [fact]
+        return ranks.exchange(fact, patience=PATIENCE) if together else [fact]
 
     with contextlib.ExitStack() as opened:
         made = -1

@@ -9,8 +9,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from nemo_dali._checks import shorten
+from nemo_dali.distributed.rendezvous import Meeting, listed_ranks
 from nemo_dali.errors import NemoError
-from nemo_dali.meeting import Meeting, listed_ranks
 
 logger = logging.getLogger("nemo_dali")
 
