@@ -26,7 +26,7 @@ from common import RESULTS, generate, in_a_process, revision
 from nemo_dali.approximate import ApproximateRanker, list_count
 from nemo_dali.bench import Spread, machine, versions
 from nemo_dali.clip import Clip, model_name
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.embedding import Photos, Sentences, embed
 from nemo_dali.io.threads import thread_count

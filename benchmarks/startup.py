@@ -26,7 +26,7 @@ from common import RESULTS, generate, in_a_process, revision
 from nemo_dali.bench import Spread, machine, timed_start, versions
 from nemo_dali.canvas import Canvas
 from nemo_dali.corpus import Corpus
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import Loader
 from nemo_dali.pipeline import StreamPipeline
 from nemo_dali.plan import Planner

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nemo_dali import metrics as metrics
     from nemo_dali import presets as presets
     from nemo_dali.batch import Batch
-    from nemo_dali.dataset import Dataset
+    from nemo_dali.data.dataset import Dataset
     from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
     from nemo_dali.loader import Loader
     from nemo_dali.policy import MosaicPolicy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AnnotationError": "errors",
     "Batch": "batch",
-    "Dataset": "dataset",
+    "Dataset": "data.dataset",
     "FileFormatError": "errors",
     "Loader": "loader",
     "MosaicPolicy": "policy",

@@ -26,13 +26,13 @@ import numpy.typing as npt
 
 from nemo_dali import cuda
 from nemo_dali.baseline import IN_FLIGHT, check_equal, dataloader
+from nemo_dali.data.s3 import is_remote
 from nemo_dali.driver import read_driver
 from nemo_dali.errors import NemoError
 from nemo_dali.frames import FramePool
 from nemo_dali.io.progress import progress
 from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
-from nemo_dali.object_storage import is_remote
 from nemo_dali.pipeline import CudaStreamPipeline, encode_path
 
 PACKAGES = (

@@ -206,8 +206,8 @@ def _synth(options: argparse.Namespace) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from nemo_dali.annotations import read_annotations
-    from nemo_dali.dataset import index_dataset
+    from nemo_dali.data.annotations import read_annotations
+    from nemo_dali.data.dataset import index_dataset
 
     annotations = read_annotations(
         options.source,
@@ -329,7 +329,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _tune(options: argparse.Namespace) -> None:
     from nemo_dali.curves import draw_curves
-    from nemo_dali.dataset import Dataset
+    from nemo_dali.data.dataset import Dataset
     from nemo_dali.policy import write_policy
     from nemo_dali.table import NegativeTable
     from nemo_dali.tune import depth_advice, propose

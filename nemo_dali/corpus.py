@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.batch_format import Samples, TextField
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.masked_words import Nouns, noun_runs
 from nemo_dali.plan import Part
 from nemo_dali.policy import MosaicPolicy

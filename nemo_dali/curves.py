@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.table import NegativeTable, first_at_most
 
 F64 = npt.NDArray[np.float64]

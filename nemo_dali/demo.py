@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from nemo_dali.annotations import read_refer
-from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.loader import Loader

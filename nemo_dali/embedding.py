@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.clip import Clip
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress

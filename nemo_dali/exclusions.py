@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.ranking import Excluded
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from nemo_dali import dataset, table, tiles
-from nemo_dali.dataset import Dataset
+from nemo_dali import table, tiles
+from nemo_dali.data import dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import read_attributes
 from nemo_dali.table import NegativeTable

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from nemo_dali.approximate import ApproximateRanker, import_faiss, list_count, recall_places
 from nemo_dali.clip import Clip, checked_device, load_clip
 from nemo_dali.curves import draw_curves
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
 from nemo_dali.embedding import Photos, Sentences, Stage, embed

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from nemo_dali.curves import DRAWN, Curves, draw_curves
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.photos import FORMATS
+from nemo_dali.data.s3 import photo_file
 from nemo_dali.errors import NemoError
 from nemo_dali.io.h5 import write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
-from nemo_dali.object_storage import photo_file
-from nemo_dali.photos import FORMATS
 from nemo_dali.preview import outline
 from nemo_dali.table import NegativeTable, first_at_most
 from nemo_dali.tune import PASSING, Proposal, depth_advice, propose

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from nemo_dali.columns import Annotations
+    from nemo_dali.data.columns import Annotations
 
 Resample = Literal["cv2-linear", "pillow-bilinear"]
 PhotoKind = Literal["JPEG", "PNG"]
@@ -46,7 +46,7 @@ def check_pixels(*, device: str, resample: Resample, photos: PhotoKind) -> Pixel
     from PIL import Image
 
     from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
-    from nemo_dali.dataset import index_dataset
+    from nemo_dali.data.dataset import index_dataset
     from nemo_dali.kernels import reference
     from nemo_dali.loader import Loader
     from nemo_dali.policy import MosaicPolicy
@@ -114,7 +114,7 @@ def _write_photos(folder: Path, kind: PhotoKind) -> "Annotations":
     import numpy as np
     from PIL import Image
 
-    from nemo_dali.columns import Annotations, Images, Refs, Sentences, begins
+    from nemo_dali.data.columns import Annotations, Images, Refs, Sentences, begins
 
     count = len(SIZES)
     names = [f"{number}.{kind.lower()}" for number in range(count)]

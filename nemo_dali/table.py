@@ -26,7 +26,7 @@ from nemo_dali.io.h5 import MappedFile, fingerprint, map_array, open_h5
 from nemo_dali.io.resumable import UNFINISHED, Unfinished, offset, unfinished
 
 if TYPE_CHECKING:
-    from nemo_dali.dataset import Dataset
+    from nemo_dali.data.dataset import Dataset
 
 FORMAT = "nemo-dali/neg"
 VERSION = 1

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali import cuda
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.tile import RESAMPLE, TILE
 from nemo_dali.pipeline import CudaStreamPipeline, StreamPipeline, encode_path

@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import MappedFile, fingerprint, map_array, open_h5
 from nemo_dali.io.progress import progress

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nemo_dali import cuda
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.io.progress import progress
 from nemo_dali.io.resumable import Unfinished, amount, offset, unfinished
 from nemo_dali.io.threads import thread_count

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from nemo_dali.annotations import read_refer
-from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.table import write_table
 from tests.kernels.cuda_host import library
 from tests.played_gpu import played  # noqa: F401  # a fixture

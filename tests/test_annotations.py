@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from nemo_dali import records
-from nemo_dali.annotations import Annotations, read_refer
+from nemo_dali.data.annotations import read_refer, untrusted
+from nemo_dali.data.annotations.unpickle import unpickle_builtins
+from nemo_dali.data.columns import Annotations
+from nemo_dali.data.rle import decode_counts, run_lengths
 from nemo_dali.errors import AnnotationError
-from nemo_dali.runlength import decode_counts, run_lengths
-from nemo_dali.unpickle import unpickle_builtins
 from tests.refer_files import ReferFiles, write_refer
 
 
@@ -328,7 +328,7 @@ def test_malformed_json_is_told(tmp_path: Path, text: str) -> None:
 
 
 def test_endless_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(untrusted, "MAX_FILE_BYTES", 100)
     with pytest.raises(AnnotationError, match="bytes; at most 100 are read"):
         read(write_refer(tmp_path))
 

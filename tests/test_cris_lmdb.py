@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali.annotations import read_annotations
 from nemo_dali.cli import main
-from nemo_dali.cris_lmdb import read_cris_lmdb
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.annotations import read_annotations
+from nemo_dali.data.annotations.cris_lmdb import read_cris_lmdb
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import AnnotationError, NemoError
 from tests.test_annotations import stored_mask
 

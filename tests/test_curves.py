@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nemo_dali import curves
 from nemo_dali.curves import DRAWN, draw_curves, tau_grid
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.kernels.pools import draws_reference, move_windows
 from nemo_dali.table import NegativeTable, write_table

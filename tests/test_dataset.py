@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali import dataset as dataset_module
-from nemo_dali.annotations import Annotations, read_refer
-from nemo_dali.dataset import COLUMNS, OTHER_COLUMNS, Dataset, IndexReport, index_dataset
+from nemo_dali.data import dataset as dataset_module
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.columns import Annotations
+from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, Dataset, IndexReport, index_dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from tests.refer_files import ReferFiles, write_refer
 
@@ -416,8 +417,8 @@ def test_a_file_cut_short_anywhere_is_refused(files: ReferFiles, output: Path) -
 
 INDEX = """
 import sys
-from nemo_dali.annotations import read_refer
-from nemo_dali.dataset import index_dataset
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.dataset import index_dataset
 annotations = read_refer(sys.argv[1], dataset="refcoco", split_by="unc", split="train")
 index_dataset(annotations, images=sys.argv[2], output=sys.argv[3])
 """

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 import pytest
 from PIL import Image
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.demo import MARKER, run_demo, train_clip
 from nemo_dali.errors import NemoError
 from nemo_dali.policy import read_policy

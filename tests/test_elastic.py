@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import StateError
 from nemo_dali.loader import Loader
 from nemo_dali.policy import MosaicPolicy

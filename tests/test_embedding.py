@@ -6,7 +6,7 @@ from PIL import Image
 
 from nemo_dali import embedding
 from nemo_dali.clip import load_clip
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.embedding import Photos, Sentences, embed
 from nemo_dali.errors import NemoError

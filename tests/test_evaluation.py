@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as coco
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import Loader
 from nemo_dali.metrics import Segmentation
 from nemo_dali.policy import MosaicPolicy

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from nemo_dali.annotations import read_refer
 from nemo_dali.cli import main
-from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.exclusions import ALWAYS, Exclusions
 from nemo_dali.mining import mine

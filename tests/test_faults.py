@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.frames import FramePool
 from nemo_dali.io.threads import thread_count

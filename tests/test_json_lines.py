@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from nemo_dali.annotations import Annotations, read_annotations
 from nemo_dali.cli import main
-from nemo_dali.columns import is_inside
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.annotations import read_annotations
+from nemo_dali.data.annotations.json_lines import KEYS, read_json_lines
+from nemo_dali.data.columns import Annotations, is_inside
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import AnnotationError, PhotoError
-from nemo_dali.json_lines import KEYS, read_json_lines
 from tests.test_annotations import stored_mask
 
 SCHEMA = json.loads((resources("nemo_dali") / "json_lines.schema.json").read_text())

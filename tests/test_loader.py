@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError, StateError
 from nemo_dali.loader import Loader, _say_once
 from nemo_dali.policy import MosaicPolicy

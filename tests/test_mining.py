@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from nemo_dali.annotations import Annotations, Images, Refs, Sentences
 from nemo_dali.clip import load_clip
 from nemo_dali.curves import draw_curves
-from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.data.columns import Annotations, Images, Refs, Sentences
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.exclusions import Exclusions
 from nemo_dali.mining import mine

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.table import NegativeTable, read_table, write_table
 from tests.rankings import check_ranking, unit
 from tests.test_mining import make_dataset

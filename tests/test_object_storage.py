@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali.annotations import read_refer
 from nemo_dali.cli import main
-from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.s3 import _raise_refusal, check_names, failed_address, image_root, photo_file
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.loader import Loader
-from nemo_dali.object_storage import _raise_refusal, check_names, failed_address, image_root, photo_file
 from nemo_dali.policy import MosaicPolicy
 from tests.conftest import Files, write_random_table
 from tests.refer_files import write_refer
@@ -245,7 +245,7 @@ def test_refused_credentials_are_told_and_never_shown(server, files, monkeypatch
 
 READ = """
 import sys
-from nemo_dali.object_storage import photo_file
+from nemo_dali.data.s3 import photo_file
 sys.stdout.buffer.write(photo_file(sys.argv[1]).getvalue())
 """
 

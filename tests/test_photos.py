@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali.annotations import Images
+from nemo_dali.data.columns import Images
+from nemo_dali.data.photos import MODES, check_photos
 from nemo_dali.errors import PhotoError
-from nemo_dali.photos import MODES, check_photos
 
 
 def decode_with_dali(path: Path) -> np.ndarray | None:

@@ -13,7 +13,7 @@ import torch
 
 from nemo_dali import MosaicPolicy, NemoError, cuda
 from nemo_dali.corpus import Corpus
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed import node_memory
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import exchange

@@ -18,9 +18,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from nemo_dali import presets
-from nemo_dali.annotations import read_refer
 from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, BatchFormat
-from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.loader import Loader
 from nemo_dali.policy import MosaicPolicy
 from nemo_dali.synthetic import synthesize

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from nemo_dali import preview as module
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.loader import Loader
 from nemo_dali.policy import MosaicPolicy

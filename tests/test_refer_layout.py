@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from nemo_dali.annotations import Annotations, read_annotations, read_refer
-from nemo_dali.dataset import Dataset, index_dataset
+from nemo_dali.data.annotations import read_annotations, read_refer
+from nemo_dali.data.columns import Annotations
+from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.rle import area, of_pixels, run_lengths, union
 from nemo_dali.errors import AnnotationError
-from nemo_dali.runlength import area, of_pixels, run_lengths, union
 from tests.refer_files import ReferFiles, write_refer
 from tests.test_annotations import stored_mask
 

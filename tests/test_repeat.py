@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_dali import Loader, MosaicPolicy
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.table import NegativeTable
 from nemo_dali.tiles import TileFile

@@ -14,7 +14,7 @@ from PIL import Image
 
 from nemo_dali.cli import main
 from nemo_dali.curves import draw_curves
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.report import _shown_ranks, report
 from nemo_dali.tune import propose

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from nemo_dali import substitution
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.loader import Loader
 from nemo_dali.policy import MosaicPolicy

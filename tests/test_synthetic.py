@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from nemo_dali import synthetic
-from nemo_dali.annotations import read_refer
+from nemo_dali.data.annotations import read_refer
 from nemo_dali.errors import NemoError
 from nemo_dali.synthetic import draw, make_photo, segmentation, synthesize
 from nemo_dali.synthetic.layouts import SPLITS

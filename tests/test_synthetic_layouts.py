@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from nemo_dali.cli import main
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.exclusions import Exclusions
 from nemo_dali.loader import Loader
 from nemo_dali.mining import mine

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from nemo_dali import Loader
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.kernels import mosaic_cuda
 from nemo_dali.tiles import TileFile

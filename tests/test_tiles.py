@@ -20,7 +20,7 @@ from PIL import Image
 
 from nemo_dali import tile_decoding, tiling
 from nemo_dali.cli import main
-from nemo_dali.dataset import Dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from nemo_dali.kernels.reference import resize_cv2_linear, resize_pillow_bilinear
 from nemo_dali.pipeline import StreamPipeline

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nemo_dali.columns import MAX_SIDE, is_inside, is_storable
+from nemo_dali.data.columns import MAX_SIDE, is_inside, is_storable
 from nemo_dali.errors import AnnotationError
 
 MAX_NAME = 1000  # characters of a photo's file name; a path may have 4,095 bytes

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from nemo_dali.columns import Images
+from nemo_dali.data.columns import Images
+from nemo_dali.data.s3 import photo_file
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.io.progress import progress
-from nemo_dali.object_storage import photo_file
 
 FORMATS = ("JPEG", "PNG")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # DALI's CPU decoder and Pillow agree on these, not on 16 bits

@@ -16,7 +16,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.columns import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
+from nemo_dali.data.columns import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
+from nemo_dali.data.photos import batch_error, check_photos
+from nemo_dali.data.s3 import check_names, image_root, is_remote
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.io.h5 import (
     MappedFile,
@@ -28,8 +30,6 @@ from nemo_dali.io.h5 import (
     write_h5,
     write_strings,
 )
-from nemo_dali.object_storage import check_names, image_root, is_remote
-from nemo_dali.photos import batch_error, check_photos
 
 FORMAT = "nemo-dali/ris"
 VERSION = 1

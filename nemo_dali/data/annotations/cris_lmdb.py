@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nemo_dali.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.annotations.unpickle import unpickle_builtins
+from nemo_dali.data.annotations.untrusted import checked, field, photo_name
+from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.photos import FORMATS
+from nemo_dali.data.rle import area, of_pixels
+from nemo_dali.data.s3 import image_root, is_remote
 from nemo_dali.errors import AnnotationError, NemoError
 from nemo_dali.io.h5 import write_bytes
 from nemo_dali.io.progress import progress
-from nemo_dali.object_storage import image_root, is_remote
-from nemo_dali.photos import FORMATS
-from nemo_dali.records import checked, field, photo_name
-from nemo_dali.runlength import area, of_pixels
-from nemo_dali.unpickle import unpickle_builtins
 
 MAX_REFS = 100_000_000  # in one file; the published ones have 45,000 at most
 

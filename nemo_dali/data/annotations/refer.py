@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.annotations.unpickle import unpickle_builtins
+from nemo_dali.data.annotations.untrusted import checked, field, listed, no_split, photo_name, photo_size, read_bytes
+from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.rle import area, run_lengths, union
 from nemo_dali.errors import AnnotationError
 from nemo_dali.io.progress import progress
-from nemo_dali.records import checked, field, listed, no_split, photo_name, photo_size, read_bytes
-from nemo_dali.runlength import area, run_lengths, union
-from nemo_dali.unpickle import unpickle_builtins
 
 logger = logging.getLogger("nemo_dali")
 

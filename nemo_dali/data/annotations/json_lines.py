@@ -1,7 +1,7 @@
 """One's own data as JSON lines ▸ columns in memory.
 
 A line is a ref: a photo, what is said of it, and the mask. ``docs/datasets.md`` describes the keys,
-``json_lines.schema.json`` beside this module is their JSON Schema.
+``nemo_dali/json_lines.schema.json`` is their JSON Schema.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.annotations.untrusted import checked, field, listed, no_split, photo_name, photo_size, read_bytes
+from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.photos import header_size
+from nemo_dali.data.rle import area, run_lengths
+from nemo_dali.data.s3 import check_names, image_root
 from nemo_dali.errors import AnnotationError
 from nemo_dali.io.progress import progress
-from nemo_dali.object_storage import check_names, image_root
-from nemo_dali.photos import header_size
-from nemo_dali.records import checked, field, listed, no_split, photo_name, photo_size, read_bytes
-from nemo_dali.runlength import area, run_lengths
 
 KEYS = frozenset(
     {

@@ -1,32 +1,20 @@
-"""Annotation files of referring image segmentation ▸ columns in memory: whatever ``nemo-dali index`` is given.
+"""Annotation files of referring image segmentation ▸ columns in memory: what ``nemo-dali index`` reads.
 
-REFER's layout, gRefCOCO, Ref-ZOM   refer_layout  ┐
-JSON lines                          json_lines    ├─▶ columns ─▶ dataset
-an LMDB of CRIS                     cris_lmdb     ┘
+REFER's layout, gRefCOCO, Ref-ZOM   refer       ┐
+JSON lines                          json_lines  ├─▶ columns ─▶ dataset
+an LMDB of CRIS                     cris_lmdb   ┘
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemo_dali.columns import MAX_SIDE, Annotations, Images, Refs, Sentences, begins, is_inside
-from nemo_dali.cris_lmdb import is_lmdb, read_cris_lmdb
+from nemo_dali.data.annotations.cris_lmdb import is_lmdb, read_cris_lmdb
+from nemo_dali.data.annotations.json_lines import DEFAULT_SPLIT, read_json_lines
+from nemo_dali.data.annotations.refer import read_refer
+from nemo_dali.data.columns import Annotations
 from nemo_dali.errors import AnnotationError
-from nemo_dali.json_lines import DEFAULT_SPLIT, read_json_lines
-from nemo_dali.refer_layout import read_refer
 
-__all__ = [
-    "MAX_SIDE",
-    "Annotations",
-    "Images",
-    "Refs",
-    "Sentences",
-    "begins",
-    "is_inside",
-    "read_annotations",
-    "read_cris_lmdb",
-    "read_json_lines",
-    "read_refer",
-]
+__all__ = ["read_annotations", "read_cris_lmdb", "read_json_lines", "read_refer"]
 
 
 def read_annotations(

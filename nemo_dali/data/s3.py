@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_dali.columns import is_inside
+from nemo_dali.data.columns import is_inside
 from nemo_dali.errors import NemoError, PhotoError
 
 REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")

@@ -1,0 +1,1 @@
+"""The data set file: annotations read, checked and stored in columns; photos and run lengths."""
