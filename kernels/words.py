@@ -1,4 +1,4 @@
-"""Words of a batch's sentences masked, by the random words that ``nemo_dali.masked_words`` lists."""
+"""Words of a batch's sentences masked, by the random words that ``nemo_dali.text.masking`` lists."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def replace_tokens(
     vocabulary_size: int,
     tokens: Any,
 ) -> None:
-    """MaskRIS's masked words, in place; see ``nemo_dali.masked_words.mask_tokens``."""
+    """MaskRIS's masked words, in place; see ``nemo_dali.text.masking.mask_tokens``."""
     words = np.empty(4, np.uint64)
     for row in range(tokens.shape[0]):
         for column in range(tokens.shape[1]):
@@ -61,7 +61,7 @@ def replace_tokens(
 
 @njit(nogil=True, cache=True)
 def replace_nouns(seed: Any, epoch: Any, positions: Any, lengths: Any, runs: Any, mask: int, tokens: Any) -> None:
-    """DMMI's masked nouns, in place; see ``nemo_dali.masked_words.mask_nouns``."""
+    """DMMI's masked nouns, in place; see ``nemo_dali.text.masking.mask_nouns``."""
     words = np.empty(4, np.uint64)
     for row in range(tokens.shape[0]):
         count = 0

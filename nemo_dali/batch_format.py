@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from nemo_dali._checks import check_channels, integer, one_of
-from nemo_dali.text import Tokenizer
+from nemo_dali.text.tokens import Tokenizer
 
 DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Resample = Literal["cv2-linear", "pillow-bilinear"]

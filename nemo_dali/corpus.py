@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from nemo_dali.batch_format import Samples, TextField
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.masked_words import Nouns, noun_runs
 from nemo_dali.plan import Part
 from nemo_dali.policy import MosaicPolicy
-from nemo_dali.position_words import allowed_cells
 from nemo_dali.table import NegativeTable
-from nemo_dali.text import Tokenizer, tokenize
+from nemo_dali.text.masking import Nouns, noun_runs
+from nemo_dali.text.position_words import allowed_cells
+from nemo_dali.text.tokens import Tokenizer, tokenize
 
 PathLike = str | Path
 T = TypeVar("T", bound=np.generic)
@@ -131,7 +131,7 @@ class Corpus:
         return self.datasets[owner].sentences.text[row - int(self._sentence_offset[owner])]
 
     def nouns(self, nouns: str | Nouns, *, text: TextField, context_length: int) -> npt.NDArray[np.int32]:
-        """Runs of nouns, int32 [sentences, R, 2]: see ``masked_words.noun_runs``."""
+        """Runs of nouns, int32 [sentences, R, 2]: see ``text.noun_runs``."""
         made = [
             noun_runs(
                 dataset.sentences.text if text == "sent" else dataset.sentences.raw,

@@ -29,7 +29,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.pipeline import StreamPipeline, encode_path
 from nemo_dali.ranking import first_not_finite
-from nemo_dali.text import cut, encode
+from nemo_dali.text.tokens import cut, encode
 
 if TYPE_CHECKING:
     import torch

@@ -27,7 +27,7 @@ from nemo_dali.producer import Producer, Schedule, Step
 from nemo_dali.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.styles import arrange, masks_of
 from nemo_dali.substitution import PhotoFaults, Substituted
-from nemo_dali.text import Tokenizer
+from nemo_dali.text.tokens import Tokenizer
 from nemo_dali.words import Words
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Loader:
         text: which of a sentence's texts is tokenised: REFER's "sent", which the publisher cleaned (the default), or
             "raw".
         masked_words: what ``batch.masked_tokens`` is: "tokens", MaskRIS's masked tokens; "nouns", DMMI's masked nouns,
-            found by TextBlob; or a callable that finds them, see ``masked_words.noun_runs``. None: nothing.
+            found by TextBlob; or a callable that finds them, see ``text.noun_runs``. None: nothing.
         samples: "refs": a sample is a ref with one of its sentences, drawn (the default for training); "first",
             "last": with that one; "sentences": every sentence is a sample (the default for evaluation).
         infinite: a pass goes on with the next epoch for ever; ``len`` is still that of one epoch.

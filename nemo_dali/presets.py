@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, BatchFormat
-from nemo_dali.bert import PREFIX
+from nemo_dali.text.wordpiece import PREFIX
 
 Options = dict[str, Any]
 VOCABULARY = "bert-base-uncased"
@@ -64,7 +64,7 @@ def dmmi(
     """DMMI (toggle1995/RIS-DMMI).
 
     Args:
-        nouns: "nouns", found by TextBlob as DMMI does, or a callable: see ``masked_words.noun_runs``.
+        nouns: "nouns", found by TextBlob as DMMI does, or a callable: see ``text.noun_runs``.
         zom: as ``data/dataset_zom.py``, for Ref-ZOM: every sentence a sample, text without the middle dimension.
     """
     options = _bert(size, vocabulary) | {"text": "raw", "masked_words": nouns, "style": "dmmi"}

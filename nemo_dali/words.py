@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.batch_format import BatchFormat
-from nemo_dali.bert import PREFIX, SPECIAL, read_vocabulary
 from nemo_dali.corpus import Corpus
-from nemo_dali.masked_words import mask_nouns, mask_tokens
+from nemo_dali.text.masking import mask_nouns, mask_tokens
+from nemo_dali.text.wordpiece import PREFIX, SPECIAL, read_vocabulary
 
 if TYPE_CHECKING:
     import torch

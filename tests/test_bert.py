@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from nemo_dali import bert
 from nemo_dali.errors import NemoError
-from nemo_dali.text import tokenize
+from nemo_dali.text import tokenize, wordpiece
 from tests.independent_tokenizers import bert_row, bert_vocabulary, bert_words, clip_row
 
 AWKWARD = [
@@ -151,7 +150,7 @@ def test_the_tokens_are_kept_by_what_they_depend_on(vocabulary, cache, tmp_path,
     assert new == 1
     moved = tmp_path / "moved.txt"
     moved.write_bytes(vocabulary.read_bytes())
-    monkeypatch.setattr(bert, "WordPiece", None)  # a hit makes no tokenizer
+    monkeypatch.setattr(wordpiece, "WordPiece", None)  # a hit makes no tokenizer
     for options in ({}, {"context_length": 20}, {"path": moved}):
         again, new = made(**options)
         assert new == 0
@@ -161,7 +160,7 @@ def test_the_tokens_are_kept_by_what_they_depend_on(vocabulary, cache, tmp_path,
     assert made(keep_end=False)[1] == made(context_length=21)[1] == 1
     moved.write_bytes(vocabulary.read_bytes() + b"zzz\n")
     assert made(path=moved)[1] == 1
-    monkeypatch.setattr("nemo_dali.text.version", lambda name: "99")
+    monkeypatch.setattr("nemo_dali.text.tokens.version", lambda name: "99")
     assert made()[1] == 1
 
 
@@ -180,7 +179,7 @@ def test_a_hit_imports_no_tokenizer(vocabulary, cache):
         f"nemo_dali.text.tokenize(['', ''], tokenizer={f'bert:{vocabulary}'!r}, fingerprint='f')\n"
         "assert not {'tokenizers', 'huggingface_hub', 'open_clip', 'torch'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(bert.__file__).parents[1], env=os.environ)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(wordpiece.__file__).parents[1], env=os.environ)
     assert len(list(cache.iterdir())) == 1
 
 

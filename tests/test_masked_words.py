@@ -4,9 +4,9 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from nemo_dali import masked_words
 from nemo_dali.errors import NemoError
-from nemo_dali.masked_words import MASK, SPECIAL, mask_nouns, mask_tokens, noun_runs
+from nemo_dali.text import masking
+from nemo_dali.text.masking import MASK, SPECIAL, mask_nouns, mask_tokens, noun_runs
 
 SEED, EPOCH = 2**63 + 5, 3
 PLAN = {"seed": SEED, "epoch": EPOCH}
@@ -159,7 +159,7 @@ def textblob(monkeypatch):
     module.TextBlob = blob
     monkeypatch.setitem(sys.modules, "textblob", module)
     monkeypatch.setitem(sys.modules, "textblob.exceptions", exceptions)
-    monkeypatch.setattr(masked_words, "version", lambda name: "1")
+    monkeypatch.setattr(masking, "version", lambda name: "1")
     return module
 
 
@@ -175,7 +175,7 @@ def test_textblobs_tags_are_kept(textblob, tmp_path, monkeypatch):
         noun_runs(SENTENCES, **{"fingerprint": "f", **change})
         assert textblob.calls
         textblob.calls.clear()
-    monkeypatch.setattr(masked_words, "version", lambda name: "2")
+    monkeypatch.setattr(masking, "version", lambda name: "2")
     noun_runs(SENTENCES, fingerprint="f")
     assert textblob.calls and len(list((tmp_path / "cache").iterdir())) == 4
     for path in (tmp_path / "cache").iterdir():

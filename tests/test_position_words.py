@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_dali.position_words import allowed_cells, placement
+from nemo_dali.text.position_words import allowed_cells, placement
 
 L, R, T, B, M, N = -1, 1, -1, 1, 0, None
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali import text
 from nemo_dali.errors import NemoError
-from nemo_dali.text import tokenize
+from nemo_dali.text import tokens as tokens_module
+from nemo_dali.text.tokens import tokenize
 
 AWKWARD = [
     "left man",
@@ -115,7 +115,7 @@ def test_cache_is_used(cache, monkeypatch):
 
 def test_another_open_clip_has_another_cache(cache, monkeypatch):
     tokenize(["a"], fingerprint="f")
-    monkeypatch.setattr(text, "version", lambda name: "99")
+    monkeypatch.setattr(tokens_module, "version", lambda name: "99")
     tokenize(["a"], fingerprint="f")
     assert len(list(cache.iterdir())) == 2
 
@@ -131,7 +131,9 @@ def test_a_hit_needs_neither_sentences_nor_open_clip(cache):
         "assert tokens.shape == (2, 77) and lengths.tolist() == [4, 3]\n"
         "assert not {'torch', 'open_clip'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(text.__file__).parents[1], env=os.environ)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(tokens_module.__file__).parents[1], env=os.environ
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.bert import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cache_folder, keep
+from nemo_dali.text.wordpiece import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
 
 TOKENS_VERSION = 1  # of the cached array; part of its name
 MAX_CONTEXT_LENGTH = 4096  # of any text encoder known; bounds the memory that a mistyped number could take
