@@ -23,7 +23,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.loader import Loader
 from nemo_dali.pipeline import encode_path
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 
 POLICIES = {"2x2": MosaicPolicy(p_mined=1.0), "single": MosaicPolicy(p_mined=0.0)}
 LOADS = (0.0, 0.65, 1.0)  # of the hardware decoder, besides the chosen one; 0.65 is DALI's default

@@ -33,8 +33,8 @@ from common import generate, revision
 from nemo_dali.baseline import Samples
 from nemo_dali.bench import machine, versions
 from nemo_dali.loader import Loader
-from nemo_dali.plan import PLAN, Planner, Replaced
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.planner import PLAN, Planner, Replaced
+from nemo_dali.plan.policy import MosaicPolicy
 
 POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, max_similarity=0.9, top_k=20)
 GLOBAL_BATCH, SIZE = 16, 224

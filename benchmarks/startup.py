@@ -29,8 +29,8 @@ from nemo_dali.corpus import Corpus
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import Loader
 from nemo_dali.pipeline import StreamPipeline
-from nemo_dali.plan import Planner
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.planner import Planner
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.table import NegativeTable
 from nemo_dali.tiles import TileFile

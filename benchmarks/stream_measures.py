@@ -17,7 +17,7 @@ from nemo_dali.canvas import Canvas
 from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
 from nemo_dali.pipeline import DECODING, CudaStreamPipeline, encode_path
-from nemo_dali.plan import Planner
+from nemo_dali.plan.planner import Planner
 
 BUSY_MS = 500  # that the GPU has other work while batches are asked for
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nemo_dali.data.dataset import Dataset
     from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
     from nemo_dali.loader import Loader
-    from nemo_dali.policy import MosaicPolicy
+    from nemo_dali.plan.policy import MosaicPolicy
     from nemo_dali.table import NegativeTable
 
 _HOMES = {
@@ -26,7 +26,7 @@ _HOMES = {
     "Dataset": "data.dataset",
     "FileFormatError": "errors",
     "Loader": "loader",
-    "MosaicPolicy": "policy",
+    "MosaicPolicy": "plan.policy",
     "NegativeTable": "table",
     "NemoError": "errors",
     "PhotoError": "errors",

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_dali._version import __version__
 from nemo_dali.errors import NemoError, ToldElsewhere
-from nemo_dali.policy import MosaicPolicy, read_policy
+from nemo_dali.plan.policy import MosaicPolicy, read_policy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -330,7 +330,7 @@ def _report(options: argparse.Namespace) -> None:
 def _tune(options: argparse.Namespace) -> None:
     from nemo_dali.curves import draw_curves
     from nemo_dali.data.dataset import Dataset
-    from nemo_dali.policy import write_policy
+    from nemo_dali.plan.policy import write_policy
     from nemo_dali.table import NegativeTable
     from nemo_dali.tune import depth_advice, propose
 

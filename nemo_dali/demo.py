@@ -16,7 +16,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.loader import Loader
 from nemo_dali.mining import MiningReport, mine
-from nemo_dali.policy import read_policy, write_policy
+from nemo_dali.plan.policy import read_policy, write_policy
 from nemo_dali.preview import preview
 from nemo_dali.report import report
 from nemo_dali.synthetic import synthesize

@@ -33,7 +33,7 @@ from nemo_dali.kernels.mask import TARGET
 from nemo_dali.kernels.tensors import _get_pointer, read_tensors
 from nemo_dali.layout import lay_out
 from nemo_dali.operators import no_collection
-from nemo_dali.plan import PLAN
+from nemo_dali.plan.planner import PLAN
 
 if TYPE_CHECKING:
     import torch

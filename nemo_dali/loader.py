@@ -20,10 +20,11 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.pipeline import open_pipeline
 from nemo_dali.placement import Placement, Tiles
-from nemo_dali.plan import Planner, Replaced, ShortPools
-from nemo_dali.policy import MosaicPolicy, read_policy
+from nemo_dali.plan.planner import Planner, Replaced, ShortPools
+from nemo_dali.plan.policy import MosaicPolicy, read_policy
+from nemo_dali.plan.schedule import Schedule
 from nemo_dali.presets import format_of
-from nemo_dali.producer import Producer, Schedule, Step
+from nemo_dali.producer import Producer, Step
 from nemo_dali.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.styles import arrange, masks_of
 from nemo_dali.substitution import PhotoFaults, Substituted

@@ -23,7 +23,7 @@ from nemo_dali.corpus import Corpus, PathLike
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import agree
 from nemo_dali.errors import NemoError
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles import Shape, TileFile
 
 ROOM = 2**29  # bytes of a GPU that kernels and the decoder need besides

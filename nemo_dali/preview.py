@@ -15,8 +15,8 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.h5 import write_bytes
 from nemo_dali.layout import lay_out
-from nemo_dali.plan import KINDS, SINGLE
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.planner import KINDS, SINGLE
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.table import NegativeTable
 
 RGB = tuple[int, int, int]

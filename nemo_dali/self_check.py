@@ -49,7 +49,7 @@ def check_pixels(*, device: str, resample: Resample, photos: PhotoKind) -> Pixel
     from nemo_dali.data.dataset import index_dataset
     from nemo_dali.kernels import reference
     from nemo_dali.loader import Loader
-    from nemo_dali.policy import MosaicPolicy
+    from nemo_dali.plan.policy import MosaicPolicy
 
     exact = device == "cpu" or photos == "PNG"
     table = reference.normalisation_table(IMAGENET_MEAN, IMAGENET_STD, "float32" if exact else "uint8")

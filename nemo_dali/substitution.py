@@ -24,7 +24,7 @@ from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.layout import lay_out
 from nemo_dali.pipeline import StreamPipeline, encode_path
-from nemo_dali.plan import Planner, Replaced
+from nemo_dali.plan.planner import Planner, Replaced
 
 logger = logging.getLogger("nemo_dali")
 

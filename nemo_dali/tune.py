@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.curves import DRAWN, Curves
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.table import first_at_most
 
 PASSING = 0.25

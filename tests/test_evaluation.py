@@ -8,7 +8,7 @@ from pycocotools import mask as coco
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import Loader
 from nemo_dali.metrics import Segmentation
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 
 SINGLES = MosaicPolicy(p_mined=0)
 

@@ -21,7 +21,7 @@ from nemo_dali.frames import FramePool
 from nemo_dali.io.threads import thread_count
 from nemo_dali.loader import Loader
 from nemo_dali.pipeline import StreamPipeline
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 from tests.conftest import write_random_table
 
 

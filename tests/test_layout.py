@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nemo_dali.layout import lay_out
-from nemo_dali.plan import PLAN
+from nemo_dali.plan.planner import PLAN
 
 
 def plan_row(grid, cell=0, center=(-1, -1), images=None):

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.plan import MINED, PLAN, RANDOM, SINGLE, Part, Planner
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.planner import MINED, PLAN, RANDOM, SINGLE, Part, Planner
+from nemo_dali.plan.policy import MosaicPolicy
 
 
 def make_part(refs=300, photos=90, depth=40, seed=0, dtype=np.float32, **columns):

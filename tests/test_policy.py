@@ -6,7 +6,7 @@ import pytest
 
 from nemo_dali.errors import NemoError
 from nemo_dali.loader import Loader
-from nemo_dali.policy import MosaicPolicy, read_policy, write_policy
+from nemo_dali.plan.policy import MosaicPolicy, read_policy, write_policy
 from nemo_dali.table import NegativeTable
 
 

@@ -22,7 +22,7 @@ from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.loader import Loader
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic import synthesize
 from tests.conftest import Files, write_random_table
 from tests.independent_tokenizers import bert_row, bert_vocabulary, clip_row

@@ -9,7 +9,7 @@ import pytest
 from nemo_dali.distributed import ranks as ranks_module
 from nemo_dali.distributed.ranks import agree, exchange, node_peers
 from nemo_dali.errors import NemoError
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 
 RANKS = 4
 ALIKE = {"seed": 3, "files": {"dataset": ["9f" * 32], "negatives": []}, "drop_last": True}

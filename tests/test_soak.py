@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nemo_dali.plan import Planner
+from nemo_dali.plan.planner import Planner
 from tests.test_plan import make_part
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -14,7 +14,7 @@ from nemo_dali import substitution
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.loader import Loader
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.substitution import refused
 from tests.conftest import make_files
 from tests.kernels.cuda_host import needs_compiler

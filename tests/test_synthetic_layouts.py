@@ -14,7 +14,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.exclusions import Exclusions
 from nemo_dali.loader import Loader
 from nemo_dali.mining import mine
-from nemo_dali.policy import MosaicPolicy
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.preview import preview
 from nemo_dali.synthetic import make_photo, synthesize
 from nemo_dali.synthetic.layouts import LAYOUTS

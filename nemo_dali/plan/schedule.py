@@ -1,0 +1,49 @@
+"""Schedule: which positions of an epoch each step of a rank shows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which samples of an epoch each step shows. A place in an epoch is the number of samples seen, over all ranks.
+
+    Attributes:
+        length: samples of an epoch.
+        batch_size: of this rank.
+        drop_last: leave out samples that fill no step.
+        pad: fill the last step up, with positions behind the epoch's end; else it is smaller, and ranks may have
+            different numbers of steps.
+    """
+
+    length: int
+    batch_size: int
+    rank: int
+    world_size: int
+    drop_last: bool
+    pad: bool
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step, over all ranks."""
+        return self.batch_size * self.world_size
+
+    def steps_after(self, seen: int) -> int:
+        """Steps left in an epoch of which ``seen`` samples are done, by whatever number of ranks."""
+        if not self.pad:
+            seen += self.rank * self.batch_size
+        left = max(self.length - seen, 0)
+        return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
+
+    def behind(self, epoch: int, seen: int) -> tuple[int, int]:
+        """Epoch and samples seen of the step behind this one."""
+        seen += self.global_batch
+        return (epoch, seen) if self.steps_after(seen) else (epoch + 1, 0)
+
+    def positions(self, seen: int) -> npt.NDArray[np.int64]:
+        """What this rank shows of the step behind ``seen`` samples: int64 [batch_size], or fewer without padding."""
+        first = seen + self.rank * self.batch_size
+        end = first + self.batch_size
+        return np.arange(first, end if self.pad else min(end, self.length))
