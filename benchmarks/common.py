@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from nemo_dali.bench import machine, versions
-from nemo_dali.cuda import cuda_device
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.pipeline.gpu import cuda_device
 from nemo_dali.synthetic import synthesize
 from nemo_dali.table import write_table
 

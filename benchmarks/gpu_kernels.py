@@ -29,10 +29,10 @@ import numpy.typing as npt
 from common import RESULTS, described, require_gpu, revision, save
 from kernel_batches import Case, Photos, Work, cases, image_work, least_bytes, mask_work, masks_of, masks_on_cpu
 
-from nemo_dali import cuda
 from nemo_dali.bench import Spread
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels import launch, mask_cuda
+from nemo_dali.pipeline import gpu
 
 BATCHES = (8, 16, 32, 64, 128, 256)  # of smaller ones it would take more to fill L2 than a stream queues launches
 DTYPES = ("float16", "float32", "uint8")
@@ -113,7 +113,7 @@ def copying(device: int, *, pinned: bool = False) -> Callable[[], Any]:
     """A copy of random bytes to the device, out of its own or out of page-locked memory."""
     import torch
 
-    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=cuda.place(device)).random_()
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=gpu.place(device)).random_()
     target = torch.empty_like(source)
     if pinned:
         source = source.cpu().pin_memory()

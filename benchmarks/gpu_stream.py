@@ -18,11 +18,11 @@ from typing import Any
 from common import RESULTS, described, generate, require_gpu, revision, save
 from stream_measures import compare, decode_difference, host_costs, memory_peak, next_while_busy
 
-from nemo_dali.cuda import hardware_share
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.loader import Loader
-from nemo_dali.pipeline import encode_path
+from nemo_dali.pipeline.gpu import hardware_share
+from nemo_dali.pipeline.graphs import encode_path
 from nemo_dali.plan.policy import MosaicPolicy
 
 POLICIES = {"2x2": MosaicPolicy(p_mined=1.0), "single": MosaicPolicy(p_mined=0.0)}

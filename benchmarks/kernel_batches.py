@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import cuda
 from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.kernels import cuda_source, gather, gather_cuda, launch, mask_cuda, mosaic_cuda
 from nemo_dali.kernels.mask import write_mask
 from nemo_dali.kernels.mosaic import write_tile
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, cell_edge
+from nemo_dali.pipeline import gpu
 
 PHOTO = (480, 640)  # height, width
 OTHER_GRIDS_BATCH = 64  # single and 3x3 at one batch size
@@ -186,7 +186,7 @@ class Photos:
 
         self.host = np.random.default_rng(0).integers(0, 256, (count, *PHOTO, 3), dtype=np.uint8)
         here = torch.from_numpy(self.host)
-        self.there = here.pin_memory() if placement == "pinned" else here.to(cuda.place(device))
+        self.there = here.pin_memory() if placement == "pinned" else here.to(gpu.place(device))
 
     def take(self, first: int, count: int) -> tuple[Bytes, npt.NDArray[np.uint64]]:
         """``count`` photos from number ``first`` on, and their addresses for the device."""
@@ -199,8 +199,8 @@ def image_work(case: Case, number: int, photos: Photos, *, device: int, stream: 
     import torch
 
     table = np.ascontiguousarray(normalisation_table(IMAGENET_MEAN, IMAGENET_STD, case.dtype))
-    table_there = torch.from_numpy(table.view(np.uint8)).to(cuda.place(device))
-    output = torch.empty(case.batch * 3 * case.size**2 * table.itemsize, dtype=torch.uint8, device=cuda.place(device))
+    table_there = torch.from_numpy(table.view(np.uint8)).to(gpu.place(device))
+    output = torch.empty(case.batch * 3 * case.size**2 * table.itemsize, dtype=torch.uint8, device=gpu.place(device))
     tiles = tiles_of(case, image=output.data_ptr(), mask=0, table=table_there.data_ptr())
     shown, tiles["photo"] = photos.take(number * len(tiles), len(tiles))
     shared = 0
@@ -243,7 +243,7 @@ def mask_work(case: Case, *, device: int, stream: int) -> Work:
     import torch
 
     runs, shown, tables = masks_of(case)
-    output = torch.empty(case.batch * case.size**2, dtype=torch.uint8, device=cuda.place(device))
+    output = torch.empty(case.batch * case.size**2, dtype=torch.uint8, device=gpu.place(device))
     kernel = mask_cuda.load_kernel(case.dtype, device)
     there, addresses = launch.upload(tables, device=device, stream=stream)
     blocks, shared = mask_cuda.grid(case.batch, case.size, case.size), mask_cuda.shared_bytes()

@@ -28,7 +28,7 @@ from nemo_dali.canvas import Canvas
 from nemo_dali.corpus import Corpus
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import Loader
-from nemo_dali.pipeline import StreamPipeline
+from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table

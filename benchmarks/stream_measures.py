@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import Pipeline, fn, types
 
-from nemo_dali import cuda
 from nemo_dali.bench import NOTHING, WARM_UP, DecodeOnly, Spread
 from nemo_dali.canvas import Canvas
-from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
-from nemo_dali.pipeline import DECODING, CudaStreamPipeline, encode_path
+from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.cells import lay_out
+from nemo_dali.pipeline.graphs import DECODING, CudaStreamPipeline, encode_path
 from nemo_dali.plan.planner import Planner
 
 BUSY_MS = 500  # that the GPU has other work while batches are asked for
@@ -74,11 +74,11 @@ def seconds(batches: Iterator[Any], steps: int, device: int) -> float:
     """Time of ``steps`` batches in a row; what the GPU was given before has been done by then, and this too."""
     for _ in range(WARM_UP):
         next(batches)
-    cuda.synchronize(device)
+    gpu.synchronize(device)
     start = time.perf_counter()
     for _ in range(steps):
         next(batches)
-    cuda.synchronize(device)
+    gpu.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -163,7 +163,7 @@ def next_while_busy(loader: Loader, device: int) -> dict[str, Any]:
     batches = delivered(loader)
     for _ in range(WARM_UP):
         next(batches)
-    cuda.synchronize(device)
+    gpu.synchronize(device)
     time.sleep(0.5)  # until the batches ahead are made
     taken: list[float] = []
     deliver = clocked(lambda: next(batches), taken)

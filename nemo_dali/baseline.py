@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
-from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
+from nemo_dali.pipeline.cells import lay_out
 
 IN_FLIGHT = 4  # batches that each worker makes ahead
 

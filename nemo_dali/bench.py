@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import cuda
 from nemo_dali.baseline import IN_FLIGHT, check_equal, dataloader
 from nemo_dali.data.s3 import is_remote
 from nemo_dali.driver import read_driver
 from nemo_dali.errors import NemoError
-from nemo_dali.frames import FramePool
 from nemo_dali.io.progress import progress
-from nemo_dali.layout import lay_out
 from nemo_dali.loader import Loader
-from nemo_dali.pipeline import CudaStreamPipeline, encode_path
+from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.buffer_pool import FramePool
+from nemo_dali.pipeline.cells import lay_out
+from nemo_dali.pipeline.graphs import CudaStreamPipeline, encode_path
 
 PACKAGES = (
     "nemo-dali",
@@ -176,7 +176,7 @@ def _rate(batches: Iterator[Any], steps: int, device_id: int | None) -> float:
 
 def _settle(device_id: int | None) -> None:
     if device_id is not None:
-        cuda.synchronize(device_id)
+        gpu.synchronize(device_id)
 
 
 def _waiting(batches: Iterator[Any], steps: int, step_seconds: float) -> float:
@@ -218,7 +218,7 @@ class _Baseline:
     def _next(self, delivered: Iterator[Any]) -> None:
         for tensor in next(delivered):
             if self._device_id is not None:
-                tensor.to(cuda.place(self._device_id), non_blocking=True)
+                tensor.to(gpu.place(self._device_id), non_blocking=True)
 
     def rate(self) -> float:
         """Batches per second, with as many in the making at the end as at the beginning."""

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import cuda
 from nemo_dali.batch_format import BatchFormat
 from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
-from nemo_dali.frames import FramePool
 from nemo_dali.kernels.layout import complete
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE
-from nemo_dali.layout import lay_out
-from nemo_dali.pipeline import encode_path
+from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.buffer_pool import FramePool
+from nemo_dali.pipeline.cells import lay_out
+from nemo_dali.pipeline.graphs import encode_path
 from nemo_dali.placement import Tiles
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Drawing:
     image: "torch.Tensor"
     mask: "torch.Tensor"
     paths: list[npt.NDArray[np.uint8]]
-    work: npt.NDArray[Any] | cuda.DeviceBatch
+    work: npt.NDArray[Any] | gpu.DeviceBatch
     stream: "torch.cuda.Stream | None"
 
 
@@ -83,8 +83,8 @@ class Canvas:
             import torch
 
             if resident is None:
-                cuda.check_photo_sizes(corpus.photo_width, corpus.photo_height)
-            self._table = torch.from_numpy(table.view(np.uint8)).to(cuda.place(device_id))
+                gpu.check_photo_sizes(corpus.photo_width, corpus.photo_height)
+            self._table = torch.from_numpy(table.view(np.uint8)).to(gpu.place(device_id))
             self._table_address = self._table.data_ptr()
 
     def prepare(self, rows: npt.NDArray[Any]) -> Drawing:
@@ -127,8 +127,8 @@ class Canvas:
         else:
             paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
         if self._device_id is not None:
-            stream = cuda.current_stream(self._device_id)
-            work = cuda.device_batch(tiles, sample, mask, stream, resident=self._resident)
+            stream = gpu.current_stream(self._device_id)
+            work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
             return Drawing(image, mask, paths, work, stream)
         return Drawing(
             image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
@@ -148,7 +148,7 @@ class Canvas:
         if self._device_id is None:
             return torch.from_numpy(self._pool.take())
         try:
-            return torch.empty(self.nbytes, dtype=torch.uint8, device=cuda.place(self._device_id))
+            return torch.empty(self.nbytes, dtype=torch.uint8, device=gpu.place(self._device_id))
         except torch.OutOfMemoryError as error:
             raise NemoError(
                 f"GPU {self._device_id} has no room for a further batch of {self.nbytes / 2**20:.0f} MiB. Lower "

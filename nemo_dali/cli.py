@@ -257,7 +257,7 @@ def _mine(options: argparse.Namespace) -> None:
 
 
 def _tiles(options: argparse.Namespace) -> None:
-    from nemo_dali.cuda import default_device
+    from nemo_dali.pipeline.gpu import default_device
     from nemo_dali.tiling import make_tiles
 
     report = make_tiles(

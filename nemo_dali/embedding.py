@@ -27,7 +27,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
-from nemo_dali.pipeline import StreamPipeline, encode_path
+from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
 from nemo_dali.ranking import first_not_finite
 from nemo_dali.text.tokens import cut, encode
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy.typing as npt
 
-from nemo_dali import cuda
 from nemo_dali._checks import integer, one_of
 from nemo_dali._version import __version__
 from nemo_dali.batch import Batch
@@ -18,7 +17,8 @@ from nemo_dali.corpus import Corpus, PathLike, listed
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
-from nemo_dali.pipeline import open_pipeline
+from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.graphs import open_pipeline
 from nemo_dali.placement import Placement, Tiles
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy, read_policy
@@ -103,7 +103,7 @@ class Loader:
             photo's fault, by a hiccup of disk or network, is made again up to three times.
         num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in the making while the training loop works on one.
-        hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: see ``cuda.hardware_share``.
+        hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: chosen by ``num_threads``.
 
     Attributes:
         corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.
@@ -186,13 +186,13 @@ class Loader:
             policy, tuned_for = read_policy(policy_file)
         if not isinstance(policy, MosaicPolicy):
             raise ValueError(f"policy ({policy!r}) must be a MosaicPolicy")
-        self.device_id = cuda.cuda_device(device)
+        self.device_id = gpu.cuda_device(device)
         num_threads = thread_count() if num_threads is None else num_threads
         batch_size = integer("batch_size", batch_size, least=1)
         prefetch = integer("prefetch", prefetch, least=1)
         num_threads = integer("num_threads", num_threads, least=1)
         seed = integer("seed", seed, least=0)
-        hw_decoder_load = cuda.hardware_share(num_threads) if hw_decoder_load is None else hw_decoder_load
+        hw_decoder_load = gpu.hardware_share(num_threads) if hw_decoder_load is None else hw_decoder_load
         if not 0 <= hw_decoder_load <= 1:
             raise ValueError(f"hw_decoder_load ({hw_decoder_load}) must be from 0 to 1")
         for name, choice, choices in (
@@ -466,9 +466,9 @@ class Loader:
         masked = self._words.masked(step.epoch, step.plan)
         image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream
         if self.device_id is not None:
-            tokens, attention = cuda.send(tokens, self.device_id), cuda.send(attention, self.device_id)
-            masked = None if masked is None else cuda.send(masked, self.device_id)
-            current = cuda.current_stream(self.device_id)
+            tokens, attention = gpu.send(tokens, self.device_id), gpu.send(attention, self.device_id)
+            masked = None if masked is None else gpu.send(masked, self.device_id)
+            current = gpu.current_stream(self.device_id)
             if current != stream:  # torch must not give the memory away before this stream is done with it
                 image.record_stream(current)
         mask = masks_of(mask, step.plan, self.format)

@@ -18,11 +18,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import cuda
 from nemo_dali.corpus import Corpus, PathLike
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import agree
 from nemo_dali.errors import NemoError
+from nemo_dali.pipeline import gpu
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles import Shape, TileFile
 
@@ -113,7 +113,7 @@ class Tiles:
         problem, locked, shift = "", None, 0
         try:
             self._check_room(needed, device_id)
-            sent += [cuda.copy_of(array[:count], device_id) for array, count in zip(arrays, counts, strict=True)]
+            sent += [gpu.copy_of(array[:count], device_id) for array, count in zip(arrays, counts, strict=True)]
         except NemoError as error:
             if not (self.pinned_bytes and together):
                 raise
@@ -121,7 +121,7 @@ class Tiles:
         if self.pinned_bytes:
             copy = node_copy(rest, together=together, problem=problem)
             locked, rest = copy.memory, list(copy.arrays)
-            shift = cuda.lock_pages(locked, device_id) - locked.ctypes.data
+            shift = gpu.lock_pages(locked, device_id) - locked.ctypes.data
         # Not at the end of the process, which lets go of everything by itself.
         weakref.finalize(self, _let_go, device_id, os.getpid(), sent, locked).atexit = False
         return [
@@ -130,7 +130,7 @@ class Tiles:
         ]
 
     def _check_room(self, needed: int, device_id: int) -> None:
-        free = cuda.free_memory(device_id)
+        free = gpu.free_memory(device_id)
         if self.device_bytes and self.device_bytes + ROOM > free:
             raise NemoError(
                 f"The tiles take {needed / 1e9:.1f} GB, and GPU {device_id} has {free / 1e9:.1f} GB free. Give a "
@@ -178,7 +178,7 @@ def _rows(begin: int, array: Any) -> Addresses:
 def _let_go(device_id: int, process: int, sent: list[Any], locked: U8 | None) -> None:
     if os.getpid() == process:  # CUDA does not survive a fork
         with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
-            cuda.synchronize(device_id)  # the last batches may still read what goes now
+            gpu.synchronize(device_id)  # the last batches may still read what goes now
             if locked is not None:
-                cuda.unlock_pages(locked, device_id)
+                gpu.unlock_pages(locked, device_id)
     sent.clear()

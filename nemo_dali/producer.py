@@ -11,7 +11,7 @@ from nemo_dali.canvas import Canvas, Drawing
 from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic import DONE
-from nemo_dali.pipeline import StreamPipeline
+from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.placement import Tiles
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule

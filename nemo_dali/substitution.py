@@ -22,8 +22,8 @@ from nemo_dali.data.s3 import failed_address, is_remote
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.kernels.tile import TILE
-from nemo_dali.layout import lay_out
-from nemo_dali.pipeline import StreamPipeline, encode_path
+from nemo_dali.pipeline.cells import lay_out
+from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
 from nemo_dali.plan.planner import Planner, Replaced
 
 logger = logging.getLogger("nemo_dali")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import cuda
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.tile import RESAMPLE, TILE
-from nemo_dali.pipeline import CudaStreamPipeline, StreamPipeline, encode_path
+from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.graphs import CudaStreamPipeline, StreamPipeline, encode_path
 from nemo_dali.tiles import U8, Shape
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def decode_tiles(
     batches = [rows[i : i + count] for i in range(0, len(rows), count)]
     prefetch = min(2, len(batches))
     if device_id is not None:
-        cuda.check_photo_sizes(dataset.images.width, dataset.images.height)
+        gpu.check_photo_sizes(dataset.images.width, dataset.images.height)
     work = _HostWork(arrays, count) if device_id is None else _DeviceWork(arrays, device_id)
     pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch)
 
@@ -102,7 +102,7 @@ class _TilePipeline(StreamPipeline):
     def _write(self, encoded: Any) -> Any:
         from nvidia.dali import fn, types
 
-        from nemo_dali.operators import write_tiles
+        from nemo_dali.pipeline.operators import write_tiles
 
         photos = self._decode(encoded)
         sources = [fn.external_source(name=f"tiles{i}", ndim=1, dtype=types.UINT8) for i in range(self._sizes)]
@@ -163,7 +163,7 @@ class _DeviceTiles:
         device = self.made.device.index
         on_stream = torch_stream(device, stream)
         on_stream.wait_event(self.ready)
-        self.status, fits = cuda.place_photos(self.tiles, photos)
+        self.status, fits = gpu.place_photos(self.tiles, photos)
         write_tiles(self.tiles[:, fits].reshape(-1), device=device, stream=stream)
         with torch.cuda.stream(on_stream):
             self.landed.copy_(self.made, non_blocking=True)
@@ -177,12 +177,12 @@ class _DeviceWork:
 
         self._arrays = arrays
         self._device = device_id
-        self._table = torch.arange(256, dtype=torch.uint8, device=cuda.place(device_id)).repeat(3, 1)
+        self._table = torch.arange(256, dtype=torch.uint8, device=gpu.place(device_id)).repeat(3, 1)
 
     def pipeline(self, *, num_threads: int, **options: int) -> StreamPipeline:
         return CudaStreamPipeline(
             device_id=self._device,
-            hw_decoder_load=cuda.hardware_share(num_threads),
+            hw_decoder_load=gpu.hardware_share(num_threads),
             num_threads=num_threads,
             **options,
         )
@@ -192,7 +192,7 @@ class _DeviceWork:
 
         nbytes = sum(array[0].nbytes for array in self._arrays.values()) * len(batch)
         try:
-            made = torch.empty(nbytes, dtype=torch.uint8, device=cuda.place(self._device))
+            made = torch.empty(nbytes, dtype=torch.uint8, device=gpu.place(self._device))
         except torch.OutOfMemoryError as error:
             raise NemoError(
                 f"GPU {self._device} has no room for {nbytes / 2**20:.0f} MiB of tiles. Free some, or use --device cpu."
@@ -202,10 +202,10 @@ class _DeviceWork:
             of_shape["image"] = begin + np.arange(len(batch)) * array[0].nbytes
             begin += len(batch) * array[0].nbytes
         tiles["table"] = self._table.data_ptr()
-        return _DeviceTiles(tiles, made, cuda.page_locked(nbytes), cuda.current_stream(self._device).record_event())
+        return _DeviceTiles(tiles, made, gpu.page_locked(nbytes), gpu.current_stream(self._device).record_event())
 
     def land(self, made: _DeviceTiles, batch: list[int]) -> None:
-        cuda.current_stream(self._device).synchronize()
+        gpu.current_stream(self._device).synchronize()
         begin = 0
         for array in self._arrays.values():
             count = array[0].nbytes * len(batch)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from nemo_dali import cuda
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.io.progress import progress
 from nemo_dali.io.resumable import Unfinished, amount, offset, unfinished
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.pipeline import gpu
 from nemo_dali.tile_decoding import decode_tiles
 from nemo_dali.tiles import (
     FORMAT,
@@ -99,7 +99,7 @@ def make_tiles(
             raise ValueError(f"{name} ({value}) must be at least 1")
     if resample not in RESAMPLE:
         raise ValueError(f"resample ({resample!r}) must be one of {tuple(RESAMPLE)}")
-    device_id = cuda.cuda_device(device)
+    device_id = gpu.cuda_device(device)
     if not grids or not set(grids) <= set(GRIDS):
         raise ValueError(f"grids ({', '.join(map(str, grids))}) must be some of {GRIDS}")
     from nvidia.dali import __version__ as dali_version

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali import cuda
 from nemo_dali.kernels import gather_cuda, launch, letterbox_cuda, mask_cuda, mosaic_cuda
 from nemo_dali.kernels.mask import write_mask
+from nemo_dali.pipeline import gpu
 from tests.kernels import cuda_host
 
 
@@ -72,13 +72,13 @@ def played(monkeypatch, cuda_library):
     found = Played({}, [])
     stream = Stream(found.calls)
     pipeline, decode, call = nvidia.dali.Pipeline, fn.decoders.image, fn.dl_tensor_python_function
-    monkeypatch.setattr(cuda, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
-    monkeypatch.setattr(cuda, "place", lambda number: torch.device("cpu"))
-    monkeypatch.setattr(cuda, "current_stream", lambda number: stream)
+    monkeypatch.setattr(gpu, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
+    monkeypatch.setattr(gpu, "place", lambda number: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "current_stream", lambda number: stream)
     monkeypatch.setattr(launch, "torch_stream", lambda device, address: stream)
-    monkeypatch.setattr(cuda, "send", lambda tensor, number: tensor)
-    monkeypatch.setattr(cuda, "on", lambda number: nullcontext())
-    monkeypatch.setattr(cuda, "synchronize", lambda number: found.calls.append("the host for the device"))
+    monkeypatch.setattr(gpu, "send", lambda tensor, number: tensor)
+    monkeypatch.setattr(gpu, "on", lambda number: nullcontext())
+    monkeypatch.setattr(gpu, "synchronize", lambda number: found.calls.append("the host for the device"))
     monkeypatch.setattr(nvidia.dali, "Pipeline", lambda **options: pipeline(**options | {"device_id": None}))
     share = pipeline.share_outputs
     monkeypatch.setattr(pipeline, "share_outputs", lambda self, cuda_stream=None: share(self))
@@ -105,11 +105,11 @@ def played(monkeypatch, cuda_library):
         assert found.calls[-1] == "the host for the device"
         del found.locked[memory.ctypes.data]
 
-    monkeypatch.setattr(cuda, "free_memory", lambda number: FREE)
-    monkeypatch.setattr(cuda, "copy_of", lambda array, number: torch.from_numpy(array.copy()))
-    monkeypatch.setattr(cuda, "page_locked", lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
-    monkeypatch.setattr(cuda, "lock_pages", lock_pages)
-    monkeypatch.setattr(cuda, "unlock_pages", unlock_pages)
+    monkeypatch.setattr(gpu, "free_memory", lambda number: FREE)
+    monkeypatch.setattr(gpu, "copy_of", lambda array, number: torch.from_numpy(array.copy()))
+    monkeypatch.setattr(gpu, "page_locked", lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
+    monkeypatch.setattr(gpu, "lock_pages", lock_pages)
+    monkeypatch.setattr(gpu, "unlock_pages", unlock_pages)
     monkeypatch.setattr(gather_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch_gather(cuda_library, tiles))
     monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
     monkeypatch.setattr(

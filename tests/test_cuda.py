@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError, cuda
+from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError
 from nemo_dali.kernels import letterbox_cuda, mask_cuda, mosaic_cuda
 from nemo_dali.kernels.tensors import read_tensors
+from nemo_dali.pipeline import gpu
 from tests.conftest import make_files
 from tests.kernels.cuda_host import needs_compiler
 
@@ -80,8 +81,8 @@ def test_the_gpus_way_ends_in_the_cpus_batches_with_letterboxes_among_mosaics(
         monkeypatch.setattr(module, name, counted)
 
     count(mosaic_cuda, "write_tiles"), count(mask_cuda, "write_masks"), count(letterbox_cuda, "write_tiles")
-    write = cuda.DeviceBatch.write
-    monkeypatch.setattr(cuda.DeviceBatch, "write", lambda *arguments: (launches.append("batch"), write(*arguments)))
+    write = gpu.DeviceBatch.write
+    monkeypatch.setattr(gpu.DeviceBatch, "write", lambda *arguments: (launches.append("batch"), write(*arguments)))
     made = letterboxes(files, "cuda", dtype, mask_dtype, resample, policy)
     expected = letterboxes(files, "cpu", dtype, mask_dtype, resample, policy)
     assert_same(made, expected)
@@ -188,14 +189,14 @@ def test_a_device_beyond_the_last_and_a_missing_cupy_are_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(NemoError, match="no device cuda:2: torch sees 2"):
-        cuda.cuda_device("cuda:2")
+        gpu.cuda_device("cuda:2")
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(NemoError, match=r"needs CuPy.*nemo-dali\[cuda12\]"):
-        cuda.cuda_device(torch.device("cuda", 1))
+        gpu.cuda_device(torch.device("cuda", 1))
 
 
 def test_the_hardware_decoders_share_falls_with_the_threads():
-    shares = [cuda.hardware_share(threads) for threads in (1, 2, 8, 16, 70)]
+    shares = [gpu.hardware_share(threads) for threads in (1, 2, 8, 16, 70)]
     assert shares == sorted(shares, reverse=True) and 0.11 < shares[-1] < 0.13 and shares[0] > 0.85
 
 

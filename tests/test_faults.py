@@ -17,10 +17,10 @@ import torch
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.frames import FramePool
 from nemo_dali.io.threads import thread_count
 from nemo_dali.loader import Loader
-from nemo_dali.pipeline import StreamPipeline
+from nemo_dali.pipeline.buffer_pool import FramePool
+from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.conftest import write_random_table
 

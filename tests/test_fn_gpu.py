@@ -9,9 +9,10 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 
 import nemo_dali.fn
-from nemo_dali import NemoError, cuda, fn_cpu, fn_gpu
+from nemo_dali import NemoError
 from nemo_dali.kernels import launch, mask_cuda, mosaic_cuda, reference
 from nemo_dali.kernels.mask import TARGET, write_mask
+from nemo_dali.pipeline import fn_cpu, fn_gpu, gpu
 from tests.kernels import cuda_host
 from tests.kernels.cuda_host import needs_compiler
 from tests.operator_graphs import (
@@ -56,14 +57,14 @@ def played(monkeypatch, cuda_library):
     call = fn.dl_tensor_python_function
     monkeypatch.setattr(fn_cpu, "mosaic", fn_gpu.mosaic)
     monkeypatch.setattr(fn_cpu, "mask", fn_gpu.mask)
-    monkeypatch.setattr(cuda, "cuda_device", lambda device: 0)
+    monkeypatch.setattr(gpu, "cuda_device", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(DataNode, "gpu", lambda node: node)
     monkeypatch.setattr(
         fn, "dl_tensor_python_function", lambda *inputs, device="cpu", **options: call(*inputs, **options)
     )
     monkeypatch.setattr(plugin, "current_dali_stream", lambda: 0)
-    monkeypatch.setattr(cuda, "place", lambda number: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "place", lambda number: torch.device("cpu"))
     monkeypatch.setattr(launch, "torch_stream", lambda device, address: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))

@@ -22,7 +22,7 @@ from nemo_dali.kernels import cuda_source, gather_cuda, mask_cuda, mosaic_cuda, 
 from nemo_dali.kernels.mask import TARGET
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader import Loader
-from nemo_dali.pipeline import encode_path
+from nemo_dali.pipeline.graphs import encode_path
 from tests.kernels.cuda_host import GATHER_KERNELS, KERNELS, launch, needs_compiler
 from tests.played_gpu import masks_on_host
 

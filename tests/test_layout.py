@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nemo_dali.layout import lay_out
+from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.plan.planner import PLAN
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali import MosaicPolicy, NemoError, cuda
+from nemo_dali import MosaicPolicy, NemoError
 from nemo_dali.corpus import Corpus
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed import node_memory
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import exchange
+from nemo_dali.pipeline import gpu
 from nemo_dali.placement import Tiles
 from nemo_dali.tiling import make_tiles
 from tests.kernels.cuda_host import needs_compiler
@@ -92,7 +93,7 @@ def test_what_a_loader_held_is_let_go_with_it(files, path, played):
 
 @needs_compiler
 def test_too_little_memory_is_told_with_the_remedy(files, path, played, monkeypatch):
-    monkeypatch.setattr(cuda, "free_memory", lambda number: 1000)
+    monkeypatch.setattr(gpu, "free_memory", lambda number: 1000)
     with pytest.raises(NemoError, match=r"GPU 0 has 0\.0 GB free.*device_budget.*placement='pinned'"):
         loader(files, tiles=path, placement="device", **GPU)
     assert_same_pass(loader(files, tiles=path, placement="device", device_budget=0, **GPU), loader(files))
@@ -151,10 +152,10 @@ def act(rank, port, folder, files, path):
     exchange(None)
     found["shared"] = copy.arrays[0][:2, 0, 0, 0].tolist() == [100, 101]
 
-    cuda.free_memory = lambda number: 10**9
-    cuda.copy_of = lambda array, number: torch.from_numpy(array.copy())
-    cuda.lock_pages, cuda.unlock_pages = lambda memory, number: memory.ctypes.data, lambda memory, number: None
-    cuda.synchronize = lambda number: None
+    gpu.free_memory = lambda number: 10**9
+    gpu.copy_of = lambda array, number: torch.from_numpy(array.copy())
+    gpu.lock_pages, gpu.unlock_pages = lambda memory, number: memory.ctypes.data, lambda memory, number: None
+    gpu.synchronize = lambda number: None
 
     def place(policy=POLICY, budget=None, placement="pinned"):
         corpus = Corpus([files.dataset], [], [])
@@ -165,9 +166,9 @@ def act(rank, port, folder, files, path):
     address = int(min(addresses.min() for addresses in tiles._addresses.values()))
     (line,) = [line for line in open("/proc/self/maps") if line.startswith(f"{address:x}-")]
     found["one"] = len(set(exchange(line.split()[4]))) == 1  # the inode
-    cuda.free_memory = lambda number: 10**9 if rank else 0
+    gpu.free_memory = lambda number: 10**9 if rank else 0
     found["full"] = told(lambda: place(budget=100_000, placement="device"))
-    cuda.free_memory = lambda number: 10**9
+    gpu.free_memory = lambda number: 10**9
     node_memory.available_memory = lambda: 0  # asked by rank 0 alone
     found["no room"] = told(place)
     (folder / str(rank)).write_text(json.dumps(found))

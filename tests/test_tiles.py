@@ -23,7 +23,7 @@ from nemo_dali.cli import main
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from nemo_dali.kernels.reference import resize_cv2_linear, resize_pillow_bilinear
-from nemo_dali.pipeline import StreamPipeline
+from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.tiles import TileFile
 from nemo_dali.tiling import make_tiles
 from tests.conftest import make_files
@@ -250,7 +250,7 @@ KILLED = """
 import json, os, random, sys, time
 from pathlib import Path
 import nvidia.dali
-import nemo_dali.kernels.mosaic, nemo_dali.operators
+import nemo_dali.kernels.mosaic, nemo_dali.pipeline.operators
 from nemo_dali import tile_decoding, tiling
 from nemo_dali.io import resumable
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from nemo_dali.kernels import mosaic, reference
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.tile import RESAMPLE, TILE
-from nemo_dali.layout import lay_out
+from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.plan.planner import PLAN
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

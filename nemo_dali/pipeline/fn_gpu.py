@@ -17,9 +17,12 @@ from nvidia.dali import math, types
 from nvidia.dali.data_node import DataNode
 
 import nemo_dali.kernels.callbacks as callbacks
-from nemo_dali import cuda
 from nemo_dali.errors import NemoError
-from nemo_dali.fn_cpu import (
+from nemo_dali.kernels.mask import TARGET
+from nemo_dali.kernels.tensors import _get_pointer, read_tensors
+from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.cells import lay_out
+from nemo_dali.pipeline.fn_cpu import (
     Geometry,
     Normalisation,
     Target,
@@ -29,10 +32,7 @@ from nemo_dali.fn_cpu import (
     normalising,
     target_inputs,
 )
-from nemo_dali.kernels.mask import TARGET
-from nemo_dali.kernels.tensors import _get_pointer, read_tensors
-from nemo_dali.layout import lay_out
-from nemo_dali.operators import no_collection
+from nemo_dali.pipeline.operators import no_collection
 from nemo_dali.plan.planner import PLAN
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _call_on_gpu(write: Callable[..., "torch.Tensor"], inputs: list[DataNode], *
     import torch
     from nvidia.dali.python_function_plugin import current_dali_stream
 
-    cuda.cuda_device("cuda")  # raises where the GPU cannot be used
+    gpu.cuda_device("cuda")  # raises where the GPU cannot be used
 
     def function(*batches: list[Any]) -> list[Any]:
         with no_collection():
@@ -165,7 +165,7 @@ def _allocate(shape: tuple[int, ...], dtype: str, device: int, stream: int) -> "
     from nemo_dali.kernels.launch import torch_stream
 
     with torch.cuda.stream(torch_stream(device, stream)):
-        return torch.empty(shape, dtype=getattr(torch, dtype), device=cuda.place(device))
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=gpu.place(device))
 
 
 @functools.cache
@@ -173,7 +173,7 @@ def _table_on(device: int, mean: tuple[float, ...], std: tuple[float, ...], dtyp
     import torch
 
     table, _ = normalising(mean, std, dtype)
-    return torch.from_numpy(table.view(np.uint8)).to(cuda.place(device))
+    return torch.from_numpy(table.view(np.uint8)).to(gpu.place(device))
 
 
 def _centers(capsules: list[Any], size: int) -> npt.NDArray[np.int64]:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import cuda
 from nemo_dali.errors import NemoError
+from nemo_dali.pipeline import gpu
 
 DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
 OTHER_FILES = 256  # open files that a training process has besides photos: libraries, sockets, logs
@@ -91,7 +91,7 @@ class StreamPipeline:
         """The graph behind the files' bytes."""
         from nvidia.dali import fn, types
 
-        from nemo_dali.operators import write_tiles
+        from nemo_dali.pipeline.operators import write_tiles
 
         tiles = fn.external_source(name="tiles", ndim=1, dtype=types.UINT8)
         return write_tiles(tiles, self._decode(encoded))
@@ -186,8 +186,8 @@ class CudaPipeline(StreamPipeline):
 
     def __init__(self, *, device_id: int, max_cells: int, num_threads: int, prefetch: int) -> None:
         self._device = device_id
-        self._to_write: deque[cuda.DeviceBatch] = deque()  # fed, and not decoded yet
-        self._to_deliver: deque[cuda.DeviceBatch] = deque()  # fed, and not waited for yet
+        self._to_write: deque[gpu.DeviceBatch] = deque()  # fed, and not decoded yet
+        self._to_deliver: deque[gpu.DeviceBatch] = deque()  # fed, and not waited for yet
         super().__init__(max_cells=max_cells, num_threads=num_threads, prefetch=prefetch, device_id=device_id)
 
     def _next_batch(self, photos: list[Any], stream: int) -> None:
@@ -204,8 +204,8 @@ class CudaPipeline(StreamPipeline):
         with self._use:
             self._owed -= 1
             try:
-                with cuda.on(self._device):  # a stream without a number of its own is the current device's
-                    self._pipe.share_outputs(cuda_stream=cuda.current_stream(self._device))
+                with gpu.on(self._device):  # a stream without a number of its own is the current device's
+                    self._pipe.share_outputs(cuda_stream=gpu.current_stream(self._device))
                 self._pipe.release_outputs()
             except RuntimeError:
                 self.broken = True
@@ -219,7 +219,7 @@ class CudaPipeline(StreamPipeline):
         super().drain()
         if kept:
             with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
-                cuda.synchronize(self._device)
+                gpu.synchronize(self._device)
 
 
 class CudaStreamPipeline(CudaPipeline):
@@ -235,7 +235,7 @@ class CudaStreamPipeline(CudaPipeline):
         super().__init__(**options)
 
     def _write(self, encoded: Any) -> Any:
-        from nemo_dali.operators import call_on_stream
+        from nemo_dali.pipeline.operators import call_on_stream
 
         return call_on_stream(self._next_batch, self._decode(encoded), device_id=self._device)
 
@@ -262,7 +262,7 @@ class ResidentPipeline(StreamPipeline):
     def _graph(self) -> Any:
         from nvidia.dali import fn, types
 
-        from nemo_dali.operators import gather
+        from nemo_dali.pipeline.operators import gather
 
         return gather(fn.external_source(name="tiles", ndim=2, dtype=types.UINT8))
 
@@ -274,7 +274,7 @@ class CudaResidentPipeline(CudaPipeline):
     """Samples from resident tiles that a GPU reads; one DALI sample is one step, so ``max_cells`` is 1."""
 
     def _graph(self) -> Any:
-        from nemo_dali.operators import call_on_stream
+        from nemo_dali.pipeline.operators import call_on_stream
 
         return call_on_stream(self._next_batch, device_id=self._device)
 

@@ -23,7 +23,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tensors import read_tensors
-from nemo_dali.operators import Compiled, no_collection
+from nemo_dali.pipeline.operators import Compiled, no_collection
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...], str]  # mean, std, dtype
 Target = tuple[DataNode, DataNode, DataNode]  # CPU data: cell int32 [1], photo's shape int64 [2 or more], uint32 runs

@@ -8,10 +8,10 @@ from typing import Any
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
 
-from nemo_dali import cuda
 from nemo_dali.kernels.gather import run_address as run_gather
 from nemo_dali.kernels.mosaic import run_address as run_write_tiles
 from nemo_dali.kernels.mosaic import setup_address
+from nemo_dali.pipeline import gpu
 
 
 class Compiled(NumbaFunction):
@@ -91,7 +91,7 @@ def call_on_stream(function: Callable[[list[Any], int], None], *inputs: Any, dev
     from nvidia.dali import fn
     from nvidia.dali.python_function_plugin import current_dali_stream
 
-    done = torch.zeros(0, dtype=torch.uint8, device=cuda.place(device_id))
+    done = torch.zeros(0, dtype=torch.uint8, device=gpu.place(device_id))
 
     def call(*batch: list[Any]) -> list[Any]:
         capsules = batch[0] if batch else []
