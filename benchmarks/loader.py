@@ -17,7 +17,7 @@ from common import RESULTS, generate, revision
 from nemo_dali.bench import bench_loader, timed_start
 from nemo_dali.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
 
 STARVE = 200.0  # milliseconds of a training step
 

@@ -31,8 +31,8 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
-from nemo_dali.tiles import TileFile
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
+from nemo_dali.tiles.file import TileFile
 
 POLICY = MosaicPolicy(p_mined=1.0, max_similarity=0.35)
 DEPTH = 100  # of the tables: the policy's top_k, so that the table of 100,000 photos is soon written

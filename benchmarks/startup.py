@@ -33,8 +33,8 @@ from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.table import NegativeTable
-from nemo_dali.tiles import TileFile
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
+from nemo_dali.tiles.file import TileFile
 
 POLICY = MosaicPolicy(p_mined=1.0, max_similarity=0.35)
 STAGES: dict[str, tuple[Any, str]] = {

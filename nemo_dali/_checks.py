@@ -3,8 +3,10 @@
 import math
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+PathLike = str | Path
 LONGEST_VALUE = 60  # characters of a value in a message
 
 

@@ -17,7 +17,7 @@ from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import FramePool
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import encode_path
-from nemo_dali.placement import Tiles
+from nemo_dali.tiles.placement import Tiles
 
 if TYPE_CHECKING:
     import torch

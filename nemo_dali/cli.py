@@ -258,7 +258,7 @@ def _mine(options: argparse.Namespace) -> None:
 
 def _tiles(options: argparse.Namespace) -> None:
     from nemo_dali.pipeline.gpu import default_device
-    from nemo_dali.tiling import make_tiles
+    from nemo_dali.tiles.build import make_tiles
 
     report = make_tiles(
         options.dataset,

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import PathLike
 from nemo_dali.batch_format import Samples, TextField
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.plan.planner import Part
@@ -18,7 +18,6 @@ from nemo_dali.text.masking import Nouns, noun_runs
 from nemo_dali.text.position_words import allowed_cells
 from nemo_dali.text.tokens import Tokenizer, tokenize
 
-PathLike = str | Path
 T = TypeVar("T", bound=np.generic)
 
 

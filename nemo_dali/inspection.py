@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from nemo_dali import table, tiles
+from nemo_dali import table
 from nemo_dali.data import dataset
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import read_attributes
 from nemo_dali.table import NegativeTable
-from nemo_dali.tiles import TileFile
+from nemo_dali.tiles import file as tile_file
+from nemo_dali.tiles.file import TileFile
 
 
 def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
     attributes = read_attributes(path, remedy=remedy)
     kind = str(attributes.get("format", "unknown"))
     kinds: dict[str, type[Dataset] | type[NegativeTable] | type[TileFile]]
-    kinds = {dataset.FORMAT: Dataset, table.FORMAT: NegativeTable, tiles.FORMAT: TileFile}
+    kinds = {dataset.FORMAT: Dataset, table.FORMAT: NegativeTable, tile_file.FORMAT: TileFile}
     if kind not in kinds:
         raise FileFormatError(f"{path} is of format '{kind}', not one of {', '.join(kinds)}. {remedy}")
     common = {

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy.typing as npt
 
-from nemo_dali._checks import integer, one_of
+from nemo_dali._checks import PathLike, integer, one_of
 from nemo_dali._version import __version__
 from nemo_dali.batch import Batch
 from nemo_dali.batch_format import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField
 from nemo_dali.canvas import Canvas
-from nemo_dali.corpus import Corpus, PathLike, listed
+from nemo_dali.corpus import Corpus, listed
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import open_pipeline
-from nemo_dali.placement import Placement, Tiles
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy, read_policy
 from nemo_dali.plan.schedule import Schedule
@@ -29,6 +28,7 @@ from nemo_dali.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.styles import arrange, masks_of
 from nemo_dali.substitution import PhotoFaults, Substituted
 from nemo_dali.text.tokens import Tokenizer
+from nemo_dali.tiles.placement import Placement, Tiles
 from nemo_dali.words import Words
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class Loader:
         if tiles is not None:
             self._resident = Tiles(
                 listed(tiles),
-                self.corpus,
+                self.corpus.datasets,
                 size=look.size,
                 resample=look.resample,
                 policy=policy,

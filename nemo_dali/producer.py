@@ -12,10 +12,10 @@ from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic import DONE
 from nemo_dali.pipeline.graphs import StreamPipeline
-from nemo_dali.placement import Tiles
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
 from nemo_dali.substitution import PhotoFaults
+from nemo_dali.tiles.placement import Tiles
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
 
 SIZE = 96
 WARM_UP, EPOCHS = 6, 20

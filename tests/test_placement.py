@@ -18,8 +18,8 @@ from nemo_dali.distributed import node_memory
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import exchange
 from nemo_dali.pipeline import gpu
-from nemo_dali.placement import Tiles
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
+from nemo_dali.tiles.placement import Tiles
 from tests.kernels.cuda_host import needs_compiler
 from tests.test_resident import POLICY, SIZE, loader
 
@@ -160,7 +160,7 @@ def act(rank, port, folder, files, path):
     def place(policy=POLICY, budget=None, placement="pinned"):
         corpus = Corpus([files.dataset], [], [])
         options = {"size": SIZE, "resample": "cv2-linear", "policy": policy, "placement": placement}
-        return Tiles([path], corpus, **options, device_id=0, device_budget=budget, together=True)
+        return Tiles([path], corpus.datasets, **options, device_id=0, device_budget=budget, together=True)
 
     tiles = place()
     address = int(min(addresses.min() for addresses in tiles._addresses.values()))

@@ -16,7 +16,7 @@ import torch
 from nemo_dali.errors import FileFormatError
 from nemo_dali.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
 
 OPTIONS = {"batch_size": 4, "size": 64, "dtype": "uint8", "context_length": 16}
 

@@ -10,8 +10,8 @@ from nemo_dali import Loader, MosaicPolicy
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.table import NegativeTable
-from nemo_dali.tiles import TileFile
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
+from nemo_dali.tiles.file import TileFile
 
 PHOTOS, SENTENCES, SIZE = 61, 400, 50  # 24 photos twice, and 13 of them once more
 POLICY = MosaicPolicy(p_mined=0.8, max_similarity=0.35, grids={2: 1.0, 3: 1.0})

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nemo_dali import FileFormatError, Loader, MosaicPolicy
-from nemo_dali.placement import grids_of
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
+from nemo_dali.tiles.placement import grids_of
 from tests.conftest import make_files
 
 SIZE = 91  # its thirds and halves are of two sizes each

@@ -8,8 +8,8 @@ from nemo_dali import Loader
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.kernels import mosaic_cuda
-from nemo_dali.tiles import TileFile
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles.build import make_tiles
+from nemo_dali.tiles.file import TileFile
 from tests.conftest import make_files
 from tests.kernels.cuda_host import needs_compiler
 

@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali import tile_decoding, tiling
 from nemo_dali.cli import main
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from nemo_dali.kernels.reference import resize_cv2_linear, resize_pillow_bilinear
 from nemo_dali.pipeline.graphs import StreamPipeline
-from nemo_dali.tiles import TileFile
-from nemo_dali.tiling import make_tiles
+from nemo_dali.tiles import build as tile_build
+from nemo_dali.tiles import decode as tile_decode
+from nemo_dali.tiles.build import make_tiles
+from nemo_dali.tiles.file import TileFile
 from tests.conftest import make_files
 
 RESIZE = {"cv2-linear": resize_cv2_linear, "pillow-bilinear": resize_pillow_bilinear}
@@ -52,8 +53,8 @@ def partial_of(output):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Six batches of the 24 photos, and no pause between two waits for the disk."""
-    monkeypatch.setattr(tile_decoding, "BATCH", 4)
-    monkeypatch.setattr(tiling, "SYNC_INTERVAL_S", 0)
+    monkeypatch.setattr(tile_decode, "BATCH", 4)
+    monkeypatch.setattr(tile_build, "SYNC_INTERVAL_S", 0)
 
 
 @pytest.fixture
@@ -251,12 +252,13 @@ import json, os, random, sys, time
 from pathlib import Path
 import nvidia.dali
 import nemo_dali.kernels.mosaic, nemo_dali.pipeline.operators
-from nemo_dali import tile_decoding, tiling
+from nemo_dali.tiles import decode as tile_decode
+from nemo_dali.tiles import build as tile_build
 from nemo_dali.io import resumable
 
 dataset, output = sys.argv[1], Path(sys.argv[2])
 partial = Path(f"{output}.partial")
-tile_decoding.BATCH, tiling.SYNC_INTERVAL_S = 4, 0
+tile_decode.BATCH, tile_build.SYNC_INTERVAL_S = 4, 0
 
 
 def start(name=None, number=0):
@@ -273,7 +275,7 @@ def start(name=None, number=0):
             return call(*arguments, **options)
 
         setattr(owner, name, dying)
-    report = tiling.make_tiles(dataset, size=48, output=output, num_threads=1)
+    report = tile_build.make_tiles(dataset, size=48, output=output, num_threads=1)
     Path(f"{output}.decoded").write_text(str(report.decoded))
     os._exit(0)
 
@@ -328,7 +330,7 @@ def test_a_photo_is_recorded_only_when_its_tiles_were_synced(files, small_batche
     def spied_fsync(file):
         arrays = []
         if partial.exists():
-            arrays = [np.array(array) for array in tiling.read_tiles(partial).arrays.values()]
+            arrays = [np.array(array) for array in tile_build.read_tiles(partial).arrays.values()]
         fsync(file)
         for row in range(24):
             synced.add(hashlib.sha256(b"".join(array[row].tobytes() for array in arrays)).digest())

@@ -14,14 +14,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali import tiles as tile_file
 from nemo_dali._version import __version__
 from nemo_dali.data import dataset as ris
 from nemo_dali.data.columns import Annotations, Images, Refs, Sentences, begins
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.io.h5 import fingerprint, write_array, write_h5, write_strings
 from nemo_dali.table import write_table
-from nemo_dali.tiles import TileFile, tiles_fingerprint
+from nemo_dali.tiles import file as tile_file
+from nemo_dali.tiles.file import TileFile, tiles_fingerprint
 
 T = TypeVar("T", bound=np.generic)
 

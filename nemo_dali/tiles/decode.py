@@ -18,7 +18,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.kernels.tile import RESAMPLE, TILE
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import CudaStreamPipeline, StreamPipeline, encode_path
-from nemo_dali.tiles import U8, Shape
+from nemo_dali.tiles.file import U8, Shape
 
 if TYPE_CHECKING:
     import torch

@@ -23,8 +23,8 @@ from nemo_dali.io.resumable import Unfinished, amount, offset, unfinished
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline import gpu
-from nemo_dali.tile_decoding import decode_tiles
-from nemo_dali.tiles import (
+from nemo_dali.tiles.decode import decode_tiles
+from nemo_dali.tiles.file import (
     FORMAT,
     GRIDS,
     VERSION,

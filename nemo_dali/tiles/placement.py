@@ -18,13 +18,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.corpus import Corpus, PathLike
+from nemo_dali._checks import PathLike
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import agree
 from nemo_dali.errors import NemoError
 from nemo_dali.pipeline import gpu
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.tiles import Shape, TileFile
+from nemo_dali.tiles.file import Shape, TileFile
 
 ROOM = 2**29  # bytes of a GPU that kernels and the decoder need besides
 
@@ -45,7 +46,7 @@ class Tiles:
     """The tiles that a policy shows, in their place. A GPU's are let go when this is.
 
     Args:
-        paths: one .tiles.h5 file per data set, in the same order.
+        paths: .tiles.h5 files, one for each of ``datasets``.
         size, resample, policy: of the loader.
         placement: where they are to lie.
         device_id: CUDA device number; None: the CPU, for "host" alone.
@@ -65,7 +66,7 @@ class Tiles:
     def __init__(
         self,
         paths: Sequence[PathLike],
-        corpus: Corpus,
+        datasets: Sequence[Dataset],
         *,
         size: int,
         resample: str,
@@ -75,15 +76,15 @@ class Tiles:
         device_budget: int | None = None,
         together: bool = False,
     ) -> None:
-        if len(paths) != len(corpus.datasets):
-            raise ValueError(f"tiles ({len(paths)} given) must be one per data set ({len(corpus.datasets)})")
+        if len(paths) != len(datasets):
+            raise ValueError(f"tiles ({len(paths)} given) must be one per data set ({len(datasets)})")
         if policy.jitter > 0 and 2 in grids_of(policy):
             raise ValueError(
                 f"jitter ({policy.jitter}) must be 0 with tiles, whose sizes are fixed. Leave tiles out to decode each "
                 "photo as it is needed."
             )
         self.files = [TileFile.open(path) for path in paths]
-        for file, dataset in zip(self.files, corpus.datasets, strict=True):
+        for file, dataset in zip(self.files, datasets, strict=True):
             file.check_dataset(dataset)
             file.check(size=size, resample=resample, grids=grids_of(policy))
         if together:
