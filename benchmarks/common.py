@@ -15,9 +15,9 @@ from nemo_dali.bench import machine, versions
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.mining.table import write_table
 from nemo_dali.pipeline.gpu import cuda_device
 from nemo_dali.synthetic import synthesize
-from nemo_dali.table import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -23,15 +23,15 @@ import numpy as np
 import numpy.typing as npt
 from common import RESULTS, generate, in_a_process, revision
 
-from nemo_dali.approximate import ApproximateRanker, list_count
 from nemo_dali.bench import Spread, machine, versions
-from nemo_dali.clip import Clip, model_name
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
-from nemo_dali.embedding import Photos, Sentences, embed
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.ranking import rank_reference
-from nemo_dali.ranking import Ranker
+from nemo_dali.mining.approximate import ApproximateRanker, list_count
+from nemo_dali.mining.clip import Clip, model_name
+from nemo_dali.mining.embedding import Photos, Sentences, embed
+from nemo_dali.mining.ranking import Ranker
 
 F32 = npt.NDArray[np.float32]
 PEAK_INTERVAL_S = 0.02

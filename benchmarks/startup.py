@@ -28,11 +28,11 @@ from nemo_dali.canvas import Canvas
 from nemo_dali.corpus import Corpus
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import Loader
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
-from nemo_dali.table import NegativeTable
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
 

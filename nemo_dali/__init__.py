@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from nemo_dali.data.dataset import Dataset
     from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
     from nemo_dali.loader import Loader
+    from nemo_dali.mining.table import NegativeTable
     from nemo_dali.plan.policy import MosaicPolicy
-    from nemo_dali.table import NegativeTable
 
 _HOMES = {
     "AnnotationError": "errors",
@@ -27,7 +27,7 @@ _HOMES = {
     "FileFormatError": "errors",
     "Loader": "loader",
     "MosaicPolicy": "plan.policy",
-    "NegativeTable": "table",
+    "NegativeTable": "mining.table",
     "NemoError": "errors",
     "PhotoError": "errors",
     "StateError": "errors",

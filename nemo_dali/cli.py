@@ -230,8 +230,8 @@ def _index(options: argparse.Namespace) -> None:
 
 
 def _mine(options: argparse.Namespace) -> None:
-    from nemo_dali.exclusions import Exclusions
-    from nemo_dali.mining import mine
+    from nemo_dali.mining.exclusions import Exclusions
+    from nemo_dali.mining.job import mine
 
     report = mine(
         options.dataset,
@@ -328,11 +328,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from nemo_dali.curves import draw_curves
     from nemo_dali.data.dataset import Dataset
+    from nemo_dali.mining.pool_curves import draw_curves
+    from nemo_dali.mining.table import NegativeTable
+    from nemo_dali.mining.tune import depth_advice, propose
     from nemo_dali.plan.policy import write_policy
-    from nemo_dali.table import NegativeTable
-    from nemo_dali.tune import depth_advice, propose
 
     table = NegativeTable.open(options.negatives)
     curves = draw_curves(Dataset.open(options.dataset), table)

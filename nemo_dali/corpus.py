@@ -11,9 +11,9 @@ import numpy.typing as npt
 from nemo_dali._checks import PathLike
 from nemo_dali.batch_format import Samples, TextField
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.planner import Part
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.table import NegativeTable
 from nemo_dali.text.masking import Nouns, noun_runs
 from nemo_dali.text.position_words import allowed_cells
 from nemo_dali.text.tokens import Tokenizer, tokenize

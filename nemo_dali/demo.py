@@ -15,12 +15,12 @@ from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.loader import Loader
-from nemo_dali.mining import MiningReport, mine
+from nemo_dali.mining.job import MiningReport, mine
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import read_policy, write_policy
 from nemo_dali.preview import preview
 from nemo_dali.report import report
 from nemo_dali.synthetic import synthesize
-from nemo_dali.table import NegativeTable
 
 MARKER = "made-by-nemo-dali-demo"
 # A ResNet of a million weights beside a text transformer of two layers: what two cores train in about a minute.

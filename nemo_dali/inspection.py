@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from nemo_dali import table
 from nemo_dali.data import dataset
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import read_attributes
-from nemo_dali.table import NegativeTable
+from nemo_dali.mining import table
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.tiles import file as tile_file
 from nemo_dali.tiles.file import TileFile
 

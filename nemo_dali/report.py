@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nemo_dali.curves import DRAWN, Curves, draw_curves
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.photos import FORMATS
 from nemo_dali.data.s3 import photo_file
@@ -25,9 +24,10 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.h5 import write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
+from nemo_dali.mining.pool_curves import DRAWN, Curves, draw_curves
+from nemo_dali.mining.table import NegativeTable, first_at_most
+from nemo_dali.mining.tune import PASSING, Proposal, depth_advice, propose
 from nemo_dali.preview import outline
-from nemo_dali.table import NegativeTable, first_at_most
-from nemo_dali.tune import PASSING, Proposal, depth_advice, propose
 
 FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
 THUMB, OWN = 128, 320  # pixels of the longer side

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
-from nemo_dali.table import write_table
+from nemo_dali.mining.table import write_table
 from tests.kernels.cuda_host import library
 from tests.played_gpu import played  # noqa: F401  # a fixture
 from tests.refer_files import write_refer

@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 
-from nemo_dali.approximate import ApproximateRanker, list_count, recall_places
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
-from nemo_dali.mining import mine
-from nemo_dali.ranking import Excluded, Ranker
-from nemo_dali.table import NegativeTable
+from nemo_dali.mining.approximate import ApproximateRanker, list_count, recall_places
+from nemo_dali.mining.job import mine
+from nemo_dali.mining.ranking import Excluded, Ranker
+from nemo_dali.mining.table import NegativeTable
 from tests.rankings import unit
 from tests.test_mining import make_dataset
 

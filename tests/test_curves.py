@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali import curves
-from nemo_dali.curves import DRAWN, draw_curves, tau_grid
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.kernels.pools import draws_reference, move_windows
-from nemo_dali.table import NegativeTable, write_table
+from nemo_dali.mining import pool_curves
+from nemo_dali.mining.pool_curves import DRAWN, draw_curves, tau_grid
+from nemo_dali.mining.table import NegativeTable, write_table
 from tests.conftest import make_files
 from tests.rankings import unit
 from tests.test_exclusions import make
@@ -99,17 +99,17 @@ def test_curves_follow_their_definitions(dataset, tmp_path, depth, shorten):
             assert found.never[t, c] == pytest.approx((counts == 0).mean())
     for rank, quantiles in zip(found.ranks, found.rank_quantiles, strict=True):
         values = table.similarity[:, rank - 1]
-        np.testing.assert_allclose(quantiles, np.quantile(values[np.isfinite(values)], curves.QUANTILES))
+        np.testing.assert_allclose(quantiles, np.quantile(values[np.isfinite(values)], pool_curves.QUANTILES))
 
 
 def test_a_large_table_is_looked_at_in_part(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(curves, "SAMPLE", 20)
+    monkeypatch.setattr(pool_curves, "SAMPLE", 20)
     table = write(tmp_path / "a.neg.h5", dataset)
     found = draw_curves(dataset, table)
     sentences = len(table.neighbors)
     assert len(found.rows) == 20 and found.rows[0] == 0 and found.rows[-1] == sentences - 1
     assert np.ptp(np.diff(found.rows)) <= 1
-    monkeypatch.setattr(curves, "SAMPLED_CELLS", 5 * table.neighbors.shape[1])
+    monkeypatch.setattr(pool_curves, "SAMPLED_CELLS", 5 * table.neighbors.shape[1])
     assert len(draw_curves(dataset, table).rows) == 5
 
 
@@ -140,7 +140,7 @@ def test_hardness_and_how_often_photos_are_told_apart(dataset, tmp_path):
 def test_taus_are_round_and_span_the_similarities(low, span, rows):
     similarity = np.linspace(low + span, low, 50, dtype=np.float32)[None].repeat(rows, 0)
     taus = tau_grid(similarity, np.full(rows, 50))
-    assert 2 <= len(taus) <= curves.TAUS and (np.diff(taus) > 0).all()
+    assert 2 <= len(taus) <= pool_curves.TAUS and (np.diff(taus) > 0).all()
     assert taus[-1] > similarity.max() and taus[0] <= similarity.min() + 1e-6
     np.testing.assert_allclose(np.diff(taus), taus[1] - taus[0], atol=1e-9)
     np.testing.assert_array_equal(taus, np.round(taus, 3))

@@ -10,8 +10,8 @@ from PIL import Image
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.demo import MARKER, run_demo, train_clip
 from nemo_dali.errors import NemoError
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import read_policy
-from nemo_dali.table import NegativeTable
 
 SMALL = {"images": 60, "steps": 15, "loader_batches": 2}
 

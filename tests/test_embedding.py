@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali import embedding
-from nemo_dali.clip import load_clip
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
-from nemo_dali.embedding import Photos, Sentences, embed
 from nemo_dali.errors import NemoError
+from nemo_dali.mining import embedding
+from nemo_dali.mining.clip import load_clip
+from nemo_dali.mining.embedding import Photos, Sentences, embed
 from tests.test_mining import make_dataset
 
 TEXTS = [

@@ -9,9 +9,9 @@ from nemo_dali.cli import main
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.exclusions import ALWAYS, Exclusions
-from nemo_dali.mining import mine
-from nemo_dali.table import NegativeTable
+from nemo_dali.mining.exclusions import ALWAYS, Exclusions
+from nemo_dali.mining.job import mine
+from nemo_dali.mining.table import NegativeTable
 from tests.refer_files import write_refer
 
 

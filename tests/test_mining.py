@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from nemo_dali.clip import load_clip
-from nemo_dali.curves import draw_curves
 from nemo_dali.data.columns import Annotations, Images, Refs, Sentences
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
-from nemo_dali.exclusions import Exclusions
-from nemo_dali.mining import mine
-from nemo_dali.table import NegativeTable, begin_table, read_table
-from nemo_dali.tune import propose
+from nemo_dali.mining.clip import load_clip
+from nemo_dali.mining.exclusions import Exclusions
+from nemo_dali.mining.job import mine
+from nemo_dali.mining.pool_curves import draw_curves
+from nemo_dali.mining.table import NegativeTable, begin_table, read_table
+from nemo_dali.mining.tune import propose
 from tests.conftest import CLIP_CONFIG
 from tests.rankings import check_ranking
 
@@ -265,8 +265,8 @@ def _truncate(path):
     ],
 )
 def test_a_bad_photo_is_named_and_what_was_done_is_kept(dataset, clip, tmp_path, monkeypatch, spoil, message):
-    monkeypatch.setattr("nemo_dali.embedding.DECODED", 4)
-    monkeypatch.setattr("nemo_dali.mining.thread_count", lambda: 1)
+    monkeypatch.setattr("nemo_dali.mining.embedding.DECODED", 4)
+    monkeypatch.setattr("nemo_dali.mining.job.thread_count", lambda: 1)
     _mine(dataset, clip, tmp_path / "whole.neg.h5")
     _mine(dataset, clip, tmp_path / "a.neg.h5", depth=3)
     earlier = (tmp_path / "a.neg.h5").read_bytes()
@@ -398,7 +398,7 @@ def test_what_embeddings_come_from_cannot_change_in_the_middle(dataset, clip, tm
     folder, _ = clip
     both = {"model": [str(folder / "tiny.json")] * 2, "pretrained": [str(folder / "tiny.pt")] * 2, "device": "cpu"}
     given = mine(dataset, output=tmp_path / "both.neg.h5", **both).output
-    monkeypatch.setattr("nemo_dali.mining._rank", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("nemo_dali.mining.job._rank", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         mine(dataset, output=tmp_path / "cut.neg.h5", embeddings=given)
     with pytest.raises(FileFormatError, match="begun with --embeddings"):

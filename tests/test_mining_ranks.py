@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.table import NegativeTable, read_table, write_table
+from nemo_dali.mining.table import NegativeTable, read_table, write_table
 from tests.rankings import check_ranking, unit
 from tests.test_mining import make_dataset
 
@@ -23,11 +23,14 @@ import json, os, random, signal, socket, sys, time
 from pathlib import Path
 import nvidia.dali, torch.distributed
 import open_clip
-from nemo_dali import embedding, mining, ranking, table
-from nemo_dali.exclusions import Exclusions
+from nemo_dali.mining import embedding
+from nemo_dali.mining import job as mining_job
+from nemo_dali.mining import ranking
+from nemo_dali.mining import table
+from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.cli import main
 
-embedding.ROUND_S, mining.SYNC_INTERVAL_S, ranking.BLOCK_BYTES = 0.0, 0.0, 1024  # the shortest rounds
+embedding.ROUND_S, mining_job.SYNC_INTERVAL_S, ranking.BLOCK_BYTES = 0.0, 0.0, 1024  # the shortest rounds
 options = json.loads(sys.argv[1])
 
 
@@ -61,9 +64,9 @@ def start(ranks, output, dying=None, **changes):
         try:
             given = options | changes
             exclusions = Exclusions(**given.pop("exclusions", {}))
-            mining.mine(output=output, exclusions=exclusions, **given)
+            mining_job.mine(output=output, exclusions=exclusions, **given)
             code = 0
-        except mining.NemoError as error:
+        except mining_job.NemoError as error:
             tell([rank, type(error).__name__, str(error)])
         finally:
             os._exit(code)
@@ -132,22 +135,22 @@ assert finish(start(2, output)) == [0, 0] and not partial.exists()
 
 tell([-1, "next", "one rank lacks the weights"])
 output = folder / "failed.neg.h5"
-load = mining.load_clip
+load = mining_job.load_clip
 def broken(*arguments, **options):
     if os.environ["RANK"] == "1":
-        raise mining.NemoError("The weights are not on this node.")
+        raise mining_job.NemoError("The weights are not on this node.")
     return load(*arguments, **options)
-mining.load_clip = broken
+mining_job.load_clip = broken
 assert finish(start(3, output)) == [1, 1, 1]
-mining.load_clip = load
+mining_job.load_clip = load
 
 tell([-1, "next", "one rank is asked for another depth"])
-attributes = mining._Sources.attributes
+attributes = mining_job._Sources.attributes
 def changed(self, depth, batch_size, method):
     return attributes(self, depth + (os.environ["RANK"] == "2"), batch_size, method)
-mining._Sources.attributes = changed
+mining_job._Sources.attributes = changed
 assert finish(start(3, output)) == [1, 1, 1]
-mining._Sources.attributes = attributes
+mining_job._Sources.attributes = attributes
 
 tell([-1, "next", "a photo is missing"])
 victim.rename(f"{victim}.gone")

@@ -6,8 +6,8 @@ import pytest
 
 from nemo_dali.errors import NemoError
 from nemo_dali.loader import Loader
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy, read_policy, write_policy
-from nemo_dali.table import NegativeTable
 
 
 def test_defaults_are_the_documented_ones():

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali import ranking
 from nemo_dali.kernels.ranking import Ranking, no_rules, rank_reference, similarity_reference, slack_of
-from nemo_dali.ranking import Excluded, Ranker, first_not_finite, rank
+from nemo_dali.mining import ranking
+from nemo_dali.mining.ranking import Excluded, Ranker, first_not_finite, rank
 from tests.rankings import check_ranking, unit
 
 

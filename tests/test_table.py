@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_dali.errors import FileFormatError
-from nemo_dali.table import NegativeTable, write_table
+from nemo_dali.mining.table import NegativeTable, write_table
 
 
 def _unit(rng, rows, width):

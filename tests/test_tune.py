@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from nemo_dali.cli import main
-from nemo_dali.curves import DRAWN, Curves, draw_curves
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.mining.pool_curves import DRAWN, Curves, draw_curves
+from nemo_dali.mining.tune import depth_advice, needed_depth, propose
 from nemo_dali.plan.policy import MosaicPolicy, read_policy
-from nemo_dali.tune import depth_advice, needed_depth, propose
 from tests.test_curves import write
 from tests.test_exclusions import make
 

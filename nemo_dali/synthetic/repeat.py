@@ -19,7 +19,7 @@ from nemo_dali.data import dataset as ris
 from nemo_dali.data.columns import Annotations, Images, Refs, Sentences, begins
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.io.h5 import fingerprint, write_array, write_h5, write_strings
-from nemo_dali.table import write_table
+from nemo_dali.mining.table import write_table
 from nemo_dali.tiles import file as tile_file
 from nemo_dali.tiles.file import TileFile, tiles_fingerprint
 

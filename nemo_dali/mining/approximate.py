@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
-from nemo_dali.ranking import RankedBlock
+from nemo_dali.mining.ranking import RankedBlock
 
 if TYPE_CHECKING:
     from nemo_dali.distributed.collectives import Ranks
-    from nemo_dali.ranking import Ranker
+    from nemo_dali.mining.ranking import Ranker
 
 F32 = npt.NDArray[np.float32]
 

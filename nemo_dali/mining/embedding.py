@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.clip import Clip
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
+from nemo_dali.mining.clip import Clip
+from nemo_dali.mining.ranking import first_not_finite
 from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
-from nemo_dali.ranking import first_not_finite
 from nemo_dali.text.tokens import cut, encode
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.curves import DRAWN, Curves
+from nemo_dali.mining.pool_curves import DRAWN, Curves
+from nemo_dali.mining.table import first_at_most
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.table import first_at_most
 
 PASSING = 0.25
 LARGEST_SHORT = 0.01

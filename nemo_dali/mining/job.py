@@ -12,8 +12,6 @@ writes the table in place and, every few seconds of work, what is done of it: th
 
 import math
 import os
-import runpy
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -25,22 +23,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.approximate import ApproximateRanker, import_faiss, list_count, recall_places
-from nemo_dali.clip import Clip, checked_device, load_clip
-from nemo_dali.curves import draw_curves
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
-from nemo_dali.embedding import Photos, Sentences, Stage, embed
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.exclusions import Exclusions
 from nemo_dali.io.h5 import fingerprint
 from nemo_dali.io.progress import progress
 from nemo_dali.io.resumable import Unfinished
 from nemo_dali.io.threads import thread_count
-from nemo_dali.ranking import Excluded, Ranker, first_not_finite
-from nemo_dali.table import NegativeTable, begin_table, finish_table
-from nemo_dali.tune import depth_advice, propose
+from nemo_dali.mining.approximate import ApproximateRanker, import_faiss, list_count, recall_places
+from nemo_dali.mining.clip import Clip, checked_device, load_clip
+from nemo_dali.mining.embedding import Photos, Sentences, Stage, embed
+from nemo_dali.mining.exclusions import Exclusions
+from nemo_dali.mining.pool_curves import draw_curves
+from nemo_dali.mining.ranking import Excluded, Ranker, first_not_finite
+from nemo_dali.mining.table import NegativeTable, begin_table, finish_table
+from nemo_dali.mining.tune import depth_advice, propose
 
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
 
@@ -418,8 +416,3 @@ def _filled(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
     filled = np.zeros((rows, *array.shape[1:]), array.dtype)
     filled[: len(array)] = array
     return filled
-
-
-if __name__ == "__main__":
-    sys.argv.insert(1, "mine")
-    runpy.run_module("nemo_dali", run_name="__main__")

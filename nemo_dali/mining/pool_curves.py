@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.table import NegativeTable, first_at_most
+from nemo_dali.mining.table import NegativeTable, first_at_most
 
 F64 = npt.NDArray[np.float64]
 

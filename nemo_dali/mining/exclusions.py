@@ -9,7 +9,7 @@ import numpy as np
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.ranking import Excluded
+from nemo_dali.mining.ranking import Excluded
 
 ALWAYS = ["own photo", "photos outside the split"]  # a data set file holds the photos of its split only
 

@@ -1,0 +1,14 @@
+"""Mining: photos and sentences embedded and ranked, the table that comes of it, and the bounds to draw from it."""
+
+from typing import TYPE_CHECKING
+
+from nemo_dali._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from nemo_dali.mining.exclusions import Exclusions as Exclusions
+    from nemo_dali.mining.job import mine as mine
+    from nemo_dali.mining.table import NegativeTable as NegativeTable
+
+__all__ = ["Exclusions", "NegativeTable", "mine"]
+
+__getattr__, __dir__ = lazy_names(__name__, {"Exclusions": "exclusions", "NegativeTable": "table", "mine": "job"})
