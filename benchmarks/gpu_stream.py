@@ -20,7 +20,7 @@ from stream_measures import compare, decode_difference, host_costs, memory_peak,
 
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.gpu import hardware_share
 from nemo_dali.pipeline.graphs import encode_path
 from nemo_dali.plan.policy import MosaicPolicy

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.kernels import cuda_source, gather, gather_cuda, launch, mask_cuda, mosaic_cuda
 from nemo_dali.kernels.mask import write_mask
 from nemo_dali.kernels.mosaic import write_tile
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, cell_edge
 from nemo_dali.pipeline import gpu
+from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 
 PHOTO = (480, 640)  # height, width
 OTHER_GRIDS_BATCH = 64  # single and 3x3 at one batch size

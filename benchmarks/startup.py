@@ -24,10 +24,10 @@ import numpy as np
 from common import RESULTS, generate, in_a_process, revision
 
 from nemo_dali.bench import Spread, machine, timed_start, versions
-from nemo_dali.canvas import Canvas
-from nemo_dali.corpus import Corpus
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.loader import Loader
+from nemo_dali.loader.frames import Canvas
+from nemo_dali.loader.loader import Loader
+from nemo_dali.loader.sources import Corpus
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.planner import Planner

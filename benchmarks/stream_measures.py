@@ -12,8 +12,8 @@ import numpy.typing as npt
 from nvidia.dali import Pipeline, fn, types
 
 from nemo_dali.bench import NOTHING, WARM_UP, DecodeOnly, Spread
-from nemo_dali.canvas import Canvas
-from nemo_dali.loader import Loader
+from nemo_dali.loader.frames import Canvas
+from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import DECODING, CudaStreamPipeline, encode_path

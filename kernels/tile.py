@@ -12,9 +12,12 @@ Addresses are plain integers, so that a row can travel through a DALI pipeline a
 memory behind them alive until the pipeline has delivered the batch. For CUDA they are device addresses.
 """
 
+from typing import Literal
+
 import numpy as np
 from numba import njit
 
+Resample = Literal["cv2-linear", "pillow-bilinear"]
 CV2_LINEAR, PILLOW_BILINEAR, CV2_LETTERBOX = 0, 1, 2
 RESAMPLE = {"cv2-linear": CV2_LINEAR, "pillow-bilinear": PILLOW_BILINEAR}
 

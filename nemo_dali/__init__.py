@@ -1,37 +1,31 @@
 """NeMo mosaics for referring image segmentation, made inside a DALI pipeline.
 
-The public names are those in ``__all__``, and the modules ``fn`` (operators for DALI pipelines of one's own),
-``presets`` and ``metrics``. Each is imported when first used, so that ``import nemo_dali`` is quick.
+Public is what ``__all__`` holds here and in ``nemo_dali.fn`` (operators for DALI pipelines of your own), ``presets``,
+``metrics``, ``loader``, ``plan``, ``text``, ``data``, ``tiles`` and ``mining``; the rest may change. Names are imported
+when first used, so that ``import nemo_dali`` is quick.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nemo_dali._lazy import lazy_names
 from nemo_dali._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from nemo_dali import data as data
     from nemo_dali import fn as fn
+    from nemo_dali import loader as loader
     from nemo_dali import metrics as metrics
+    from nemo_dali import mining as mining
+    from nemo_dali import plan as plan
     from nemo_dali import presets as presets
-    from nemo_dali.batch import Batch
+    from nemo_dali import text as text
+    from nemo_dali import tiles as tiles
     from nemo_dali.data.dataset import Dataset
     from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
-    from nemo_dali.loader import Loader
+    from nemo_dali.loader.batch import Batch
+    from nemo_dali.loader.loader import Loader
     from nemo_dali.mining.table import NegativeTable
     from nemo_dali.plan.policy import MosaicPolicy
-
-_HOMES = {
-    "AnnotationError": "errors",
-    "Batch": "batch",
-    "Dataset": "data.dataset",
-    "FileFormatError": "errors",
-    "Loader": "loader",
-    "MosaicPolicy": "plan.policy",
-    "NegativeTable": "mining.table",
-    "NemoError": "errors",
-    "PhotoError": "errors",
-    "StateError": "errors",
-}
 
 __all__ = [
     "AnnotationError",
@@ -46,14 +40,27 @@ __all__ = [
     "StateError",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("fn", "metrics", "presets"):
-        return import_module(f"nemo_dali.{name}")
-    if name in _HOMES:
-        return getattr(import_module(f"nemo_dali.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'nemo_dali' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AnnotationError": "errors",
+        "Batch": "loader.batch",
+        "Dataset": "data.dataset",
+        "FileFormatError": "errors",
+        "Loader": "loader.loader",
+        "MosaicPolicy": "plan.policy",
+        "NegativeTable": "mining.table",
+        "NemoError": "errors",
+        "PhotoError": "errors",
+        "StateError": "errors",
+        "data": "",
+        "fn": "",
+        "loader": "",
+        "metrics": "",
+        "mining": "",
+        "plan": "",
+        "presets": "",
+        "text": "",
+        "tiles": "",
+    },
+)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
+from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
 
 IN_FLIGHT = 4  # batches that each worker makes ahead

@@ -29,7 +29,7 @@ from nemo_dali.data.s3 import is_remote
 from nemo_dali.driver import read_driver
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import FramePool
 from nemo_dali.pipeline.cells import lay_out

@@ -346,7 +346,7 @@ def _tune(options: argparse.Namespace) -> None:
 def _bench_loader(options: argparse.Namespace) -> None:
     from nemo_dali.bench import bench_loader, timed_start
     from nemo_dali.io.h5 import write_bytes
-    from nemo_dali.loader import Loader
+    from nemo_dali.loader.loader import Loader
 
     if options.json is not None and (options.json.suffix != ".json" or not options.json.absolute().parent.is_dir()):
         raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")

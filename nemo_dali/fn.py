@@ -21,14 +21,16 @@ from nvidia.dali import types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import do_not_convert
 
-from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD, Resample
-from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.kernels.tile import RESAMPLE, Resample
 from nemo_dali.pipeline import fn_cpu, fn_gpu
 from nemo_dali.pipeline.fn_cpu import Geometry
+from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 
 DType = Literal["float32", "float16", "uint8"]
 MaskDType = Literal["uint8", "int64", "float32"]
 Device = Literal["cpu", "gpu"]
+
+__all__ = ["mosaic", "remap_mask"]
 
 GRIDS = {1: 1, 4: 2, 9: 3}  # cells a side by number of photos
 

@@ -33,6 +33,8 @@ from nemo_dali.errors import NemoError
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["PROTOCOLS", "Protocol", "Segmentation"]
+
 NoTarget = Literal["ordinary", "rewarded", "apart"]
 UNIT = 2**200  # IoUs are added up as integers of this fraction: exact for every double from 2**-147 to 1
 

@@ -11,16 +11,31 @@ Where BERT is used, ``vocabulary`` is a vocab.txt, a tokenizer.json, a folder wi
 Face hub.
 """
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, BatchFormat
 from nemo_dali.text.wordpiece import PREFIX
+
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "caris",
+    "cgformer",
+    "cris",
+    "detris",
+    "dmmi",
+    "etris",
+    "lavt",
+    "maskris",
+    "rela",
+]
 
 Options = dict[str, Any]
 VOCABULARY = "bert-base-uncased"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def lavt(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
@@ -111,26 +126,3 @@ def _bert(size: int, vocabulary: str) -> Options:
 PRESETS: dict[str, Callable[..., Options]] = {
     function.__name__: function for function in (lavt, cris, etris, detris, rela, caris, maskris, cgformer, dmmi)
 }
-
-
-def format_of(preset: str | Mapping[str, Any] | None, given: Mapping[str, Any], *, evaluate: bool) -> BatchFormat:
-    """The format that comes of a preset and the options beside it, of which None counts as not given.
-
-    Raises:
-        ValueError: no such preset, an option that is none of a format's, or one out of range.
-    """
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            close = get_close_matches(preset, PRESETS, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"preset ({preset!r}) must be one of {', '.join(PRESETS)}{meant}")
-        preset = PRESETS[preset]()
-    options = dict(preset or {})
-    if unknown := options.keys() - inspect.signature(BatchFormat).parameters:
-        raise ValueError(f"preset ({', '.join(sorted(unknown))}) must hold options of a batch's format only")
-    if evaluate:
-        options |= {"samples": "sentences", "style": "batch", "infinite": False, "masked_words": None}
-    options |= {name: value for name, value in given.items() if value is not None}
-    if evaluate and options["infinite"]:
-        raise ValueError("infinite (True) must be False with split_mode='eval'")
-    return BatchFormat(**options)

@@ -80,7 +80,7 @@ def preview(
         ValueError: ``count`` < 1, or ``output`` is no .png.
         NemoError: a file cannot be read or written.
     """
-    from nemo_dali.loader import Loader
+    from nemo_dali.loader.loader import Loader
 
     output = Path(output)
     if count < 1:

@@ -45,11 +45,11 @@ def check_pixels(*, device: str, resample: Resample, photos: PhotoKind) -> Pixel
     import numpy as np
     from PIL import Image
 
-    from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
     from nemo_dali.data.dataset import index_dataset
     from nemo_dali.kernels import reference
-    from nemo_dali.loader import Loader
+    from nemo_dali.loader.loader import Loader
     from nemo_dali.plan.policy import MosaicPolicy
+    from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 
     exact = device == "cpu" or photos == "PNG"
     table = reference.normalisation_table(IMAGENET_MEAN, IMAGENET_STD, "float32" if exact else "uint8")

@@ -5,7 +5,7 @@ import pytest
 
 from nemo_dali.bench import Spread, bench_loader
 from nemo_dali.cli import main
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from tests.kernels.cuda_host import needs_compiler
 
 

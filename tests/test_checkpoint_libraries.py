@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 
 pytestmark = [

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from nemo_dali import Loader, MosaicPolicy, presets
-from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
-from nemo_dali.presets import PRESETS
+from nemo_dali.presets import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from tests.conftest import make_files, write_random_table
 from tests.independent_tokenizers import bert_vocabulary
 from tests.refer_files import write_refer

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import StateError
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
 from tests.conftest import make_files, write_random_table

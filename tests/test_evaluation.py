@@ -6,7 +6,7 @@ import torch
 from pycocotools import mask as coco
 
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.metrics import Segmentation
 from nemo_dali.plan.policy import MosaicPolicy
 

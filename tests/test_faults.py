@@ -18,7 +18,7 @@ import torch
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.io.threads import thread_count
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.buffer_pool import FramePool
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.policy import MosaicPolicy

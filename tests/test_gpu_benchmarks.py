@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 
 from nemo_dali import bench, driver
-from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.kernels import cuda_source, gather_cuda, mask_cuda, mosaic_cuda, reference
 from nemo_dali.kernels.mask import TARGET
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.graphs import encode_path
+from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.kernels.cuda_host import GATHER_KERNELS, KERNELS, launch, needs_compiler
 from tests.played_gpu import masks_on_host
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 
-from nemo_dali.batch_format import IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError, StateError
-from nemo_dali.loader import Loader, _say_once
+from nemo_dali.loader.loader import Loader, _say_once
 from nemo_dali.plan.policy import MosaicPolicy
+from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import make_files, write_random_table
 
 EVERY_KIND = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, top_k=15)

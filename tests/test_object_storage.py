@@ -16,7 +16,7 @@ from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.data.s3 import _raise_refusal, check_names, failed_address, image_root, photo_file
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.conftest import Files, write_random_table
 from tests.refer_files import write_refer

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from nemo_dali import MosaicPolicy, NemoError
-from nemo_dali.corpus import Corpus
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed import node_memory
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import exchange
+from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.placement import Tiles

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nemo_dali.errors import NemoError
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy, read_policy, write_policy
 

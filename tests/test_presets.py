@@ -18,11 +18,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from nemo_dali import presets
-from nemo_dali.batch_format import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, BatchFormat
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
+from nemo_dali.loader.options import BatchFormat, format_of
 from nemo_dali.plan.policy import MosaicPolicy
+from nemo_dali.presets import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.synthetic import synthesize
 from tests.conftest import Files, write_random_table
 from tests.independent_tokenizers import bert_row, bert_vocabulary, clip_row
@@ -379,4 +380,4 @@ def test_a_letterboxs_mask_in_whole_numbers(data):
 def test_the_default_format_is_the_loaders_old_one():
     look = BatchFormat()
     assert (look.size, look.dtype, look.resample, look.style) == (480, "float32", "cv2-linear", "batch")
-    assert presets.format_of(None, {"size": None}, evaluate=False) == look
+    assert format_of(None, {"size": None}, evaluate=False) == look

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nemo_dali.errors import FileFormatError
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
 

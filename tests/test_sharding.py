@@ -33,7 +33,7 @@ def missed():
 
 
 def made(files, **options):
-    from nemo_dali.loader import Loader
+    from nemo_dali.loader.loader import Loader
 
     try:
         loader = Loader(*files[:2], policy=MosaicPolicy(max_similarity=0.4), **{"batch_size": 4, "seed": 1} | options)
@@ -54,7 +54,7 @@ def act(rank, port, folder, files):
     """One rank's part in everything; what came of it is written to a file."""
     import torch.distributed as distributed
 
-    from nemo_dali.loader import Loader
+    from nemo_dali.loader.loader import Loader
 
     def begin(group):
         # The store lives in another process, as under torchrun; Gloo would take an earlier group's entries for its own.
@@ -93,7 +93,7 @@ def fork(_, *arguments):
     """Import once what all ranks need, in a process that has no threads yet, and become all of them."""
     import torch
 
-    import nemo_dali.loader  # noqa: F401  # so that the forks have it already
+    import nemo_dali.loader.loader  # noqa: F401  # so that the forks have it already
 
     torch.multiprocessing.start_processes(act, arguments, nprocs=RANKS, start_method="fork")
 

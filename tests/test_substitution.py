@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from nemo_dali import substitution
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError, PhotoError
-from nemo_dali.loader import Loader
+from nemo_dali.loader import faults
+from nemo_dali.loader.faults import refused
+from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.substitution import refused
 from tests.conftest import make_files
 from tests.kernels.cuda_host import needs_compiler
 from tests.test_loader import by_hand
@@ -66,7 +66,7 @@ def damaged(tmp_path_factory):
 @pytest.fixture
 def pauses(monkeypatch):
     slept = []
-    monkeypatch.setattr(substitution.time, "sleep", slept.append)
+    monkeypatch.setattr(faults.time, "sleep", slept.append)
     return slept
 
 
@@ -275,9 +275,10 @@ OPEN(open64)
 
 CHILD = """
 import logging, sys
-from nemo_dali import Loader, MosaicPolicy, NemoError, substitution
+from nemo_dali import Loader, MosaicPolicy, NemoError
+from nemo_dali.loader import faults
 logging.basicConfig(format="%(message)s")
-substitution.PAUSES = (0.01, 0.02, 0.03)
+faults.PAUSES = (0.01, 0.02, 0.03)
 dataset, negatives, on_error = sys.argv[1:]
 policy = MosaicPolicy(p_mined=1)
 loader = Loader(dataset, negatives, batch_size=4, size=32, policy=policy, on_error=on_error, context_length=16)
@@ -348,7 +349,7 @@ def test_three_tries_with_growing_pauses(files, monkeypatch, pauses, caplog, on_
     loader = make(files, on_error=on_error, prefetch=1)
     passes = iter(loader)
     images = [next(passes).image]
-    assert pauses == list(substitution.PAUSES) and sum(pauses) < 4 and pauses == sorted(pauses)
+    assert pauses == list(faults.PAUSES) and sum(pauses) < 4 and pauses == sorted(pauses)
     assert caplog.text.count("tried again") == 3 and "the disk hiccups." in caplog.text
     images += [batch.image for batch in passes]
     assert len(images) == 12 and all(map(torch.equal, images, expected))

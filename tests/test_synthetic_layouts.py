@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from nemo_dali.cli import main
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.loader import Loader
+from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.mining.job import mine
 from nemo_dali.mining.table import NegativeTable

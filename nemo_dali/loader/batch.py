@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.corpus import Corpus
+from nemo_dali.loader.sources import Corpus
 
 if TYPE_CHECKING:
     import torch

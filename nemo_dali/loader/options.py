@@ -1,22 +1,23 @@
 """BatchFormat: what a batch holds and how it looks, which is what a preset fixes."""
 
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
 
 from nemo_dali._checks import check_channels, integer, one_of
+from nemo_dali.kernels.tile import Resample
+from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from nemo_dali.text.tokens import Tokenizer
 
 DType = Literal["float32", "float16", "bfloat16", "uint8"]
-Resample = Literal["cv2-linear", "pillow-bilinear"]
 Fit = Literal["stretch", "letterbox"]
 MaskDType = Literal["uint8", "int64", "float32"]
 TextField = Literal["sent", "raw"]
 MaskedWords = Literal["tokens", "nouns"] | Callable[[str], Iterable[int]]
 Samples = Literal["refs", "sentences", "first", "last"]
 Style = Literal["batch", "dali", "lavt", "cris", "rela", "caris", "maskris", "cgformer", "dmmi", "dmmi-zom"]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,26 @@ class BatchFormat:
         """A letterbox's border: the mean colour, as ``kernels.tile`` packs it."""
         red, green, blue = (min(max(round(255 * value), 0), 255) for value in self.mean)
         return red | green << 8 | blue << 16
+
+
+def format_of(preset: str | Mapping[str, Any] | None, given: Mapping[str, Any], *, evaluate: bool) -> BatchFormat:
+    """The format that comes of a preset and the options beside it, of which None counts as not given.
+
+    Raises:
+        ValueError: no such preset, an option that is none of a format's, or one out of range.
+    """
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            close = get_close_matches(preset, PRESETS, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"preset ({preset!r}) must be one of {', '.join(PRESETS)}{meant}")
+        preset = PRESETS[preset]()
+    options = dict(preset or {})
+    if unknown := options.keys() - inspect.signature(BatchFormat).parameters:
+        raise ValueError(f"preset ({', '.join(sorted(unknown))}) must hold options of a batch's format only")
+    if evaluate:
+        options |= {"samples": "sentences", "style": "batch", "infinite": False, "masked_words": None}
+    options |= {name: value for name, value in given.items() if value is not None}
+    if evaluate and options["infinite"]:
+        raise ValueError("infinite (True) must be False with split_mode='eval'")
+    return BatchFormat(**options)

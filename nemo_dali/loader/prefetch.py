@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from nemo_dali.canvas import Canvas, Drawing
-from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic import DONE
+from nemo_dali.loader.faults import PhotoFaults
+from nemo_dali.loader.frames import Canvas, Drawing
+from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
-from nemo_dali.substitution import PhotoFaults
 from nemo_dali.tiles.placement import Tiles
 
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.batch_format import BatchFormat
-from nemo_dali.corpus import Corpus
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.layout import complete
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE
+from nemo_dali.loader.options import BatchFormat
+from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import FramePool
 from nemo_dali.pipeline.cells import lay_out

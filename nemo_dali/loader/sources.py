@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import PathLike
-from nemo_dali.batch_format import Samples, TextField
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.loader.options import Samples, TextField
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.planner import Part
 from nemo_dali.plan.policy import MosaicPolicy

@@ -10,26 +10,25 @@ import numpy.typing as npt
 
 from nemo_dali._checks import PathLike, integer, one_of
 from nemo_dali._version import __version__
-from nemo_dali.batch import Batch
-from nemo_dali.batch_format import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField
-from nemo_dali.canvas import Canvas
-from nemo_dali.corpus import Corpus, listed
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
+from nemo_dali.loader.batch import Batch
+from nemo_dali.loader.faults import PhotoFaults, Substituted
+from nemo_dali.loader.frames import Canvas
+from nemo_dali.loader.options import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField, format_of
+from nemo_dali.loader.prefetch import Producer, Step
+from nemo_dali.loader.sentences import Words
+from nemo_dali.loader.sources import Corpus, listed
+from nemo_dali.loader.state import LAST_EPOCH, make_state, read_state
+from nemo_dali.loader.styles import arrange, masks_of
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import open_pipeline
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy, read_policy
 from nemo_dali.plan.schedule import Schedule
-from nemo_dali.presets import format_of
-from nemo_dali.producer import Producer, Step
-from nemo_dali.state import LAST_EPOCH, make_state, read_state
-from nemo_dali.styles import arrange, masks_of
-from nemo_dali.substitution import PhotoFaults, Substituted
 from nemo_dali.text.tokens import Tokenizer
 from nemo_dali.tiles.placement import Placement, Tiles
-from nemo_dali.words import Words
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +81,7 @@ class Loader:
             "last": with that one; "sentences": every sentence is a sample (the default for evaluation).
         infinite: a pass goes on with the next epoch for ever; ``len`` is still that of one epoch.
         style: "batch" yields ``Batch``; "dali" a list of one dict, as DALI's PyTorch iterators do; the others the
-            structure of that repository's own loader, see ``nemo_dali.styles``.
+            structure of that repository's own loader, see ``nemo_dali.loader``.
         split_mode: "train", or "eval": no mosaics, the order of the file, and no padding, so that every sample is seen
             once: the last step is smaller, and ranks may have different ``len``.
         images: image root in place of the recorded one, or one per data set.

@@ -1,19 +1,4 @@
-"""Styles: a batch in the structure that a training repository's own loader yields.
-
-style       what a step yields; B samples, frames of S x S pixels, L tokens; tensors unless said otherwise
-batch       Batch
-dali        [{"image": ..., "mask": ..., "tokens": ..., "attention_mask": ...}], as DALI's PyTorch iterators
-lavt        image, mask [B, S, S], tokens [B, 1, L], attention mask [B, 1, L]      LAVT data/dataset_refer_bert.py
-caris       [image, {"mask": mask, "cls": category [B]}, tokens [B, 1, L], attention mask [B, 1, L]]
-                                                                 CARIS data/dataset_refer_bert.py, utils.py
-maskris     as caris, with masked tokens [B, 1, L] before the attention mask         MaskRIS, the same files
-cgformer    tuples of B: images, tokens [1, L], masks, attention masks [1, L]        CGFormer utils/dataset.py
-cris        image, tokens [B, L], mask [B, S, S]                       CRIS, ETRIS, DETRIS utils/dataset.py
-rela        a list of B dicts                          ReLA gres_model/data/dataset_mappers/refcoco_mapper.py
-dmmi        image, mask, source (list of str), tokens [B, 1, L], masked tokens [B, 1, L], attention mask [B, 1, L]
-                                                                                       DMMI data/dataset.py
-dmmi-zom    the same with [B, L]                                                   DMMI data/dataset_zom.py
-"""
+"""Styles: a batch in the structure of a repository's own loader. ``nemo_dali.loader`` has the table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.batch import Batch
-from nemo_dali.batch_format import BatchFormat
+from nemo_dali.loader.batch import Batch
+from nemo_dali.loader.options import BatchFormat
 
 if TYPE_CHECKING:
     import torch
 
 
 def arrange(batch: Batch, style: str) -> Any:
-    """A batch in one of the styles above."""
+    """A batch in one of the styles in the table of ``nemo_dali.loader``."""
     return STYLES[style](batch)
 
 
