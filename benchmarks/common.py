@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_dali.bench import machine, versions
+from nemo_dali.commands.bench import machine, versions
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from common import RESULTS, described, require_gpu, revision, save
 from kernel_batches import Case, Photos, Work, cases, image_work, least_bytes, mask_work, masks_of, masks_on_cpu
 
-from nemo_dali.bench import Spread
+from nemo_dali.commands.bench import Spread
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels import launch, mask_cuda
 from nemo_dali.pipeline import gpu

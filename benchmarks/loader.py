@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import RESULTS, generate, revision
 
-from nemo_dali.bench import bench_loader, timed_start
+from nemo_dali.commands.bench import bench_loader, timed_start
 from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.build import make_tiles

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from common import RESULTS, generate, in_a_process, revision
 
-from nemo_dali.bench import Spread, machine, versions
+from nemo_dali.commands.bench import Spread, machine, versions
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.io.threads import thread_count

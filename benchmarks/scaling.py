@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from common import RESULTS, ROOT, file_name, generate, revision
 
-from nemo_dali.bench import Spread, machine, timed_start, versions
+from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from common import generate, revision
 
-from nemo_dali.baseline import Samples
-from nemo_dali.bench import machine, versions
+from nemo_dali.commands.bench import machine, versions
+from nemo_dali.commands.torch_baseline import Samples
 from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.planner import PLAN, Planner, Replaced
 from nemo_dali.plan.policy import MosaicPolicy

@@ -23,7 +23,7 @@ from unittest import mock
 import numpy as np
 from common import RESULTS, generate, in_a_process, revision
 
-from nemo_dali.bench import Spread, machine, timed_start, versions
+from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.frames import Canvas
 from nemo_dali.loader.loader import Loader

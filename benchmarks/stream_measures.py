@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import Pipeline, fn, types
 
-from nemo_dali.bench import NOTHING, WARM_UP, DecodeOnly, Spread
+from nemo_dali.commands.bench import NOTHING, WARM_UP, DecodeOnly, Spread
 from nemo_dali.loader.frames import Canvas
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu

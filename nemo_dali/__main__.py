@@ -2,7 +2,7 @@
 
 import sys
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nemo_dali import Loader, MosaicPolicy, NemoError
-from nemo_dali.baseline import Samples, check_equal, dataloader
+from nemo_dali.commands.torch_baseline import Samples, check_equal, dataloader
 
 POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.3, max_similarity=0.4)
 

@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from nemo_dali.bench import Spread, bench_loader
-from nemo_dali.cli import main
+from nemo_dali.commands.bench import Spread, bench_loader
+from nemo_dali.commands.cli import main
 from nemo_dali.loader.loader import Loader
 from tests.kernels.cuda_host import needs_compiler
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 from tests.refer_files import write_refer
 
 
@@ -180,7 +180,7 @@ def test_a_disk_that_fills_up_while_mining_ends_in_one_line(mined, clip, tmp_pat
     shutil.copy(mined / "train.neg.h5", output)
     earlier = output.read_bytes()
     code = (
-        "import resource, sys; from nemo_dali.cli import main;"
+        "import resource, sys; from nemo_dali.commands.cli import main;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); sys.exit(main(sys.argv[1:]))"
     )
     words = ["mine", mined / "train.ris.h5", "--model", clip[0] / "tiny.json", "--pretrained", clip[0] / "tiny.pt"]
@@ -276,7 +276,7 @@ def test_an_interrupt_ends_in_one_line(mined, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nemo_dali.inspection.inspect_file", interrupted)
+    monkeypatch.setattr("nemo_dali.commands.inspection.inspect_file", interrupted)
     fails_in_one_line(capsys, run("inspect", mined / "train.neg.h5"), "interrupted")
 
 

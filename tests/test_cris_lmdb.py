@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_annotations
 from nemo_dali.data.annotations.cris_lmdb import read_cris_lmdb
 from nemo_dali.data.dataset import Dataset

@@ -7,8 +7,8 @@ from contextlib import redirect_stdout
 import pytest
 from PIL import Image
 
+from nemo_dali.commands.demo import MARKER, run_demo, train_clip
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.demo import MARKER, run_demo, train_clip
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import read_policy

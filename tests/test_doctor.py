@@ -11,13 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_dali import doctor, probe
-from nemo_dali.cli import main
-from nemo_dali.doctor import REQUIREMENTS, Finding, best_extra, diagnose, fitting_extras, raise_problems, render, report
-from nemo_dali.driver import Driver, Gpu
+from nemo_dali.commands.cli import main
+from nemo_dali.commands.doctor import findings as rules
+from nemo_dali.commands.doctor import machine as probe
+from nemo_dali.commands.doctor.driver import Driver, Gpu
+from nemo_dali.commands.doctor.findings import (
+    REQUIREMENTS,
+    Finding,
+    best_extra,
+    diagnose,
+    fitting_extras,
+    raise_problems,
+    render,
+    report,
+)
+from nemo_dali.commands.doctor.machine import LIBRARIES, Answer, Facts, Package
+from nemo_dali.commands.doctor.self_check import Pixels, check_pixels
 from nemo_dali.errors import NemoError
-from nemo_dali.probe import LIBRARIES, Answer, Facts, Package
-from nemo_dali.self_check import Pixels, check_pixels
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85 << 30)
 V100 = Gpu("Tesla V100-SXM2-16GB", (7, 0), 16 << 30)
@@ -343,13 +353,13 @@ def test_remedies_install_what_the_project_asks_for():
         asked = {re.sub(r"\[\w+\]", "", one) for one in re.findall(r'"([^"]+)"', line)}
         named = {re.sub(r"\[\w+\]", "", one) for name in ("DALI", "CuPy", "numba-cuda") for one in libraries[name]}
         assert named <= asked and asked - named <= set(libraries["torch"])
-    assert doctor.OTHERS["Pillow"] == "pillow<13" and "<13" in re.search(r'"pillow(.*)"', text)[1]
+    assert rules.OTHERS["Pillow"] == "pillow<13" and "<13" in re.search(r'"pillow(.*)"', text)[1]
 
 
 def test_the_limit_on_open_files_is_the_pipelines():
     from nemo_dali.pipeline.graphs import OTHER_FILES
 
-    assert doctor.OTHER_FILES == OTHER_FILES
+    assert rules.OTHER_FILES == OTHER_FILES
 
 
 # --- this machine ----------------------------------------------------------------------------------------------------
@@ -403,7 +413,7 @@ def test_a_library_that_hangs_ends_in_time(tmp_path, monkeypatch):
 
 def test_the_rules_need_no_library():
     code = (
-        "import sys, nemo_dali.cli, nemo_dali.doctor, nemo_dali.probe;"
+        "import sys, nemo_dali.commands.cli, nemo_dali.commands.doctor.findings, nemo_dali.commands.doctor.machine;"
         "sys.exit(repr({'numpy', 'PIL', 'h5py', 'torch', 'numba', 'cupy', 'nvidia.dali'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import FileFormatError, NemoError

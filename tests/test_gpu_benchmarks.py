@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nemo_dali import bench, driver
+from nemo_dali.commands import bench
+from nemo_dali.commands.doctor import driver
 from nemo_dali.kernels import cuda_source, gather_cuda, mask_cuda, mosaic_cuda, reference
 from nemo_dali.kernels.mask import TARGET
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_annotations
 from nemo_dali.data.annotations.json_lines import KEYS, read_json_lines
 from nemo_dali.data.columns import Annotations, is_inside

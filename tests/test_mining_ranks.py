@@ -28,7 +28,7 @@ from nemo_dali.mining import job as mining_job
 from nemo_dali.mining import ranking
 from nemo_dali.mining import table
 from nemo_dali.mining.exclusions import Exclusions
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 
 embedding.ROUND_S, mining_job.SYNC_INTERVAL_S, ranking.BLOCK_BYTES = 0.0, 0.0, 1024  # the shortest rounds
 options = json.loads(sys.argv[1])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.data.s3 import _raise_refusal, check_names, failed_address, image_root, photo_file

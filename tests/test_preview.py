@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali import preview as module
+from nemo_dali.commands import preview as module
+from nemo_dali.commands.preview import Cell, Sample, draw_panel, draw_sheet, preview
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.preview import Cell, Sample, draw_panel, draw_sheet, preview
 
 GREY = 128
 SIDE = 200

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
+from nemo_dali.commands.report.page import _shown_ranks, report
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.pool_curves import draw_curves
 from nemo_dali.mining.tune import propose
-from nemo_dali.report import _shown_ranks, report
 from tests.test_curves import write
 from tests.test_exclusions import make
 

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
+from nemo_dali.commands.preview import preview
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.mining.job import mine
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.preview import preview
 from nemo_dali.synthetic import make_photo, synthesize
 from nemo_dali.synthetic.layouts import LAYOUTS
 from tests.conftest import write_random_table

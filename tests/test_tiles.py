@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from nemo_dali.kernels.reference import resize_cv2_linear, resize_pillow_bilinear

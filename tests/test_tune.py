@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nemo_dali.cli import main
+from nemo_dali.commands.cli import main
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.mining.pool_curves import DRAWN, Curves, draw_curves
 from nemo_dali.mining.tune import depth_advice, needed_depth, propose

@@ -1,7 +1,7 @@
 """The report: one page, without a network, on which a person chooses tau and K by eye.
 
 table, data set ──▶ curves ──▶ tune ──┐
-photos ──▶ thumbnails ────────────────┴──▶ report_page.html, Plotly's own script beside its data, in one file
+photos ──▶ thumbnails ────────────────┴──▶ page.html, Plotly's own script beside its data, in one file
 """
 
 import base64
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from nemo_dali.commands.preview import outline
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.photos import FORMATS
 from nemo_dali.data.s3 import photo_file
@@ -27,7 +28,6 @@ from nemo_dali.io.threads import thread_count
 from nemo_dali.mining.pool_curves import DRAWN, Curves, draw_curves
 from nemo_dali.mining.table import NegativeTable, first_at_most
 from nemo_dali.mining.tune import PASSING, Proposal, depth_advice, propose
-from nemo_dali.preview import outline
 
 FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
 THUMB, OWN = 128, 320  # pixels of the longer side
@@ -81,7 +81,7 @@ def report(
     content = _curves(curves, proposal, passing, grid) | _pictures(dataset, curves, proposal, examples, seed)
     content["about"] = _about(dataset, table)
     text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    page = (files("nemo_dali") / "report_page.html").read_text(encoding="utf-8")
+    page = (files("nemo_dali.commands.report") / "page.html").read_text(encoding="utf-8")
     page = page.replace("/*DATA*/", text).replace("/*PLOTLY*/", script)
     write_bytes(output, page.encode())
     return proposal

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nemo_dali.commands.preview import preview
+from nemo_dali.commands.report.page import report
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
@@ -18,8 +20,6 @@ from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.job import MiningReport, mine
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import read_policy, write_policy
-from nemo_dali.preview import preview
-from nemo_dali.report import report
 from nemo_dali.synthetic import synthesize
 
 MARKER = "made-by-nemo-dali-demo"

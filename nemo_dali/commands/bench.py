@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.baseline import IN_FLIGHT, check_equal, dataloader
+from nemo_dali.commands.doctor.driver import read_driver
+from nemo_dali.commands.torch_baseline import IN_FLIGHT, check_equal, dataloader
 from nemo_dali.data.s3 import is_remote
-from nemo_dali.driver import read_driver
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.loader.loader import Loader

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from nemo_dali.commands.doctor.machine import Facts, Package
+from nemo_dali.commands.doctor.self_check import Pixels
 from nemo_dali.errors import NemoError
-from nemo_dali.probe import Facts, Package
-from nemo_dali.self_check import Pixels
 
 Level = Literal["ok", "warning", "problem"]
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_dali._version import __version__
-from nemo_dali.driver import Driver, Gpu, cuda_version, read_driver
-from nemo_dali.self_check import Pixels, check_pixels
+from nemo_dali.commands.doctor.driver import Driver, Gpu, cuda_version, read_driver
+from nemo_dali.commands.doctor.self_check import Pixels, check_pixels
 
 DEADLINE = 300  # seconds for a group of steps; the kernels' first compilation on a machine takes some 20
 LONGEST = 300  # characters of an error message that are kept
@@ -130,7 +130,7 @@ def gather() -> Facts:
 
 def ask(steps: tuple[str, ...]) -> dict[str, Answer]:
     """Take steps one after the other in a new process that finds the modules that this one finds."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from nemo_dali.probe import answer; answer({steps!r})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import answer; answer({steps!r})"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE)
         out, err = done.stdout, done.stderr

@@ -1,0 +1,1 @@
+"""What ``nemo-dali`` does: one module a command, and the command line that calls them."""

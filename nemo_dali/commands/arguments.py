@@ -1,0 +1,178 @@
+"""The command line's arguments, command by command."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from nemo_dali._version import __version__
+
+Parser = argparse.ArgumentParser
+
+
+def command_line() -> Parser:
+    """A parser whose namespace holds ``command``, a name of ``COMMANDS``; ``parser``, that command's own; and options."""
+    parser = Parser(prog="nemo-dali", description="NeMo mosaics inside a DALI pipeline.")
+    parser.add_argument("--version", action="version", version=f"nemo-dali {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bench = None
+    for name, add_arguments, text in COMMANDS:
+        group, word = commands, name
+        if name.startswith("bench "):
+            bench = bench or commands.add_parser("bench", help="time things").add_subparsers(
+                required=True, metavar="WHAT"
+            )
+            group, word = bench, name.removeprefix("bench ")
+        command = group.add_parser(word, help=text, description=text)
+        command.add_argument("--verbose", action="store_true", help="log what is done")
+        command.set_defaults(command=name, parser=command)
+        add_arguments(command)
+    return parser
+
+
+def _demo(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+
+
+def _synth(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--layout", choices=["refcoco", "refclef", "grefcoco", "ref-zom"], default="refcoco", help="default: refcoco"
+    )
+    parser.add_argument(
+        "--distractors", type=int, nargs=2, default=(0, 3), metavar=("LEAST", "MOST"), help="similar objects per photo"
+    )
+
+
+def _index(parser: Parser) -> None:
+    parser.add_argument(
+        "source", type=Path, metavar="REFER_ROOT", help="the folder of data sets; or a .jsonl file, or a .lmdb of CRIS"
+    )
+    parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, refclef, grefcoco or ref-zom; for a folder")
+    parser.add_argument("--split-by", help="unc, umd, google, berkeley or final; for a folder")
+    parser.add_argument("--split", help="train, val, test, testA, ...; for a folder or a .jsonl file")
+    parser.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
+    parser.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="photos, by file name; for a folder")
+    parser.add_argument("--verify", action="store_true", help="decode every photo")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave corrupt photos out")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.ris.h5")
+
+
+def _mine(parser: Parser) -> None:
+    parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    parser.add_argument("--model", nargs="+", help="open_clip's name, or a model config .json; several are averaged")
+    parser.add_argument("--pretrained", nargs="+", metavar="TAG_OR_FILE", help="for each model")
+    parser.add_argument("--embeddings", type=Path, metavar="F.neg.h5", help="take them from a table instead of a model")
+    parser.add_argument("--depth", type=int, default=1000, help="candidates kept per sentence")
+    parser.add_argument(
+        "--exclude-similar-photos", type=float, metavar="S", help="photos more similar than S to the target's photo"
+    )
+    parser.add_argument("--exclude-category", action="store_true", help="photos that show the target's category")
+    parser.add_argument(
+        "--exclude-siblings", type=float, metavar="S", help="photos more similar than S to another sentence of the ref"
+    )
+    parser.add_argument(
+        "--exclude-photos-of", type=Path, nargs="+", default=[], metavar="G.ris.h5", help="photos of other data sets"
+    )
+    parser.add_argument("--approximate", action="store_true", help="search by FAISS: for millions of photos")
+    parser.add_argument("--probes", type=int, help="of FAISS's lists; default: a sixteenth of them")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
+    parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.neg.h5")
+
+
+def _tiles(parser: Parser) -> None:
+    parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    parser.add_argument("--size", type=int, required=True, help="of the frames, in pixels")
+    parser.add_argument("--grids", type=int, nargs="+", default=[1, 2], metavar="GRID", help="1 single, 2 2x2, 3 3x3")
+    parser.add_argument("--resample", default="cv2-linear", help="cv2-linear or pillow-bilinear")
+    parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
+    parser.add_argument("--num-threads", type=int)
+    parser.add_argument("--device", help="cpu or cuda; by default a GPU if there is one")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.tiles.h5")
+
+
+def _inspect(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--max-similarity", type=float, nargs="+", metavar="TAU", help="pool sizes for these")
+    parser.add_argument("--top-k", type=int, nargs="+", metavar="K", help="and these")
+    parser.add_argument("--policy", type=Path, metavar="POLICY.json", help="pool sizes for a policy file's tau and K")
+
+
+def _preview(parser: Parser) -> None:
+    _data(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="sheet.png")
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=480, help="of a sample, in pixels")
+    parser.add_argument("--policy", type=Path, metavar="POLICY.json", help="samples of this policy file")
+
+
+def _report(parser: Parser) -> None:
+    _data(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="report.html")
+    parser.add_argument("--examples", type=int, default=12, help="expressions with their candidates as pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of examples")
+    _rules(parser)
+
+
+def _tune(parser: Parser) -> None:
+    parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    parser.add_argument("negatives", type=Path, metavar="F.neg.h5")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="policy.json")
+    _rules(parser)
+
+
+def _bench_loader(parser: Parser) -> None:
+    _data(parser)
+    parser.add_argument("--mode", choices=["stream", "host", "pinned", "device"], default="stream")
+    parser.add_argument("--tiles", type=Path, metavar="F.tiles.h5", help="for every mode but stream")
+    parser.add_argument("--device", help="cpu or cuda; by default cuda for the modes pinned and device")
+    parser.add_argument("--device-budget", type=int, metavar="BYTES", help="of GPU memory, for --mode device")
+    parser.add_argument("--baseline", action="store_true", help="a PyTorch DataLoader beside it")
+    parser.add_argument("--starve", type=float, metavar="MS", help="share of waiting with training steps this long")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--size", type=int, default=480)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--resample", default="cv2-linear")
+    parser.add_argument("--num-threads", type=int)
+    parser.add_argument("--p-mined", type=float, help="default 1; not with --policy")
+    parser.add_argument("--policy", type=Path, metavar="POLICY.json", help="time samples of this policy file")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+
+
+def _doctor(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true")
+
+
+def _data(parser: Parser) -> None:
+    parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
+    parser.add_argument("negatives", type=Path, metavar="F.neg.h5")
+    parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
+
+
+def _rules(parser: Parser) -> None:
+    parser.add_argument(
+        "--passing", type=float, default=0.25, help="share of the own photos that tau may let pass (default 0.25)"
+    )
+    parser.add_argument("--grid", type=int, choices=[2, 3], default=2, help="mosaics to fill: 2 for 2x2, 3 for 3x3")
+
+
+COMMANDS: list[tuple[str, Callable[[Parser], None], str]] = [
+    ("demo", _demo, "the whole way on generated data, ending in a picture"),
+    ("synth", _synth, "generate a data set in the layout of a published one"),
+    ("index", _index, "annotations and photos to a data set file"),
+    ("mine", _mine, "rank all photos for every sentence by CLIP"),
+    ("tiles", _tiles, "decode and resample every photo once"),
+    ("inspect", _inspect, "what is in a file"),
+    ("preview", _preview, "draw a contact sheet of samples"),
+    ("report", _report, "a page to choose tau and K by eye"),
+    ("tune", _tune, "propose tau and K"),
+    ("bench loader", _bench_loader, "the Loader beside decode-only DALI"),
+    ("doctor", _doctor, "what is installed, whether it fits this machine, whether the pixels are right"),
+]

@@ -1,0 +1,279 @@
+"""The command ``nemo-dali``. Exit codes: 0 done, 1 failed with a one-line reason, 2 wrong usage."""
+
+import argparse
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from nemo_dali.commands.arguments import command_line
+from nemo_dali.errors import NemoError, ToldElsewhere
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    options = command_line().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    try:
+        RUN[options.command](options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
+    except ToldElsewhere:
+        return 1
+    except NemoError as error:
+        print(f"nemo-dali: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        options.parser.error(str(error))
+    except (OSError, MemoryError) as error:  # the system's own refusals
+        print(f"nemo-dali: {error or 'out of memory'}. Free what is short, or ask for less.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nemo-dali: interrupted; files under their real names are complete", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from nemo_dali.commands.demo import run_demo
+
+    run_demo(options.out)
+
+
+def _synth(options: argparse.Namespace) -> None:
+    from nemo_dali.synthetic import synthesize
+    from nemo_dali.synthetic.layouts import LAYOUTS
+
+    synthesize(
+        options.folder,
+        images=options.images,
+        seed=options.seed,
+        distractors=tuple(options.distractors),
+        layout=options.layout,
+    )
+    layout = LAYOUTS[options.layout]
+    split_by = layout.refs_file.partition("(")[2].partition(")")[0]
+    photos = options.folder / layout.photos
+    print(
+        f"{options.folder}: {options.images} photos. Next:\n  nemo-dali index {options.folder} "
+        f"--dataset {layout.folder} --split-by {split_by} --split train --images {photos} -o train.ris.h5"
+    )
+
+
+def _index(options: argparse.Namespace) -> None:
+    from nemo_dali.data.annotations import read_annotations
+    from nemo_dali.data.dataset import index_dataset
+
+    annotations = read_annotations(
+        options.source,
+        images=options.images,
+        dataset=options.dataset,
+        split_by=options.split_by,
+        split=options.split,
+        leave_out=options.leave_out,
+    )
+    report = index_dataset(
+        annotations,
+        images=options.images,
+        output=options.output,
+        verify=options.verify,
+        skip_corrupt=options.skip_corrupt,
+    )
+    print(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
+    if report.left_out:
+        print(f"left out: {len(report.left_out)} corrupt photos with {report.left_out_refs} refs:", *report.left_out)
+
+
+def _mine(options: argparse.Namespace) -> None:
+    from nemo_dali.mining.exclusions import Exclusions
+    from nemo_dali.mining.job import mine
+
+    report = mine(
+        options.dataset,
+        model=options.model,
+        pretrained=options.pretrained,
+        embeddings=options.embeddings,
+        output=options.output,
+        depth=options.depth,
+        exclusions=Exclusions(
+            similar_photos=options.exclude_similar_photos,
+            category=options.exclude_category,
+            siblings=options.exclude_siblings,
+            photos_of=options.exclude_photos_of,
+        ),
+        batch_size=options.batch_size,
+        device=options.device,
+        images=options.images,
+        approximate=options.approximate,
+        probes=options.probes,
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(report)
+
+
+def _tiles(options: argparse.Namespace) -> None:
+    from nemo_dali.pipeline.gpu import default_device
+    from nemo_dali.tiles.build import make_tiles
+
+    report = make_tiles(
+        options.dataset,
+        size=options.size,
+        output=options.output,
+        resample=options.resample,
+        grids=options.grids,
+        images=options.images,
+        num_threads=options.num_threads,
+        device=options.device or default_device(),
+        announce=functools.partial(print, flush=True),
+    )
+    print(report)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from nemo_dali.commands.inspection import inspect_file
+    from nemo_dali.plan.policy import MosaicPolicy, read_policy
+
+    taus, ks = options.max_similarity or [None], options.top_k or [MosaicPolicy().top_k]
+    asked = options.max_similarity or options.top_k
+    pools = [(tau, k) for tau in taus for k in ks] if asked else []
+    if options.policy is not None:
+        policy, _ = read_policy(options.policy)
+        pools.append((policy.max_similarity, policy.top_k))
+    found = inspect_file(options.file, pools=pools)
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        if name != "pools":
+            print(f"{name + ':':22}{value}")
+    for pool in found.get("pools", []):
+        print("pool " + ", ".join(f"{name} {value}" for name, value in pool.items()))
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from nemo_dali.commands.preview import preview
+
+    preview(
+        options.dataset,
+        options.negatives,
+        output=options.output,
+        count=options.count,
+        seed=options.seed,
+        images=options.images,
+        size=options.size,
+        policy=options.policy,
+    )
+    print(options.output)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nemo_dali.commands.report.page import report
+
+    proposal = report(
+        options.dataset,
+        options.negatives,
+        output=options.output,
+        examples=options.examples,
+        seed=options.seed,
+        images=options.images,
+        passing=options.passing,
+        grid=options.grid,
+    )
+    print(f"{options.output}: open it in a browser. It begins with tau and K as 'nemo-dali tune' proposes them:")
+    print(*proposal.why, sep="\n")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from nemo_dali.data.dataset import Dataset
+    from nemo_dali.mining.pool_curves import draw_curves
+    from nemo_dali.mining.table import NegativeTable
+    from nemo_dali.mining.tune import depth_advice, propose
+    from nemo_dali.plan.policy import write_policy
+
+    table = NegativeTable.open(options.negatives)
+    curves = draw_curves(Dataset.open(options.dataset), table)
+    proposal = propose(curves, passing=options.passing, grid=options.grid)
+    why = [*proposal.why, depth_advice(curves, proposal)]
+    write_policy(options.output, proposal.policy, tuned_for=table.fingerprint, why=why)
+    print(*why, sep="\n")
+    print(f"{options.output}: max_similarity {proposal.policy.max_similarity}, top_k {proposal.policy.top_k}")
+
+
+def _bench_loader(options: argparse.Namespace) -> None:
+    from nemo_dali.commands.bench import bench_loader, timed_start
+    from nemo_dali.io.h5 import write_bytes
+    from nemo_dali.loader.loader import Loader
+    from nemo_dali.plan.policy import MosaicPolicy
+
+    if options.json is not None and (options.json.suffix != ".json" or not options.json.absolute().parent.is_dir()):
+        raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")
+    if (options.mode == "stream") != (options.tiles is None):
+        raise ValueError(f"--tiles ({options.tiles}) must be given with --mode host, pinned or device, and only then")
+    if options.policy is not None and options.p_mined is not None:
+        raise ValueError(f"--p-mined ({options.p_mined}) must be left out with --policy")
+    p_mined = 1.0 if options.p_mined is None else options.p_mined
+    loader, seconds = timed_start(
+        lambda: Loader(
+            options.dataset,
+            options.negatives,
+            batch_size=options.batch_size,
+            policy=options.policy or MosaicPolicy(p_mined=p_mined),
+            size=options.size,
+            dtype=options.dtype,
+            resample=options.resample,
+            num_threads=options.num_threads,
+            images=options.images,
+            tiles=options.tiles,
+            placement="host" if options.mode == "stream" else options.mode,
+            device=options.device or ("cuda" if options.mode in ("pinned", "device") else "cpu"),
+            device_budget=options.device_budget,
+        )
+    )
+    result = bench_loader(
+        loader, pairs=options.pairs, steps=options.steps, baseline=options.baseline, starve=options.starve
+    )
+    result["start_up_s"] = round(seconds, 3)
+    for name, unit in (
+        ("samples_per_s", "samples/s"),
+        ("decode_only", "samples/s"),
+        ("baseline", "samples/s"),
+        ("ratio_decode_only", ""),
+        ("ratio_baseline", ""),
+        ("ratio_memset", ""),
+    ):
+        if value := result[name]:
+            print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
+    print(f"{'start-up':20}{seconds:9.2f} s to the first batch, without imports")
+    print(f"{'peak memory':20}{result['peak_memory_mib']['loader']:9.0f} MiB")
+    if result["waiting"] is not None:
+        print(f"{'waiting':20}{result['waiting']:9.2%} of a training with steps of {options.starve:g} ms")
+    if options.json:
+        write_bytes(options.json, (json.dumps(result, indent=2) + "\n").encode())
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from nemo_dali.commands.doctor.findings import diagnose, raise_problems, render, report
+    from nemo_dali.commands.doctor.machine import gather
+
+    facts = gather()
+    findings = diagnose(facts)
+    print(json.dumps(report(facts, findings), indent=2) if options.json else render(facts, findings))
+    raise_problems(findings)
+
+
+RUN: dict[str, Callable[[argparse.Namespace], None]] = {
+    "demo": _demo,
+    "synth": _synth,
+    "index": _index,
+    "mine": _mine,
+    "tiles": _tiles,
+    "inspect": _inspect,
+    "preview": _preview,
+    "report": _report,
+    "tune": _tune,
+    "bench loader": _bench_loader,
+    "doctor": _doctor,
+}

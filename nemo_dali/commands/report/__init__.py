@@ -1,0 +1,1 @@
+"""``nemo-dali report``: a page to choose tau and K by eye."""
