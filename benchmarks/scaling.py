@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, ROOT, file_name, generate, revision
+from repeat import repeat_dataset, repeat_tiles, spread_table
 
 from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
 

@@ -22,6 +22,7 @@ from unittest import mock
 
 import numpy as np
 from common import RESULTS, generate, in_a_process, revision
+from repeat import repeat_dataset, repeat_tiles, spread_table
 
 from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
@@ -32,7 +33,6 @@ from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali import Loader, MosaicPolicy
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.mining.table import NegativeTable
-from nemo_dali.synthetic.repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
 

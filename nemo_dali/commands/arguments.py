@@ -10,7 +10,7 @@ Parser = argparse.ArgumentParser
 
 
 def command_line() -> Parser:
-    """A parser whose namespace holds ``command``, a name of ``COMMANDS``; ``parser``, that command's own; and options."""
+    """The parser. It gives ``command``, a name in ``COMMANDS``, that command's ``parser``, and its options."""
     parser = Parser(prog="nemo-dali", description="NeMo mosaics inside a DALI pipeline.")
     parser.add_argument("--version", action="version", version=f"nemo-dali {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
