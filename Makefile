@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO ?= demo
-CUDA := $(wildcard kernels/*.cu kernels/*.cuh tests/kernels/*.cpp tests/kernels/*.hpp)
+CUDA := $(wildcard kernels/*.cuh kernels/*/*.cu tests/kernels/*.cpp tests/kernels/*.hpp)
 
 .PHONY: install demo test lint cuda-check format bench clean
 

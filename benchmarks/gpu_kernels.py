@@ -31,7 +31,7 @@ from kernel_batches import Case, Photos, Work, cases, image_work, least_bytes, m
 
 from nemo_dali.commands.bench import Spread
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels import launch, mask_cuda
+from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.pipeline import gpu
 
 BATCHES = (8, 16, 32, 64, 128, 256)  # of smaller ones it would take more to fill L2 than a stream queues launches
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     measured = options.revision or revision()
     stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream), launch.current(device, stream.cuda_stream):
+    with torch.cuda.stream(stream), device.current(device, stream.cuda_stream):
         try:
             result = measure(cases(batches, dtypes), rounds=rounds, device=device, stream=stream.cuda_stream)
         except NemoError as error:
@@ -170,20 +170,20 @@ def launch_costs(case: Case, *, rounds: int, device: int, stream: int) -> dict[s
     """The host's time for a launch of the mask kernel: by CuPy as the pipeline does it, by CuPy alone, by Numba."""
     from numba import cuda as numba_cuda
 
-    from nemo_dali.kernels.mask_kernel import write_masks
+    from nemo_dali.kernels.mask.kernel import write_masks
 
     runs, shown, (targets, ends) = masks_of(case)
     expected = masks_on_cpu(case, runs, shown)
     masks = numba_cuda.device_array(expected.size, np.uint8)
     arrays = [numba_cuda.to_device(targets.view(np.int32)), numba_cuda.to_device(ends), masks]
     addresses = [array.__cuda_array_interface__["data"][0] for array in arrays]
-    blocks = mask_cuda.grid(case.batch, case.size, case.size)
-    threads, shared = mask_cuda.THREADS, mask_cuda.shared_bytes()
-    numbers = [np.int32(number) for number in (case.size, case.size, mask_cuda.BAND)]
-    kernel, numba_stream = mask_cuda.load_kernel(case.dtype, device), numba_cuda.external_stream(stream)
+    blocks = mask_gpu.grid(case.batch, case.size, case.size)
+    threads, shared = mask_gpu.THREADS, mask_gpu.shared_bytes()
+    numbers = [np.int32(number) for number in (case.size, case.size, mask_gpu.BAND)]
+    kernel, numba_stream = mask_gpu.load_kernel(case.dtype, device), numba_cuda.external_stream(stream)
     frame = {"frame_height": case.size, "frame_width": case.size}
     ways = {
-        "cupy": lambda: mask_cuda.write_masks(*addresses, case.batch, **frame, device=device, stream=stream),
+        "cupy": lambda: mask_gpu.write_masks(*addresses, case.batch, **frame, device=device, stream=stream),
         "cupy_kernel": lambda: kernel(blocks, (threads,), (*addresses, *numbers), shared_mem=shared),
         "numba": lambda: write_masks[blocks, threads, numba_stream, shared](*arrays, *numbers),
     }

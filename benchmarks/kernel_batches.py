@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.kernels import cuda_source, gather, gather_cuda, launch, mask_cuda, mosaic_cuda
-from nemo_dali.kernels.mask import write_mask
-from nemo_dali.kernels.mosaic import write_tile
+from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.gather import cpu as gather_cpu
+from nemo_dali.kernels.gather import gpu as gather_gpu
+from nemo_dali.kernels.mask import gpu as mask_gpu
+from nemo_dali.kernels.mask.cpu import write_mask
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from nemo_dali.kernels.mosaic.cpu import write_tile
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, cell_edge
 from nemo_dali.pipeline import gpu
@@ -158,7 +162,7 @@ def gathered_on_cpu(case: Case, photos: Bytes, table: npt.NDArray[Any]) -> Bytes
     tiles = tiles_of(case, image=frames.ctypes.data, mask=masks.ctypes.data, table=table.ctypes.data)
     tiles["photo"] = [photo.ctypes.data for photo in photos]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(gather.write_sample, tiles.reshape(case.batch, -1)))
+        list(pool.map(gather_cpu.write_sample, tiles.reshape(case.batch, -1)))
     return frames.view(np.uint8).reshape(-1)
 
 
@@ -205,15 +209,15 @@ def image_work(case: Case, number: int, photos: Photos, *, device: int, stream: 
     shown, tiles["photo"] = photos.take(number * len(tiles), len(tiles))
     shared = 0
     if case.kernel == "mosaic":
-        module, on_cpu = mosaic_cuda, mosaic_on_cpu
-        tile_of_block, shared = mosaic_cuda.cut(tiles)
-        name = mosaic_cuda.kernel_name(int(tiles["resample"][0]), table.itemsize)
+        module, on_cpu = mosaic_gpu, mosaic_on_cpu
+        tile_of_block, shared = mosaic_gpu.cut(tiles)
+        name = mosaic_gpu.kernel_name(int(tiles["resample"][0]), table.itemsize)
     else:
-        module, on_cpu = gather_cuda, gathered_on_cpu
-        tile_of_block = gather_cuda.cut(tiles)
-        name = gather_cuda.kernel_name(table.itemsize)
+        module, on_cpu = gather_gpu, gathered_on_cpu
+        tile_of_block = gather_gpu.cut(tiles)
+        name = gather_gpu.kernel_name(table.itemsize)
     kernel = cuda_source.load_kernel(module.FILE, name, device)
-    tables, addresses = launch.upload([tiles, tile_of_block], device=device, stream=stream)
+    tables, addresses = device.upload([tiles, tile_of_block], device=device, stream=stream)
     arguments = (*addresses, np.int32(shared)) if shared else tuple(addresses)
     return Work(
         run=lambda: kernel((len(tile_of_block),), module.THREADS, arguments, shared_mem=shared),
@@ -232,9 +236,9 @@ def masks_of(case: Case) -> tuple[list[npt.NDArray[np.uint32]], npt.NDArray[np.i
     runs = [few[i % len(few)] for i in range(case.batch)]
     sample, cells = np.arange(case.batch), case.grid**2
     shown = boxes(case)[sample * cells + sample % cells]
-    addresses, counts = mask_cuda.run_addresses(runs)
+    addresses, counts = mask_gpu.run_addresses(runs)
     photos, resample = np.tile(PHOTO, (case.batch, 1)), RESAMPLE[case.resample]
-    tables = mask_cuda.make_targets(addresses=addresses, counts=counts, boxes=shown, photos=photos, resample=resample)
+    tables = mask_gpu.make_targets(addresses=addresses, counts=counts, boxes=shown, photos=photos, resample=resample)
     return runs, shown, list(tables)
 
 
@@ -244,19 +248,19 @@ def mask_work(case: Case, *, device: int, stream: int) -> Work:
 
     runs, shown, tables = masks_of(case)
     output = torch.empty(case.batch * case.size**2, dtype=torch.uint8, device=gpu.place(device))
-    kernel = mask_cuda.load_kernel(case.dtype, device)
-    there, addresses = launch.upload(tables, device=device, stream=stream)
-    blocks, shared = mask_cuda.grid(case.batch, case.size, case.size), mask_cuda.shared_bytes()
-    size, band = np.int32(case.size), np.int32(mask_cuda.BAND)
+    kernel = mask_gpu.load_kernel(case.dtype, device)
+    there, addresses = device.upload(tables, device=device, stream=stream)
+    blocks, shared = mask_gpu.grid(case.batch, case.size, case.size), mask_gpu.shared_bytes()
+    size, band = np.int32(case.size), np.int32(mask_gpu.BAND)
     arguments = (*addresses, output.data_ptr(), size, size, band)
     frame = {"frame_height": case.size, "frame_width": case.size}
 
     def run_whole() -> None:
-        _owner, fresh = launch.upload(tables, device=device, stream=stream)
-        mask_cuda.write_masks(*fresh, output.data_ptr(), case.batch, **frame, device=device, stream=stream)
+        _owner, fresh = device.upload(tables, device=device, stream=stream)
+        mask_gpu.write_masks(*fresh, output.data_ptr(), case.batch, **frame, device=device, stream=stream)
 
     return Work(
-        run=lambda: kernel(blocks, (mask_cuda.THREADS,), arguments, shared_mem=shared),
+        run=lambda: kernel(blocks, (mask_gpu.THREADS,), arguments, shared_mem=shared),
         run_whole=run_whole,
         output=output,
         expected=lambda: masks_on_cpu(case, runs, shown),

@@ -11,11 +11,12 @@ explain it; or, if all is well, what the callback says, beginning with a number 
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit
+from numba import carray
 
-from nemo_dali.kernels.mask import add_up, write_mask
-from nemo_dali.kernels.mosaic import RUN, SETUP, _write_image
-from nemo_dali.kernels.stream import as_pointer, fence
+from nemo_dali.kernels.jit import callback, jit
+from nemo_dali.kernels.mask.cpu import add_up, write_mask
+from nemo_dali.kernels.mosaic.cpu import RUN, SETUP, _write_image
+from nemo_dali.kernels.stores import as_pointer, fence
 from nemo_dali.kernels.tile import TILE, cell_edge
 
 # Failures, and what comes behind.
@@ -47,12 +48,12 @@ CENTER_VALUES, VALUES = 2, FRAME.itemsize // 4
 TARGET_VALUES = 8  # of a mask, for the GPU: 0, run lengths, the cell's y0, x0, y1, x1, the photo's height and width
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def _edge(frame: Any, line: int, crossing: int) -> int:
     return cell_edge(frame.grid, line, crossing, frame.size)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def _center_is_wrong(frame: Any, values: int, verdict: Any) -> bool:
     """Whether ``center`` cannot be used; ``values`` is how many int32 the frame's record came in."""
     if values != VALUES:
@@ -66,7 +67,7 @@ def _center_is_wrong(frame: Any, values: int, verdict: Any) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def _write_cell(tiles: Any, photo: Any) -> None:
     """Write the pixels of one cell, dtype TILE [1]."""
     tile = tiles[0]
@@ -82,7 +83,7 @@ def _write_cell(tiles: Any, photo: Any) -> None:
         _write_image(photo, tile, table1, carray(as_pointer(tile.image), values, np.uint8))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def _write_cells(frame: Any, image: int, photos: Any, shapes: Any, verdict: Any) -> None:
     """Write some of a frame's cells.
 
@@ -118,8 +119,8 @@ def _write_cells(frame: Any, image: int, photos: Any, shapes: Any, verdict: Any)
     verdict[2 if frame.channels_last else 0] = 3
 
 
-@cfunc(RUN, nopython=True, cache=True)
-def _run_mosaic(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, inputs: Any) -> None:
+@callback(RUN)
+def run_mosaic(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, inputs: Any) -> None:
     """Inputs: the empty one, int32 [VALUES] as FRAME, photos. Outputs: frame, int32 [3].
 
     Unless the first cell is among the photos', there is one more input, the frame that the call with the first cell has
@@ -138,7 +139,7 @@ def _run_mosaic(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, 
         _write_cells(frame, data[-1], data[2:-1], shapes[2:-1], verdict)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def _find_target(data: Any, shapes: Any, verdict: Any, target: Any) -> bool:
     """Fill ``target``, int64 [TARGET_VALUES], or else the verdict; whether all is well.
 
@@ -171,14 +172,14 @@ def _find_target(data: Any, shapes: Any, verdict: Any, target: Any) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def _write_target(runs: Any, target: Any, resample: int, mask: Any) -> None:
     mask[:] = 0
     write_mask(runs, target[6], target[7], resample, mask[target[2] : target[4], target[3] : target[5]])
 
 
-@cfunc(RUN, nopython=True, cache=True)
-def _run_mask(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, inputs: Any) -> None:
+@callback(RUN)
+def run_mask(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, inputs: Any) -> None:
     """Inputs: the empty one, then as ``_find_target`` says. Outputs: mask [size, size], int32 [2]."""
     out = carray(as_pointer(outs), 2, np.uint64)
     data = carray(as_pointer(ins), inputs, np.uint64)
@@ -198,8 +199,8 @@ def _run_mask(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e
     verdict[:] = frame.size
 
 
-@cfunc(RUN, nopython=True, cache=True)
-def _run_target(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, inputs: Any) -> None:
+@callback(RUN)
+def run_target(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e: Any, inputs: Any) -> None:
     """Inputs: as ``_find_target`` says. Outputs: where the runs end, uint32 [n]; int32 [TARGET_VALUES]."""
     out = carray(as_pointer(outs), 2, np.uint64)
     data = carray(as_pointer(ins), inputs, np.uint64)
@@ -212,8 +213,8 @@ def _run_target(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, 
     verdict[:] = target
 
 
-@cfunc(SETUP, nopython=True, cache=True)
-def _setup(out_shapes: Any, out_ndims: Any, _n: Any, in_shapes: Any, _e: Any, _m: Any, samples: Any) -> None:
+@callback(SETUP)
+def setup(out_shapes: Any, out_ndims: Any, _n: Any, in_shapes: Any, _e: Any, _m: Any, samples: Any) -> None:
     """Of a batch: the first input's shape behind its first dimension, and a verdict."""
     dimensions = carray(as_pointer(out_ndims), 1, np.int32)[0]
     outs = carray(as_pointer(out_shapes), 2 * samples, np.uint64)
@@ -223,9 +224,3 @@ def _setup(out_shapes: Any, out_ndims: Any, _n: Any, in_shapes: Any, _e: Any, _m
         carray(as_pointer(outs[sample]), dimensions, np.int64)[:] = shape[1:]
         values = TARGET_VALUES if dimensions == 1 else dimensions
         carray(as_pointer(outs[samples + sample]), 1, np.int64)[0] = values
-
-
-run_mosaic: int = _run_mosaic.address
-run_mask: int = _run_mask.address
-run_target: int = _run_target.address
-setup: int = _setup.address

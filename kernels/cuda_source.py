@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.kernels.cv2_letterbox import WEIGHTS_CUBIC
+from nemo_dali.kernels.letterbox.cpu import WEIGHTS_CUBIC
 from nemo_dali.kernels.tile import TILE
 
 OPTIONS = ("--std=c++17", "--fmad=false")  # a contracted multiply-add would round once where the CPU rounds twice
@@ -31,9 +31,9 @@ def table_of(array: npt.NDArray[np.int16], name: str) -> str:
 
 
 def source(*files: str) -> str:
-    """The CUDA C++ text of files of this folder, such as "mosaic.cu", with all that they need before it."""
-    texts = [Path(__file__).with_name(file).read_text() for file in ("lines.cuh", *files)]
-    if "letterbox.cu" in files:
+    """The CUDA C++ text of files below this folder, such as "mosaic/mosaic.cu", with all that they need before it."""
+    texts = [(Path(__file__).parent / file).read_text() for file in ("lines.cuh", *files)]
+    if "letterbox/letterbox.cu" in files:
         texts.insert(0, table_of(WEIGHTS_CUBIC, "CUBIC"))
     return struct_of(TILE, "Tile") + "".join(texts)
 

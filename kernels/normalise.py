@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import types
+
+from nemo_dali.kernels.jit import intrinsic, jit
 
 LOOK_UP, FLOAT32, FLOAT16, BFLOAT16, COPY = 0, 1, 2, 3, 4
 KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": COPY}
@@ -27,7 +28,7 @@ RECIPE = np.dtype(
     ]
 )
 
-_compile = njit(nogil=True, cache=True, error_model="numpy")
+_compile = jit()
 _f32, _u16, _u32 = np.float32, np.uint16, np.uint32
 
 
@@ -61,18 +62,18 @@ def _half_bits(typing_context, value):
     return types.uint16(types.float32), codegen
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
+@jit(inline="always")
 def _divide(value, by, one_over):
     quotient = value * one_over
     return _fma(_fma(-quotient, by, value), one_over, quotient)
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
+@jit(inline="always")
 def _normalised(value, mean, std, per_std):
     return _divide(_divide(_f32(value), _f32(255), _f32(1) / _f32(255)) - mean, std, per_std)
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
+@jit(inline="always")
 def _brain_bits(value):
     bits = _bits(value)
     return (bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) >> _u32(16)

@@ -15,7 +15,8 @@ memory behind them alive until the pipeline has delivered the batch. For CUDA th
 from typing import Literal
 
 import numpy as np
-from numba import njit
+
+from nemo_dali.kernels.jit import jit, python_of
 
 Resample = Literal["cv2-linear", "pillow-bilinear"]
 CV2_LINEAR, PILLOW_BILINEAR, CV2_LETTERBOX = 0, 1, 2
@@ -54,11 +55,11 @@ TILE = np.dtype(
 )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@jit()
 def cell_edge(grid: int, line: int, center: int, size: int) -> int:
     """Pixel of grid line ``line`` (0 to grid) along one axis: ``size * line // grid``, or the crossing of a 2x2."""
     moved = (grid == 2) & (line == 1)
     return moved * center + (1 - moved) * (size * line // grid)
 
 
-cell_edges = cell_edge.py_func  # the same for arrays
+cell_edges = python_of(cell_edge)  # the same for arrays

@@ -14,14 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali.kernels import gather_cuda, launch, letterbox_cuda, mask_cuda, mosaic_cuda
-from nemo_dali.kernels.mask import write_mask
+from nemo_dali.kernels import device
+from nemo_dali.kernels.gather import gpu as gather_gpu
+from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
+from nemo_dali.kernels.mask import gpu as mask_gpu
+from nemo_dali.kernels.mask.cpu import write_mask
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.pipeline import gpu
 from tests.kernels import cuda_host
 
 
 def masks_on_host(targets, ends, masks, samples, *, frame_height, frame_width, **_):
-    """``mask_cuda.write_masks`` with arrays for addresses."""
+    """``mask.gpu.write_masks`` with arrays for addresses."""
     frames = np.ctypeslib.as_array(
         ctypes.cast(masks, ctypes.POINTER(ctypes.c_uint8)), (samples, frame_height, frame_width)
     )
@@ -75,7 +79,7 @@ def played(monkeypatch, cuda_library):
     monkeypatch.setattr(gpu, "cuda_device", lambda device: 0 if str(device) == "cuda" else None)
     monkeypatch.setattr(gpu, "place", lambda number: torch.device("cpu"))
     monkeypatch.setattr(gpu, "current_stream", lambda number: stream)
-    monkeypatch.setattr(launch, "torch_stream", lambda device, address: stream)
+    monkeypatch.setattr(device, "torch_stream", lambda device, address: stream)
     monkeypatch.setattr(gpu, "send", lambda tensor, number: tensor)
     monkeypatch.setattr(gpu, "on", lambda number: nullcontext())
     monkeypatch.setattr(gpu, "synchronize", lambda number: found.calls.append("the host for the device"))
@@ -110,11 +114,11 @@ def played(monkeypatch, cuda_library):
     monkeypatch.setattr(gpu, "page_locked", lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
     monkeypatch.setattr(gpu, "lock_pages", lock_pages)
     monkeypatch.setattr(gpu, "unlock_pages", unlock_pages)
-    monkeypatch.setattr(gather_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch_gather(cuda_library, tiles))
-    monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
+    monkeypatch.setattr(gather_gpu, "write_tiles", lambda tiles, **_: cuda_host.launch_gather(cuda_library, tiles))
+    monkeypatch.setattr(mosaic_gpu, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
     monkeypatch.setattr(
-        letterbox_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch_letterbox(cuda_library, tiles)
+        letterbox_gpu, "write_tiles", lambda tiles, **_: cuda_host.launch_letterbox(cuda_library, tiles)
     )
-    monkeypatch.setattr(launch, "upload", lambda arrays, **_: (None, arrays))
-    monkeypatch.setattr(mask_cuda, "write_masks", masks_on_host)
+    monkeypatch.setattr(device, "upload", lambda arrays, **_: (None, arrays))
+    monkeypatch.setattr(mask_gpu, "write_masks", masks_on_host)
     return found

@@ -303,7 +303,7 @@ def test_without_a_place_for_compiled_kernels_they_are_compiled_anew(tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from nemo_dali.plan.planner import Planner; import nemo_dali.kernels.draws as d; print(d)",
+        "from nemo_dali.plan.planner import Planner; import nemo_dali.kernels.plan.draws as d; print(d)",
     ]
     if os.geteuid() == 0:  # root may write anywhere unless it gives that right up
         if shutil.which("setpriv") is None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError
-from nemo_dali.kernels import letterbox_cuda, mask_cuda, mosaic_cuda
-from nemo_dali.kernels.tensors import read_tensors
+from nemo_dali.kernels.dlpack import read_tensors
+from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
+from nemo_dali.kernels.mask import gpu as mask_gpu
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.pipeline import gpu
 from tests.conftest import make_files
 from tests.kernels.cuda_host import needs_compiler
@@ -80,7 +82,7 @@ def test_the_gpus_way_ends_in_the_cpus_batches_with_letterboxes_among_mosaics(
 
         monkeypatch.setattr(module, name, counted)
 
-    count(mosaic_cuda, "write_tiles"), count(mask_cuda, "write_masks"), count(letterbox_cuda, "write_tiles")
+    count(mosaic_gpu, "write_tiles"), count(mask_gpu, "write_masks"), count(letterbox_gpu, "write_tiles")
     write = gpu.DeviceBatch.write
     monkeypatch.setattr(gpu.DeviceBatch, "write", lambda *arguments: (launches.append("batch"), write(*arguments)))
     made = letterboxes(files, "cuda", dtype, mask_dtype, resample, policy)
@@ -95,8 +97,8 @@ def test_the_gpus_way_ends_in_the_cpus_batches_with_letterboxes_among_mosaics(
         grid = batch.plan["grid"]
         order += [
             "batch",
-            *[mosaic_cuda, mask_cuda] * bool((grid > 1).any()),
-            *[letterbox_cuda] * bool((grid == 1).any()),
+            *[mosaic_gpu, mask_gpu] * bool((grid > 1).any()),
+            *[letterbox_gpu] * bool((grid == 1).any()),
         ]
     assert launches[: len(order)] == order
 

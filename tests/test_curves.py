@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
-from nemo_dali.kernels.pools import draws_reference, move_windows
+from nemo_dali.kernels.ranking.pools import draws_reference, move_windows
 from nemo_dali.mining import pool_curves
 from nemo_dali.mining.pool_curves import DRAWN, draw_curves, tau_grid
 from nemo_dali.mining.table import NegativeTable, write_table

@@ -10,8 +10,10 @@ from nvidia.dali import Pipeline, fn, types
 
 import nemo_dali.fn
 from nemo_dali import NemoError
-from nemo_dali.kernels import launch, mask_cuda, mosaic_cuda, reference
-from nemo_dali.kernels.mask import TARGET, write_mask
+from nemo_dali.kernels import device, reference
+from nemo_dali.kernels.mask import gpu as mask_gpu
+from nemo_dali.kernels.mask.cpu import TARGET, write_mask
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.pipeline import fn_cpu, fn_gpu, gpu
 from tests.kernels import cuda_host
 from tests.kernels.cuda_host import needs_compiler
@@ -32,7 +34,7 @@ from tests.operator_graphs import (
 
 
 def masks_on_host(targets, ends, masks, samples, *, frame_height, frame_width, dtype, **_):
-    """``mask_cuda.write_masks`` where addresses are the host's."""
+    """``mask.gpu.write_masks`` where addresses are the host's."""
     targets = np.ctypeslib.as_array(ctypes.cast(targets, ctypes.POINTER(ctypes.c_uint8)), (samples * TARGET.itemsize,))
     shape = (samples, frame_height, frame_width)
     size = np.dtype(dtype).itemsize * np.prod(shape)
@@ -65,11 +67,11 @@ def played(monkeypatch, cuda_library):
     )
     monkeypatch.setattr(plugin, "current_dali_stream", lambda: 0)
     monkeypatch.setattr(gpu, "place", lambda number: torch.device("cpu"))
-    monkeypatch.setattr(launch, "torch_stream", lambda device, address: None)
+    monkeypatch.setattr(device, "torch_stream", lambda device, address: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(mosaic_cuda, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
-    monkeypatch.setattr(launch, "upload", lambda arrays, **_: (arrays, [array.ctypes.data for array in arrays]))
-    monkeypatch.setattr(mask_cuda, "write_masks", masks_on_host)
+    monkeypatch.setattr(mosaic_gpu, "write_tiles", lambda tiles, **_: cuda_host.launch(cuda_library, tiles))
+    monkeypatch.setattr(device, "upload", lambda arrays, **_: (arrays, [array.ctypes.data for array in arrays]))
+    monkeypatch.setattr(mask_gpu, "write_masks", masks_on_host)
     fn_gpu._table_on.cache_clear()
     yield
     fn_gpu._table_on.cache_clear()

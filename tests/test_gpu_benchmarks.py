@@ -18,8 +18,11 @@ from PIL import Image
 
 from nemo_dali.commands import bench
 from nemo_dali.commands.doctor import driver
-from nemo_dali.kernels import cuda_source, gather_cuda, mask_cuda, mosaic_cuda, reference
-from nemo_dali.kernels.mask import TARGET
+from nemo_dali.kernels import cuda_source, reference
+from nemo_dali.kernels.gather import gpu as gather_gpu
+from nemo_dali.kernels.mask import gpu as mask_gpu
+from nemo_dali.kernels.mask.cpu import TARGET
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.graphs import encode_path
@@ -219,14 +222,14 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     def load_kernel(file, name, device):
         def mosaic(blocks, threads, arguments, shared_mem):
             *pointers, stage_bytes = arguments
-            assert threads == mosaic_cuda.THREADS and stage_bytes == shared_mem
+            assert threads == mosaic_gpu.THREADS and stage_bytes == shared_mem
             cuda_library.run(KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers), int(stage_bytes))
 
         def gather(blocks, threads, pointers, shared_mem=0):
-            assert threads == gather_cuda.THREADS and shared_mem == 0
+            assert threads == gather_gpu.THREADS and shared_mem == 0
             cuda_library.run_gather(GATHER_KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers))
 
-        return {mosaic_cuda.FILE: mosaic, gather_cuda.FILE: gather}[file]
+        return {mosaic_gpu.FILE: mosaic, gather_gpu.FILE: gather}[file]
 
     def write_masks(targets, ends, masks, samples, **frame):
         targets = array_at(targets, TARGET, samples)
@@ -234,7 +237,7 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
 
     def mask_kernel(blocks, threads, arguments, shared_mem):
         *pointers, height, width, band = arguments
-        assert blocks == mask_cuda.grid(blocks[2], height, width) and band == mask_cuda.BAND
+        assert blocks == mask_gpu.grid(blocks[2], height, width) and band == mask_gpu.BAND
         write_masks(*pointers, blocks[2], frame_height=int(height), frame_width=int(width))
 
     def upload(arrays, **_):
@@ -242,9 +245,9 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
         return copies, [copy.ctypes.data for copy in copies]
 
     monkeypatch.setattr(cuda_source, "load_kernel", load_kernel)
-    monkeypatch.setattr(mask_cuda, "load_kernel", lambda dtype, device: mask_kernel)
-    monkeypatch.setattr(mask_cuda, "write_masks", write_masks)
-    monkeypatch.setattr("nemo_dali.kernels.launch.upload", upload)
+    monkeypatch.setattr(mask_gpu, "load_kernel", lambda dtype, device: mask_kernel)
+    monkeypatch.setattr(mask_gpu, "write_masks", write_masks)
+    monkeypatch.setattr("nemo_dali.kernels.device.upload", upload)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)

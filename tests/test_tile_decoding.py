@@ -7,7 +7,7 @@ from PIL import Image
 from nemo_dali import Loader
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
-from nemo_dali.kernels import mosaic_cuda
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
 from tests.conftest import make_files
@@ -48,7 +48,7 @@ def test_a_photo_of_another_size_is_named_and_a_run_on_the_cpu_does_not_go_on(tm
 @needs_compiler
 @pytest.mark.usefixtures("played")
 def test_photos_too_large_for_the_kernel_are_refused_beforehand(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(mosaic_cuda, "LARGEST_PHOTO", 39)
+    monkeypatch.setattr(mosaic_gpu, "LARGEST_PHOTO", 39)
     with pytest.raises(NemoError, match=r"A photo is \d+ pixels wide or high; on a GPU 39 are the most.*--device cpu"):
         make_tiles(files.dataset, size=40, output=tmp_path / "a.tiles.h5", device="cuda")
     with pytest.raises(NemoError, match=r"39 are the most.*device='cpu'"):

@@ -251,7 +251,7 @@ KILLED = """
 import json, os, random, sys, time
 from pathlib import Path
 import nvidia.dali
-import nemo_dali.kernels.mosaic, nemo_dali.pipeline.operators
+import nemo_dali.kernels.mosaic.cpu, nemo_dali.pipeline.operators
 from nemo_dali.tiles import decode as tile_decode
 from nemo_dali.tiles import build as tile_build
 from nemo_dali.io import resumable

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from nemo_dali.data.photos import Problem, find_problem
 from nemo_dali.data.s3 import failed_address, is_remote
 from nemo_dali.errors import NemoError, PhotoError
-from nemo_dali.kernels.mosaic import DONE
+from nemo_dali.kernels.mosaic.cpu import DONE
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out

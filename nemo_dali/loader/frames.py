@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.layout import complete
 from nemo_dali.kernels.normalise import recipe_of
+from nemo_dali.kernels.plan.layout import complete
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE
 from nemo_dali.loader.options import BatchFormat

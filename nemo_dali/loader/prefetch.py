@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.mosaic import DONE
+from nemo_dali.kernels.mosaic.cpu import DONE
 from nemo_dali.loader.faults import PhotoFaults
 from nemo_dali.loader.frames import Canvas, Drawing
 from nemo_dali.loader.sources import Corpus

@@ -215,7 +215,7 @@ def _drawn(
     photos: int,
 ) -> tuple[F64, F64]:
     """Shares of the draws, and of the photos that are never drawn."""
-    from nemo_dali.kernels.pools import move_windows
+    from nemo_dali.kernels.ranking.pools import move_windows
 
     shape = len(begins), len(ks)
     drawn, never = np.zeros((*shape, len(DRAWN))), np.zeros(shape)

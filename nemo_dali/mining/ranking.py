@@ -3,7 +3,7 @@
     text_embedding [S, D] ──┐ matrix product   scores [b, P]   exact similarities
     image_embedding [M, D] ─┴───────────────▶ proposed only ──▶ of the best ──▶ neighbors, similarity [b, N]
 
-What is multiplied where changes no byte of the result: see ``kernels.ranking``.
+What is multiplied where changes no byte of the result: see ``kernels.ranking.topk``.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +140,7 @@ class Ranker:
 
     def rank(self, begin: int, end: int) -> RankedBlock:
         """Rank all photos for the sentences of whole refs, rows [begin, end)."""
-        from nemo_dali.kernels import ranking as kernels
+        from nemo_dali.kernels.ranking import topk as kernels
 
         photos, width = self._image.shape
         text, own = self._text[begin:end], self._own[begin:end]
@@ -182,7 +182,7 @@ class Ranker:
 
     def _begin(self, begin: int, end: int, pool: ThreadPoolExecutor) -> tuple[Any, npt.NDArray[np.int64]]:
         """A ranking without photos, and where its groups begin."""
-        from nemo_dali.kernels.ranking import Ranking
+        from nemo_dali.kernels.ranking.topk import Ranking
 
         starts = np.flatnonzero(np.diff(self._ref[begin:end], prepend=-1))
         groups = np.append(starts, end - begin).astype(np.int64)
@@ -192,7 +192,7 @@ class Ranker:
 
     def _rules(self, begin: int, groups: npt.NDArray[np.int64], first: int, last: int) -> Any:
         """What is excluded of the photos from row ``first`` to ``last``, but for similar ones."""
-        from nemo_dali.kernels.ranking import no_rules
+        from nemo_dali.kernels.ranking.topk import no_rules
 
         excluded, rules = self._excluded, no_rules()
         if excluded.never is not None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.kernels.layout import write_boxes
+from nemo_dali.kernels.plan.layout import write_boxes
 from nemo_dali.kernels.tile import TILE
 
 

@@ -20,9 +20,9 @@ from nvidia.dali.data_node import DataNode
 
 import nemo_dali.kernels.callbacks as callbacks
 from nemo_dali.errors import NemoError
+from nemo_dali.kernels.dlpack import read_tensors
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.reference import normalisation_table
-from nemo_dali.kernels.tensors import read_tensors
 from nemo_dali.pipeline.operators import Compiled, no_collection
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...], str]  # mean, std, dtype

@@ -18,8 +18,8 @@ from nvidia.dali.data_node import DataNode
 
 import nemo_dali.kernels.callbacks as callbacks
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.mask import TARGET
-from nemo_dali.kernels.tensors import _get_pointer, read_tensors
+from nemo_dali.kernels.dlpack import _get_pointer, read_tensors
+from nemo_dali.kernels.mask.cpu import TARGET
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.fn_cpu import (
@@ -46,7 +46,7 @@ def mosaic(
     images: list[DataNode], geometry: Geometry, *, normalisation: Normalisation, channels_last: bool
 ) -> DataNode:
     """See ``fn.mosaic``."""
-    from nemo_dali.kernels import mosaic_cuda
+    from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 
     cells, size, center = len(images), geometry.size, geometry.center
     inputs = list(images)
@@ -71,7 +71,7 @@ def mosaic(
         tiles["channels_last"] = channels_last
         tiles["photo"] = photos[photo]
         tiles["photo_height"], tiles["photo_width"] = sizes[photo, 0], sizes[photo, 1]
-        mosaic_cuda.write_tiles(tiles, device=device, stream=stream)
+        mosaic_gpu.write_tiles(tiles, device=device, stream=stream)
         return frames.view(samples, *((size, size, 3) if channels_last else (3, size, size)))
 
     return _call_on_gpu(write, inputs, layout="HWC" if channels_last else "CHW")
@@ -79,7 +79,7 @@ def mosaic(
 
 def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
     """See ``fn.remap_mask``."""
-    from nemo_dali.kernels import launch, mask_cuda
+    from nemo_dali.kernels.mask import gpu as mask_gpu
 
     size = geometry.size
     runs = (dali.reshape(target[2], shape=[1, -1]), types.UINT32, 2)  # the first input brings the first output's shape
@@ -89,8 +89,8 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
         samples = len(ends)
         masks = _allocate((samples, size, size), dtype, device, stream)
         targets, first = _targets(ends, told, geometry.resample)
-        _owner, (address,) = launch.upload([targets], device=device, stream=stream)
-        mask_cuda.write_masks(
+        _owner, (address,) = device.upload([targets], device=device, stream=stream)
+        mask_gpu.write_masks(
             address,
             first,
             masks.data_ptr(),
@@ -162,7 +162,7 @@ def _allocate(shape: tuple[int, ...], dtype: str, device: int, stream: int) -> "
     """Memory of undefined content for work on a stream. torch gives it away again only to later work there."""
     import torch
 
-    from nemo_dali.kernels.launch import torch_stream
+    from nemo_dali.kernels.device import torch_stream
 
     with torch.cuda.stream(torch_stream(device, stream)):
         return torch.empty(shape, dtype=getattr(torch, dtype), device=gpu.place(device))

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.mosaic import DONE, WRONG_SIZE
-from nemo_dali.kernels.tensors import read_tensors
+from nemo_dali.kernels.dlpack import read_tensors
+from nemo_dali.kernels.mosaic.cpu import DONE, WRONG_SIZE
 from nemo_dali.kernels.tile import CV2_LETTERBOX
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def check_photo_sizes(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32
     Raises:
         NemoError: one is too large.
     """
-    from nemo_dali.kernels.mosaic_cuda import LARGEST_PHOTO
+    from nemo_dali.kernels.mosaic.gpu import LARGEST_PHOTO
 
     if (largest := max(width.max(), height.max())) > LARGEST_PHOTO:
         raise NemoError(
@@ -235,7 +235,7 @@ class DeviceBatch:
 
     Attributes:
         tiles: dtype ``TILE`` [cells], complete but for the photos' addresses.
-        targets, ends: what ``mask_cuda.make_targets`` gives; letterboxed samples have none there.
+        targets, ends: what ``mask.gpu.make_targets`` gives; letterboxed samples have none there.
         mask: torch uint8 [B, H, W] on the device; the frames are whatever the tiles point to.
         ready: event behind the last use of the frames' memory.
         resident: what holds the tiles' photos, if they are planes that were resampled beforehand; their addresses are
@@ -259,7 +259,7 @@ class DeviceBatch:
                 tiles are resident.
             stream: address of the CUDA stream that they are decoded on.
         """
-        from nemo_dali.kernels.launch import torch_stream
+        from nemo_dali.kernels.device import torch_stream
 
         device = self.mask.device.index
         torch_stream(device, stream).wait_event(self.ready)
@@ -268,8 +268,8 @@ class DeviceBatch:
 
     def _write_masks(self, *, device: int, stream: int) -> None:
         """Queue all masks; those of letterboxed samples become 0."""
-        from nemo_dali.kernels.launch import upload
-        from nemo_dali.kernels.mask_cuda import write_masks
+        from nemo_dali.kernels.device import upload
+        from nemo_dali.kernels.mask.gpu import write_masks
 
         _owner, (targets, ends) = upload([self.targets, self.ends], device=device, stream=stream)
         samples, height, width = self.mask.shape
@@ -285,8 +285,8 @@ class DeviceBatch:
         )
 
     def _resample(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
-        from nemo_dali.kernels.letterbox_cuda import write_tiles as write_letterboxes
-        from nemo_dali.kernels.mosaic_cuda import write_tiles
+        from nemo_dali.kernels.letterbox.gpu import write_tiles as write_letterboxes
+        from nemo_dali.kernels.mosaic.gpu import write_tiles
 
         status, fits = place_photos(self.tiles, photos)
         boxed = self.tiles["resample"] == CV2_LETTERBOX
@@ -297,7 +297,7 @@ class DeviceBatch:
         return status
 
     def _gather(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
-        from nemo_dali.kernels.gather_cuda import write_tiles
+        from nemo_dali.kernels.gather.gpu import write_tiles
 
         write_tiles(self.tiles, device=device, stream=stream)
         self._write_masks(device=device, stream=stream)
@@ -321,7 +321,7 @@ def device_batch(
         stream: torch's current stream, for which they were allocated.
         resident: see ``DeviceBatch``.
     """
-    from nemo_dali.kernels.mask_cuda import make_targets
+    from nemo_dali.kernels.mask.gpu import make_targets
 
     shown = (tiles["run_count"] > 0) & (tiles["resample"] != CV2_LETTERBOX)
     of = np.zeros(len(mask), tiles.dtype)  # the target's tile of each sample; empty where a mask is

@@ -8,9 +8,9 @@ from typing import Any
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction
 
-from nemo_dali.kernels.gather import run_address as run_gather
-from nemo_dali.kernels.mosaic import run_address as run_write_tiles
-from nemo_dali.kernels.mosaic import setup_address
+from nemo_dali.kernels.gather.cpu import run_address as run_gather
+from nemo_dali.kernels.mosaic.cpu import run_address as run_write_tiles
+from nemo_dali.kernels.mosaic.cpu import setup_address
 from nemo_dali.pipeline import gpu
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.kernels.draws import fill_rows, replace_photos, shuffle_keys
+from nemo_dali.kernels.plan.draws import fill_rows, replace_photos, shuffle_keys
 from nemo_dali.kernels.tile import cell_edges
 from nemo_dali.plan.policy import MosaicPolicy
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cache_folder, keep
-from nemo_dali.kernels.words import replace_nouns, replace_tokens
+from nemo_dali.kernels.plan.masking import replace_nouns, replace_tokens
 from nemo_dali.text.tokens import MAX_CONTEXT_LENGTH
 
 RUNS_VERSION = 1  # of the cached array; part of its name

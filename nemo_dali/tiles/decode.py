@@ -50,7 +50,7 @@ def decode_tiles(
     Raises:
         PhotoError: a photo is missing, cannot be decoded or has changed.
     """
-    from nemo_dali.kernels.mosaic import DONE
+    from nemo_dali.kernels.mosaic.cpu import DONE
 
     if not rows:
         return
@@ -157,8 +157,8 @@ class _DeviceTiles:
     def write(self, photos: list[Any], stream: int) -> None:
         import torch
 
-        from nemo_dali.kernels.launch import torch_stream
-        from nemo_dali.kernels.mosaic_cuda import write_tiles
+        from nemo_dali.kernels.device import torch_stream
+        from nemo_dali.kernels.mosaic.gpu import write_tiles
 
         device = self.made.device.index
         on_stream = torch_stream(device, stream)

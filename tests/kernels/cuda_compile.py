@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,10 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 
 def report_of_nvcc(file, architecture, folder):
     """What nvcc says of the kernels of a file."""
-    (folder / file).write_text(cuda_source.source(file))
+    name = Path(file).name
+    (folder / name).write_text(cuda_source.source(file))
     command = ["nvcc", *cuda_source.OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"]
-    run = subprocess.run([*command, "-cubin", file], cwd=folder, capture_output=True, text=True)
+    run = subprocess.run([*command, "-cubin", name], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stderr
 

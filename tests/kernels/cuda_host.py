@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_dali.kernels import cuda_source, gather_cuda, letterbox_cuda, mosaic_cuda
+from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.gather import gpu as gather_gpu
+from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.tile import RESAMPLE
 
-KERNELS = [mosaic_cuda.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
-GATHER_KERNELS = [gather_cuda.kernel_name(itemsize) for itemsize in (1, 2, 4)]
-LETTERBOX_KERNELS = [letterbox_cuda.kernel_name(itemsize) for itemsize in (1, 2, 4)]
+KERNELS = [mosaic_gpu.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
+GATHER_KERNELS = [gather_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
+LETTERBOX_KERNELS = [letterbox_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
 HERE = Path(__file__).parent
 RUN = f"""
 extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
@@ -40,7 +43,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 
 def build(folder, *options, lanes, rows, main=""):
     """Compile for blocks of lanes x rows threads; returns the path of what came out."""
-    sources = cuda_source.source(mosaic_cuda.FILE, gather_cuda.FILE, letterbox_cuda.FILE)
+    sources = cuda_source.source(mosaic_gpu.FILE, gather_gpu.FILE, letterbox_gpu.FILE)
     (folder / "kernel.cpp").write_text(f'#include "cuda_on_host.hpp"\n{sources}{RUN}{main}')
     command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
     command += [f"-DLANES={lanes}", f"-DROWS={rows}", f"-DTHREADS={lanes * rows}", *options]
@@ -51,35 +54,35 @@ def build(folder, *options, lanes, rows, main=""):
 
 
 def launch(library, tiles):
-    """What ``mosaic_cuda.write_tiles`` does, here and now, with host addresses."""
+    """What ``mosaic.gpu.write_tiles`` does, here and now, with host addresses."""
     if not len(tiles):
         return
-    tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
-    which = KERNELS.index(mosaic_cuda.kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
+    tile_of_block, stage_bytes = mosaic_gpu.cut(tiles)
+    which = KERNELS.index(mosaic_gpu.kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
     library.run(which, len(tile_of_block), *pointers, stage_bytes)
 
 
 def launch_gather(library, tiles):
-    """What ``gather_cuda.write_tiles`` does, here and now, with host addresses.
+    """What ``gather.gpu.write_tiles`` does, here and now, with host addresses.
 
     Args:
         library: what ``library`` gives; the fixture ``cuda_library``.
         tiles: dtype ``TILE`` [n], n >= 1, contiguous; ``first_block`` is set.
     """
-    tile_of_block = gather_cuda.cut(tiles)
-    which = GATHER_KERNELS.index(gather_cuda.kernel_name(int(tiles["itemsize"][0])))
+    tile_of_block = gather_gpu.cut(tiles)
+    which = GATHER_KERNELS.index(gather_gpu.kernel_name(int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
     library.run_gather(which, len(tile_of_block), *pointers)
 
 
 def launch_letterbox(library, tiles):
-    """What ``letterbox_cuda.write_tiles`` does, here and now, with host addresses."""
+    """What ``letterbox.gpu.write_tiles`` does, here and now, with host addresses."""
     if not len(tiles):
         return
     tiles = tiles.copy()
-    tile_of_block, lines = letterbox_cuda.cut(tiles)
-    which = LETTERBOX_KERNELS.index(letterbox_cuda.kernel_name(int(tiles["itemsize"][0])))
+    tile_of_block, lines = letterbox_gpu.cut(tiles)
+    which = LETTERBOX_KERNELS.index(letterbox_gpu.kernel_name(int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block, lines))
     library.run_letterbox(which, len(tile_of_block), *pointers)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from nemo_dali.kernels.cv2_letterbox import warp_letterbox, warp_weights, write_letterbox_mask
+from nemo_dali.kernels.letterbox.cpu import warp_letterbox, warp_weights, write_letterbox_mask
 
 
 def matrix(height, width, size):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.mosaic.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.normalise import RECIPE
 from nemo_dali.kernels.reference import resize_cv2_linear
 
@@ -71,7 +71,7 @@ def test_no_memory_is_read_after_it_was_freed():
     code = """
 import cv2
 import numpy as np
-from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.mosaic.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.normalise import RECIPE
 identity = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
 for seed in range(40):
@@ -93,7 +93,7 @@ def test_reads_nothing_outside_the_photo(shape):
     code = f"""
 import ctypes, mmap
 import numpy as np
-from nemo_dali.kernels.cv2_linear import write_cv2_linear
+from nemo_dali.kernels.mosaic.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.normalise import RECIPE
 libc = ctypes.CDLL(None)
 size, page = {shape[0] * shape[1] * 3}, mmap.PAGESIZE

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.kernels import gather, reference
+from nemo_dali.kernels import reference
+from nemo_dali.kernels.gather import cpu as gather_cpu
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.tile import RESAMPLE, TILE
 from tests.kernels.test_mosaic import DTYPES, MEAN, STD, by_tiles, samples
@@ -23,7 +24,7 @@ def gathered(tiles, photos, frame, table):
     sample = np.zeros(9, TILE)
     sample[: len(tiles)] = tiles
     sample["photo"][: len(tiles)] = [one.ctypes.data for one in planes]
-    gather.write_sample(sample)
+    gather_cpu.write_sample(sample)
 
 
 @settings(max_examples=120, deadline=None)
@@ -48,7 +49,7 @@ def test_a_cell_leaves_the_rest_of_the_frame_alone(channels_last):
     tile["table"], tile["photo"] = table.ctypes.data, planes.ctypes.data
     tile["frame_height"], tile["frame_width"], tile["itemsize"], tile["channels_last"] = 12, 10, 1, channels_last
     tile["y0"], tile["y1"], tile["x0"], tile["x1"] = 3, 7, 2, 7
-    gather.write_sample(tiles)
+    gather_cpu.write_sample(tiles)
     inside = np.zeros((12, 10), bool)
     inside[3:7, 2:7] = True
     planar = frame.transpose(2, 0, 1) if channels_last else frame
@@ -57,4 +58,4 @@ def test_a_cell_leaves_the_rest_of_the_frame_alone(channels_last):
 
 
 def test_nothing_is_written_without_cells():
-    gather.write_sample(np.zeros(4, TILE))
+    gather_cpu.write_sample(np.zeros(4, TILE))

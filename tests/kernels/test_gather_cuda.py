@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.kernels import cuda_source, gather, gather_cuda
+from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.gather import cpu as gather_cpu
+from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.tile import TILE
 from tests.kernels.cuda_compile import (
     ARCHITECTURES,
@@ -26,7 +28,7 @@ from tests.kernels.cuda_host import (
     sanitized,
 )
 
-CHUNK = gather_cuda._CHUNK
+CHUNK = gather_gpu._CHUNK
 BLOCKS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -49,7 +51,7 @@ def on_gpu(request):
         for name, moved in (("image", there), ("table", there), ("photo", photos)):
             tiles[name] = tiles[name] - np.uint64(memory.ctypes.data) + np.uint64(moved.data_ptr())
         stream = torch.cuda.current_stream()
-        gather_cuda.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
+        gather_gpu.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
         memory[:] = there.cpu().numpy()
 
     return write
@@ -95,7 +97,7 @@ def check(write, tiles, memory):
         for name in ("image", "photo", "table"):
             sample[name] = sample[name] - np.uint64(here) + np.uint64(expected.ctypes.data)
         sample["mask"] = mask.ctypes.data
-        gather.write_sample(sample)
+        gather_cpu.write_sample(sample)
     before = memory.copy()
     write(tiles, memory)
     assert not np.array_equal(before, expected)
@@ -188,7 +190,7 @@ def test_every_chunk_of_every_cell_is_read_by_one_block():
     tiles["photo"] = random.integers(0, 2**40, 300)
     tiles["y1"], tiles["x1"] = random.choice([1, 30, 160, 480], 300), random.integers(1, 500, 300)
     tiles["channels_last"] = random.integers(0, 2, 300)
-    tile_of_block = gather_cuda.cut(tiles)
+    tile_of_block = gather_gpu.cut(tiles)
     assert tile_of_block.dtype == np.uint32
     for index, tile in enumerate(tiles):
         mine = np.flatnonzero(tile_of_block == index)
@@ -210,7 +212,7 @@ def test_chunks_meet_where_lines_of_memory_meet(cuda_library, channels_last):
     tile["y1"] = tile["frame_height"] = 150
     tile["x1"] = tile["frame_width"] = 137
     tile["itemsize"], tile["channels_last"] = 1, channels_last
-    blocks, written = gather_cuda.cut(tile), []
+    blocks, written = gather_gpu.cut(tile), []
     for block in range(len(blocks)):
         frame[:] = 0
         tile["first_block"] = -block  # the launch's only block then reads this chunk
@@ -222,11 +224,11 @@ def test_chunks_meet_where_lines_of_memory_meet(cuda_library, channels_last):
 
 
 def test_blocks_have_as_many_threads_as_the_source_says():
-    assert f"#define THREADS {gather_cuda.THREADS[0]} " in cuda_source.source(gather_cuda.FILE)
+    assert f"#define THREADS {gather_gpu.THREADS[0]} " in cuda_source.source(gather_gpu.FILE)
 
 
 def test_nothing_is_launched_without_cells():
-    gather_cuda.write_tiles(np.zeros(0, TILE), device=0, stream=0)
+    gather_gpu.write_tiles(np.zeros(0, TILE), device=0, stream=0)
 
 
 @needs_compiler
@@ -246,7 +248,7 @@ def test_the_source_passes_a_sanitizer(tmp_path_factory, sanitizer):
             tiles[frame] = tiles[high] + random.integers(0, 3, count)
         tiles["photo"] = random.integers(0, 128, count) * random.integers(0, 2, count)
         tiles["itemsize"], tiles["channels_last"] = itemsize, random.integers(0, 2, count)
-        run_sanitized(program, kernel, tiles, gather_cuda.cut(tiles))
+        run_sanitized(program, kernel, tiles, gather_gpu.cut(tiles))
 
 
 def check_compiled(report, title):
@@ -257,12 +259,12 @@ def check_compiled(report, title):
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc_compiles_the_source_without_spills(tmp_path, architecture):
-    check_compiled(report_of_nvcc(gather_cuda.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
+    check_compiled(report_of_nvcc(gather_gpu.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_run_time_compiler_compiles_the_source_without_spills(architecture):
-    check_compiled(report_of_run_time_compiler(gather_cuda.FILE, architecture), f"NVRTC sm_{architecture}")
+    check_compiled(report_of_run_time_compiler(gather_gpu.FILE, architecture), f"NVRTC sm_{architecture}")
 
 
 @pytest.mark.gpu

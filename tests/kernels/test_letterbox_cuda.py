@@ -8,7 +8,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.kernels import cv2_letterbox, letterbox_cuda, mosaic, reference
+from nemo_dali.kernels import reference
+from nemo_dali.kernels.letterbox import cpu as letterbox_cpu
+from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
+from nemo_dali.kernels.mosaic import cpu as mosaic_cpu
 from nemo_dali.kernels.tile import CV2_LETTERBOX, TILE
 from tests.kernels.cuda_compile import (
     ARCHITECTURES,
@@ -52,7 +55,7 @@ def on_gpu():
         photos = [torch.from_numpy(photo).cuda() for photo in photos]
         tiles["photo"] = [photo.data_ptr() for photo in photos]
         stream = torch.cuda.current_stream()
-        letterbox_cuda.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
+        letterbox_gpu.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
         for name, array in (("image", frames), ("mask", masks)):
             array.view(np.uint8).reshape(-1)[:] = there[name].cpu().numpy()
 
@@ -81,7 +84,7 @@ def check(write, shapes, cell, *, dtype="float32", soft=False, channels_last=Fal
     for index, photo in enumerate(photos):
         tiles["image"][index] = expected_frames[index].ctypes.data
         tiles["mask"][index] = expected_masks[index].ctypes.data
-        assert mosaic.write_tile(tiles[index], photo) == mosaic.DONE
+        assert mosaic_cpu.write_tile(tiles[index], photo) == mosaic_cpu.DONE
         tiles["image"][index], tiles["mask"][index] = frames[index].ctypes.data, masks[index].ctypes.data
     write(tiles, photos, frames, masks, table)
     assert np.array_equal(masks, expected_masks)
@@ -134,7 +137,7 @@ def test_weights_of_masks_are_products():
     """So the source needs no table of them: whichever of the 2 x 2 pixels a mask covers, the value is the same."""
     x, y = np.meshgrid(np.arange(32), np.arange(32))
     exact = 32 * np.stack([(32 - x) * (32 - y), x * (32 - y), (32 - x) * y, x * y], axis=-1)
-    table = cv2_letterbox.WEIGHTS_LINEAR.astype(int).reshape(32, 32, 4)
+    table = letterbox_cpu.WEIGHTS_LINEAR.astype(int).reshape(32, 32, 4)
     covered = 255 * (np.arange(16)[:, None] >> np.arange(4) & 1)
     assert not np.array_equal(exact, table)
     assert np.array_equal(*((weights @ covered.T + (1 << 14)) >> 15 for weights in (exact, table)))
@@ -147,7 +150,7 @@ def test_every_part_of_every_cell_is_written_by_one_block():
     tiles["photo_height"] = tiles["photo_width"] = 9
     runs = np.array([3, 5, 100], np.uint32)
     tiles["runs"], tiles["run_count"] = runs.ctypes.data, random.integers(0, 4, 50)
-    tile_of_block, lines = letterbox_cuda.cut(tiles)
+    tile_of_block, lines = letterbox_gpu.cut(tiles)
     assert tile_of_block.dtype == np.uint32 and lines.dtype == np.int32
     begin = 0
     for index, tile in enumerate(tiles):
@@ -160,7 +163,7 @@ def test_every_part_of_every_cell_is_written_by_one_block():
 
 
 def test_nothing_is_launched_without_cells():
-    letterbox_cuda.write_tiles(np.zeros(0, TILE), device=0, stream=0)
+    letterbox_gpu.write_tiles(np.zeros(0, TILE), device=0, stream=0)
 
 
 @needs_compiler
@@ -183,7 +186,7 @@ def test_the_source_passes_a_sanitizer(tmp_path_factory, sanitizer):
         tiles["photo"] = random.integers(0, 128, count)
         tiles["itemsize"], tiles["channels_last"] = itemsize, random.integers(0, 2, count)
         tiles["soft_mask"] = random.integers(0, 2, count)
-        tile_of_block, lines = letterbox_cuda.cut(tiles)
+        tile_of_block, lines = letterbox_gpu.cut(tiles)
         run_sanitized(program, kernel, tiles, tile_of_block, lines=lines)
 
 
@@ -195,12 +198,12 @@ def check_compiled(report, title):
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc_compiles_the_source_without_spills(tmp_path, architecture):
-    check_compiled(report_of_nvcc(letterbox_cuda.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
+    check_compiled(report_of_nvcc(letterbox_gpu.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_run_time_compiler_compiles_the_source_without_spills(architecture):
-    check_compiled(report_of_run_time_compiler(letterbox_cuda.FILE, architecture), f"NVRTC sm_{architecture}")
+    check_compiled(report_of_run_time_compiler(letterbox_gpu.FILE, architecture), f"NVRTC sm_{architecture}")
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nemo_dali.kernels.mask import add_up, find_run, nearest_sources, write_mask
+from nemo_dali.kernels.mask.cpu import add_up, find_run, nearest_sources, write_mask
 from nemo_dali.kernels.tile import CV2_LINEAR, PILLOW_BILINEAR
 
 RULES = [CV2_LINEAR, PILLOW_BILINEAR]

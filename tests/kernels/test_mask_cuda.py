@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels import mask_cuda, reference
-from nemo_dali.kernels.mask import write_mask
+from nemo_dali.kernels import reference
+from nemo_dali.kernels.mask import gpu as mask_gpu
+from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.tile import CV2_LINEAR, PILLOW_BILINEAR
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +35,8 @@ class Batch(NamedTuple):
     dtype: str
 
     def targets(self):
-        addresses, counts = mask_cuda.run_addresses(self.runs)
-        return mask_cuda.make_targets(
+        addresses, counts = mask_gpu.run_addresses(self.runs)
+        return mask_gpu.make_targets(
             addresses=addresses, counts=counts, boxes=self.boxes, photos=self.photos, resample=self.resample
         )
 
@@ -93,7 +94,7 @@ def random_batch(seed, *, largest_frame, largest_photo, samples):
         boxes=[cell_of_grid(random, *frame) for _ in photos],
         photos=photos,
         resample=seed % 2,
-        dtype=mask_cuda.DTYPES[seed % 3],
+        dtype=mask_gpu.DTYPES[seed % 3],
     )
 
 
@@ -101,13 +102,13 @@ def numba_launch(batch, *, threads, band):
     """The masks by Numba's own launch, in the simulator or on a GPU."""
     from numba import cuda
 
-    from nemo_dali.kernels.mask_kernel import write_masks
+    from nemo_dali.kernels.mask.kernel import write_masks
 
     targets, ends = batch.targets()
     expected = batch.expected()
     masks = cuda.to_device(np.full(expected.size, 7, batch.dtype))
-    grid = mask_cuda.grid(len(targets), *batch.frame, threads=threads, band=band)
-    shared = mask_cuda.shared_bytes(threads=threads, band=band)
+    grid = mask_gpu.grid(len(targets), *batch.frame, threads=threads, band=band)
+    shared = mask_gpu.shared_bytes(threads=threads, band=band)
     ends = np.append(ends, 0).astype(np.uint32)  # Numba does not copy an array of no bytes
     launch = write_masks[grid, threads, 0, shared]
     launch(cuda.to_device(targets.view(np.int32)), cuda.to_device(ends), masks, *batch.frame, band)
@@ -156,7 +157,7 @@ def test_targets():
 
 def test_more_runs_than_fit():
     with pytest.raises(NemoError, match=r"2147483648 runs.*lower batch_size"):
-        mask_cuda.make_targets(
+        mask_gpu.make_targets(
             addresses=np.zeros(2, np.uint64),
             counts=np.array([2**30, 2**30]),
             boxes=np.zeros((2, 4)),
@@ -181,7 +182,7 @@ def compiler():
 )
 def test_machine_code(compiler, dtype, cc, tmp_path):
     """No local memory, and doubles are rounded as on the CPU."""
-    ptx = mask_cuda.compile_ptx(dtype, cc)
+    ptx = mask_gpu.compile_ptx(dtype, cc)
     assert f".target sm_{cc[0]}{cc[1]}\n" in ptx
     assert re.findall(r"\.entry (\w+)", ptx) == ["write_masks"]
     assert not re.search(r"\.local|ld\.local|st\.local|\bfma\.|\bcall\b", ptx)
@@ -209,7 +210,7 @@ def test_machine_code(compiler, dtype, cc, tmp_path):
 def test_numbas_own_launch_compiles(compiler):
     from numba import cuda
 
-    from nemo_dali.kernels.mask_kernel import write_masks
+    from nemo_dali.kernels.mask.kernel import write_masks
 
     arguments = "void(int32[::1], uint32[::1], uint8[::1], int64, int64, int64)"
     ptx, _ = cuda.compile_ptx(write_masks.py_func, arguments, cc=(9, 0))
@@ -224,7 +225,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_machine_code_is_kept(compiler, cache, monkeypatch):
     try:
-        path = mask_cuda.compiled_kernel("uint8", (8, 0))
+        path = mask_gpu.compiled_kernel("uint8", (8, 0))
     except NemoError as error:
         if "Unsupported .version" not in str(error):
             raise
@@ -233,30 +234,30 @@ def test_machine_code_is_kept(compiler, cache, monkeypatch):
     assert code[:4] == b"\x7fELF" and b"write_masks" in code
     assert list(cache.iterdir()) == [path]
 
-    others = {mask_cuda.compiled_kernel("uint8", (9, 0)), mask_cuda.compiled_kernel("int64", (8, 0))}
+    others = {mask_gpu.compiled_kernel("uint8", (9, 0)), mask_gpu.compiled_kernel("int64", (8, 0))}
     assert len({path, *others}) == 3 and set(cache.iterdir()) == {path, *others}
 
     path.write_bytes(b"damaged")
-    assert mask_cuda.compiled_kernel("uint8", (8, 0), anew=True) == path and path.read_bytes()[:4] == code[:4]
+    assert mask_gpu.compiled_kernel("uint8", (8, 0), anew=True) == path and path.read_bytes()[:4] == code[:4]
 
     def compile_nothing(*_):
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(mask_cuda, "compile_ptx", compile_nothing)
-    assert mask_cuda.compiled_kernel("uint8", (8, 0)) == path
+    monkeypatch.setattr(mask_gpu, "compile_ptx", compile_nothing)
+    assert mask_gpu.compiled_kernel("uint8", (8, 0)) == path
 
 
 def test_a_compiler_that_fails(cache, monkeypatch):
-    monkeypatch.setattr(mask_cuda, "compile_ptx", lambda *_: "no PTX at all")
+    monkeypatch.setattr(mask_gpu, "compile_ptx", lambda *_: "no PTX at all")
     with pytest.raises(NemoError, match=r"capability 9\.0 \(.*\)\. Install .*nemo-dali\[cuda12\]"):
-        mask_cuda.compiled_kernel("uint8", (9, 0))
+        mask_gpu.compiled_kernel("uint8", (9, 0))
     assert not cache.exists()
 
 
 def test_a_cache_that_cannot_be_written(cache):
     cache.write_text("a file where the folder should be")
     with pytest.raises(NemoError, match="NEMO_DALI_CACHE"):
-        mask_cuda._write(cache / "mask-0.cubin", b"code")
+        mask_gpu._write(cache / "mask-0.cubin", b"code")
 
 
 def cupy_launch(batch):
@@ -268,7 +269,7 @@ def cupy_launch(batch):
     with cupy.cuda.Stream(non_blocking=True) as stream:
         device_targets, device_ends = cupy.asarray(targets.view(np.int32)), cupy.asarray(ends)
         masks = cupy.full(expected.size + 64, 7, batch.dtype)
-        mask_cuda.write_masks(
+        mask_gpu.write_masks(
             device_targets.data.ptr,
             device_ends.data.ptr,
             masks.data.ptr,

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.kernels import mosaic, reference
+from nemo_dali.kernels import reference
+from nemo_dali.kernels.mosaic import cpu as mosaic_cpu
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.tile import RESAMPLE, TILE
 from nemo_dali.pipeline.cells import lay_out
@@ -21,7 +22,7 @@ def runs_of(random, height, width):
 
 def write_on_cpu(tiles, photos, frame, table):
     for tile, photo in zip(tiles, photos, strict=True):
-        assert mosaic.write_tile(tile, photo) == mosaic.DONE
+        assert mosaic_cpu.write_tile(tile, photo) == mosaic_cpu.DONE
 
 
 def by_tiles(write, photos, *, grid, center, counts, cell, size, resample, table, channels_last, recipe=None):
@@ -84,13 +85,13 @@ def test_a_photo_of_another_size_is_refused_and_nothing_is_written():
     tile["x1"] = tile["y1"] = 8
     tile["photo_height"], tile["photo_width"] = 5, 6
     for shape in ((6, 5, 3), (5, 7, 3), (4, 6, 3)):
-        assert mosaic.write_tile(tile[0], np.zeros(shape, np.uint8)) == mosaic.WRONG_SIZE
+        assert mosaic_cpu.write_tile(tile[0], np.zeros(shape, np.uint8)) == mosaic_cpu.WRONG_SIZE
     assert (frame == 7).all() and (mask == 7).all()
 
 
 @pytest.mark.parametrize("address", ["run_address", "setup_address"])
 def test_callbacks_have_addresses(address):
-    assert getattr(mosaic, address) > 0
+    assert getattr(mosaic_cpu, address) > 0
 
 
 def test_a_tile_has_no_hidden_padding():

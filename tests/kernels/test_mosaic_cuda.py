@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from nemo_dali.kernels import mosaic_cuda, reference
+from nemo_dali.kernels import reference
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.tile import RESAMPLE, TILE
 from tests.kernels.cuda_compile import (
     ARCHITECTURES,
@@ -42,7 +43,7 @@ def on_gpu():
         tiles["image"] = tiles["image"] - np.uint64(frame.ctypes.data) + np.uint64(frame_there.data_ptr())
         tiles["table"] = table_there.data_ptr()
         stream = torch.cuda.current_stream()
-        mosaic_cuda.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
+        mosaic_gpu.write_tiles(tiles, device=torch.cuda.current_device(), stream=stream.cuda_stream)
         frame.view(np.uint8).reshape(-1)[:] = frame_there.cpu().numpy()
 
     return write
@@ -143,30 +144,30 @@ def test_the_source_passes_a_sanitizer(tmp_path_factory, sanitizer):
     for kernel, (resample, itemsize) in enumerate([(r, i) for r in RESAMPLE.values() for i in (1, 2, 4)]):
         tiles = boxes(random, count)
         tiles["resample"], tiles["itemsize"] = resample, itemsize
-        run_sanitized(program, kernel, tiles, *mosaic_cuda.cut(tiles))
+        run_sanitized(program, kernel, tiles, *mosaic_gpu.cut(tiles))
 
 
 def check_compiled(report, title):
     # 80 registers: three blocks of 256 threads on a multiprocessor.
-    check_report(report, title, KERNELS, registers=80, dynamic_shared=mosaic_cuda._LARGEST_STAGE)
+    check_report(report, title, KERNELS, registers=80, dynamic_shared=mosaic_gpu._LARGEST_STAGE)
 
 
 @needs_nvcc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc_compiles_the_source_without_spills(tmp_path, architecture):
-    check_compiled(report_of_nvcc(mosaic_cuda.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
+    check_compiled(report_of_nvcc(mosaic_gpu.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_run_time_compiler_compiles_the_source_without_spills(architecture):
-    check_compiled(report_of_run_time_compiler(mosaic_cuda.FILE, architecture), f"NVRTC sm_{architecture}")
+    check_compiled(report_of_run_time_compiler(mosaic_gpu.FILE, architecture), f"NVRTC sm_{architecture}")
 
 
 def test_a_photo_that_is_too_large_is_refused():
     tiles = boxes(np.random.default_rng(0), 2)
-    tiles["photo_width"][1] = mosaic_cuda.LARGEST_PHOTO + 1
+    tiles["photo_width"][1] = mosaic_gpu.LARGEST_PHOTO + 1
     with pytest.raises(ValueError, match="at most 8192 pixels"):
-        mosaic_cuda.cut(tiles)
+        mosaic_gpu.cut(tiles)
 
 
 def test_every_part_of_every_cell_is_written_by_one_block():
@@ -174,8 +175,8 @@ def test_every_part_of_every_cell_is_written_by_one_block():
     for resample in RESAMPLE.values():
         tiles = boxes(random, 50)
         tiles["resample"], tiles["photo_width"] = resample, random.integers(1, 8193, 50)
-        tile_of_block, stage_bytes = mosaic_cuda.cut(tiles)
-        assert stage_bytes % 16 == 0 and stage_bytes <= mosaic_cuda._LARGEST_STAGE
+        tile_of_block, stage_bytes = mosaic_gpu.cut(tiles)
+        assert stage_bytes % 16 == 0 and stage_bytes <= mosaic_gpu._LARGEST_STAGE
         for index, tile in enumerate(tiles):
             mine = np.flatnonzero(tile_of_block == index)
             across, down = (-(-(tile[b] - tile[a]) // tile[p]) for a, b, p in PARTS)

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nemo_dali.kernels.pillow_bilinear import resize_pillow_bilinear
+from nemo_dali.kernels.mosaic.pillow_bilinear import resize_pillow_bilinear
 from nemo_dali.kernels.reference import resize_pillow_bilinear as resize
 
 lengths = st.one_of(st.integers(1, 12), st.integers(1, 250))
@@ -79,7 +79,7 @@ def test_writes_into_its_box_of_a_frame_and_nowhere_else():
 GUARDED = """
 import ctypes, mmap
 import numpy as np
-from nemo_dali.kernels.pillow_bilinear import resize_pillow_bilinear
+from nemo_dali.kernels.mosaic.pillow_bilinear import resize_pillow_bilinear
 
 page = mmap.PAGESIZE
 protect = ctypes.CDLL(None, use_errno=True).mprotect

@@ -270,7 +270,7 @@ def _limits(facts: Facts) -> Iterator[Finding]:
             f"Compiled kernels cannot be kept: {facts.cache.error}.",
             "Set NUMBA_CACHE_DIR to a folder of yours that lasts and can be written.",
         )
-    elif "nemo-dali-numba-" in facts.cache.value:  # a temporary folder that nemo_dali.kernels made
+    elif facts.cache.value is None:
         yield Finding(
             "warning",
             "Compiled kernels are kept nowhere: each start compiles for some 20 s.",

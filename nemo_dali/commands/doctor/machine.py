@@ -224,10 +224,12 @@ def _read_driver() -> dict[str, Any] | None:
     return None if driver is None else asdict(driver)
 
 
-def _write_cache() -> str:
-    from nemo_dali.kernels.mosaic import write_tile
+def _write_cache() -> str | None:
+    from nemo_dali.kernels.jit import cache_path
+    from nemo_dali.kernels.mosaic.cpu import write_tile
 
-    folder: str = write_tile.stats.cache_path
+    if (folder := cache_path(write_tile)) is None:
+        return None
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"x")

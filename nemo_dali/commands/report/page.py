@@ -237,7 +237,7 @@ def _shown_ranks(width: int) -> list[int]:
 
 def _most_drawn(dataset: Dataset, curves: Curves, proposal: Proposal) -> list[tuple[int, float]]:
     """The photos drawn most often at the proposed values, with their shares of all draws."""
-    from nemo_dali.kernels.pools import draws_reference
+    from nemo_dali.kernels.ranking.pools import draws_reference
 
     table, rows = curves.table, curves.rows
     valid = (table.neighbors[rows] >= 0).sum(axis=1)

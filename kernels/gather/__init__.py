@@ -1,0 +1,1 @@
+"""Resident tiles, resampled beforehand, gathered into frames."""

@@ -1,0 +1,66 @@
+"""Launches ``gather.cu``: all cells of a batch at once, from resident tiles, on a stream of the caller's.
+
+No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.device import current, upload
+from nemo_dali.kernels.jit import jit
+
+FILE = "gather/gather.cu"
+THREADS = (128,)  # as in gather.cu
+
+_CHUNK, _BUS_LINE = 6144, 128  # as in gather.cu
+
+
+def kernel_name(itemsize: int) -> str:
+    """The kernel for values of ``itemsize`` bytes."""
+    return f"gather_{itemsize}"
+
+
+@jit()
+def cut(tiles: Any) -> Any:
+    """Divide cells into the chunks that blocks of threads read.
+
+    Args:
+        tiles: dtype ``TILE`` [n], without empty boxes; ``first_block`` is set.
+
+    Returns:
+        uint32 [blocks], the row of ``tiles`` that each block works on.
+    """
+    blocks = 0
+    for tile in tiles:
+        planes = 3 if tile.channels_last else 1  # read side by side, in chunks that are the smaller
+        size = 3 // planes * np.int64(tile.y1 - tile.y0) * np.int64(tile.x1 - tile.x0)
+        step = _CHUNK // planes
+        tile.first_block = blocks
+        blocks += (np.int64(tile.photo % np.uint64(_BUS_LINE)) + size + step - 1) // step
+    tile_of_block = np.empty(blocks, np.uint32)
+    for i in range(tiles.size):
+        end = tiles[i + 1].first_block if i + 1 < tiles.size else blocks
+        tile_of_block[tiles[i].first_block : end] = i
+    return tile_of_block
+
+
+def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
+    """Queue the writing of all cells of a batch; their masks are the work of ``mask.gpu``.
+
+    Args:
+        tiles: dtype ``TILE`` [n] in host memory, of one item size, without empty boxes. ``photo`` is the address of
+            uint8 [3, y1 - y0, x1 - x0], the photo as it is to stand in the cell, in the device's memory or in
+            page-locked memory of the host's that the device reads. Addresses are the device's; what is behind them
+            must stay until ``stream`` has come past this launch.
+        device: CUDA device number. stream: CUDA stream's address.
+    """
+    if not len(tiles):
+        return
+    tile_of_block = cut(tiles)
+    kernel = cuda_source.load_kernel(FILE, kernel_name(int(tiles["itemsize"][0])), device)
+    _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
+    with current(device, stream):
+        kernel((len(tile_of_block),), THREADS, tuple(addresses))

@@ -1,0 +1,1 @@
+"""A single photo with its proportions kept, on a border."""

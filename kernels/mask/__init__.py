@@ -1,0 +1,1 @@
+"""A ref's run lengths as the mask of its cell."""

@@ -1,0 +1,210 @@
+"""Launches ``mask.kernel``: the masks of all samples of a batch at once, on a stream of the caller's.
+
+Numba compiles the kernel at first use. CuPy launches it, as it does ``mosaic.cu``, so that Numba need not manage the
+GPU as well. The machine code is kept in ``cache.cache_folder()``, a file for each GPU architecture and type of mask; it
+holds nothing that cannot be made again.
+
+No GPU has run this yet. ``pytest -m gpu tests/kernels/test_mask_cuda.py`` does.
+"""
+
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import carray
+
+from nemo_dali.errors import NemoError
+from nemo_dali.io.cache import cache_folder, keep
+from nemo_dali.kernels.device import current
+from nemo_dali.kernels.jit import jit
+from nemo_dali.kernels.mask.cpu import TARGET, add_up
+from nemo_dali.kernels.stores import as_pointer
+
+THREADS = 128  # columns of a block; a multiple of a warp's 32
+BAND = 32  # rows of a block: fewer search more often, more leave too few blocks for a small batch
+DTYPES = ("uint8", "int64", "float32")  # of masks
+
+_ENTRY = "write_masks"  # of the compiled kernel
+_SOURCES = ("mask/cpu.py", "mask/kernel.py", "tile.py")  # what its machine code depends on
+
+
+def run_addresses(runs: Sequence[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """Addresses uint64 [B] and counts int64 [B] of contiguous arrays, which the caller keeps alive."""
+    return np.array([a.ctypes.data for a in runs], np.uint64), np.array([a.size for a in runs], np.int64)
+
+
+@jit()
+def fill_ends(addresses: Any, counts: Any, targets: Any, ends: Any) -> None:
+    """Write where the runs of all targets end.
+
+    Args:
+        addresses: uint64 [B], of each target's run lengths, uint32; any number where there are none.
+        counts: int64 [B], how many run lengths.
+        targets: ``mask.TARGET`` [B] with the photos' sizes; ``ends_begin`` and ``ends_count`` are set.
+        ends: uint32 [sum of counts].
+    """
+    begin = 0
+    for i in range(targets.size):
+        target, count = targets[i], counts[i]
+        target.ends_begin, target.ends_count = begin, count
+        if count:
+            runs = carray(as_pointer(addresses[i]), count, np.uint32)
+            add_up(runs, np.int64(target.photo_height) * target.photo_width, ends[begin : begin + count])
+        begin += count
+
+
+def make_targets(
+    *,
+    addresses: npt.NDArray[np.uint64],
+    counts: npt.NDArray[np.int64],
+    boxes: npt.ArrayLike,
+    photos: npt.ArrayLike,
+    resample: npt.ArrayLike,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
+    """What the kernel reads, in host memory.
+
+    Args:
+        addresses, counts: of the samples' run lengths, as ``run_addresses`` gives them; count 0 for an empty mask.
+        boxes: [B, 4], half-open (y0, x0, y1, x1) of the target's cell in the frame.
+        photos: [B, 2], height and width of the target's photo.
+        resample: one of ``tile.RESAMPLE``'s values, or [B] of them.
+
+    Returns:
+        targets, dtype ``mask.TARGET`` [B], and ends, uint32 [n].
+
+    Raises:
+        NemoError: the batch has 2**31 run lengths or more.
+    """
+    if (total := int(counts.sum())) >= 2**31:
+        raise NemoError(f"The masks of a batch have {total} runs, more than a GPU is given at once; lower batch_size.")
+    targets = np.zeros(len(addresses), TARGET)
+    for fields, values in ((("y0", "x0", "y1", "x1"), boxes), (("photo_height", "photo_width"), photos)):
+        for field, column in zip(fields, np.asarray(values).T, strict=True):
+            targets[field] = column
+    targets["resample"] = resample
+    ends = np.empty(total, np.uint32)
+    fill_ends(np.ascontiguousarray(addresses, np.uint64), np.ascontiguousarray(counts, np.int64), targets, ends)
+    return targets, ends
+
+
+def grid(
+    samples: int, frame_height: int, frame_width: int, *, threads: int = THREADS, band: int = BAND
+) -> tuple[int, int, int]:
+    """Blocks of a launch: along a row, down a column, samples."""
+    return -(-frame_width // threads), -(-frame_height // band), samples
+
+
+def shared_bytes(*, threads: int = THREADS, band: int = BAND) -> int:
+    """Dynamic shared memory of a block."""
+    return 4 * (threads + band)
+
+
+def compile_ptx(dtype: str, cc: tuple[int, int]) -> str:
+    """The kernel's PTX for masks of ``dtype`` and a compute capability, entry ``write_masks``; no GPU is needed."""
+    from numba import cuda, types
+
+    from nemo_dali.kernels.mask.kernel import write_masks
+
+    pointers = (types.CPointer(kind) for kind in (types.int32, types.uint32, getattr(types, dtype)))
+    signature = types.void(*pointers, types.int32, types.int32, types.int32)
+    ptx, _ = cuda.compile_ptx(write_masks.py_func, signature, cc=cc)
+    mangled = re.search(r"\.entry (\w+)", ptx)[1]
+    return ptx.replace(mangled, _ENTRY)
+
+
+def compiled_kernel(dtype: str, cc: tuple[int, int], *, anew: bool = False) -> Path:
+    """A file with the kernel's machine code, made if it is missing or ``anew``; no GPU is needed.
+
+    Raises:
+        NemoError: Numba finds no compiler, or none that fits the linker; or the cache cannot be written.
+    """
+    sources = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in _SOURCES)
+    parts = [hashlib.sha256(sources).hexdigest(), version("numba-cuda"), dtype, cc]
+    path = cache_folder() / f"mask-{hashlib.sha256(repr(parts).encode()).hexdigest()}.cubin"
+    if path.exists() and not anew:
+        return path
+    try:
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+
+        # Machine code, because PTX does not load where the driver is older than the compiler.
+        ptx = ObjectCode.from_ptx(compile_ptx(dtype, cc).encode())
+        code = Linker(ptx, options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}")).link("cubin").code
+    except Exception as error:  # Numba and the libraries behind it raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise NemoError(
+            f"The mask kernel cannot be compiled for compute capability {cc[0]}.{cc[1]} ({reason}). Install the "
+            "compiler of your CUDA version: pip install 'nemo-dali[cuda12]' or 'nemo-dali[cuda13]'."
+        ) from error
+    _write(path, code)
+    return path
+
+
+def _write(path: Path, code: bytes) -> None:
+    try:
+        keep(path, lambda file: file.write(code))
+    except OSError as error:
+        raise NemoError(
+            f"The mask kernel cannot be kept in '{path.parent}' ({error.strerror}). Set NEMO_DALI_CACHE to a folder "
+            "that can be written."
+        ) from error
+
+
+@functools.cache
+def load_kernel(dtype: str, device: int) -> Any:
+    """The kernel for masks of ``dtype`` on a device, ready to launch; compiled where the cache does not hold it.
+
+    Raises:
+        NemoError: as ``compiled_kernel`` does, or the driver refuses the kernel.
+    """
+    import cupy
+
+    with cupy.cuda.Device(device) as here:
+        digits = here.compute_capability  # "90", "120"
+        for anew in (False, True):  # a damaged file in the cache must not be the end
+            path = compiled_kernel(dtype, (int(digits[:-1]), int(digits[-1])), anew=anew)
+            try:
+                return cupy.RawModule(path=str(path)).get_function(_ENTRY)
+            except cupy.cuda.driver.CUDADriverError as error:
+                refusal = error
+    raise NemoError(f"GPU {device} does not take the mask kernel ({refusal}). Update NVIDIA's driver.") from refusal
+
+
+def write_masks(
+    targets: int,
+    ends: int,
+    masks: int,
+    samples: int,
+    *,
+    frame_height: int,
+    frame_width: int,
+    dtype: str = "uint8",
+    device: int,
+    stream: int,
+) -> None:
+    """Queue the writing of all masks of a batch; the memory must stay until ``stream`` has come past this launch.
+
+    Args:
+        targets, ends: device addresses of copies of what ``make_targets`` gives.
+        masks: device address of ``dtype`` [samples, frame_height, frame_width]; everything is set, to 0 or 1.
+        samples: at most 65,535.
+        frame_height, frame_width: in pixels.
+        dtype: one of DTYPES.
+        device: CUDA device number.
+        stream: CUDA stream's address.
+
+    Raises:
+        NemoError: see ``load_kernel``.
+    """
+
+    if samples == 0:
+        return
+    kernel = load_kernel(dtype, device)
+    arguments = (targets, ends, masks, np.int32(frame_height), np.int32(frame_width), np.int32(BAND))
+    with current(device, stream):
+        kernel(grid(samples, frame_height, frame_width), (THREADS,), arguments, shared_mem=shared_bytes())

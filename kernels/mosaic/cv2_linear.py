@@ -1,0 +1,219 @@
+"""OpenCV's INTER_LINEAR on uint8, fused with normalisation and the change of layout; for the CPU.
+
+The rules, for a length ``source`` that becomes ``size`` (the oracle is ``reference.resize_cv2_linear``):
+
+* source coordinate of output ``d``: ``(d + 0.5) * (source / size) - 0.5`` in double, then rounded to float32;
+* weights ``1 - f`` and ``f``, each times 2048, rounded half to even; columns outside the photo clamp index *and*
+  weight, rows the index only;
+* horizontal pass ``(p * w0 + q * w1) >> 4``, kept in int16 (at most 255 * 2048 / 16 = 32640);
+* vertical pass ``(((a * b0) >> 16) + ((b * b1) >> 16) + 2) >> 2``.
+
+A row of the photo is interleaved RGB. Two neighbouring pixels are six consecutive bytes, so the horizontal pass loads
+eight bytes per output pixel, spreads them to (r0 r1 g0 g1 b0 b1 - -) and multiplies by (w0 w1 w0 w1 w0 w1 0 0):
+LLVM turns this into one shuffle and one multiply-add per two pixels. Left to its own vectoriser the same loop is four
+times slower, and the vertical pass, which Numba widens to 64 bits, two times (benchmarks/NOTES.md).
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from nemo_dali.kernels.jit import intrinsic, jit
+from nemo_dali.kernels.normalise import normalise
+from nemo_dali.kernels.stores import put_row
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_LANES = 4  # output pixels per step of the horizontal pass
+_MIXED = 16  # values per step of the vertical pass: those of _LANES pixels, RGB-
+_ONE = np.float32(2048)  # fixed-point one: OpenCV's INTER_RESIZE_COEF_SCALE
+
+
+@intrinsic
+def _blend4(typingctx: Any, row: Any, o0: Any, o1: Any, o2: Any, o3: Any, weights: Any, out: Any) -> Any:
+    """int16 [4, 4] at ``out`` = RGB- of the two pixels at each of ``row + o``, weighted by int16 [4, 8], >> 4."""
+    signature = types.void(types.uint64, *[types.int32] * 4, types.uint64, types.uint64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        row, *offsets, weights, out = args
+
+        def vector(element: Any, count: int) -> Any:
+            return ir.VectorType(element, count)
+
+        def pick(a: Any, b: Any, lanes: Any) -> Any:
+            return builder.shuffle_vector(a, b, ir.Constant(vector(_I32, len(lanes)), [int(k) for k in lanes]))
+
+        def load(address: Any, what: Any, align: int) -> Any:
+            return builder.load(builder.inttoptr(address, what.as_pointer()), align=align)
+
+        pixels = [
+            builder.bitcast(load(builder.add(row, builder.zext(offset, _I64)), _I64, 1), vector(_I8, 8))
+            for offset in offsets
+        ]
+        halves = []
+        for half in range(2):
+            pair = pick(pixels[2 * half], pixels[2 * half + 1], range(16))
+            spread = pick(pair, pair, [8 * p + k for p in range(2) for k in (0, 3, 1, 4, 2, 5, 6, 7)])
+            weight = load(builder.add(weights, ir.Constant(_I64, 32 * half)), vector(_I16, 16), 2)
+            product = builder.mul(builder.zext(spread, vector(_I32, 16)), builder.sext(weight, vector(_I32, 16)))
+            total = builder.add(
+                pick(product, product, range(0, 16, 2)),
+                pick(product, product, range(1, 16, 2)),
+            )
+            shifted = builder.ashr(total, ir.Constant(vector(_I32, 8), [4] * 8))
+            halves.append(builder.trunc(shifted, vector(_I16, 8)))
+        whole = pick(halves[0], halves[1], range(16))
+        builder.store(whole, builder.inttoptr(out, vector(_I16, 16).as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def _mix16(typingctx: Any, upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> Any:
+    """uint8 [16] at ``out`` from int16 [16] at ``upper`` and ``lower``: the vertical pass with weights b0 and b1."""
+    signature = types.void(types.uint64, types.uint64, types.int16, types.int16, types.uint64)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        half, whole, byte = (ir.VectorType(element, _MIXED) for element in (_I16, _I32, _I8))
+
+        def same(element: Any, vector: Any) -> Any:
+            first = builder.insert_element(ir.Constant(vector, ir.Undefined), element, ir.Constant(_I32, 0))
+            return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_I32, _MIXED), [0] * _MIXED))
+
+        def share(address: Any, weight: Any) -> Any:
+            row = builder.load(builder.inttoptr(address, half.as_pointer()), align=2)
+            product = builder.mul(builder.sext(row, whole), builder.sext(same(weight, half), whole))
+            return builder.trunc(builder.ashr(product, ir.Constant(whole, [16] * _MIXED)), half)
+
+        total = builder.add(share(args[0], args[2]), share(args[1], args[3]))
+        rounded = builder.lshr(builder.add(total, ir.Constant(half, [2] * _MIXED)), ir.Constant(half, [2] * _MIXED))
+        builder.store(builder.trunc(rounded, byte), builder.inttoptr(args[4], byte.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@jit()
+def _coordinate(d: int, scale: float) -> tuple[int, Any]:
+    """Lower source index (may be outside the photo) and float32 fraction of output ``d``."""
+    position = np.float32((d + 0.5) * scale - 0.5)
+    index = int(np.floor(position))
+    return index, position - np.float32(index)
+
+
+@jit()
+def _columns(source: int, size: int, offset: Any, weight: Any) -> None:
+    """Fill byte offset int32 [>= size] and weights int16 [>= size, 8] of every output column; the rest stays 0."""
+    scale = source / size
+    for d in range(size):
+        index, fraction = _coordinate(d, scale)
+        if index < 0:
+            index, fraction = 0, np.float32(0)
+        if index >= source - 1:
+            index, fraction = source - 1, np.float32(0)
+        offset[d] = 3 * index
+        for k in range(0, 6, 2):
+            weight[d, k] = np.int16(np.rint((np.float32(1) - fraction) * _ONE))
+            weight[d, k + 1] = np.int16(np.rint(fraction * _ONE))
+
+
+@jit()
+def _blend_columns(row: Any, offset: Any, weights: Any, out: Any) -> None:
+    """Horizontal pass of one photo row at address ``row`` into int16 [n, 4] at address ``out``."""
+    for x in range(0, offset.size, _LANES):
+        _blend4(
+            row,
+            offset[x],
+            offset[x + 1],
+            offset[x + 2],
+            offset[x + 3],
+            weights + np.uint64(16 * x),
+            out + np.uint64(8 * x),
+        )
+
+
+@jit()
+def _blend_rows(upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> None:
+    """Vertical pass: uint8 [n] from two rows int16 [n], n a multiple of ``_MIXED``."""
+    for i in range(0, out.size, _MIXED):
+        _mix16(
+            np.uint64(upper.ctypes.data) + np.uint64(2 * i),
+            np.uint64(lower.ctypes.data) + np.uint64(2 * i),
+            b0,
+            b1,
+            np.uint64(out.ctypes.data) + np.uint64(i),
+        )
+
+
+@jit()
+def _row(first_row: Any, safe_row: Any, y: int, safe: int, width: int) -> Any:
+    """Address of photo row ``y``; from row ``safe`` on in the copy."""
+    if y >= safe:
+        return safe_row + np.uint64(y - safe) * np.uint64(3 * width)
+    return first_row + np.uint64(y) * np.uint64(3 * width)
+
+
+@jit()
+def write_cv2_linear(photo: Any, table: Any, recipe: Any, cell: Any) -> None:
+    """Resize a photo and write it, normalised, into a cell of a frame.
+
+    Args:
+        photo: uint8 [H, W, 3], C-contiguous RGB.
+        table: [3, 256], the output value of each channel's uint8 value.
+        recipe: how to compute it, ``normalise.RECIPE`` [1].
+        cell: [3, h, w] of the table's dtype, a view into the frame; h or w may be 0.
+    """
+    height, width, _ = photo.shape
+    _, h, w = cell.shape
+    if h == 0 or w == 0:
+        return
+    padded = (w + _LANES - 1) // _LANES * _LANES
+    offset = np.zeros(padded, np.int32)
+    weight = np.zeros((padded, 8), np.int16)
+    _columns(width, w, offset, weight)
+    upper = np.empty(4 * padded, np.int16)
+    lower = np.empty(4 * padded, np.int16)
+    pixels = np.empty(4 * padded, np.uint8)
+    planes = np.empty((3, w), np.uint8)
+    values = np.empty((3, w), table.dtype)
+    # Eight bytes are loaded where six are used. Behind the last row that is outside the photo, and behind the last but
+    # one where a row is a single pixel: these two are read from a longer copy.
+    safe = max(height - 2, 0)
+    copied = np.zeros((height - safe) * 3 * width + 8, np.uint8)
+    copied[:-8] = photo[safe:].ravel()
+    first_row = np.uint64(photo.ctypes.data)
+    safe_row = np.uint64(copied.ctypes.data)
+    weights = np.uint64(weight.ctypes.data)
+    upper_index = lower_index = -1
+    scale = height / h
+    for y in range(h):
+        index, fraction = _coordinate(y, scale)
+        b0 = np.int16(np.rint((np.float32(1) - fraction) * _ONE))
+        b1 = np.int16(np.rint(fraction * _ONE))
+        y0 = min(max(index, 0), height - 1)
+        y1 = min(max(index + 1, 0), height - 1)
+        if y0 != upper_index:
+            if y0 == lower_index:
+                upper, lower = lower, upper
+                upper_index, lower_index = lower_index, upper_index
+            else:
+                row = _row(first_row, safe_row, y0, safe, width)
+                _blend_columns(row, offset, weights, np.uint64(upper.ctypes.data))
+                upper_index = y0
+        if y1 != lower_index:
+            row = _row(first_row, safe_row, y1, safe, width)
+            _blend_columns(row, offset, weights, np.uint64(lower.ctypes.data))
+            lower_index = y1
+        _blend_rows(upper, lower, b0, b1, pixels)
+        for x in range(w):  # signed: as 4 * x cannot wrap then, LLVM parts the channels with vectors
+            planes[0, x] = pixels[4 * x]
+            planes[1, x] = pixels[4 * x + 1]
+            planes[2, x] = pixels[4 * x + 2]
+        for c in range(3):
+            normalise(planes[c], c, table, recipe, values[c])
+        for c in range(3):  # by now the first values have left the processor's store buffer
+            put_row(values[c], cell, c, y)
+    # Numba lets go of an array after its last use as one, which to it the address is: both are read until here.
+    copied[0] = np.uint8(weight[0, 0])

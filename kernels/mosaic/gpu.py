@@ -1,0 +1,99 @@
+"""Launches ``mosaic.cu``: all cells of a batch at once, on a stream of the caller's.
+
+No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.device import current, padded, upload
+from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
+
+FILE = "mosaic/mosaic.cu"
+THREADS = (32, 8)  # LANES, ROWS
+LARGEST_PHOTO = 8192  # pixels, width and height
+
+_COLUMNS = 128  # as in mosaic.cu
+_STEP, _GROUP, _COLUMN_TAPS = 8, 16, 1536
+_LINES = 3 * _STEP * (_COLUMNS + 4) * 4  # Lines<V>::BYTES of the widest type
+# Rows of a part: fewer balance the load better, more share the weights of its columns, dear with Pillow's rule.
+_CV2_ROWS, _PILLOW_ROWS = 24, 48
+_STAGE = 18 * 1024  # bytes of photo rows that a block keeps in shared memory where it can choose
+_LARGEST_STAGE = 25 * 1024  # and where it cannot: a row of the largest photo
+
+
+def kernel_name(resample: int, itemsize: int) -> str:
+    """The kernel for one of RESAMPLE's values and values of ``itemsize`` bytes."""
+    names = {value: name.replace("-", "_") for name, value in RESAMPLE.items()}
+    return f"{names[resample]}_{itemsize}"
+
+
+def cut(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], int]:
+    """Divide cells into the parts that blocks of threads write.
+
+    Args:
+        tiles: dtype ``TILE`` [n], n >= 1, of one resampling, without empty boxes. ``first_block``, ``part_width`` and
+            ``part_height`` are set.
+
+    Returns:
+        tile_of_block: uint32 [blocks], the row of ``tiles`` that each block works on.
+        stage_bytes: of dynamic shared memory for a block.
+
+    Raises:
+        ValueError: a photo is larger than LARGEST_PHOTO along one axis.
+    """
+    source_height, source_width = tiles["photo_height"].astype(np.int64), tiles["photo_width"].astype(np.int64)
+    if max(source_height.max(), source_width.max()) > LARGEST_PHOTO:
+        raise ValueError(f"photos on a GPU must be at most {LARGEST_PHOTO} pixels wide and high")
+    width, height = (tiles["x1"] - tiles["x0"]).astype(np.int64), (tiles["y1"] - tiles["y0"]).astype(np.int64)
+    cv2 = tiles["resample"][0] == CV2_LINEAR
+    across, down = source_width / width, source_height / height
+    # Photo pixels behind n neighbouring output pixels: at most (n - 1) * scale + around.
+    around = np.full(len(tiles), 3.0) if cv2 else 2 * np.maximum(across, 1) + 2
+    # Half of the rows that a step likes to keep must fit into the stage.
+    most = (_STAGE // 8 - 27) / 3 - around
+    most = np.clip(np.floor(most / across) + 1, 1, _COLUMNS).astype(np.int64)
+    if not cv2:
+        taps = np.minimum(2 * np.ceil(np.maximum(across, 1)) + 1, source_width)
+        most = np.clip(_COLUMN_TAPS // taps, 1, most).astype(np.int64)
+    most = np.where(most >= 16, most // 16 * 16, most)  # lines that begin at a multiple of 16 bytes in the frame
+    even = -(-width // -(-width // most))
+    part_width = np.where(most >= 16, np.minimum(padded(even), most), even)
+    part_height = np.minimum(_CV2_ROWS if cv2 else _PILLOW_ROWS, height)
+    tiles["part_width"], tiles["part_height"] = part_width, part_height
+
+    segment = 3 * np.minimum(np.ceil((np.minimum(part_width, width) - 1) * across + around), source_width)
+    pitch = padded(segment.astype(np.int64) + 15 + 12)
+    if cv2:
+        rows = np.minimum(2 * _STEP, np.ceil(_STEP * down) + 2).astype(np.int64)
+        stage = max((2 * pitch).max(), min((rows * pitch).max(), _STAGE))
+    else:
+        rows = np.minimum(_GROUP, np.ceil((_STEP - 1) * down + 2 * np.maximum(down, 1) + 2)).astype(np.int64)
+        stage = max(pitch.max(), min((rows * pitch).max(), _STAGE), _LINES)
+    blocks = -(-width // part_width) * -(-height // part_height)
+    tiles["first_block"] = np.cumsum(blocks) - blocks
+    return np.repeat(np.arange(len(tiles), dtype=np.uint32), blocks), int(stage)
+
+
+def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
+    """Queue the writing of all cells of a batch; their masks are the work of ``mask.gpu``.
+
+    Args:
+        tiles: dtype ``TILE`` [n] in host memory, of one resampling and item size, without empty boxes; addresses are
+            those of device memory, which must stay until ``stream`` has come past this launch.
+        device: CUDA device number. stream: CUDA stream's address.
+
+    Raises:
+        ValueError: see ``cut``.
+    """
+    if not len(tiles):
+        return
+    tile_of_block, stage_bytes = cut(tiles)
+    name = kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0]))
+    kernel = cuda_source.load_kernel(FILE, name, device)
+    _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
+    with current(device, stream):
+        kernel((len(tile_of_block),), THREADS, (*addresses, np.int32(stage_bytes)), shared_mem=stage_bytes)

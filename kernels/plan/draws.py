@@ -1,0 +1,380 @@
+"""Counter-based random draws and the rows of the plan; for the CPU.
+
+``philox`` is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with NumPy's
+convention that the counter is raised before a block is made. What each word means is listed in ``nemo_dali.plan``.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import overload
+
+from nemo_dali.kernels.jit import intrinsic, jit
+
+_M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)  # multipliers of Philox4x64
+_W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)  # key increments (Weyl)
+_HALF = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # every float16, widened
+_MOST = 8  # negatives of a 3x3 mosaic
+_TRIES = 64  # draws of a random substitute before it is looked for in order: enough even if nine of ten photos are bad
+
+
+@intrinsic
+def multiply_high(typingctx: Any, a: Any, b: Any) -> Any:
+    """Upper 64 bits of the product of two uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(arg, wide) for arg in args))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+
+    return types.uint64(types.uint64, types.uint64), codegen
+
+
+@jit(error_model="python")
+def philox(key0: Any, key1: Any, position: Any, block: Any, words: Any) -> None:
+    """Write words 4 * block .. 4 * block + 3 of ``Philox(key=[key0, key1], counter=[0, position, 0, 0])``."""
+    c0, c1, c2, c3 = np.uint64(block + 1), np.uint64(position), np.uint64(0), np.uint64(0)
+    for _ in range(10):
+        high0, low0 = multiply_high(_M0, c0), _M0 * c0
+        high1, low1 = multiply_high(_M1, c2), _M1 * c2
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0 += _W0
+        key1 += _W1
+    words[0], words[1], words[2], words[3] = c0, c1, c2, c3
+
+
+@jit(error_model="python")
+def shuffle_keys(seed: Any, epoch: Any, keys: Any) -> None:
+    """Fill uint64 [items] with word 0 of every item."""
+    words = np.empty(4, np.uint64)
+    for item in range(keys.size):
+        philox(seed, epoch, item, 0, words)
+        keys[item] = words[0]
+
+
+@jit(error_model="python")
+def _below(word: Any, n: int) -> int:
+    return np.int64(multiply_high(word, np.uint64(n)))
+
+
+@jit(error_model="python")
+def _share(word: Any) -> float:
+    return np.float64(word >> np.uint64(11)) * 2.0**-53
+
+
+def _wide(value):
+    """A similarity as a float, whether stored as float32 or as the bits of a float16."""
+
+
+@overload(_wide)
+def _overload_wide(value):  # Numba compares this signature with the lambda's: no annotations
+    if isinstance(value, types.Float):
+        return lambda value: value
+    return lambda value: _HALF[value]
+
+
+@jit(error_model="python")
+def _first_at_most(row: Any, bound: float) -> int:
+    """First index of a descending row whose value is <= bound."""
+    low, high = 0, row.size
+    if high and _wide(row[high - 1]) > bound:  # the usual case of a full row: one cache miss instead of ten
+        return high
+    step = 8
+    while low + step < high and _wide(row[low + step]) > bound:  # the bound is usually near the beginning
+        low += step + 1
+        step *= 2
+    high = min(high, low + step)
+    while low < high:
+        middle = (low + high) // 2
+        if _wide(row[middle]) <= bound:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@jit(error_model="python")
+def _draw_skipping(word: Any, n: int, taken: Any, count: int) -> int:
+    """A number in [0, n) that is none of ``taken[:count]`` (ascending), uniform; it is inserted into ``taken``."""
+    value = _below(word, n - count)
+    place = 0
+    while place < count and taken[place] <= value:
+        value += 1
+        place += 1
+    for k in range(count, place, -1):
+        taken[k] = taken[k - 1]
+    taken[place] = value
+    return value
+
+
+@jit(error_model="python")
+def _random_photos(words: Any, photos: int, found: Any, have: int, need: int, own: int) -> None:
+    """Fill ``found[have:need]`` with distinct photos that are neither ``own`` nor in ``found[:have]``."""
+    taken = np.empty(_MOST + 1, np.int64)
+    taken[0] = own
+    for k in range(have):
+        taken[k + 1] = found[k]
+    taken[: have + 1].sort()
+    for k in range(have, need):
+        found[k] = _draw_skipping(words[8 + k], photos, taken, k + 1)
+
+
+@jit(error_model="python")
+def _window(neighbors: Any, similarity: Any, top_k: int, tau: float, need: int, own: int) -> Any:
+    """The candidates in one row of the table: begin, end, where the row's valid entries end, whether it was too short.
+
+    The window starts at the first similarity <= tau and has at most ``top_k`` entries. A window with fewer than
+    ``need`` entries gives way to the row's last ``need`` ones. ``own`` does not count should a table contain it.
+    """
+    valid = _first_at_most(similarity, -np.inf)
+    begin = 0 if tau == np.inf else _first_at_most(similarity[:valid], tau)
+    end = begin + min(top_k, valid - begin)
+    enough = end - begin
+    for k in range(begin, end):
+        enough -= neighbors[k] == own
+    short = enough < need
+    if short:
+        begin, end = max(valid - need, 0), valid
+        for k in range(begin, end):
+            if neighbors[k] == own and begin > 0:
+                begin -= 1
+    return begin, end, valid, short
+
+
+@jit(error_model="python")
+def _mined_photos(
+    words: Any, neighbors: Any, similarity: Any, top_k: int, tau: float, found: Any, need: int, own: int
+) -> int:
+    """Fill ``found`` from one row of the table; return how many were found, negative if the window was too short.
+
+    The candidates are those of ``_window``, without ``own``.
+    """
+    begin, end, _, short = _window(neighbors, similarity, top_k, tau, need, own)
+    taken = np.empty(_MOST + 1, np.int64)
+    count = 0
+    for k in range(begin, end):
+        if neighbors[k] == own and count == 0:
+            taken[0] = k - begin
+            count = 1
+    have = min(need, end - begin - count)
+    for k in range(have):
+        found[k] = neighbors[begin + _draw_skipping(words[8 + k], end - begin, taken, count + k)]
+    return -1 - have if short else have
+
+
+@jit(error_model="python")
+def _nth_bit(bits: int, n: int) -> int:
+    """Index of the n-th set bit, n counted from 0."""
+    index = 0
+    while True:
+        if bits >> index & 1:
+            if n == 0:
+                return index
+            n -= 1
+        index += 1
+
+
+@jit(error_model="python")
+def _allowed(cells: Any, sentence: int, grid: int) -> int:
+    everywhere = (1 << grid * grid) - 1
+    return np.int64(cells[sentence]) & everywhere if cells.size else everywhere
+
+
+@jit(error_model="python")
+def fill_rows(
+    seed: Any,
+    epoch: Any,
+    ref_image: Any,
+    empty: Any,
+    sentence_begin: Any,
+    sentence_count: Any,
+    sentence_ref: Any,
+    photos: int,
+    neighbors: Any,
+    similarity: Any,
+    cells2: Any,
+    cells3: Any,
+    p_mined: float,
+    p_random: float,
+    mining: bool,
+    top_k: int,
+    tau: float,
+    tau_empty: float,
+    p_two: float,
+    shift: int,
+    size: int,
+    position: Any,
+    ref: Any,
+    sentence: Any,
+    kind: Any,
+    grid: Any,
+    cell: Any,
+    images: Any,
+    center: Any,
+    short: Any,
+) -> None:
+    """Fill the plan's columns ``ref`` .. ``center`` from ``position`` and items; add to ``short`` int64 [2].
+
+    ``ref`` holds the items: rows of refs or, where ``sentence_ref`` int32 [sentences] is not empty, of sentences. Refs
+    that are 1 in ``empty`` uint8 [refs] have the bound ``tau_empty`` instead of ``tau``.
+    """
+    words = np.empty(16, np.uint64)
+    found = np.empty(_MOST, np.int64)
+    for row in range(position.size):
+        for block in range(4):
+            philox(seed, epoch, position[row], block, words[4 * block : 4 * block + 4])
+        if sentence_ref.size:
+            s = np.int64(ref[row])
+            ref[row] = sentence_ref[s]
+            r = ref[row]
+        else:
+            r = ref[row]
+            s = sentence_begin[r] + _below(words[1], sentence_count[r])
+        own = np.int64(ref_image[r])
+        sentence[row] = s
+        images[row, :] = -1
+        center[row, :] = -1
+        share = _share(words[2])
+        if share >= p_mined + p_random:
+            kind[row], grid[row], cell[row] = 0, 1, 0
+            images[row, 0] = own
+            continue
+        side = 2 if _share(words[3]) < p_two else 3
+        need = side * side - 1
+        allowed = _allowed(cells2 if side == 2 else cells3, s, side)
+        choices = 0
+        for bit in range(9):
+            choices += allowed >> bit & 1
+        where = _nth_bit(allowed, _below(words[4], choices))
+        have = 0
+        if share < p_mined and mining:
+            kind[row] = 2
+            bound = tau_empty if empty[r] else tau
+            have = _mined_photos(words, neighbors[s], similarity[s], top_k, bound, found, need, own)
+            if have < 0:
+                have = -1 - have
+                short[0] += 1
+                short[1] += have < need
+        else:
+            kind[row] = 1
+        if have < need:
+            _random_photos(words, photos, found, have, need, own)
+        grid[row], cell[row] = side, where
+        k = 0
+        for c in range(side * side):
+            if c == where:
+                images[row, c] = own
+            else:
+                images[row, c] = found[k]
+                k += 1
+        if side == 2:
+            center[row, 0] = size // 2 - shift + _below(words[5], 2 * shift + 1)
+            center[row, 1] = size // 2 - shift + _below(words[6], 2 * shift + 1)
+
+
+@jit(error_model="python")
+def _is_free(photo: int, shown: Any, bad: Any) -> bool:
+    """Whether a photo can take a bad one's place: it exists, is not bad, and ``shown`` [9] does not hold it."""
+    if photo < 0 or photo >= bad.size or bad[photo]:
+        return False
+    for other in shown:
+        if other == photo:
+            return False
+    return True
+
+
+@jit(error_model="python")
+def _next_candidate(
+    neighbors: Any, similarity: Any, top_k: int, tau: float, need: int, own: int, gone: int, shown: Any, bad: Any
+) -> int:
+    """The candidate behind ``gone`` that can take its place, or -1.
+
+    Asked are the rest of the window, its beginning, and the row's last ``need`` entries from its end.
+    """
+    begin, end, valid, _ = _window(neighbors, similarity, top_k, tau, need, own)
+    first = begin
+    for k in range(begin, end):
+        if neighbors[k] == gone:
+            first = k + 1
+    for k in range(first, end):
+        if _is_free(neighbors[k], shown, bad):
+            return neighbors[k]
+    for k in range(begin, first):
+        if _is_free(neighbors[k], shown, bad):
+            return neighbors[k]
+    for k in range(valid - 1, max(valid - need, 0) - 1, -1):
+        if _is_free(neighbors[k], shown, bad):
+            return neighbors[k]
+    return -1
+
+
+@jit(error_model="python")
+def _random_other(seed: Any, epoch: Any, position: Any, k: int, words: Any, shown: Any, bad: Any) -> int:
+    """A random photo that can take the place of a bad one in the k-th free cell, or -1; ``words`` is room for four."""
+    photo = 0
+    for attempt in range(_TRIES):
+        word = 16 + 8 * attempt + k
+        philox(seed, epoch, position, word // 4, words)
+        photo = _below(words[word % 4], bad.size)
+        if _is_free(photo, shown, bad):
+            return photo
+    for _ in range(bad.size):
+        photo = (photo + 1) % bad.size
+        if _is_free(photo, shown, bad):
+            return photo
+    return -1
+
+
+@jit(error_model="python")
+def replace_photos(
+    seed: Any,
+    epoch: Any,
+    neighbors: Any,
+    similarity: Any,
+    top_k: int,
+    tau: float,
+    tau_empty: float,
+    empty: Any,
+    bad: Any,
+    visible: Any,
+    position: Any,
+    ref: Any,
+    sentence: Any,
+    kind: Any,
+    grid: Any,
+    cell: Any,
+    images: Any,
+) -> int:
+    """Replace the bad negatives in the plan's column ``images``; how many there were, or -1 if no photo was left.
+
+    ``bad`` is bool [photos]. Cells that have no pixels, False in ``visible`` bool [n, 9], are left alone.
+
+    A photo that ``bad`` is asked about and that is not bad must be shown: see ``nemo_dali.plan``.
+    """
+    words = np.empty(4, np.uint64)
+    replaced = 0
+    for row in range(position.size):
+        shown = images[row]
+        own = np.int64(shown[cell[row]])
+        cells = np.int64(grid[row]) * grid[row]
+        free = -1
+        for c in range(cells):
+            if c == cell[row]:
+                continue
+            free += 1
+            if not visible[row, c] or not bad[shown[c]]:
+                continue
+            photo = -1
+            if kind[row] == 2:
+                s = sentence[row]
+                bound = tau_empty if empty[ref[row]] else tau
+                photo = _next_candidate(neighbors[s], similarity[s], top_k, bound, cells - 1, own, shown[c], shown, bad)
+            if photo < 0:
+                photo = _random_other(seed, epoch, position[row], free, words, shown, bad)
+            if photo < 0:
+                return -1
+            shown[c] = photo
+            replaced += 1
+    return replaced

@@ -1,0 +1,72 @@
+"""Tile records of a batch's cells, from plan rows."""
+
+from typing import Any
+
+import numpy as np
+
+from nemo_dali.kernels.jit import jit
+from nemo_dali.kernels.tile import cell_edge
+
+
+@jit()
+def write_boxes(rows: Any, size: int, tiles: Any, sample: Any, photo: Any) -> int:
+    """Give each cell of plan rows a record with its frame's size and its box; cells without pixels get none.
+
+    Args:
+        rows: dtype ``plan.PLAN`` [B].
+        size: frame height and width in pixels.
+        tiles: dtype ``TILE`` [n], zeros; ``run_count`` becomes 1 in the targets' cells.
+        sample, photo: int64 [n], the row that a record belongs to, and its photo.
+
+    Returns:
+        How many records there are.
+    """
+    n = 0
+    for i in range(rows.size):
+        row = rows[i]
+        grid = np.int64(row.grid)
+        for cell in range(grid * grid):
+            y, x = cell // grid, cell % grid
+            tile = tiles[n]
+            tile.y0 = cell_edge(grid, y, row.center[1], size)
+            tile.x0 = cell_edge(grid, x, row.center[0], size)
+            tile.y1 = cell_edge(grid, y + 1, row.center[1], size)
+            tile.x1 = cell_edge(grid, x + 1, row.center[0], size)
+            if tile.y0 < tile.y1 and tile.x0 < tile.x1:
+                tile.frame_height = tile.frame_width = size
+                tile.run_count = cell == row.cell
+                sample[n], photo[n] = i, row.images[cell]
+                n += 1
+    return n
+
+
+@jit()
+def complete(
+    tiles: Any,
+    ref: Any,
+    sample: Any,
+    photo: Any,
+    run_count: Any,
+    runs: Any,
+    photo_height: Any,
+    photo_width: Any,
+    image: int,
+    image_bytes: int,
+    mask: int,
+    mask_bytes: int,
+) -> None:
+    """Add to records from ``write_boxes`` what lies where, and to the targets' their run lengths.
+
+    Args:
+        tiles, sample, photo: from ``write_boxes``, [n].
+        ref: int32 [n], of the record's sample.
+        run_count, runs: int64 and uint64 [refs], how many run lengths and at which address.
+        photo_height, photo_width: int32 [photos].
+        image, mask: addresses of the first sample's; image_bytes, mask_bytes: of one.
+    """
+    for i in range(tiles.size):
+        tile = tiles[i]
+        tile.image, tile.mask = image + sample[i] * image_bytes, mask + sample[i] * mask_bytes
+        tile.photo_height, tile.photo_width = photo_height[photo[i]], photo_width[photo[i]]
+        if tile.run_count:
+            tile.run_count, tile.runs = run_count[ref[i]], runs[ref[i]]

@@ -1,0 +1,494 @@
+"""The most similar photos of each sentence, exactly: NumPy reference, Numba kernels, launchers.
+
+A similarity is the float32 nearest to the dot product of two embeddings, whose products are exact in float64 and are
+summed in a fixed order (a fused multiply-add changes nothing then). So identical photos tie to the bit, and neither the
+block size nor the matrix product changes a byte: that product only proposes candidates, within a bound of its rounding
+error. It may come from anywhere.
+
+    scores float32 [rows, photos] ──▶ Ranking.take ──▶ keys uint64 [rows, depth], the best so far ──▶ result
+
+A key holds a photo's similarity and its row, and ascends as rankings do; photos come block after block. Rows belong to
+groups that share their own photo and category: a ref's sentences.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from nemo_dali.kernels.jit import jit
+
+DIGITS = 2048  # of a sort by 11 bits
+CHUNK = 256  # photos that are dismissed together
+ENOUGH = 5  # 2**-5: how many more candidates than needed are as good as none, as a search for a better limit costs too
+ROUNDING = 2.0**-24  # float32's
+
+
+class Rules(NamedTuple):
+    """Which photos a sentence does not get besides its own. Arrays that are empty, and infinite bounds, rule out none.
+
+    Attributes:
+        never: uint8 [P], 1 for photos that nobody gets.
+        shown: uint64 [P, W], the categories of a photo's objects as bits.
+        category: int32 [groups], of the group's target; photos that show it are ruled out; -1: unknown.
+        similar: float32 [U, P], proposed similarities of groups' own photos to these photos.
+        similar_row: int32 [groups], the row of that which belongs to the group.
+        similar_image: float32 [U, D], the embeddings of those own photos.
+        similar_above: photos more similar than that to the own photo are ruled out.
+        siblings_above: photos more similar than that to another sentence of the group are ruled out.
+    """
+
+    never: np.ndarray
+    shown: np.ndarray
+    category: np.ndarray
+    similar: np.ndarray
+    similar_row: np.ndarray
+    similar_image: np.ndarray
+    similar_above: float
+    siblings_above: float
+
+
+def no_rules():
+    """Rules that rule out nothing."""
+    empty = np.empty(0, np.int32)
+    matrix = np.empty((0, 0), np.float32)
+    return Rules(
+        np.empty(0, np.uint8), np.empty((0, 0), np.uint64), empty, matrix, empty, matrix, float("inf"), float("inf")
+    )
+
+
+# --- reference -------------------------------------------------------------------------------------------------------
+
+
+def similarity_reference(left, right):
+    """The exact similarities float32 [n, m] of float32 [n, D] to float32 [m, D]; D is a multiple of 32."""
+    rows = []
+    for vector in left.astype(np.float64):
+        a, b, c, d, e, f, g, h = np.split(right.astype(np.float64) * vector, 8, axis=1)
+        a, b, c, d = np.split(((a + b) + (c + d)) + ((e + f) + (g + h)), 4, axis=1)
+        part = (a + c) + (b + d)
+        total = np.zeros(len(right))
+        for column in part.T:
+            total += column
+        rows.append(total.astype(np.float32))
+    return np.array(rows, np.float32).reshape(len(left), len(right))
+
+
+def rank_reference(text, image, own, *, depth, excluded=None):
+    """The ranking by a full sort.
+
+    Args:
+        text, image: float32 [S, D] and [M, D]; D is a multiple of 32.
+        own: integer [S], the photo row that each sentence does not get.
+        excluded: bool [S, M], further photos that it does not get.
+
+    Returns:
+        ``(neighbors int32 [S, depth], similarity float32 [S, depth], own_rank int32 [S])``; short rows end in -1 and
+        -inf; the last is the own photo's place among all M, from 1.
+    """
+    exact = similarity_reference(text, image)
+    neighbors = np.full((len(text), depth), -1, np.int32)
+    similarity = np.full((len(text), depth), -np.inf, np.float32)
+    own_rank = np.empty(len(text), np.int32)
+    for row, photo in enumerate(own):
+        order = np.argsort(-exact[row], kind="stable")
+        own_rank[row] = 1 + np.flatnonzero(order == photo)[0]
+        left_out = order == photo if excluded is None else (order == photo) | excluded[row, order]
+        best = order[~left_out][:depth]
+        neighbors[row, : len(best)], similarity[row, : len(best)] = best, exact[row, best]
+    return neighbors, similarity, own_rank
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@jit(error_model="python", fastmath={"contract"})
+def _similarity(vector, image, photo, part):
+    """Of float64 [D] and row ``photo`` of float32 [M, D], float32: eight parts added, of those four, then one by one.
+
+    Every step but the last treats its elements alike, so that the compiler may use vectors of any length. No views are
+    taken of the arrays: counting who has one costs more than the sum.
+
+    Args:
+        part: float64 [D / 8] to work in.
+    """
+    eighth = len(part)
+    for i in range(eighth):
+        part[i] = (
+            (vector[i] * image[photo, i] + vector[eighth + i] * image[photo, eighth + i])
+            + (
+                vector[2 * eighth + i] * image[photo, 2 * eighth + i]
+                + vector[3 * eighth + i] * image[photo, 3 * eighth + i]
+            )
+        ) + (
+            (
+                vector[4 * eighth + i] * image[photo, 4 * eighth + i]
+                + vector[5 * eighth + i] * image[photo, 5 * eighth + i]
+            )
+            + (
+                vector[6 * eighth + i] * image[photo, 6 * eighth + i]
+                + vector[7 * eighth + i] * image[photo, 7 * eighth + i]
+            )
+        )
+    last = eighth // 4
+    total = 0.0
+    for i in range(last):
+        part[i] = (part[i] + part[2 * last + i]) + (part[last + i] + part[3 * last + i])
+    for i in range(last):
+        total += part[i]
+    return np.float32(total) + np.float32(0)  # + 0: no negative zero
+
+
+@jit(error_model="python")
+def _sort(keys, count, spare, histogram):
+    """Sort the first ``count`` keys, in which equal similarities are in the order of their photos already.
+
+    By similarity alone, 11 bits at a time: a tenth of the time that a general sort takes.
+
+    Args:
+        spare: uint64, as long as ``keys``.
+        histogram: int32 [DIGITS] to work in.
+    """
+    source, target = keys, spare
+    for shift in (32, 43, 54):
+        histogram[:] = 0
+        for i in range(count):
+            histogram[source[i] >> np.uint64(shift) & np.uint64(DIGITS - 1)] += 1
+        begin = 0
+        for digit in range(DIGITS):
+            begin, histogram[digit] = begin + histogram[digit], begin
+        for i in range(count):
+            digit = source[i] >> np.uint64(shift) & np.uint64(DIGITS - 1)
+            target[histogram[digit]] = source[i]
+            histogram[digit] += 1
+        source, target = target, source
+    keys[:count] = source[:count]
+
+
+@jit(error_model="python")
+def _falling(bits):
+    """Map the bits of a float32 to a uint32 that falls as the float rises; its own inverse."""
+    return bits if bits >> np.uint32(31) else bits ^ np.uint32(0x7FFFFFFF)
+
+
+@jit(error_model="python")
+def _key(similarity, photo, value):
+    """Ascends as (-similarity, photo) does; ``value`` is float32 [1] to work in."""
+    value[0] = similarity
+    return (np.uint64(_falling(value.view(np.uint32)[0])) << np.uint64(32)) | np.uint64(photo)
+
+
+@jit(error_model="python")
+def _similarity_of(key, value):
+    """The similarity in a key."""
+    value.view(np.uint32)[0] = _falling(np.uint32(key >> np.uint64(32)))
+    return value[0]
+
+
+@jit(error_model="python")
+def _own_keys(begin, end, text, image, own, keys):
+    """Keys of the own photos of rows [begin, end)."""
+    vector, part, value = np.empty(text.shape[1]), np.empty(text.shape[1] // 8), np.empty(1, np.float32)
+    for row in range(begin, end):
+        vector[:] = text[row]
+        keys[row] = _key(_similarity(vector, image, own[row], part), own[row], value)
+
+
+@jit(error_model="python")
+def _mark_above(score, bound, slack, vector, image, part, marks):
+    """Mark the photos whose similarity is above a bound, in uint8 [P]; the proposed one tells but for a few."""
+    upper, lower = np.float32(bound) + slack, np.float32(bound) - slack
+    near = 0
+    for photo in range(len(score)):
+        marks[photo] = score[photo] > upper
+        near += score[photo] >= lower
+        near -= score[photo] > upper
+    if near:
+        for photo in range(len(score)):
+            if lower <= score[photo] <= upper:
+                marks[photo] = _similarity(vector, image, photo, part) > bound
+
+
+@jit(error_model="python", fastmath={"nnan", "nsz"})
+def _range(score):
+    """The lowest and the highest."""
+    low, high = score[0], score[0]
+    for photo in range(len(score)):
+        low = min(low, score[photo])
+        high = max(high, score[photo])
+    return low, high
+
+
+@jit(error_model="python")
+def _count(score, limit):
+    """How many are not below a limit: by vectors, as every loop over all photos here but one."""
+    count = np.int32(0)
+    for photo in range(len(score)):
+        count += np.int32(score[photo] >= limit)
+    return count
+
+
+@jit(error_model="python")
+def _cut(score, depth, low, high, guess, slack):
+    """A limit that at least ``depth`` scores reach, and few more than that; ``low`` where there are no more.
+
+    Between two limits that too many and too few reach, the next is where a straight line through the logarithms of
+    their counts would have it.
+    """
+    below, many = low, _count(score, low)
+    above, few = high, np.int32(0)
+    if many <= depth:
+        return low
+    limit = guess
+    for turn in range(40):
+        if not below < limit < above:
+            limit = below + (above - below) * np.float32(0.5)
+        count = _count(score, limit)
+        if count >= depth:
+            below, many = limit, count
+            if count - depth <= max(depth >> ENOUGH, 8):
+                break
+        else:
+            above, few = limit, count
+        if above - below <= slack:
+            break
+        if turn % 4 == 3:
+            limit = below + (above - below) * np.float32(0.5)
+        else:
+            share = np.log(many / (depth + (depth >> ENOUGH) * 0.5)) / np.log(many / max(few, 0.5))
+            limit = below + (above - below) * np.float32(share)
+    return below
+
+
+@jit(error_model="python")
+def _count_ahead(score, own_key, own_similarity, slack, first, vector, image, part, value):
+    """How many photos come before the own one, in chunks of which few hold a photo that must be looked at."""
+    upper, lower = own_similarity + slack, own_similarity - slack
+    ahead = np.int32(0)
+    for begin in range(0, len(score), CHUNK):
+        chunk = score[begin : begin + CHUNK]
+        above = _count(chunk, upper)
+        ahead += above
+        if _count(chunk, lower) > above:
+            for photo in range(begin, begin + len(chunk)):
+                if lower <= score[photo] < upper:
+                    ahead += _key(_similarity(vector, image, photo, part), first + photo, value) < own_key
+    return ahead
+
+
+@jit(error_model="python")
+def _rule_out(group, first, own, slack, image, rules, vector, part, marks, out):
+    """Mark the photos that no sentence of a group gets, in uint8 [P]; ``marks`` is another to work in."""
+    photos = len(out)
+    out[:] = 0
+    if len(rules.never):
+        out[:] = rules.never
+    if len(rules.category) and rules.category[group] >= 0:
+        word, bit = rules.category[group] >> 6, np.uint64(1) << np.uint64(rules.category[group] & 63)
+        for photo in range(photos):
+            if rules.shown[photo, word] & bit:
+                out[photo] = 1
+    if len(rules.similar):
+        row = rules.similar_row[group]
+        vector[:] = rules.similar_image[row]
+        _mark_above(rules.similar[row], rules.similar_above, slack, vector, image, part, marks)
+        for photo in range(photos):
+            out[photo] |= marks[photo]
+    if first <= own < first + photos:
+        out[own - first] = 1
+
+
+@jit(error_model="python")
+def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rules, own_keys, keys, counts, own_rank):
+    """Take a block of photos into the ranking of the rows of groups [begin, end); arguments as in ``Ranking.take``."""
+    photos, width = image.shape
+    depth = keys.shape[1]
+    histogram, places = np.empty(DIGITS, np.int32), np.empty(photos + 1, np.int32)
+    candidates, spare = np.empty(depth + photos, np.uint64), np.empty(depth + photos, np.uint64)
+    masked, guess = np.empty(photos, np.float32), np.float32(0)
+    shared, mine = np.empty(photos, np.uint8), np.empty(photos, np.uint8)
+    vector, part, value = np.empty(width), np.empty(width // 8), np.empty(1, np.float32)
+    most = 0
+    for group in range(begin, end):
+        most = max(most, groups[group + 1] - groups[group])
+    sibling_rule = rules.siblings_above < np.inf
+    above = np.empty((most if sibling_rule else 0, photos), np.uint8)  # by sentence of the group
+    times = np.empty(photos, np.int32)
+    for group in range(begin, end):
+        rows = range(groups[group], groups[group + 1])
+        _rule_out(group, first, own[groups[group]], slack, image, rules, vector, part, mine, shared)
+        siblings = sibling_rule and len(rows) > 1
+        if siblings:
+            times[:] = 0
+            for row in rows:
+                marks = above[row - groups[group]]
+                vector[:] = text[row]
+                _mark_above(scores[row], rules.siblings_above, slack, vector, image, part, marks)
+                for photo in range(photos):
+                    times[photo] += marks[photo]
+        for row in rows:
+            score = scores[row]
+            vector[:] = text[row]
+
+            own_similarity = _similarity_of(own_keys[row], value)
+            own_rank[row] += _count_ahead(
+                score, own_keys[row], own_similarity, slack, first, vector, image, part, value
+            )
+
+            out = shared
+            if siblings:
+                out, marks = mine, above[row - groups[group]]
+                for photo in range(photos):
+                    out[photo] = shared[photo] | (times[photo] > marks[photo])
+
+            for photo in range(photos):
+                masked[photo] = -np.inf if out[photo] else score[photo]
+
+            # A row that is full needs only what may displace its last one; another the best of this block.
+            if counts[row] == depth:
+                limit = _similarity_of(keys[row, depth - 1], value) - slack
+            else:
+                low, high = _range(score)
+                guess = _cut(masked, depth, low, high, guess, slack)
+                limit = guess - slack  # no photo that may be among them is missed
+            found = 0
+            for photo in range(photos):  # without a branch that would be guessed wrong for each
+                places[found] = photo
+                found += masked[photo] >= limit
+
+            count = counts[row]
+            candidates[:count] = keys[row, :count]
+            for place in range(found):
+                photo = np.int64(places[place])
+                candidates[count] = _key(_similarity(vector, image, photo, part), first + photo, value)
+                count += 1
+            _sort(candidates, count, spare, histogram)
+            counts[row] = min(count, depth)
+            keys[row, : counts[row]] = candidates[: counts[row]]
+
+
+@jit(error_model="python")
+def _rank_candidates(begin, end, groups, candidates, text, image, own, rules, own_keys, keys, counts, own_rank):
+    """Rank only given photos; arguments as in ``Ranking``. ``rules.similar`` is not used."""
+    width, depth = image.shape[1], keys.shape[1]
+    vector, other, part = np.empty(width), np.empty(width), np.empty(width // 8)
+    value = np.empty(1, np.float32)
+    found = np.empty(candidates.shape[1], np.uint64)
+    for group in range(begin, end):
+        rows = range(groups[group], groups[group + 1])
+        for row in rows:
+            vector[:] = text[row]
+            count = 0
+            for photo in candidates[row]:
+                if photo < 0:
+                    continue
+                key = _key(_similarity(vector, image, photo, part), photo, value)
+                own_rank[row] += key < own_keys[row]
+                if photo == own[row] or (len(rules.never) and rules.never[photo]):
+                    continue
+                if len(rules.category) and rules.category[group] >= 0:
+                    category = rules.category[group]
+                    if rules.shown[photo, category >> 6] >> np.uint64(category & 63) & np.uint64(1):
+                        continue
+                if rules.similar_above < np.inf:
+                    other[:] = image[own[row]]
+                    if _similarity(other, image, photo, part) > rules.similar_above:
+                        continue
+                ruled_out = False
+                if rules.siblings_above < np.inf:
+                    for sibling in rows:
+                        if sibling != row:
+                            other[:] = text[sibling]
+                            ruled_out |= _similarity(other, image, photo, part) > rules.siblings_above
+                if not ruled_out:
+                    found[count] = key
+                    count += 1
+            found[:count].sort()
+            counts[row] = min(count, depth)
+            keys[row, : counts[row]] = found[: counts[row]]
+
+
+@jit(error_model="python")
+def _unpack(begin, end, keys, counts, neighbors, similarity):
+    """Keys to photo rows and similarities, with -1 and -inf behind the last."""
+    value = np.empty(1, np.float32)
+    for row in range(begin, end):
+        for i in range(keys.shape[1]):
+            filled = i < counts[row]
+            neighbors[row, i] = np.int64(keys[row, i] & np.uint64(0xFFFFFFFF)) if filled else -1
+            similarity[row, i] = _similarity_of(keys[row, i], value) if filled else -np.inf
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+def slack_of(left_length, right_length, width):
+    """How far two proposed similarities can be off together, at most: a bound for any order of summation.
+
+    A float32 dot product summed in any order is off by at most D * u * |a| * |b| with u = 2**-24; two of them by twice
+    that, and rounding the exact ones to float32 adds one u each. The floor keeps the kernel's division finite.
+
+    Args:
+        left_length, right_length: largest Euclidean lengths of the vectors.
+        width: D.
+    """
+    return np.float32(max((2.02 * width + 4) * ROUNDING * left_length * right_length, 1e-30))
+
+
+class Ranking:
+    """The ranking of some rows in the making.
+
+    Args:
+        text: float32 [R, D], contiguous, of about unit length; D is a multiple of 32.
+        image: float32 [M, D], likewise, all photos.
+        own: int32 [R], the photo row that each sentence does not get.
+        groups: int64 [G + 1], where the rows of each group begin, and R.
+        depth: photos kept per row.
+        pool: an executor whose ``threads`` threads share the groups.
+    """
+
+    def __init__(self, text, image, own, groups, *, depth, pool, threads):
+        rows = len(text)
+        self._text, self._image, self._own, self._groups = text, image, own, groups
+        self._pool, self._threads = pool, threads
+        self._keys = np.empty((rows, depth), np.uint64)
+        self._counts = np.zeros(rows, np.int64)
+        self._own_rank = np.ones(rows, np.int32)
+        self._own_keys = np.empty(rows, np.uint64)
+        self._run(_own_keys, rows, text, image, own, self._own_keys)
+
+    def _run(self, kernel, count, *arguments):
+        """Call a kernel for shares of ``count`` things at once."""
+        cuts = np.linspace(0, count, self._threads + 1).astype(int)
+        jobs = [self._pool.submit(kernel, begin, end, *arguments) for begin, end in pairwise(cuts) if begin < end]
+        for job in jobs:
+            job.result()
+
+    def take(self, scores, first, slack, rules):
+        """Take a block of photos in.
+
+        Args:
+            scores: float32 [R, P], proposed similarities to the photos from row ``first`` on.
+            slack: see ``slack_of``.
+            rules: ``Rules`` of these photos.
+        """
+        block = self._image[first : first + scores.shape[1]]
+        common = self._text, block, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
+        self._run(_rank_groups, len(self._groups) - 1, self._groups, scores, first, slack, *common)
+
+    def take_candidates(self, candidates, rules):
+        """Rank given photos only.
+
+        Args:
+            candidates: int64 [R, C], distinct photo rows, -1 where there is none.
+            rules: ``Rules`` of all photos, without ``similar``, for which their embeddings are used.
+        """
+        common = self._text, self._image, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
+        self._run(_rank_candidates, len(self._groups) - 1, self._groups, candidates, *common)
+
+    def result(self):
+        """The ranking of all photos taken in, as ``rank_reference`` returns it."""
+        neighbors = np.empty(self._keys.shape, np.int32)
+        similarity = np.empty(self._keys.shape, np.float32)
+        self._run(_unpack, len(neighbors), self._keys, self._counts, neighbors, similarity)
+        return neighbors, similarity, self._own_rank

@@ -1,0 +1,1 @@
+../../kernels/cuda_source.py

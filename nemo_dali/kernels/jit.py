@@ -1,0 +1,1 @@
+../../kernels/jit.py

@@ -1,0 +1,1 @@
+../../kernels/stores.py
