@@ -1,7 +1,6 @@
 """The operators for pipelines of the user's own, on the CPU, against the oracle."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
@@ -14,7 +13,7 @@ from PIL import Image
 
 import nemo_dali.fn
 from nemo_dali.kernels import reference
-from tests.operator_graphs import (
+from tests.helpers.operator_graphs import (
     BATCH,
     CENTERS,
     CONDITIONS,
@@ -31,8 +30,9 @@ from tests.operator_graphs import (
     random_runs,
     run,
 )
+from tests.helpers.paths import ROOT
 
-DOCUMENTATION = Path(nemo_dali.fn.__file__).parents[1] / "docs" / "operators.md"
+DOCUMENTATION = ROOT / "docs" / "operators.md"
 
 
 @pytest.mark.parametrize("resample", RESAMPLINGS)

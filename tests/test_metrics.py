@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from nemo_dali import metrics
 from nemo_dali.errors import NemoError
 from nemo_dali.metrics import PROTOCOLS, Protocol, Segmentation
+from tests.helpers import fork_server
+from tests.helpers.counts import examples
 
 CRIS_LIKE = ("cris", "etris", "detris", "cgformer")
 
@@ -384,8 +386,8 @@ def act(rank, world, folder):
     distributed.destroy_process_group()
 
 
-def fork(_, folder):
-    """Import once what all ranks need, and become them."""
+def fork(folder):
+    """Become the ranks of each world."""
     import torch.distributed
 
     for world in BOUNDS:
@@ -396,14 +398,14 @@ def fork(_, folder):
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        torch.multiprocessing.spawn(fork, (folder,))
+        fork_server.call(fork, folder)
     return {
         world: [json.loads((folder / f"{world} {rank}.json").read_text()) for rank in range(world)] for world in BOUNDS
     }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("world", BOUNDS)
 def test_any_number_of_ranks_measures_what_one_does(ranks, world):
     order = np.random.default_rng(0).permutation(7)
@@ -485,7 +487,8 @@ def evaluations(draw):
     return draw(st.sampled_from(list(PROTOCOLS))), samples, draw(st.integers(0, len(samples)))
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.fuzz
+@settings(max_examples=examples(100), deadline=None)
 @given(evaluations())
 def test_every_protocol_equals_a_slow_computation(evaluation):
     protocol, samples, cut = evaluation

@@ -25,10 +25,11 @@ from nemo_dali.loader.options import BatchFormat, format_of
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.presets import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.synthetic import synthesize
-from tests.conftest import Files, write_random_table
-from tests.independent_tokenizers import bert_row, bert_vocabulary, clip_row
-from tests.kernels.test_cv2_letterbox import matrix
-from tests.refer_files import write_refer
+from tests.helpers.files import Files
+from tests.helpers.independent_tokenizers import bert_row, bert_vocabulary, clip_row
+from tests.helpers.oracles import letterbox_matrix
+from tests.helpers.refer import write_refer
+from tests.helpers.tables import write_random_table
 
 AWKWARD = [  # raw; "sent" is in small letters and without punctuation
     "Woman in front of the wall",
@@ -279,7 +280,7 @@ def original(name, photo, mask):
     """What the repository's own transform makes of a photo (Pillow RGB) and a mask uint8 {0, 1}."""
     size = SIZES[name]
     if name in CLIPS:
-        pixels, to_frame = np.asarray(photo), matrix(*mask.shape, size)
+        pixels, to_frame = np.asarray(photo), letterbox_matrix(*mask.shape, size)
         color = [value * 255 for value in CLIP_MEAN]
         warped = cv2.warpAffine(pixels, to_frame, (size, size), flags=cv2.INTER_CUBIC, borderValue=color)
         soft = cv2.warpAffine(mask * 255, to_frame, (size, size), flags=cv2.INTER_LINEAR, borderValue=0.0) / 255.0

@@ -4,7 +4,7 @@ Numba compiles the kernel at first use. CuPy launches it, as it does ``mosaic.cu
 GPU as well. The machine code is kept in ``cache.cache_folder()``, a file for each GPU architecture and type of mask; it
 holds nothing that cannot be made again.
 
-No GPU has run this yet. ``pytest -m gpu tests/kernels/test_mask_cuda.py`` does.
+No GPU has run this yet. ``pytest -m gpu tests/kernels/mask/test_gpu.py`` does.
 """
 
 import functools

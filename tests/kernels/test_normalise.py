@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from nemo_dali.kernels import normalise, reference
 from nemo_dali.kernels.normalise import COPY, LOOK_UP, RECIPE
+from tests.helpers.counts import examples
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 number = st.floats(-2, 2, width=32)
@@ -29,7 +30,8 @@ def test_the_usual_numbers_are_computed_to_the_bit(dtype):
     assert np.array_equal(found, expected)
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.fuzz
+@settings(max_examples=examples(200), deadline=None)
 @given(mean=st.tuples(*[number] * 3), std=st.tuples(*[spread] * 3), dtype=st.sampled_from(sorted(normalise.KINDS)))
 def test_any_numbers_give_the_table(mean, std, dtype):
     """Computed or, where that would differ, looked up."""

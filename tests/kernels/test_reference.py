@@ -9,8 +9,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from nemo_dali.kernels import reference
+from tests.helpers.counts import examples
 
-exact = settings(deadline=None, derandomize=True, max_examples=150)
+exact = settings(deadline=None, derandomize=True, max_examples=examples(150))
 lengths = st.one_of(st.integers(1, 12), st.integers(1, 250))
 
 # (photo height, photo width), (height, width)
@@ -61,6 +62,7 @@ def test_resize_equals_the_original(ours, theirs, source, size, seed):
     np.testing.assert_array_equal(ours(photo, *size), theirs(photo, *size))
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("ours, theirs", RESIZES.values(), ids=RESIZES)
 @exact
 @given(source=st.tuples(lengths, lengths), size=st.tuples(lengths, lengths), seed=st.integers(0, 99))
@@ -102,6 +104,7 @@ def test_nearest_reads_where_the_original_reads(ours, theirs):
     assert ours(10, 0).shape == (0,)
 
 
+@pytest.mark.fuzz
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @exact
 @given(data=st.data())

@@ -1,0 +1,320 @@
+"""The report: what is in the page, and how it behaves in a real browser."""
+
+import base64
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nemo_dali.commands.cli import main
+from nemo_dali.commands.report.page import _shown_ranks, report
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.errors import NemoError
+from nemo_dali.mining.pool_curves import draw_curves
+from nemo_dali.mining.tune import propose
+from tests.helpers.files import index_refer
+from tests.helpers.tables import write_ranked_table
+
+NASTY = "</script><script>document.title='taken'</script><b>\"'& ü"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data set of 90 photos with a table; some sentences would break out of a careless page."""
+    folder = tmp_path_factory.mktemp("report")
+
+    def edit(refs, instances):
+        for ref in refs[::4]:
+            ref["sentences"][0]["sent"] = NASTY
+
+    dataset = Dataset.open(index_refer(folder, photos=90, edit=edit))
+    return dataset, write_ranked_table(folder / "a.neg.h5", dataset)
+
+
+@pytest.fixture(scope="module")
+def page(data, tmp_path_factory):
+    dataset, table = data
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    report(dataset.path, table.path, output=path, examples=20)
+    return path
+
+
+class _Page(html.parser.HTMLParser):
+    """Its scripts, and what its elements ask the network for."""
+
+    def __init__(self):
+        super().__init__()
+        self.scripts, self.addresses, self.inside = [], [], False
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        self.inside = tag == "script"
+        if self.inside:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.inside = False
+
+    def handle_data(self, text):
+        if self.inside:
+            self.scripts[-1] += text
+
+
+def content(path):
+    parsed = _Page()
+    parsed.feed(path.read_text(encoding="utf-8"))
+    assert len(parsed.scripts) == 3 and parsed.addresses == []
+    return json.loads(parsed.scripts[1])
+
+
+def test_the_page_holds_the_curves_and_pictures(data, page):
+    dataset, table = data
+    curves = draw_curves(dataset, table)
+    proposal = propose(curves)
+    found = content(page)
+    assert found["taus"] == curves.taus.tolist() and found["ks"] == curves.ks.tolist()
+    for name, values in (
+        ("short", curves.short3),
+        ("shown", curves.shown),
+        ("size", curves.size),
+        ("never", curves.never),
+    ):
+        given = np.array([[np.nan if x is None else x for x in row] for row in found["metrics"][name]])
+        np.testing.assert_allclose(given, values, atol=5.1e-5)
+    assert (found["proposal"]["t"], found["proposal"]["c"]) == (proposal.t, proposal.c)
+    assert found["proposal"]["why"][:-1] == list(proposal.why)
+    assert [d["name"] for d in found["distributions"]] == ["own photo", "rank 1", "rank 10", "rank 89", "any photo"]
+    for distribution in found["distributions"]:
+        step = found["bins"][1] - found["bins"][0]
+        assert sum(distribution["density"]) * step == pytest.approx(1, abs=0.02)
+    assert "90 photos" in found["about"] and "random with none" in found["about"]
+
+    assert len({example["row"] for example in found["examples"]}) == 20
+    for example in found["examples"]:
+        row = example["row"]
+        assert example["sentence"] == dataset.sentences.text[row] and example["valid"] == 89
+        assert [rank for rank, *_ in example["candidates"]] == _shown_ranks(89)
+        for rank, similarity, photo in example["candidates"]:
+            assert photo == table.neighbors[row, rank - 1]
+            assert similarity == pytest.approx(float(table.similarity[row, rank - 1]), abs=1e-4)
+        begins = [(np.asarray(table.similarity[row]) > tau).sum() for tau in curves.taus]
+        assert example["begins"] == begins
+    shown = {str(photo) for example in found["examples"] for *_, photo in example["candidates"]}
+    assert shown <= found["thumbs"].keys() and found["unread"] == ""
+    width, height = dataset.images.width, dataset.images.height
+    for photo, address in list(found["thumbs"].items())[:20]:
+        picture = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
+        assert picture.size[0] / picture.size[1] == pytest.approx(width[int(photo)] / height[int(photo)], rel=0.05)
+
+
+def test_the_target_is_outlined(data, page):
+    dataset, _ = data
+    example = content(page)["examples"][0]
+    ref = int(dataset.sentences.ref[example["row"]])
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(example["photo"].split(",")[1]))), int)
+    mask = dataset.mask(ref)
+    assert picture.shape[:2] == mask.shape  # smaller than the page shows, so not resized
+    photo = np.asarray(Image.open(dataset.photo_path(int(dataset.refs.image[ref]))).convert("RGB"), int)
+    changed = np.abs(picture - photo).max(axis=2) > 60
+    inside = mask.astype(bool)
+    near = np.zeros_like(inside)
+    for y, x in np.argwhere(inside):
+        near[max(y - 6, 0) : y + 7, max(x - 6, 0) : x + 7] = True
+    assert changed[near].mean() > 0.05 and changed[~near].mean() < 0.01
+
+
+def test_masks_are_those_of_the_annotations(data):
+    from pycocotools import mask as coco
+
+    dataset, _ = data
+    for ref in range(0, len(dataset.refs.image), 7):
+        row = dataset.refs.image[ref]
+        size = [int(dataset.images.height[row]), int(dataset.images.width[row])]
+        begin = dataset.refs.rle_begin[ref]
+        runs = dataset.rle_counts[begin : begin + dataset.refs.rle_count[ref]].tolist()
+        np.testing.assert_array_equal(
+            dataset.mask(ref), coco.decode(coco.frPyObjects({"size": size, "counts": runs}, *size))
+        )
+
+
+def test_ranks_with_a_picture():
+    assert _shown_ranks(5) == [1, 2, 3, 4, 5]
+    for width in (48, 49, 300, 5000):
+        ranks = _shown_ranks(width)
+        assert ranks[:48] == list(range(1, 49)) and ranks[-1] == width and len(ranks) <= 121
+        assert ranks == sorted(set(ranks))
+
+
+def test_photos_that_cannot_be_read_are_left_blank(data, tmp_path):
+    dataset, table = data
+    shutil.copytree(dataset.image_root, tmp_path / "photos")
+    victims = dataset.images.file_name[4], dataset.images.file_name[8]
+    (tmp_path / "photos" / victims[0]).unlink()
+    (tmp_path / "photos" / victims[1]).write_bytes(b"no photo")
+    report(dataset.path, table.path, output=tmp_path / "r.html", examples=60, images=tmp_path / "photos")
+    found = content(tmp_path / "r.html")
+    assert not {"4", "8"} & found["thumbs"].keys()
+    count = int(re.match(r"(\d+) photos could not be read", found["unread"])[1])
+    blank = sum(example["photo"] == "" for example in found["examples"])
+    own = dataset.refs.image[dataset.sentences.ref[[example["row"] for example in found["examples"]]]]
+    assert blank == np.isin(own, [4, 8]).sum() and count == 2 + blank
+
+
+def test_the_command(data, tmp_path, capsys):
+    dataset, table = data
+    words = ["report", str(dataset.path), str(table.path), "--examples", "3", "--seed", "4", "--passing", "0.4"]
+    assert main([*words, "-o", str(tmp_path / "r.html")]) == 0
+    out = capsys.readouterr().out
+    assert "open it in a browser" in out and propose(draw_curves(dataset, table), passing=0.4).why[0] in out
+    found = content(tmp_path / "r.html")
+    assert len(found["examples"]) == 3 and found["passing"] == 0.4
+    assert main([*words, "-o", str(tmp_path / "nowhere" / "r.html")]) == 1
+    assert "its folder does not exist" in capsys.readouterr().err
+    for wrong in ([*words, "-o", "r.pdf"], [*words, "--examples", "0", "-o", str(tmp_path / "r.html")]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+
+
+def test_another_data_set_is_refused_and_nothing_is_written(data, tmp_path):
+    _, table = data
+    other = index_refer(tmp_path / "other", photos=9) if (tmp_path / "other").mkdir() is None else None
+    with pytest.raises(NemoError, match="another data set"):
+        report(other, table.path, output=tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; where there is none the test is skipped, or fails where FAIL_WITHOUT_BROWSER=1."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if found is None:
+        (pytest.fail if os.environ.get("FAIL_WITHOUT_BROWSER") == "1" else pytest.skip)("needs Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser, page):
+    """The page, opened; what it complains of or asks for."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.problems = []
+    tab.on("console", lambda message: tab.problems.append(message.text))
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.on("request", lambda request: tab.problems.append(request.url) if request.url.startswith("http") else None)
+    tab.goto(page.as_uri())
+    tab.wait_for_function("document.body.dataset.ready")
+    yield tab
+    assert tab.problems == []
+    tab.close()
+
+
+def slide(tab, slider, value):
+    tab.evaluate(
+        f"const s = document.getElementById('{slider}'); s.value = {value}; s.dispatchEvent(new Event('input'))"
+    )
+
+
+def window(tab, example):
+    """The ranks of an example's candidates that are above tau, in the pool and beyond it."""
+    boxes = tab.locator(".example").nth(example).locator(".strip div")
+    classes = boxes.evaluate_all("boxes => boxes.map(box => [box.className, parseInt(box.innerText)])")
+    return {name: [rank for kind, rank in classes if kind == name] for name in ("high", "in", "low")}
+
+
+def test_the_window_and_the_mosaic_follow_the_sliders(tab, page):
+    found = content(page)
+    last = len(found["taus"]) - 1
+    for t, c in ((found["proposal"]["t"], found["proposal"]["c"]), (last, 0), (last // 2, 4), (last // 3, 7), (0, 1)):
+        slide(tab, "tau", t)
+        slide(tab, "k", c)
+        assert tab.locator("#k-value").inner_text() == str(found["ks"][c])
+        shown = tab.locator("#tau-value").inner_text()
+        assert shown == "none" if t == last else float(shown) == found["taus"][t]
+        for number in (0, 5):
+            example = found["examples"][number]
+            begin = example["begins"][t]
+            end = min(begin + found["ks"][c], example["valid"])
+            ranks = [rank for rank, *_ in example["candidates"]]
+            assert window(tab, number) == {
+                "high": [rank for rank in ranks if rank <= begin],
+                "in": [rank for rank in ranks if begin < rank <= end],
+                "low": [rank for rank in ranks if rank > max(end, begin)],
+            }
+            mosaic = tab.locator(".example").nth(number).locator(".mosaic img")
+            cells = mosaic.evaluate_all("images => images.map(image => [image.dataset.rank, image.src])")
+            of_rank = {str(rank): found["thumbs"][str(photo)] for rank, _, photo in example["candidates"]}
+            assert sorted(rank == "own" for rank, _ in cells) == [False, False, False, True]
+            for rank, source in cells:
+                assert source == (example["photo"] if rank == "own" else of_rank[rank])
+            inside = [rank for rank in ranks if begin < rank <= end]
+            if len(inside) >= 3:
+                assert all(rank == "own" or int(rank) in inside for rank, _ in cells)
+        facts = tab.locator("#facts").inner_text()
+        assert f"{100 * found['true_below'][t]:.1f} %" in facts
+        assert f"{100 * found['metrics']['short'][t][c]:.1f} %" in facts
+        value = "None" if t == last else f"{found['taus'][t]:g}"
+        use = tab.locator("#use").inner_text()
+        assert float(re.search(r"max_similarity=([\d.-]+)", use)[1]) == found["taus"][t] if t < last else value in use
+        assert f"top_k={found['ks'][c]})" in use
+        policy = json.loads(use.splitlines()[-1])
+        assert policy["top_k"] == found["ks"][c] and policy["p_mined"] == 0.5
+
+
+def test_other_negatives_can_be_drawn_and_the_proposal_comes_back(tab, page):
+    found = content(page)
+    slide(tab, "k", len(found["ks"]) - 1)
+    slide(tab, "tau", len(found["taus"]) - 1)
+    images = tab.locator(".example").first.locator(".mosaic img")
+    before = images.evaluate_all("images => images.map(image => image.dataset.rank)")
+    seen = {tuple(before)}
+    for _ in range(5):
+        tab.locator("#again").click()
+        seen.add(tuple(images.evaluate_all("images => images.map(image => image.dataset.rank)")))
+    assert len(seen) > 3
+    tab.locator("#back").click()
+    ready = tab.evaluate("document.body.dataset.ready").split(",")
+    assert [int(x) for x in ready[:2]] == [found["proposal"]["t"], found["proposal"]["c"]]
+
+
+def test_charts_are_drawn_and_a_click_on_the_map_chooses(tab, page):
+    found = content(page)
+    for chart in ("distribution", "ranks", "wrong", "draws", "map"):
+        assert tab.locator(f"#{chart} .main-svg").count() >= 1
+        assert tab.locator(f"#{chart} path, #{chart} image").count() > 2
+    for metric in tab.locator("#metric option").evaluate_all("options => options.map(option => option.value)"):
+        tab.locator("#metric").select_option(metric)
+        z = tab.evaluate("document.getElementById('map').data[0].z")
+        assert [list(column) for column in zip(*z, strict=True)] == found["metrics"][metric]
+    tab.locator("#map").scroll_into_view_if_needed()
+    box = tab.locator("#map .nsewdrag").first.bounding_box()
+    tab.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + 0.2 * box["height"])
+    tab.wait_for_function("Number(document.getElementById('k').value) > document.getElementById('k').max / 2")
+    t, c = int(tab.locator("#tau").input_value()), int(tab.locator("#k").input_value())
+    assert t > 0.6 * len(found["taus"]) and c > 0.6 * len(found["ks"])
+
+
+def test_a_sentence_is_text_and_nothing_else(tab, page):
+    assert tab.title() == "How hard are the negatives?"
+    quotes = tab.locator(".own q").evaluate_all("quotes => quotes.map(quote => quote.textContent)")
+    assert NASTY in quotes and len(quotes) == 20
+
+
+def test_the_page_fits_a_phone(browser, page):
+    tab = browser.new_page(viewport={"width": 420, "height": 800})
+    tab.goto(page.as_uri())
+    tab.wait_for_function("document.body.dataset.ready")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 420
+    tab.close()

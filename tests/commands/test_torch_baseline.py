@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from nemo_dali import Loader, MosaicPolicy, NemoError
+from nemo_dali.commands.torch_baseline import Samples, check_equal, dataloader
+
+POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.3, max_similarity=0.4)
+
+
+def loader(files, **options):
+    return Loader(files.dataset, files.negatives, batch_size=8, size=75, policy=POLICY, num_threads=1, **options)
+
+
+@pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+def test_the_baselines_samples_are_the_loaders(files, dtype, resample):
+    ours = loader(files, dtype=dtype, resample=resample, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    for batch in ours:
+        samples = Samples(ours, batch.plan)
+        theirs = [torch.stack(column) for column in zip(*(samples[i] for i in range(len(samples))), strict=True)]
+        check_equal(batch, theirs)
+
+
+@pytest.mark.slow
+def test_workers_deliver_the_plan_in_order(files):
+    ours = loader(files)
+    rows = ours.plan(0, range(16))
+    batches = iter(dataloader(ours, rows, batches=4))
+    expected = list(ours)[:2]
+    for batch, theirs in zip(expected * 2, batches, strict=True):
+        check_equal(batch, theirs)
+
+
+def test_a_difference_is_told(files):
+    batch = next(iter(loader(files)))
+    theirs = [tensor.clone() for tensor in list(batch)[:4]]
+    check_equal(batch, theirs)
+    theirs[1][0, 0, 0] ^= 1
+    with pytest.raises(NemoError, match="baseline's masks are not the loader's"):
+        check_equal(batch, theirs)
+
+
+def test_images_of_another_decoder_may_differ_a_little(files):
+    batch = next(iter(loader(files)))
+    theirs = [tensor.clone() for tensor in list(batch)[:4]]
+    level = float(theirs[0].max() - theirs[0].min()) / 255
+    theirs[0] += level
+    check_equal(batch, theirs, exact=False)
+    for exact, shift in ((True, 0), (False, 2 * level)):
+        theirs[0] += shift
+        with pytest.raises(NemoError, match="baseline's images are not the loader's"):
+            check_equal(batch, theirs, exact=exact)

@@ -1,0 +1,211 @@
+"""An LMDB as CRIS's folder2lmdb.py writes it ▸ photos as files and columns, against what was written."""
+
+import io
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+
+from nemo_dali.commands.cli import main
+from nemo_dali.data.annotations import read_annotations
+from nemo_dali.data.annotations.cris_lmdb import read_cris_lmdb
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.errors import AnnotationError, NemoError
+from tests.helpers.refer import stored_mask
+
+# The number 5, written by pyarrow 11's serialize.
+PYARROW_5 = bytes(16) + b"\xff\xff\xff\xff\xf0\0\0\0\x10\0\0\0\0\0\n\0\x0c\0\6\0\5\0\x08\0\n\0\0\0\0\1\4\0"
+
+
+def encoded(pixels: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def records(count: int = 6) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """Values, two on each photo, and their masks."""
+    random = np.random.default_rng(1)
+    values, masks = [], []
+    for number in range(count):
+        if number % 2 == 0:
+            height, width = random.integers(20, 60, 2)
+            jpeg = encoded(random.integers(0, 255, (height, width, 3), np.uint8), format="JPEG")
+        masks.append(random.random((height, width)) < 0.3)
+        mask = np.where(masks[-1], 255 - (random.random((height, width)) < 0.1), 0)  # 254: parts that overlap
+        values.append(
+            {
+                "img": jpeg,
+                "mask": encoded(mask.astype(np.uint8), format="PNG"),
+                "cat": int(random.integers(0, 4)),
+                "seg_id": 100 - number,
+                "img_name": f"COCO_train2014_{number // 2:012d}.jpg",
+                "num_sents": 1 + number % 3,
+                "sents": [f"thing {number} {i}" for i in range(1 + number % 3)],
+            }
+        )
+    return values, masks
+
+
+def write(path: Path, values: list[Any], *, subdir: bool = False, protocol: int = 4, extra: Any = None) -> Path:
+    """An LMDB; what is bytes already is written as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keys = [str(number).encode() for number in range(len(values))]
+    content = dict(zip(keys, values, strict=True)) | {b"__keys__": keys, b"__len__": len(keys)} | (extra or {})
+    with lmdb.open(str(path), subdir=subdir, map_size=1 << 24) as database, database.begin(write=True) as transaction:
+        for key, value in content.items():
+            transaction.put(key, value if isinstance(value, bytes) else pickle.dumps(value, protocol))
+    return path
+
+
+@pytest.mark.parametrize(("subdir", "protocol"), [(False, 4), (True, 2), (False, 5)])
+def test_columns_and_photos_are_what_was_written(tmp_path: Path, subdir: bool, protocol: int) -> None:
+    values, masks = records()
+    path = write(tmp_path / "lmdb" / "refcoco" / "train.lmdb", values, subdir=subdir, protocol=protocol)
+    photos = tmp_path / "deep" / "photos"
+    found = read_annotations(path, images=photos, split="train")
+    assert found.name == "refcoco-train"
+    assert found.images.id.tolist() == [1, 2, 3]
+    assert sorted(os.listdir(photos)) == [f"COCO_train2014_{i:012d}.jpg" for i in range(3)]
+    assert found.refs.ref_id.tolist() == [value["seg_id"] for value in values]
+    assert set(found.refs.ann_id.tolist()) == {-1} and not found.refs.empty.any()
+    for row, (value, mask) in enumerate(zip(values, masks, strict=True)):
+        photo = found.images.file_name[found.refs.image[row]]
+        assert photo == value["img_name"] and (photos / photo).read_bytes() == value["img"]
+        np.testing.assert_array_equal(stored_mask(found, row), mask)
+        mine = slice(found.refs.sentence_begin[row], found.refs.sentence_begin[row] + found.refs.sentence_count[row])
+        assert list(found.sentences.text[mine]) == list(found.sentences.raw[mine]) == value["sents"]
+        assert found.category_id[found.refs.category[row]] == value["cat"]
+    assert set(found.sentences.sent_id.tolist()) == {-1}
+    for image, categories in enumerate(np.split(found.image_categories, found.images.category_begin[1:])):
+        own = {value["cat"] for value in values[2 * image : 2 * image + 2]}
+        assert set(found.category_id[categories].tolist()) == own
+
+
+def test_names_taken_by_other_content_get_a_part_of_its_hash(tmp_path: Path) -> None:
+    values, _ = records()
+    for value in values[2:4]:
+        value["img_name"] = values[0]["img_name"]
+    path, photos = write(tmp_path / "train.lmdb", values), tmp_path / "photos"
+    photos.mkdir()
+    (photos / values[4]["img_name"]).write_text("mine")
+    found = read_cris_lmdb(path, images=photos)
+    assert (photos / values[4]["img_name"]).read_text() == "mine"
+    assert len(set(found.images.file_name)) == 3 and len(os.listdir(photos)) == 4
+    for row, value in enumerate(values):
+        assert (photos / found.images.file_name[found.refs.image[row]]).read_bytes() == value["img"]
+    before = {name: (photos / name).stat().st_mtime_ns for name in os.listdir(photos)}
+    again = read_cris_lmdb(path, images=photos)
+    assert list(again.images.file_name) == list(found.images.file_name)
+    assert {name: (photos / name).stat().st_mtime_ns for name in os.listdir(photos)} == before
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values, masks = records()
+    path = write(tmp_path / "val.lmdb", values)
+    words = ["index", path, "--images", tmp_path / "photos", "--verify", "-o", tmp_path / "a.ris.h5"]
+    assert main([str(word) for word in words]) == 0
+    assert "3 photos, 6 refs, 12 sentences" in capsys.readouterr().out
+    np.testing.assert_array_equal(Dataset.open(tmp_path / "a.ris.h5").mask(3), masks[3])
+    with pytest.raises(ValueError, match=r"images \(s3://bucket/photos\) must be a folder"):
+        read_cris_lmdb(path, images="s3://bucket/photos")
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch hacked",)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"img": "text"}, "'img' of value 0 of .*train.lmdb is a str, not a bytes"),
+        ({"img": b"GIF89a"}, "The photo of value 0 of .* is neither JPEG nor PNG"),
+        ({"mask": b"\x89PNG\r\n\x1a\n"}, "The mask of value 0 of .* is not a PNG that can be read"),
+        (
+            {"mask": encoded(np.zeros((5, 7), np.uint8), format="PNG")},
+            r"mask of value 0 of .* is 7x5 pixels, its",
+        ),
+        ({"img_name": "../a.jpg"}, "value 0 of .* has the file name '../a.jpg', which leaves the folder of photos"),
+        ({"seg_id": 99}, "train.lmdb has ref 99 twice"),
+        ({"seg_id": "5"}, "'seg_id' of value 0 of .* is a str, not a int"),
+        ({"cat": None}, "'cat' of value 0 of .* is a NoneType, not a int"),
+        ({"sents": []}, "value 0 of .* has no sentence"),
+        ({"num_sents": 2}, "value 0 of .* has 1 sentences, but says 2"),
+        ({"sents": [" "]}, "value 0 of .* has an empty sentence"),
+        ({"sents": [5]}, "a sentence of value 0 of .* is a int, not a str"),
+        ({"sents": Hostile()}, r"value 0 of .*train.lmdb wants to use 'posix.system', which no annotation file needs"),
+        ({"cat": np.int64(3)}, r"value 0 of .*train.lmdb wants to use 'numpy.*'"),
+    ],
+)
+def test_values_that_do_not_fit_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given, _ = records()
+    given[0].update(values)
+    with pytest.raises(AnnotationError, match=reason) as caught:
+        read_cris_lmdb(write(tmp_path / "train.lmdb", given), images=tmp_path / "photos")
+    assert "\n" not in str(caught.value) and not (tmp_path / "hacked").exists()
+    assert os.listdir(tmp_path / "photos") == [] or "img_name" not in values
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({b"__keys__": 5}, "'__keys__' of .*train.lmdb is a int, not a list"),
+        ({b"__keys__": ["0"], b"__len__": 1}, "a key of .*train.lmdb is a str, not a bytes"),
+        ({b"__keys__": [b"7"], b"__len__": 1}, "value 0 of .*train.lmdb is missing"),
+        ({b"__keys__": [b""], b"__len__": 1}, "value 0 of .*train.lmdb is missing"),
+        ({b"__keys__": [b"7" * 600], b"__len__": 1}, "value 0 of .*train.lmdb is missing"),
+        ({b"__len__": 7}, "train.lmdb lists 6 keys, but says it has 7"),
+        ({b"__keys__": [], b"__len__": 0}, "train.lmdb lists 0 keys, but says it has 0"),
+        ({b"0": pickle.dumps([1])}, "value 0 of .*train.lmdb is a list, not a record"),
+        ({b"0": b"\x80\x04"}, "value 0 of .*train.lmdb is not a pickle, damaged, or cut short"),
+        ({b"__keys__": PYARROW_5}, r"'__keys__' of .* is not pickled: early versions .* pyarrow's own .*datasets\.md"),
+        ({b"0": PYARROW_5}, r"value 0 of .* is not pickled: early versions of folder2lmdb.py wrote pyarrow's own"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_as_cris_writes_them(tmp_path: Path, extra: Any, reason: str) -> None:
+    with pytest.raises(AnnotationError, match=reason):
+        read_cris_lmdb(write(tmp_path / "train.lmdb", records()[0], extra=extra), images=tmp_path / "photos")
+
+
+def test_a_mask_without_pixels_is_refused(tmp_path: Path) -> None:
+    values, masks = records()
+    values[1]["mask"] = encoded(np.zeros(masks[1].shape, np.uint8), format="PNG")
+    with pytest.raises(AnnotationError, match=r"The mask of value 1 of .* has no pixel"):
+        read_cris_lmdb(write(tmp_path / "train.lmdb", values), images=tmp_path / "photos")
+
+
+def test_a_wrong_path_another_file_or_one_cut_short(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"nowhere\.lmdb cannot be read as an LMDB .*Check the path"):
+        read_cris_lmdb(tmp_path / "nowhere.lmdb", images=tmp_path / "photos")
+    assert not (tmp_path / "nowhere.lmdb").exists()
+    (tmp_path / "text.lmdb").write_text("no database" * 1000)
+    with pytest.raises(AnnotationError, match=r"text\.lmdb cannot be read as an LMDB"):
+        read_cris_lmdb(tmp_path / "text.lmdb", images=tmp_path / "photos")
+    path = write(tmp_path / "train.lmdb", records(40)[0])
+    with open(path, "r+b") as file:
+        file.truncate(3 * 4096)
+    with pytest.raises(AnnotationError, match=r"train\.lmdb is cut short"):
+        read_cris_lmdb(path, images=tmp_path / "photos")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NemoError, match=r"cannot be written to .*file.*Check --images"):
+        read_cris_lmdb(write(tmp_path / "train.lmdb", records()[0]), images=tmp_path / "file" / "below")
+
+
+def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "train.lmdb", records()[0])
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(NemoError, match=r"needs the package lmdb: pip install 'nemo-dali\[lmdb\]'"):
+        read_cris_lmdb(path, images=tmp_path / "photos")

@@ -1,0 +1,274 @@
+"""One's own data as JSON lines ▸ columns, against pycocotools, and the reader against the JSON Schema."""
+
+import json
+from importlib.resources import files as resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from nemo_dali.commands.cli import main
+from nemo_dali.data.annotations import read_annotations
+from nemo_dali.data.annotations.json_lines import KEYS, read_json_lines
+from nemo_dali.data.columns import Annotations, is_inside
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.errors import AnnotationError, PhotoError
+from tests.helpers.refer import stored_mask
+
+SCHEMA = json.loads((resources("nemo_dali") / "json_lines.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+WIDTH, HEIGHT = 40, 30
+POLYGONS = [[3.0, 4, 20, 6, 12, 25], [10, 10, 30, 12, 18, 28]]
+RLE = {"size": [HEIGHT, WIDTH], "counts": [100, 50, 200, 30, WIDTH * HEIGHT - 380]}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos" / "sub").mkdir(parents=True)
+    for name, size in (("a.jpg", (WIDTH, HEIGHT)), ("sub/b.png", (WIDTH, HEIGHT)), ("c.jpg", (50, 20))):
+        Image.new("RGB", size, "teal").save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def line(**values: Any) -> dict[str, Any]:
+    """A line with a mask; a value of None takes the key away."""
+    record = {"photo": "a.jpg", "expressions": ["red cup"], "mask": POLYGONS} | values
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def read(photos: Path, *records: Any, split: str = "train") -> Annotations:
+    path = photos.parent / "mine.jsonl"
+    path.write_text("\n".join(record if isinstance(record, str) else json.dumps(record) for record in records))
+    return read_json_lines(path, images=photos, split=split)
+
+
+def test_columns_hold_what_the_lines_hold(photos: Path) -> None:
+    found = read(
+        photos,
+        line(photo="sub/b.png", expressions=["cup", "größte Tasse"], category="cup", photo_categories=["dog", "cup"]),
+        line(split="val", expressions=["one", "two"], category="zebra"),
+        "",
+        line(mask=None, no_target=True, source="made up"),
+        line(ann_id=77, expressions=["last"], photo_categories=["ant"], no_target=False),
+    )
+    assert found.name == "mine-train"
+    assert found.images.id.tolist() == [1, 2] and list(found.images.file_name) == ["sub/b.png", "a.jpg"]
+    assert found.images.width.tolist() == [WIDTH] * 2 and found.images.height.tolist() == [HEIGHT] * 2
+    assert found.refs.ref_id.tolist() == [1, 3, 4]  # line 2 is of another split, but counts
+    assert found.refs.ann_id.tolist() == [-1, -1, 77]
+    assert found.refs.empty.tolist() == [0, 1, 0] and found.refs.rle_count[1] == 0
+    assert list(found.refs.source) == ["", "made up", ""]
+    assert found.sentences.sent_id.tolist() == [1, 2, 5, 6]
+    assert list(found.sentences.text) == ["cup", "größte Tasse", "red cup", "last"]
+    assert list(found.category_name) == ["ant", "cup", "dog", "zebra"] and found.category_id.tolist() == [1, 2, 3, 4]
+    assert found.refs.category.tolist() == [1, -1, -1]
+    assert found.image_categories.tolist() == [1, 2, 0] and found.images.category_count.tolist() == [2, 1]
+
+
+def test_given_ids_are_kept(photos: Path) -> None:
+    found = read(
+        photos,
+        line(ref_id=9, image_id=70),
+        line(ref_id=3, image_id=50, photo="sub/b.png"),
+        line(ref_id=-4, image_id=70),
+    )
+    assert found.refs.ref_id.tolist() == [9, 3, -4]
+    assert found.images.id.tolist() == [50, 70] and found.refs.image.tolist() == [1, 0, 1]
+
+
+def decoded(segmentation: Any) -> np.ndarray:
+    return coco_mask.decode(coco_mask.frPyObjects(segmentation, HEIGHT, WIDTH))
+
+
+COMPRESSED = coco_mask.frPyObjects(RLE, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"mask": POLYGONS}, decoded(POLYGONS).max(axis=2)),
+        ({"mask": RLE}, decoded(RLE)),
+        ({"mask": COMPRESSED | {"counts": COMPRESSED["counts"].decode()}}, decoded(RLE)),
+        ({"mask": [RLE, {"size": [HEIGHT, WIDTH], "counts": [0, 60, 1140]}]}, None),
+        ({"mask": None, "box": [2.5, 3, 10.25, 7]}, decoded(np.array([[2.5, 3, 10.25, 7]])).max(axis=2)),
+        ({"mask": None, "box": [-3, 20, 60, 30]}, None),
+    ],
+)
+def test_masks_of_every_form(photos: Path, values: dict[str, Any], expected: np.ndarray | None) -> None:
+    if expected is None:
+        expected = decoded(RLE)
+        if "box" in values:
+            expected[:] = 0
+            expected[20:] = 1
+        else:
+            expected[:, :2] = 1
+    assert expected.any() and not expected.all()
+    np.testing.assert_array_equal(stored_mask(read(photos, line(**values)), 0), expected)
+
+
+def test_sizes_are_read_from_headers_unless_given(photos: Path) -> None:
+    found = read(photos, line(photo="c.jpg"), line(photo="d.jpg", width=41, height=31))
+    assert found.images.width.tolist() == [50, 41] and found.images.height.tolist() == [20, 31]
+    with pytest.raises(PhotoError, match=r"size of d\.jpg cannot be read in .*photos \(No such file or directory\)\. "):
+        read(photos, line(photo="d.jpg"))
+    (photos / "e.jpg").write_text("no photo")
+    with pytest.raises(PhotoError, match=r"size of e\.jpg cannot be read in .* \(neither JPEG nor PNG\)"):
+        read(photos, line(photo="e.jpg"))
+
+
+def test_the_command_and_the_file_that_it_writes(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read(photos, line(), line(mask=None, no_target=True, photo="c.jpg"), line(split="val"))
+    words = ["index", photos.parent / "mine.jsonl", "--images", photos, "-o", photos.parent / "a.ris.h5"]
+    assert main([str(word) for word in [*words, "--split", "train"]]) == 0
+    assert "2 photos, 2 refs, 2 sentences" in capsys.readouterr().out
+    dataset = Dataset.open(photos.parent / "a.ris.h5")
+    assert dataset.mask(0).any() and not dataset.mask(1).any() and dataset.mask(1).shape == (20, 50)
+    assert main(["inspect", str(photos.parent / "a.ris.h5"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["no_target"] == 1
+    assert main([str(word) for word in [*words, "--split", "test"]]) == 1
+    assert "has no split 'test'; it has train (2 lines), val (1 lines)" in capsys.readouterr().err
+
+
+# Lines that cannot be used. Those of the first list break the schema, too; of the others it cannot tell.
+WRONG = [
+    ("7", "line 2 of .* is a int, not a record"),
+    ("[]", "line 2 of .* is a list, not a record"),
+    (line(photo=None), "line 2 of .*mine.jsonl has no 'photo'"),
+    (line(photo=5), "'photo' of line 2 of .* is a int, not a str"),
+    (line(photo="../a.jpg"), "line 2 of .* has the file name '../a.jpg', which leaves the folder"),
+    (line(expressions=None), "line 2 of .* has no 'expressions'"),
+    (line(expressions="red cup"), "'expressions' of line 2 of .* is a str, not a list"),
+    (line(expressions=[]), "line 2 of .* has no expression"),
+    (line(expressions=["a", " "]), "line 2 of .* has an empty expression"),
+    (line(expressions=[5]), "an expression of line 2 of .* is a int, not a str"),
+    (line(expressions=["a\0b"]), "an expression of line 2 of .* holds a null character"),
+    (line(mask=None), "line 2 of .* has no mask. Give one of 'mask', 'box' and"),
+    (line(mask=None, no_target=False), "line 2 of .* has no mask"),
+    (line(no_target=True), "line 2 of .* has 'mask' and 'no_target'"),
+    (line(box=[1, 2, 3, 4]), "line 2 of .* has 'mask' and 'box'"),
+    (line(mask=None, no_target=1), "'no_target' of line 2 of .* is a int, not a bool"),
+    (line(sentences=["x"]), r"line 2 of .* has the unknown key 'sentences'\. Known are ann_id, box,"),
+    (line(width=40), "line 2 of .* has only one of 'width' and 'height'"),
+    (line(width=0, height=5), "line 2 of .* is 0x5 pixels; a side has 1 to 65535"),
+    (line(width="40", height=30), "'width' of line 2 of .* is a str, not a int"),
+    (line(ref_id=2**63), "'ref_id' of line 2 of .* does not fit 64 bits"),
+    (line(ann_id="5"), "'ann_id' of line 2 of .* is a str, not a int"),
+    (line(split=1), "'split' of line 2 of .* is a int, not a str"),
+    (line(category=["cup"]), "'category' of line 2 of .* is a list, not a str"),
+    (line(photo_categories="cup"), "'photo_categories' of line 2 of .* is a str, not a list"),
+    (line(photo_categories=[1]), "a value in 'photo_categories' of line 2 of .* is a int, not a str"),
+    (line(mask=[]), "The mask of line 2 of .* cannot be used: it is neither a list of polygons nor run lengths"),
+    (line(mask=[1, 2, 3, 4, 5, 6]), "The mask of line 2 of .* cannot be used: a polygon is not a flat list"),
+    (line(mask=[[1, 2, "3", 4, 5, 6]]), "The mask of line 2 of .* cannot be used: a polygon is not a flat list"),
+    (line(mask=[[1, 2, 3, 4, 5, 6], RLE]), "The mask of line 2 of .* cannot be used: it mixes polygons and run"),
+    (line(mask={"size": [HEIGHT, WIDTH]}), "The mask of line 2 of .* cannot be used: its run lengths are not a list"),
+    (line(mask=None, box=[1, 2, 3]), r"The mask of line 2 of .* cannot be used: the box is not \[x, y, width, height"),
+    (line(mask=None, box=[1, 2, 3, "4"]), "The mask of line 2 of .* cannot be used: the box is not"),
+    (line(mask=None, box=[1, 2, 0, 4]), "The mask of line 2 of .* cannot be used: the box has no width or height"),
+]
+WRONG_BEYOND_THE_SCHEMA = [
+    ("{", r"line 2 of .* is not valid JSON \("),
+    ("[" * 50_000, "line 2 of .* is not valid JSON"),
+    ('{"a": ' + "9" * 5000 + "}", "line 2 of .* is not valid JSON"),
+    (line(expressions=["\ud800"]), "an expression of line 2 of .* holds a null character or half a surrogate pair"),
+    (line(width=41, height=30), "line 2 of .* has another size for its photo than an earlier line"),
+    (line(ref_id=5), "line 1 of .* has no 'ref_id', but others have. Give all or none"),
+    (line(mask=[[1, 2, 3, 4]]), "The mask of line 2 of .* cannot be used: no polygon of it has three points"),
+    (line(mask=[[1, 2, 3, 4, 5, 6, 7]]), "The mask of line 2 of .* cannot be used: a polygon is not a flat list"),
+    (line(mask={"size": [5, 5], "counts": [25]}), "cannot be used: its run lengths are not for the photo's 40x30"),
+    (line(mask={"size": [HEIGHT, WIDTH], "counts": [1200]}), "The mask of line 2 of .* has no pixel. If nothing fits"),
+    (line(mask=None, box=[39, 29.9, 5, 0.01]), "The mask of line 2 of .* has no pixel"),
+    (line(mask=None, box=[50, 5, 5, 5]), "The mask of line 2 of .* has no pixel"),
+    (line(mask=None, box=[0, 0, float("nan"), 5]), "The mask of line 2 of .* cannot be used: the box has no width"),
+    (line(mask=None, box=[0, 0, 1e9, 5]), "cannot be used: a polygon reaches more than a photo's size beyond"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "reason"), WRONG + WRONG_BEYOND_THE_SCHEMA)
+def test_lines_that_cannot_be_used_are_told_with_their_number(photos: Path, record: Any, reason: str) -> None:
+    with pytest.raises(AnnotationError, match=reason) as caught:
+        read(photos, line(width=WIDTH, height=HEIGHT), record)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("record", [record for record, _ in WRONG])
+def test_the_schema_refuses_them_too(record: Any) -> None:
+    assert not VALIDATOR.is_valid(json.loads(record) if isinstance(record, str) else record)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        line(),
+        line(mask=RLE),
+        line(mask=[RLE, RLE]),
+        line(mask={"size": [HEIGHT, WIDTH], "counts": "T31"}),
+        line(mask=None, box=[1.5, 2, 3, 4], no_target=False),
+        line(mask=None, no_target=True),
+        line(width=WIDTH, height=HEIGHT, split="val", category="cup", photo_categories=["dog"], source="s"),
+        line(ref_id=1, ann_id=2, image_id=3),
+    ],
+)
+def test_schema_and_reader_take_these(photos: Path, record: dict[str, Any]) -> None:
+    VALIDATOR.validate(record)
+    if record.get("mask") != {"size": [HEIGHT, WIDTH], "counts": "T31"}:
+        assert len(read(photos, record, split=record.get("split", "train")).refs.ref_id) == 1
+
+
+def test_the_schema_is_one_and_knows_the_readers_keys() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert set(SCHEMA["properties"]) == KEYS
+
+
+@given(st.text(alphabet="aC:./\\\n\0ü ", max_size=8))
+def test_schema_and_reader_agree_on_file_names(name: str) -> None:
+    assert VALIDATOR.is_valid(line(photo=name)) == is_inside(name)
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        ((line(ref_id=1), line(ref_id=1)), "line 2 of .* gives 'ref_id' 1 to another ref than before"),
+        ((line(image_id=1), line(image_id=2)), "line 2 of .* has the 'image_id' 2, but an earlier line of the photo 1"),
+        (
+            (line(image_id=1), line(image_id=1, photo="c.jpg")),
+            "line 2 of .* gives 'image_id' 1 to another photo than before",
+        ),
+        ((line(image_id=1), line(image_id=1), line()), "line 3 of .* has no 'image_id', but others have"),
+        (("", " "), "mine.jsonl has no line. Write one JSON object per ref"),
+    ],
+)
+def test_ids_that_do_not_fit(photos: Path, records: tuple[Any, ...], reason: str) -> None:
+    with pytest.raises(AnnotationError, match=reason):
+        read(photos, *records)
+
+
+def test_a_mark_of_byte_order_and_windows_lines_are_taken(photos: Path) -> None:
+    path = photos.parent / "windows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(line())}\r\n\r\n{json.dumps(line())}\r\n".encode())
+    assert len(read_json_lines(path, images=photos).refs.ref_id) == 2
+    path.write_bytes(json.dumps(line(expressions=["größer"]), ensure_ascii=False).encode("latin1"))
+    with pytest.raises(AnnotationError, match=r"line 1 of .*windows\.jsonl is not valid JSON"):
+        read_json_lines(path, images=photos)
+
+
+def test_a_missing_file_is_told(photos: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"nowhere\.jsonl cannot be read: No such file"):
+        read_annotations(photos / "nowhere.jsonl", images=photos)
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
+def test_a_hostile_value_is_never_printed(photos: Path, key: str) -> None:
+    for value in ("x" * 100_000, ["x" * 100_000], {"x" * 100_000: 1}):
+        try:
+            read(photos, line(**{"mask": None if key in ("box", "no_target") else POLYGONS, key: value}))
+        except (AnnotationError, PhotoError) as error:
+            assert len(str(error)) < 1000
+        else:
+            assert key in ("expressions", "category", "photo_categories", "source") and isinstance(value, str | list)

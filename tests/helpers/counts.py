@@ -1,0 +1,10 @@
+"""How often a property is tried: a fifth in the ordinary lanes, in full by ``make fuzz``."""
+
+import os
+
+FULL = os.environ.get("NEMO_DALI_FUZZ") == "1"
+
+
+def examples(full: int) -> int:
+    """Examples to try of ``full``."""
+    return full if FULL else max(full // 5, 20)

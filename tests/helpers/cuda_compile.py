@@ -1,0 +1,59 @@
+"""Compiles the CUDA sources for every GPU that is supported; no GPU is needed."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nemo_dali.kernels import cuda_source
+
+ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
+ONE_FAST = [pytest.param(name, marks=[pytest.mark.slow] * (name != "90")) for name in ARCHITECTURES]
+LARGEST_SHARED = 48 * 1024  # bytes that a block may have without asking for more
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+def report_of_nvcc(file, architecture, folder):
+    """What nvcc says of the kernels of a file."""
+    name = Path(file).name
+    (folder / name).write_text(cuda_source.source(file))
+    command = ["nvcc", *cuda_source.OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"]
+    run = subprocess.run([*command, "-cubin", name], cwd=folder, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stderr
+
+
+def report_of_run_time_compiler(file, architecture):
+    """What NVRTC, to which CuPy hands the source, says of the kernels of a file."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    error, program = nvrtc.nvrtcCreateProgram(cuda_source.source(file).encode(), file.encode(), 0, [], [])
+    options = [o.encode() for o in (*cuda_source.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")]
+    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert error == 0, log.decode()
+    return log.decode()
+
+
+def check_report(report, title, kernels, *, registers, dynamic_shared=0):
+    """Every kernel is there, keeps to what it may use and spills nothing; prints the table of ``make cuda-check``.
+
+    Args:
+        registers: most that a thread may have. dynamic_shared: bytes that a launch may add.
+    """
+    found = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers.*?(\d+) bytes smem",
+        report,
+        re.DOTALL,
+    )
+    assert sorted(name for name, *_ in found) == sorted(kernels), report
+    for name, *numbers in sorted(found):
+        stack, stores, loads, used, shared = map(int, numbers)
+        assert (stack, stores, loads) == (0, 0, 0), (name, numbers)
+        assert shared + dynamic_shared <= LARGEST_SHARED
+        assert used <= registers, (name, used)
+        print(f"{title} {name}: {used} registers, {shared} bytes shared, no spills")

@@ -1,0 +1,124 @@
+"""Builds the CUDA sources with a C++ compiler, for tests on machines without a GPU."""
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.gather import gpu as gather_gpu
+from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from nemo_dali.kernels.tile import RESAMPLE
+from tests.helpers.paths import ROOT
+
+KERNELS = [mosaic_gpu.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
+GATHER_KERNELS = [gather_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
+LETTERBOX_KERNELS = [letterbox_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
+HERE = Path(__file__).parent
+CACHE = ROOT / ".pytest_cache" / "cuda_on_host"
+RUN = f"""
+extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
+    decltype(&{KERNELS[0]}) kernels[] = {{{", ".join(KERNELS)}}};
+    host::launch(blocks, LANES, ROWS, stage_bytes, kernels[which], tiles, tile_of_block, stage_bytes);
+}}
+const int FIRST_GATHER = {len(KERNELS)};  // kernels from this number on are those of the gather
+extern "C" void run_gather(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block) {{
+    decltype(&{GATHER_KERNELS[0]}) kernels[] = {{{", ".join(GATHER_KERNELS)}}};
+    host::launch(blocks, THREADS, 1, 0, kernels[which], tiles, tile_of_block);
+}}
+const int FIRST_LETTERBOX = FIRST_GATHER + {len(GATHER_KERNELS)};
+extern "C" void run_letterbox(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block,
+                              const int* lines) {{
+    decltype(&{LETTERBOX_KERNELS[0]}) kernels[] = {{{", ".join(LETTERBOX_KERNELS)}}};
+    host::launch(blocks, LANES, ROWS, 0, kernels[which], tiles, tile_of_block, lines);
+}}
+"""
+
+SANITIZERS = {"bounds": ("address,undefined", 1, 1, 60), "races": ("thread", 4, 2, 5)}  # threads of a block, tiles
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+def build(*options, lanes, rows, main=""):
+    """Compile for blocks of lanes x rows threads; the path of what comes out, which is kept until a source changes."""
+    sources = cuda_source.source(mosaic_gpu.FILE, gather_gpu.FILE, letterbox_gpu.FILE)
+    text = f'#include "cuda_on_host.hpp"\n{sources}{RUN}{main}'
+    command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
+    command += [f"-DLANES={lanes}", f"-DROWS={rows}", f"-DTHREADS={lanes * rows}", *options]
+    command += ["kernel.cpp", "-o", "kernel", "-pthread"]
+    parts = [text, (HERE / "cuda_on_host.hpp").read_text(), *command]
+    built = CACHE / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:  # what several processes need is built by one
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+                (Path(folder) / "kernel.cpp").write_text(text)
+                run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+                assert run.returncode == 0, run.stderr
+                (Path(folder) / "kernel").rename(built)
+    return built
+
+
+def launch(library, tiles):
+    """What ``mosaic.gpu.write_tiles`` does, here and now, with host addresses."""
+    if not len(tiles):
+        return
+    tile_of_block, stage_bytes = mosaic_gpu.cut(tiles)
+    which = KERNELS.index(mosaic_gpu.kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
+    library.run(which, len(tile_of_block), *pointers, stage_bytes)
+
+
+def launch_gather(library, tiles):
+    """What ``gather.gpu.write_tiles`` does, here and now, with host addresses.
+
+    Args:
+        library: what ``library`` gives; the fixture ``cuda_library``.
+        tiles: dtype ``TILE`` [n], n >= 1, contiguous; ``first_block`` is set.
+    """
+    tile_of_block = gather_gpu.cut(tiles)
+    which = GATHER_KERNELS.index(gather_gpu.kernel_name(int(tiles["itemsize"][0])))
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
+    library.run_gather(which, len(tile_of_block), *pointers)
+
+
+def launch_letterbox(library, tiles):
+    """What ``letterbox.gpu.write_tiles`` does, here and now, with host addresses."""
+    if not len(tiles):
+        return
+    tiles = tiles.copy()
+    tile_of_block, lines = letterbox_gpu.cut(tiles)
+    which = LETTERBOX_KERNELS.index(letterbox_gpu.kernel_name(int(tiles["itemsize"][0])))
+    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block, lines))
+    library.run_letterbox(which, len(tile_of_block), *pointers)
+
+
+@functools.cache
+def library():
+    """The sources as a library whose blocks are single threads."""
+    return ctypes.CDLL(str(build("-O2", "-shared", "-fPIC", lanes=1, rows=1)))
+
+
+def sanitized(name):
+    """A program that runs a launch under one of SANITIZERS, and how many tiles it takes in good time."""
+    sanitizer, lanes, rows, count = SANITIZERS[name]
+    options = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g"]
+    return build(*options, lanes=lanes, rows=rows, main=(HERE / "sanitize.cpp").read_text()), count
+
+
+def run_sanitized(program, folder, kernel, tiles, tile_of_block, stage_bytes=0, lines=()):
+    """Run a launch; ``photo`` is how far behind a multiple of 128 bytes a photo lies, other addresses are made up."""
+    head = np.array([kernel, len(tile_of_block), stage_bytes, len(tiles), len(lines)], np.int32)
+    file = folder / "launch"
+    file.write_bytes(head.tobytes() + tiles.tobytes() + tile_of_block.tobytes() + np.array(lines, np.int32).tobytes())
+    run = subprocess.run([program, file], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[:4000]

@@ -1,0 +1,283 @@
+"""Batches made on a GPU; and, without one, the same way with the GPU's part played by the host."""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError
+from nemo_dali.kernels.dlpack import read_tensors
+from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
+from nemo_dali.kernels.mask import gpu as mask_gpu
+from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from nemo_dali.pipeline import gpu
+from tests.helpers.cuda_host import needs_compiler
+from tests.helpers.files import make_files
+
+POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, max_similarity=0.4)
+
+
+def batches(files, device, epochs=2, **options):
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=90, device=device, **options)
+    return [batch for _ in range(epochs) for batch in loader]
+
+
+def assert_same(some, others):
+    assert len(some) == len(others) > 0
+    for one, other in zip(some, others, strict=True):
+        assert one.plan.tobytes() == other.plan.tobytes()
+        assert torch.equal(one.mask.cpu(), other.mask)
+        assert torch.equal(one.tokens.cpu(), other.tokens)
+        assert torch.equal(one.attention_mask.cpu(), other.attention_mask)
+
+
+@needs_compiler
+@pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+def test_the_gpus_way_ends_in_the_cpus_batches(files, played, dtype, resample):
+    options = {"dtype": dtype, "resample": resample}
+    played_batches, expected = batches(files, "cuda", **options), batches(files, "cpu", **options)
+    assert_same(played_batches, expected)
+    for one, other in zip(played_batches, expected, strict=True):
+        assert one.image.dtype == other.image.dtype and torch.equal(one.image, other.image)
+
+
+MIXED = MosaicPolicy(p_mined=0.5, p_random=0.0, grids={2: 1.0, 3: 1.0}, jitter=0.5)
+ONLY_SINGLES, ONLY_MOSAICS = MosaicPolicy(p_mined=0.0, p_random=0.0), MosaicPolicy(p_mined=1.0, p_random=0.0)
+LETTERBOXES = [
+    ("float32", "float32", "cv2-linear", MIXED),
+    ("bfloat16", "float32", "pillow-bilinear", MIXED),
+    ("float16", "int64", "cv2-linear", ONLY_SINGLES),
+    ("uint8", "uint8", "pillow-bilinear", MIXED),
+    ("uint8", "uint8", "cv2-linear", ONLY_MOSAICS),
+]
+
+
+def letterboxes(files, device, dtype, mask_dtype, resample, policy):
+    options = {"dtype": dtype, "mask_dtype": mask_dtype, "resample": resample, "policy": policy}
+    loader = Loader(files.dataset, files.negatives, batch_size=4, size=90, device=device, fit="letterbox", **options)
+    made = list(loader)
+    grids = np.concatenate([batch.plan["grid"] for batch in made])
+    assert (policy is ONLY_SINGLES) == (grids == 1).all() and (policy is ONLY_MOSAICS) == (grids > 1).all()
+    return made
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "mask_dtype", "resample", "policy"), LETTERBOXES)
+def test_the_gpus_way_ends_in_the_cpus_batches_with_letterboxes_among_mosaics(
+    files, played, monkeypatch, dtype, mask_dtype, resample, policy
+):
+    launches = []
+
+    def count(module, name):
+        launch = getattr(module, name)
+
+        def counted(work, *arguments, **options):
+            if len(work):
+                launches.append(module)
+            launch(work, *arguments, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(mosaic_gpu, "write_tiles"), count(mask_gpu, "write_masks"), count(letterbox_gpu, "write_tiles")
+    write = gpu.DeviceBatch.write
+    monkeypatch.setattr(gpu.DeviceBatch, "write", lambda *arguments: (launches.append("batch"), write(*arguments)))
+    made = letterboxes(files, "cuda", dtype, mask_dtype, resample, policy)
+    expected = letterboxes(files, "cpu", dtype, mask_dtype, resample, policy)
+    assert_same(made, expected)
+    for one, other in zip(made, expected, strict=True):
+        assert one.image.dtype == other.image.dtype and torch.equal(one.image, other.image)
+        assert one.mask.dtype == other.mask.dtype
+    assert any(batch.mask.any() for batch in made)
+    order = []  # of the batches that were delivered; some more were made ahead
+    for batch in made:
+        grid = batch.plan["grid"]
+        order += [
+            "batch",
+            *[mosaic_gpu, mask_gpu] * bool((grid > 1).any()),
+            *[letterbox_gpu] * bool((grid == 1).any()),
+        ]
+    assert launches[: len(order)] == order
+
+
+@needs_compiler
+def test_batches_are_safe_to_keep_and_a_pass_can_be_given_up(files, played):
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda")
+    first = next(iter(loader))
+    copy = first.image.clone()
+    kept = list(loader)  # the same epoch anew, with what was made ahead thrown away
+    assert torch.equal(kept[0].image, copy) and torch.equal(first.image, copy)
+    assert len({batch.image.data_ptr() for batch in kept}) == len(kept) == len(loader)
+
+
+@needs_compiler
+def test_a_photo_that_cannot_be_decoded_is_named_and_the_loader_goes_on(tmp_path, played):
+    files = make_files(tmp_path)
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda", seed=3)
+    expected = list(loader)
+    bad = loader.corpus.photo_path(int(expected[5].plan["images"][0, 0]))
+    with open(bad, "rb") as file:
+        content = file.read()
+    with open(bad, "wb") as file:
+        file.write(content[: len(content) // 2])
+    loader.set_epoch(0)
+    with pytest.raises(PhotoError, match=bad):
+        list(loader)
+    with open(bad, "wb") as file:
+        file.write(content)
+    loader.set_epoch(0)
+    again = list(loader)
+    assert all(torch.equal(one.image, other.image) for one, other in zip(again, expected, strict=True))
+
+
+@needs_compiler
+def test_a_photo_of_another_size_than_annotated_is_named(tmp_path, played):
+    from PIL import Image
+
+    files = make_files(tmp_path)
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda")
+    bad = loader.corpus.photo_path(int(loader.plan(0, [0])["images"][0, 0]))
+    Image.new("RGB", (31, 32)).save(bad)
+    with pytest.raises(PhotoError, match=bad):
+        next(iter(loader))
+
+
+def test_capsules_are_read_as_dali_made_them():
+    """Addresses and shapes, by way of the Python function that the GPU's graph uses."""
+    from nvidia.dali import Pipeline, fn, types
+
+    random = np.random.default_rng(0)
+    photos = [random.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((3, 5), (1, 1), (40, 2))]
+    seen = []
+
+    def function(capsules):
+        data, shapes = read_tensors(capsules)
+        for address, shape in zip(data.tolist(), shapes.tolist(), strict=True):
+            pixels = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), shape)
+            seen.append(pixels.copy())
+        return [torch.zeros(1, dtype=torch.uint8).__dlpack__() for _ in capsules]
+
+    pipe = Pipeline(batch_size=3, num_threads=1, device_id=None)
+    with pipe:
+        source = fn.external_source(name="photos", ndim=3, dtype=types.UINT8)
+        pipe.set_outputs(fn.dl_tensor_python_function(source, function=function, batch_processing=True))
+    pipe.build()
+    pipe.feed_input("photos", photos)
+    pipe.run()
+    assert all(np.array_equal(one, other) for one, other in zip(seen, photos, strict=True))
+
+
+def test_tensors_of_other_dimensions_have_no_shape():
+    capsules = [torch.zeros(shape, dtype=torch.uint8).__dlpack__() for shape in ((4,), (2, 2), (1, 2, 3))]
+    assert read_tensors(capsules)[1].tolist() == [[0, 0, 0], [0, 0, 0], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "mps", None])
+def test_a_device_that_is_none_is_refused(files, device):
+    with pytest.raises(ValueError, match="must be 'cpu', 'cuda' or 'cuda:N'"):
+        Loader(files.dataset, files.negatives, batch_size=1, device=device)
+
+
+def test_without_a_gpu_the_error_says_so(files, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NemoError, match=r"torch sees no CUDA device.*nemo-dali doctor"):
+        Loader(files.dataset, files.negatives, batch_size=1, device="cuda")
+
+
+def test_a_device_beyond_the_last_and_a_missing_cupy_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(NemoError, match="no device cuda:2: torch sees 2"):
+        gpu.cuda_device("cuda:2")
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(NemoError, match=r"needs CuPy.*nemo-dali\[cuda12\]"):
+        gpu.cuda_device(torch.device("cuda", 1))
+
+
+def test_the_hardware_decoders_share_falls_with_the_threads():
+    shares = [gpu.hardware_share(threads) for threads in (1, 2, 8, 16, 70)]
+    assert shares == sorted(shares, reverse=True) and 0.11 < shares[-1] < 0.13 and shares[0] > 0.85
+
+
+def test_a_full_gpu_is_told_with_the_remedy(files, played, monkeypatch):
+    loader = Loader(files.dataset, files.negatives, batch_size=4, size=40, device="cuda")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(NemoError, match=r"no room for a further batch.*Lower batch_size"):
+        next(iter(loader))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+def test_a_gpus_batches_are_the_cpus_but_for_the_decoder(files, dtype, resample):
+    """nvJPEG's pixels are not libjpeg's: masks, tokens and plan are equal, pixels close."""
+    made, expected = (batches(files, device, dtype=dtype, resample=resample) for device in ("cuda", "cpu"))
+    assert_same(made, expected)
+    for one, other in zip(made, expected, strict=True):
+        assert one.image.is_cuda and one.image.dtype == other.image.dtype
+        difference = (one.image.cpu().float() - other.image.float()).abs()
+        level = 1.0 if dtype == "uint8" else 1 / 255 / 0.224
+        assert difference.mean() < 2 * level
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "mask_dtype", "resample", "policy"), LETTERBOXES)
+def test_a_gpus_letterboxes_are_the_cpus_but_for_the_decoder(files, dtype, mask_dtype, resample, policy):
+    made, expected = (letterboxes(files, device, dtype, mask_dtype, resample, policy) for device in ("cuda", "cpu"))
+    assert_same(made, expected)
+    for one, other in zip(made, expected, strict=True):
+        difference = (one.image.cpu().float() - other.image.float()).abs()
+        assert difference.mean() < 2 * (1.0 if dtype == "uint8" else 1 / 255 / 0.224)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_batches_are_ready_for_the_current_stream_and_safe_to_keep(files):
+    """Work on a busy side stream sees whole batches, and nothing writes into a batch that is still held."""
+    options = {"batch_size": 4, "policy": POLICY, "size": 480, "dtype": "uint8"}
+    expected = [batch.image.clone() for batch in Loader(files.dataset, files.negatives, device="cuda", **options)]
+    torch.cuda.synchronize()
+    loader = Loader(files.dataset, files.negatives, device="cuda", prefetch=3, **options)
+    side, sums, kept = torch.cuda.Stream(), [], []
+    with torch.cuda.stream(side):
+        for epoch in range(3):
+            for step, batch in enumerate(loader):
+                torch.cuda._sleep(20_000_000)
+                sums.append((batch.image != expected[step]).sum() if epoch == 0 else batch.image.sum())
+                if step % 3 == 0 and epoch == 0:
+                    kept.append((step, batch.image))
+    side.synchronize()
+    assert sum(sums[: len(loader)]) == 0
+    assert all(torch.equal(image, expected[step]) for step, image in kept)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_bad_photo_is_named_and_the_loader_goes_on(tmp_path):
+    files = make_files(tmp_path)
+    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda", seed=3)
+    expected = [batch.image.cpu() for batch in loader]
+    bad = Path(loader.corpus.photo_path(int(loader.plan(0, [20])["images"][0, 0])))
+    content = bad.read_bytes()
+    bad.write_bytes(b"no photo")
+    loader.set_epoch(0)
+    with pytest.raises(PhotoError, match=bad.name):
+        list(loader)
+    bad.write_bytes(content)
+    loader.set_epoch(0)
+    assert all(torch.equal(one.image.cpu(), other) for one, other in zip(loader, expected, strict=True))
+
+
+@pytest.mark.gpu
+def test_two_loaders_on_one_gpu_do_not_disturb_each_other(files):
+    options = {"batch_size": 4, "policy": POLICY, "size": 90, "dtype": "uint8", "device": "cuda"}
+    first, second = (Loader(files.dataset, files.negatives, seed=seed, **options) for seed in (0, 1))
+    alone = [[batch.image.cpu() for batch in loader] for loader in (first, second)]
+    first.set_epoch(0), second.set_epoch(0)
+    for step, (one, other) in enumerate(zip(first, second, strict=True)):
+        assert torch.equal(one.image.cpu(), alone[0][step]) and torch.equal(other.image.cpu(), alone[1][step])

@@ -1,0 +1,168 @@
+"""The rules that propose tau and K, on curves whose answer is known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nemo_dali.commands.cli import main
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.mining.pool_curves import DRAWN, Curves, draw_curves
+from nemo_dali.mining.tune import depth_advice, needed_depth, propose
+from nemo_dali.plan.policy import MosaicPolicy, read_policy
+from tests.helpers.files import index_refer
+from tests.helpers.tables import write_ranked_table
+
+TAUS = np.round(np.arange(0.10, 0.41, 0.02), 3)
+KS = np.array([3, 8, 20, 50, 100, 200])
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune")
+    return write_ranked_table(folder / "a.neg.h5", Dataset.open(index_refer(folder, photos=40)), depth=15)
+
+
+@pytest.fixture
+def curves(table):
+    """Own photos at 0.1 to 0.4, evenly; K 20 varied enough, up to K 100 hard enough."""
+    shape = len(TAUS), len(KS)
+    drawn = np.zeros((*shape, len(DRAWN)))
+    drawn[:, :, DRAWN.index(0.01)] = 0.05
+    return Curves(
+        table=table,
+        rows=np.arange(len(table.neighbors)),
+        taus=TAUS,
+        ks=KS,
+        true=np.linspace(0.1, 0.4, 1001),
+        chance=np.linspace(-0.1, 0.1, 1001),
+        size=np.broadcast_to(KS, shape).astype(float),
+        empty=np.zeros(shape),
+        short3=np.zeros(shape),
+        short8=np.zeros(shape),
+        cut=np.zeros(shape),
+        similarity=np.broadcast_to([0.2, 0.2, 0.2, 0.19, 0.165, 0.1], shape),
+        shown=np.broadcast_to(np.linspace(0.3, 0.8, len(TAUS))[:, None], shape),
+        shown_by_chance=0.3,
+        labelled=1.0,
+        true_below=(np.linspace(0.1, 0.4, 1001)[:, None] <= TAUS).mean(axis=0),
+        drawn=drawn,
+        never=np.zeros(shape),
+        ranks=np.array([1]),
+        rank_quantiles=np.zeros((1, 5)),
+    )
+
+
+def test_tau_is_the_largest_that_lets_few_own_photos_pass(curves):
+    for passing, tau in ((0.25, 0.16), (0.5, 0.24), (0.01, 0.1), (0.0, 0.1)):
+        assert propose(curves, passing=passing).policy.max_similarity == tau
+    proposal = propose(curves)
+    assert proposal.policy == MosaicPolicy(max_similarity=0.16, top_k=20, grids={2: 1.0}) and proposal.t == 3
+    assert "tau 0.16 is the largest value that at most 25% of the own photos do not exceed: 20" in proposal.why[0]
+    assert "40% of the candidates then show the target's category" in proposal.why[0]
+    assert "without a bound 80% would, and of all photos 30% do" in proposal.why[0] and len(proposal.why) == 2
+
+
+def test_where_every_own_photo_may_pass_there_is_no_bound(curves):
+    proposal = propose(curves, passing=1.0)
+    assert proposal.policy.max_similarity is None and proposal.tau is None and "No bound is needed" in proposal.why[0]
+
+
+def test_tau_is_raised_where_pools_would_be_short(curves):
+    short = np.zeros_like(curves.short3)
+    short[:6] = 0.2
+    short[6:9] = 0.011
+    for cut, remedy in ((0.0, "more photos would do without"), (0.3, "a deeper table would do without")):
+        changed = replace(curves, short3=short, cut=np.full_like(short, cut))
+        proposal = propose(changed)
+        assert proposal.policy.max_similarity == TAUS[9] and proposal.tau == 0.16
+        assert (
+            f"20.0% of the pools would hold fewer than 3 photos there, so tau is raised to {TAUS[9]:g}"
+            in proposal.why[1]
+        )
+        assert remedy in proposal.why[1]
+    assert propose(curves, grid=3).policy.max_similarity == 0.16
+    eight = propose(replace(curves, short8=short), grid=3)
+    assert eight.policy.max_similarity == TAUS[9] and eight.policy.grids == {3: 1.0} and "fewer than 8" in eight.why[1]
+    assert propose(replace(curves, short3=np.ones_like(short))).policy.max_similarity is None
+
+
+def test_k_is_the_smallest_that_is_varied_enough(curves):
+    drawn = np.array(curves.drawn)
+    drawn[:, :3, DRAWN.index(0.01)] = 0.3
+    proposal = propose(replace(curves, drawn=drawn))
+    assert (
+        proposal.policy.top_k == 50
+        and "K 50 is the smallest, from 20 on, at which the 1% of the photos" in proposal.why[-1]
+    )
+    drawn[:, :, DRAWN.index(0.01)] = 0.3
+    proposal = propose(replace(curves, drawn=drawn))
+    assert proposal.policy.top_k == 100 and "more than 10%, but with a larger K" in proposal.why[-1]  # 200 is too easy
+    easy = np.array(curves.similarity)
+    easy[:, 3:] = 0.0
+    assert propose(replace(curves, drawn=drawn, similarity=easy)).policy.top_k == 20
+
+
+def test_k_follows_the_tau_of_each_k(curves):
+    """Where tau must be raised for the K at hand, the draws there count."""
+    short, drawn = np.zeros_like(curves.short3), np.array(curves.drawn)
+    short[:10, 2] = 0.5
+    drawn[10:, 2, DRAWN.index(0.01)] = 0.5
+    proposal = propose(replace(curves, short3=short, drawn=drawn))
+    assert (proposal.policy.top_k, proposal.policy.max_similarity) == (50, 0.16)
+
+
+def test_a_model_that_knows_nothing_is_told(curves):
+    assert "Beware" not in propose(curves).why[0]
+    proposal = propose(replace(curves, true=curves.chance))
+    assert (
+        "53%" not in proposal.why[0] and proposal.why[0].startswith("Beware") and "mine with another" in proposal.why[0]
+    )
+
+
+def test_without_categories_nothing_is_said_of_them(curves):
+    unlabelled = replace(curves, labelled=0.0, shown=np.full_like(curves.shown, np.nan))
+    assert "category" not in " ".join(propose(unlabelled).why)
+
+
+def test_the_depth_that_suffices(curves, table):
+    """Counted from the embeddings where rows end above tau."""
+    similarity = np.asarray(table.text_embedding) @ np.asarray(table.image_embedding).T
+    for tau in (-0.1, 0.05, 0.2):
+        above = np.sort((similarity > tau).sum(axis=1))
+        exact = above[int(np.ceil(0.999 * (len(above) - 1)))] + 5
+        assert exact - 1 <= needed_depth(curves, tau, 5) <= min(50 * (exact // 50 + 1), 39)
+    deep = propose(curves)
+    advice = depth_advice(curves, replace(deep, depth=39))
+    assert "99.9% of the pools for tau 0.16 and K 20 are whole in a table 39 photos deep; this one has 15" in advice
+    assert "mine again with --embeddings THIS_TABLE --depth 39" in advice
+    assert "mine again" not in depth_advice(curves, replace(deep, depth=15))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"passing": 1.1}, "passing"), ({"passing": -1}, "passing"), ({"grid": 4}, "grid")]
+)
+def test_wrong_arguments(curves, options, named):
+    with pytest.raises(ValueError, match=rf"{named} \("):
+        propose(curves, **options)
+
+
+def test_the_command_writes_a_policy_and_says_why(tmp_path, capsys):
+    dataset = Dataset.open(index_refer(tmp_path, photos=40))
+    table = write_ranked_table(tmp_path / "a.neg.h5", dataset)
+    words = ["tune", str(dataset.path), str(table.path), "--passing", "0.5", "-o", str(tmp_path / "policy.json")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    expected = propose(draw_curves(dataset, table), passing=0.5)
+    policy, tuned_for = read_policy(tmp_path / "policy.json")
+    assert policy == expected.policy and tuned_for == table.fingerprint
+    why = json.loads((tmp_path / "policy.json").read_text())["why"]
+    assert why[:-1] == list(expected.why) and all(reason in out for reason in why)
+    assert f"max_similarity {policy.max_similarity}, top_k {policy.top_k}" in out
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    assert main([*words[:-1], str(tmp_path / "notes.json")]) == 1
+    assert "is no policy file" in capsys.readouterr().err and (tmp_path / "notes.json").read_text() == '{"mine": 1}'
+    assert main([*words[:-1], str(tmp_path / "policy.json")]) == 0
+    with pytest.raises(SystemExit):
+        main([*words[:-1], str(tmp_path / "policy.txt")])

@@ -1,0 +1,128 @@
+"""The house: what is public, what is private to its folder, and how much a room may hold."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+
+import pytest
+
+from tests.helpers.paths import ROOT
+
+PACKAGE = ROOT / "nemo_dali"
+PUBLIC = {
+    "nemo_dali": [
+        "AnnotationError",
+        "Batch",
+        "Dataset",
+        "FileFormatError",
+        "Loader",
+        "MosaicPolicy",
+        "NegativeTable",
+        "NemoError",
+        "PhotoError",
+        "StateError",
+    ],
+    "nemo_dali.data": ["Dataset", "index_dataset", "read_annotations"],
+    "nemo_dali.fn": ["mosaic", "remap_mask"],
+    "nemo_dali.loader": ["Batch", "BatchFormat", "Loader"],
+    "nemo_dali.metrics": ["PROTOCOLS", "Protocol", "Segmentation"],
+    "nemo_dali.mining": ["Exclusions", "NegativeTable", "mine"],
+    "nemo_dali.plan": ["KINDS", "PLAN", "MosaicPolicy", "read_policy", "write_policy"],
+    "nemo_dali.presets": [
+        "CLIP_MEAN",
+        "CLIP_STD",
+        "IMAGENET_MEAN",
+        "IMAGENET_STD",
+        "caris",
+        "cgformer",
+        "cris",
+        "detris",
+        "dmmi",
+        "etris",
+        "lavt",
+        "maskris",
+        "rela",
+    ],
+    "nemo_dali.text": ["mask_nouns", "mask_tokens", "noun_runs", "tokenize"],
+    "nemo_dali.tiles": ["TileFile", "make_tiles"],
+}
+MOST_FILES, MOST_LINES = 16, 400
+
+
+def modules(folder):
+    return [path for path in sorted(folder.rglob("*.py")) if "__pycache__" not in path.parts]
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_names(module):
+    found = import_module(module)
+    assert found.__all__ == PUBLIC[module]
+    for name in found.__all__:
+        assert getattr(found, name) is not None and name in dir(found)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = found.no_such_thing
+
+
+def test_docs_name_nothing_but_what_is_public():
+    texts = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").glob("*.py"))]
+    for path in texts:
+        text = path.read_text()
+        for name in set(re.findall(r"\bnemo_dali(?:\.\w+)+", text)):
+            module, _, attribute = name.rpartition(".")
+            assert name in PUBLIC or attribute in PUBLIC.get(module, ()), f"{path.name}: {name}"
+        for module, names in re.findall(r"^from (nemo_dali[\w.]*) import ([\w, ]+)", text, re.MULTILINE):
+            for name in names.replace(" ", "").split(","):
+                assert f"{module}.{name}" in PUBLIC or name in PUBLIC[module], f"{path.name}: {module}.{name}"
+
+
+def test_the_package_itself_is_small():
+    assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= MOST_FILES
+
+
+@pytest.mark.parametrize("folder", ["nemo_dali", "kernels"])
+def test_no_module_is_long(folder):
+    lengths = {str(path): len(path.read_text().splitlines()) for path in modules(ROOT / folder)}
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_LINES} == {}
+
+
+def test_what_begins_with_an_underscore_is_held_private():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    protected = {}
+    for contract in contracts:
+        if contract["type"] == "protected":
+            (importer,) = contract["allowed_importers"]
+            protected |= dict.fromkeys(contract["protected_modules"], importer)
+    private = {}
+    for path in modules(PACKAGE):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        folder, _, last = name.rpartition(".")
+        if last.startswith("_") and not last.startswith("__") and folder != "nemo_dali":
+            private[name] = folder
+    assert protected == private
+
+
+def test_every_kernel_has_its_link():
+    entries = {path.name for path in (ROOT / "kernels").iterdir()} - {"__pycache__"}
+    links = {path.name: path for path in (PACKAGE / "kernels").iterdir() if path.is_symlink()}
+    assert links.keys() == entries
+    for name, path in links.items():
+        assert str(path.readlink()) == f"../../kernels/{name}"
+
+
+HEAVY = ("torch", "nvidia.dali", "numba", "open_clip", "cupy", "h5py", "cv2", "PIL")
+
+
+@pytest.mark.parametrize("code", ["import nemo_dali", "from nemo_dali.commands.cli import main; main(['--help'])"])
+def test_nothing_heavy_is_imported_before_it_is_used(code):
+    code = f"""
+import sys
+try:
+    {code}
+except SystemExit:
+    pass
+print([module for module in {HEAVY} if module in sys.modules], file=sys.stderr)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stderr.strip() == "[]"
