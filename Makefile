@@ -1,18 +1,20 @@
-# What a person needs: make install demo test lint cuda-check bench
+# What a person needs: make install demo test test-slow test-all fuzz coverage lint format cuda-check bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO ?= demo
-CUDA := $(wildcard kernels/*.cuh kernels/*/*.cu tests/kernels/*.cpp tests/kernels/*.hpp)
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+CUDA := $(wildcard kernels/*.cuh kernels/*/*.cu tests/helpers/*.cpp tests/helpers/*.hpp)
 
-.PHONY: install demo test lint cuda-check format bench clean
+.PHONY: install demo test test-slow test-all fuzz coverage lint cuda-check format bench clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned versions need Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda12,dev]'
 	touch $@
@@ -20,19 +22,41 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/nemo-dali demo --out $(DEMO)
 
-# Two processes, each with whole files of tests, for those share what is costly to make.
+# The fast lane: minutes, for everyday work.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# The rest: whole runs, kills at many places, every GPU architecture, sanitizers.
+test-slow: install
+	$(PYTEST) -m slow
+
+test-all: install
+	$(PYTEST)
+	$(PYTEST) -m slow
+
+# Properties on all their examples; the lanes above try a fifth of them.
+fuzz: install
+	NEMO_DALI_FUZZ=1 $(PYTEST) -m fuzz
+
+# Line coverage of the fast lane, then of both; compiled code is not counted.
+coverage: install
+	$(BIN)/coverage erase
+	$(PYTEST) --cov --cov-report=
+	$(BIN)/coverage report --skip-covered | tail -n 1
+	$(PYTEST) -m slow --cov --cov-append --cov-report=
+	$(BIN)/coverage report --skip-covered | tail -n 1
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CUDA)
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
 	$(BIN)/mypy
 
-# Part of `make test`; here with the registers of every kernel on every architecture.
+# Part of the tests; here with the registers of every kernel on every architecture.
 cuda-check: install
-	$(BIN)/python -m pytest -s -q tests/kernels/test_mosaic_cuda.py tests/kernels/test_gather_cuda.py tests/kernels/test_mask_cuda.py tests/kernels/test_letterbox_cuda.py
+	$(BIN)/python -m pytest -s -q -m "" tests/kernels/*/test_gpu.py
 
 format: install
 	$(BIN)/ruff check --fix .
