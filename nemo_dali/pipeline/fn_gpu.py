@@ -79,6 +79,7 @@ def mosaic(
 
 def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
     """See ``fn.remap_mask``."""
+    from nemo_dali.kernels.device import upload
     from nemo_dali.kernels.mask import gpu as mask_gpu
 
     size = geometry.size
@@ -89,7 +90,7 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
         samples = len(ends)
         masks = _allocate((samples, size, size), dtype, device, stream)
         targets, first = _targets(ends, told, geometry.resample)
-        _owner, (address,) = device.upload([targets], device=device, stream=stream)
+        _owner, (address,) = upload([targets], device=device, stream=stream)
         mask_gpu.write_masks(
             address,
             first,
