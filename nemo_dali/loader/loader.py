@@ -13,10 +13,11 @@ from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
+from nemo_dali.kernels.tile import Resample
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.faults import PhotoFaults, Substituted
 from nemo_dali.loader.frames import Canvas
-from nemo_dali.loader.options import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField, format_of
+from nemo_dali.loader.options import DType, Fit, MaskDType, MaskedWords, Samples, Style, TextField, format_of
 from nemo_dali.loader.prefetch import Producer, Step
 from nemo_dali.loader.sentences import Words
 from nemo_dali.loader.sources import Corpus, listed
