@@ -18,7 +18,7 @@ from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.mosaic.cpu import write_tile
 from nemo_dali.kernels.reference import normalisation_table
-from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, cell_edge
+from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, TileRecords, cell_edge
 from nemo_dali.pipeline import gpu
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -101,7 +101,7 @@ def touched_rows(source: int, size: int, resample: int) -> int:
     return int((begun.cumsum() > 0).sum())
 
 
-def touched_bytes(tiles: npt.NDArray[Any]) -> int:
+def touched_bytes(tiles: TileRecords) -> int:
     """Of photos and frames, by the mosaic kernel for cells of dtype ``TILE``."""
     height, width = (tiles["y1"] - tiles["y0"]).astype(np.int64), (tiles["x1"] - tiles["x0"]).astype(np.int64)
     lengths = zip(tiles["photo_height"].tolist(), height.tolist(), tiles["resample"].tolist(), strict=True)
@@ -129,7 +129,7 @@ def boxes(case: Case) -> npt.NDArray[np.int64]:
     return np.stack([edges[y], edges[x], edges[y + 1], edges[x + 1]], axis=1)
 
 
-def tiles_of(case: Case, *, image: int, mask: int, table: int) -> npt.NDArray[Any]:
+def tiles_of(case: Case, *, image: int, mask: int, table: int) -> TileRecords:
     """The cells of a batch whose frames and masks lie one after the other from these addresses on; no photos yet."""
     tiles = np.zeros(case.batch * case.grid**2, TILE)
     for name, column in zip(("y0", "x0", "y1", "x1"), boxes(case).T, strict=True):

@@ -19,7 +19,7 @@ from nvidia.dali.data_node import DataNode
 import nemo_dali.kernels.callbacks as callbacks
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.dlpack import _get_pointer, read_tensors
-from nemo_dali.kernels.mask.cpu import TARGET
+from nemo_dali.kernels.mask.cpu import TARGET, Targets
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.fn_cpu import (
@@ -201,7 +201,7 @@ def _check_photos(batches: Sequence[list[Any]], sizes: npt.NDArray[np.int64]) ->
             raise NemoError(f"nemo_dali.fn.mosaic: images[{cell}] must be uint8, not numbers of {head.bits} bits.")
 
 
-def _targets(ends: list[Any], told: list[Any], resample: int) -> tuple[npt.NDArray[Any], int]:
+def _targets(ends: list[Any], told: list[Any], resample: int) -> tuple[Targets, int]:
     """What the mask kernel reads of each sample, and the device address that ``ends_begin`` counts from."""
     addresses, _ = read_tensors(ends)
     targets = np.zeros(len(ends), TARGET)
