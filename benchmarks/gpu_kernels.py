@@ -31,6 +31,7 @@ from kernel_batches import Case, Photos, Work, cases, image_work, least_bytes, m
 
 from nemo_dali.commands.bench import Spread
 from nemo_dali.errors import NemoError
+from nemo_dali.kernels.device import current
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.pipeline import gpu
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     measured = options.revision or revision()
     stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream), device.current(device, stream.cuda_stream):
+    with torch.cuda.stream(stream), current(device, stream.cuda_stream):
         try:
             result = measure(cases(batches, dtypes), rounds=rounds, device=device, stream=stream.cuda_stream)
         except NemoError as error:

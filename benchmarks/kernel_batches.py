@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.device import upload
 from nemo_dali.kernels.gather import cpu as gather_cpu
 from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.mask import gpu as mask_gpu
@@ -17,7 +18,7 @@ from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.mosaic.cpu import write_tile
 from nemo_dali.kernels.reference import normalisation_table
-from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, cell_edge
+from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TILE, TileRecords, cell_edge
 from nemo_dali.pipeline import gpu
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 
@@ -100,7 +101,7 @@ def touched_rows(source: int, size: int, resample: int) -> int:
     return int((begun.cumsum() > 0).sum())
 
 
-def touched_bytes(tiles: npt.NDArray[Any]) -> int:
+def touched_bytes(tiles: TileRecords) -> int:
     """Of photos and frames, by the mosaic kernel for cells of dtype ``TILE``."""
     height, width = (tiles["y1"] - tiles["y0"]).astype(np.int64), (tiles["x1"] - tiles["x0"]).astype(np.int64)
     lengths = zip(tiles["photo_height"].tolist(), height.tolist(), tiles["resample"].tolist(), strict=True)
@@ -128,7 +129,7 @@ def boxes(case: Case) -> npt.NDArray[np.int64]:
     return np.stack([edges[y], edges[x], edges[y + 1], edges[x + 1]], axis=1)
 
 
-def tiles_of(case: Case, *, image: int, mask: int, table: int) -> npt.NDArray[Any]:
+def tiles_of(case: Case, *, image: int, mask: int, table: int) -> TileRecords:
     """The cells of a batch whose frames and masks lie one after the other from these addresses on; no photos yet."""
     tiles = np.zeros(case.batch * case.grid**2, TILE)
     for name, column in zip(("y0", "x0", "y1", "x1"), boxes(case).T, strict=True):
@@ -217,7 +218,7 @@ def image_work(case: Case, number: int, photos: Photos, *, device: int, stream: 
         tile_of_block = gather_gpu.cut(tiles)
         name = gather_gpu.kernel_name(table.itemsize)
     kernel = cuda_source.load_kernel(module.FILE, name, device)
-    tables, addresses = device.upload([tiles, tile_of_block], device=device, stream=stream)
+    tables, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
     arguments = (*addresses, np.int32(shared)) if shared else tuple(addresses)
     return Work(
         run=lambda: kernel((len(tile_of_block),), module.THREADS, arguments, shared_mem=shared),
@@ -249,14 +250,14 @@ def mask_work(case: Case, *, device: int, stream: int) -> Work:
     runs, shown, tables = masks_of(case)
     output = torch.empty(case.batch * case.size**2, dtype=torch.uint8, device=gpu.place(device))
     kernel = mask_gpu.load_kernel(case.dtype, device)
-    there, addresses = device.upload(tables, device=device, stream=stream)
+    there, addresses = upload(tables, device=device, stream=stream)
     blocks, shared = mask_gpu.grid(case.batch, case.size, case.size), mask_gpu.shared_bytes()
     size, band = np.int32(case.size), np.int32(mask_gpu.BAND)
     arguments = (*addresses, output.data_ptr(), size, size, band)
     frame = {"frame_height": case.size, "frame_width": case.size}
 
     def run_whole() -> None:
-        _owner, fresh = device.upload(tables, device=device, stream=stream)
+        _owner, fresh = upload(tables, device=device, stream=stream)
         mask_gpu.write_masks(*fresh, output.data_ptr(), case.batch, **frame, device=device, stream=stream)
 
     return Work(

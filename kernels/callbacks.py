@@ -11,13 +11,15 @@ explain it; or, if all is well, what the callback says, beginning with a number 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import carray
 
+from nemo_dali.kernels.arrays import I32, I64, U8, U32, U64, Int, Record
 from nemo_dali.kernels.jit import callback, jit
 from nemo_dali.kernels.mask.cpu import add_up, write_mask
 from nemo_dali.kernels.mosaic.cpu import RUN, SETUP, _write_image
 from nemo_dali.kernels.stores import as_pointer, fence
-from nemo_dali.kernels.tile import TILE, cell_edge
+from nemo_dali.kernels.tile import TILE, TileRecords, cell_edge
 
 # Failures, and what comes behind.
 CHANNELS = 1  # cell, channels of its photo
@@ -43,18 +45,19 @@ FRAME = np.dtype(  # what to make of a sample; all but the center is the same fo
         ("channels_last", "i4"),  # 0 or 1
     ]
 )
+Frame = Record  # of dtype FRAME
 CENTER_VALUES, VALUES = 2, FRAME.itemsize // 4
 
 TARGET_VALUES = 8  # of a mask, for the GPU: 0, run lengths, the cell's y0, x0, y1, x1, the photo's height and width
 
 
 @jit()
-def _edge(frame: Any, line: int, crossing: int) -> int:
+def _edge(frame: Frame, line: int, crossing: int) -> Int:
     return cell_edge(frame.grid, line, crossing, frame.size)
 
 
 @jit()
-def _center_is_wrong(frame: Any, values: int, verdict: Any) -> bool:
+def _center_is_wrong(frame: Frame, values: int, verdict: I32) -> bool:
     """Whether ``center`` cannot be used; ``values`` is how many int32 the frame's record came in."""
     if values != VALUES:
         verdict[0] = -CENTER_COUNT
@@ -68,7 +71,7 @@ def _center_is_wrong(frame: Any, values: int, verdict: Any) -> bool:
 
 
 @jit()
-def _write_cell(tiles: Any, photo: Any) -> None:
+def _write_cell(tiles: TileRecords, photo: U8) -> None:
     """Write the pixels of one cell, dtype TILE [1]."""
     tile = tiles[0]
     values = 3 * np.int64(tile.frame_height) * tile.frame_width
@@ -84,7 +87,7 @@ def _write_cell(tiles: Any, photo: Any) -> None:
 
 
 @jit()
-def _write_cells(frame: Any, image: int, photos: Any, shapes: Any, verdict: Any) -> None:
+def _write_cells(frame: Frame, image: int, photos: U64, shapes: U64, verdict: I32) -> None:
     """Write some of a frame's cells.
 
     Args:
@@ -140,7 +143,7 @@ def run_mosaic(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _
 
 
 @jit()
-def _find_target(data: Any, shapes: Any, verdict: Any, target: Any) -> bool:
+def _find_target(data: U64, shapes: U64, verdict: I32, target: I64) -> bool:
     """Fill ``target``, int64 [TARGET_VALUES], or else the verdict; whether all is well.
 
     Inputs of the sample: one that is not looked at, int32 [VALUES] as FRAME, cell int32 [1], photo's shape int64 [2 or
@@ -173,7 +176,7 @@ def _find_target(data: Any, shapes: Any, verdict: Any, target: Any) -> bool:
 
 
 @jit()
-def _write_target(runs: Any, target: Any, resample: int, mask: Any) -> None:
+def _write_target(runs: U32, target: I64, resample: int, mask: npt.NDArray[Any]) -> None:
     mask[:] = 0
     write_mask(runs, target[6], target[7], resample, mask[target[2] : target[4], target[3] : target[5]])
 

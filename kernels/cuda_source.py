@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from nemo_dali.kernels.arrays import I16
 from nemo_dali.kernels.letterbox.cpu import WEIGHTS_CUBIC
 from nemo_dali.kernels.tile import TILE
 
@@ -23,7 +23,7 @@ def struct_of(dtype: np.dtype[Any], name: str) -> str:
     return f"struct {name} {{\n{fields}}};\n"
 
 
-def table_of(array: npt.NDArray[np.int16], name: str) -> str:
+def table_of(array: I16, name: str) -> str:
     """The C array of uint4 in device memory with the bytes of an array, a multiple of 16."""
     words = array.view(np.uint32).reshape(-1, 4).tolist()
     rows = ",\n".join("    {" + ", ".join(f"{word}u" for word in row) + "}" for row in words)

@@ -4,9 +4,9 @@ import ctypes
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import carray
 
+from nemo_dali.kernels.arrays import I64, U64
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.stores import as_pointer
 
@@ -16,7 +16,7 @@ _get_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 @jit(error_model="python")
-def _read_tensors(heads: Any, data: Any, shapes: Any) -> None:
+def _read_tensors(heads: U64, data: U64, shapes: I64) -> None:
     """A head (DLPack's DLTensor) is six words: data, device, ndim and dtype, shape, strides, byte offset."""
     for i in range(heads.size):
         head = carray(as_pointer(heads[i]), 6, np.uint64)
@@ -29,7 +29,7 @@ def _read_tensors(heads: Any, data: Any, shapes: Any) -> None:
                 shapes[i, k] = shape[k]
 
 
-def read_tensors(capsules: list[Any]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+def read_tensors(capsules: list[Any]) -> tuple[U64, I64]:
     """Addresses uint64 [n] and shapes int64 [n, 3] of contiguous tensors in DLPack capsules.
 
     The shape is 0 where a tensor has not three dimensions.

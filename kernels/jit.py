@@ -36,7 +36,8 @@ def callback(signature: Any) -> Callable[[Callable[..., None]], int]:
     """A decorator: compile now, keep the machine code; in place of the function stands its address for C."""
 
     def compiled(function: Callable[..., None]) -> int:
-        kernel = CFunc(function, normalize_signature(signature), locals={}, options={"nopython": True})
+        # Any: Numba's types leave out the cache.
+        kernel: Any = CFunc(function, normalize_signature(signature), locals={}, options={"nopython": True})
         kernel._cache = _cache_of(function)
         kernel.compile()
         _callbacks.append(kernel)  # the code lives as long as this does

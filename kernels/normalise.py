@@ -14,6 +14,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
+from nemo_dali.kernels.arrays import U8, Bits
 from nemo_dali.kernels.jit import intrinsic, jit
 
 LOOK_UP, FLOAT32, FLOAT16, BFLOAT16, COPY = 0, 1, 2, 3, 4
@@ -27,60 +28,61 @@ RECIPE = np.dtype(
         ("kind", "i4"),  # LOOK_UP, or what is computed
     ]
 )
+Recipe = npt.NDArray[np.void]  # of dtype RECIPE, [1]
 
 _compile = jit()
 _f32, _u16, _u32 = np.float32, np.uint16, np.uint32
 
 
 @intrinsic
-def _fma(typing_context, a, b, c):
+def _fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, float32, rounded once."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fma(*arguments)
 
     return types.float32(types.float32, types.float32, types.float32), codegen
 
 
 @intrinsic
-def _bits(typing_context, value):
+def _bits(typing_context: Any, value: Any) -> Any:
     """The bits of a float32, uint32."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return types.uint32(types.float32), codegen
 
 
 @intrinsic
-def _half_bits(typing_context, value):
+def _half_bits(typing_context: Any, value: Any) -> Any:
     """The bits, uint16, of a float32 rounded to float16."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
 
     return types.uint16(types.float32), codegen
 
 
 @jit(inline="always")
-def _divide(value, by, one_over):
+def _divide(value: np.float32, by: np.float32, one_over: np.float32) -> np.float32:
     quotient = value * one_over
     return _fma(_fma(-quotient, by, value), one_over, quotient)
 
 
 @jit(inline="always")
-def _normalised(value, mean, std, per_std):
+def _normalised(value: np.uint8, mean: np.float32, std: np.float32, per_std: np.float32) -> np.float32:
     return _divide(_divide(_f32(value), _f32(255), _f32(1) / _f32(255)) - mean, std, per_std)
 
 
 @jit(inline="always")
-def _brain_bits(value):
+def _brain_bits(value: np.float32) -> np.uint32:
     bits = _bits(value)
     return (bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) >> _u32(16)
 
 
 @_compile
-def normalise(pixels: Any, channel: int, table: Any, recipe: Any, out: Any) -> None:
+def normalise(pixels: U8, channel: int, table: Bits, recipe: Recipe, out: Bits) -> None:
     """Write a row of one channel.
 
     Args:
@@ -113,9 +115,7 @@ def normalise(pixels: Any, channel: int, table: Any, recipe: Any, out: Any) -> N
             out[x] = table[channel, pixels[x]]
 
 
-def recipe_of(
-    table: npt.NDArray[np.generic], mean: Sequence[float], std: Sequence[float], dtype: str
-) -> npt.NDArray[Any]:
+def recipe_of(table: npt.NDArray[np.generic], mean: Sequence[float], std: Sequence[float], dtype: str) -> Recipe:
     """How to compute a table of ``reference.normalisation_table``: dtype ``RECIPE`` [1]."""
     recipe = np.zeros(1, RECIPE)
     with np.errstate(all="ignore"):

@@ -10,6 +10,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from nemo_dali.kernels.arrays import Bits
 from nemo_dali.kernels.jit import intrinsic, jit
 
 _LINE = 64  # bytes of a cache line; half a line past the cache costs more than it saves
@@ -52,7 +53,7 @@ def fence(typingctx: Any) -> Any:
 
 
 @jit()
-def put_row(row: Any, cell: Any, channel: int, y: int) -> None:
+def put_row(row: Bits, cell: Bits, channel: int, y: int) -> None:
     """Copy ``row`` [w] to ``cell[channel, y]``, a view into a frame whose last axis is contiguous.
 
     Whole cache lines go past the cache, what is left at both ends goes the ordinary way.

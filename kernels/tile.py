@@ -12,10 +12,13 @@ Addresses are plain integers, so that a row can travel through a DALI pipeline a
 memory behind them alive until the pipeline has delivered the batch. For CUDA they are device addresses.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 
+from nemo_dali.kernels.arrays import I64, Int, Integers, Record
 from nemo_dali.kernels.jit import jit, python_of
 
 Resample = Literal["cv2-linear", "pillow-bilinear"]
@@ -54,12 +57,15 @@ TILE = np.dtype(
     ]
 )
 
+TileRecords = npt.NDArray[np.void]  # of dtype TILE
+Tile = Record  # of TileRecords
+
 
 @jit()
-def cell_edge(grid: int, line: int, center: int, size: int) -> int:
+def cell_edge(grid: Int, line: Int, center: Int, size: Int) -> Int:
     """Pixel of grid line ``line`` (0 to grid) along one axis: ``size * line // grid``, or the crossing of a 2x2."""
     moved = (grid == 2) & (line == 1)
     return moved * center + (1 - moved) * (size * line // grid)
 
 
-cell_edges = python_of(cell_edge)  # the same for arrays
+cell_edges = cast(Callable[[Integers, Integers, Integers, Int], I64], python_of(cell_edge))  # the same for arrays

@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 from numba import carray
 
+from nemo_dali.kernels.arrays import U8, Bits
 from nemo_dali.kernels.jit import callback, jit
 from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.mosaic.cpu import DONE, RUN
-from nemo_dali.kernels.normalise import RECIPE, normalise
+from nemo_dali.kernels.normalise import RECIPE, Recipe, normalise
 from nemo_dali.kernels.stores import as_pointer
-from nemo_dali.kernels.tile import TILE
+from nemo_dali.kernels.tile import TILE, Tile, TileRecords
 
 
 @jit()
-def _plane_row(tile: Any, channel: int, y: int) -> Any:
+def _plane_row(tile: Tile, channel: int, y: int) -> U8:
     """Row ``y`` of the frame in the tile's planes, uint8 [x1 - x0]."""
     h, w = np.int64(tile.y1 - tile.y0), np.int64(tile.x1 - tile.x0)
     return carray(as_pointer(tile.photo + np.uint64((channel * h + y - tile.y0) * w)), w, np.uint8)
 
 
 @jit()
-def _write_band(tiles: Any, table: Any, recipe: Any, frame: Any) -> None:
+def _write_band(tiles: TileRecords, table: Bits, recipe: Recipe, frame: Bits) -> None:
     """Write the cells of a band, which lie side by side, into the flat frame."""
     height, width = tiles[0].frame_height, tiles[0].frame_width
     y0, y1 = tiles[0].y0, tiles[0].y1
@@ -53,7 +54,7 @@ def _write_band(tiles: Any, table: Any, recipe: Any, frame: Any) -> None:
 
 
 @jit()
-def _write_mask(tile: Any) -> None:
+def _write_mask(tile: Tile) -> None:
     frame_mask = carray(as_pointer(tile.mask), (tile.frame_height, tile.frame_width), np.uint8)
     mask = frame_mask[tile.y0 : tile.y1, tile.x0 : tile.x1]
     if tile.run_count:
@@ -64,7 +65,7 @@ def _write_mask(tile: Any) -> None:
 
 
 @jit()
-def write_sample(tiles: Any) -> None:
+def write_sample(tiles: TileRecords) -> None:
     """Write the frame and the mask of a sample.
 
     Args:

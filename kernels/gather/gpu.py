@@ -3,14 +3,13 @@
 No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.arrays import U32, Int
 from nemo_dali.kernels.device import current, upload
 from nemo_dali.kernels.jit import jit
+from nemo_dali.kernels.tile import TileRecords
 
 FILE = "gather/gather.cu"
 THREADS = (128,)  # as in gather.cu
@@ -24,7 +23,7 @@ def kernel_name(itemsize: int) -> str:
 
 
 @jit()
-def cut(tiles: Any) -> Any:
+def cut(tiles: TileRecords) -> U32:
     """Divide cells into the chunks that blocks of threads read.
 
     Args:
@@ -33,7 +32,7 @@ def cut(tiles: Any) -> Any:
     Returns:
         uint32 [blocks], the row of ``tiles`` that each block works on.
     """
-    blocks = 0
+    blocks: Int = 0
     for tile in tiles:
         planes = 3 if tile.channels_last else 1  # read side by side, in chunks that are the smaller
         size = 3 // planes * np.int64(tile.y1 - tile.y0) * np.int64(tile.x1 - tile.x0)
@@ -47,7 +46,7 @@ def cut(tiles: Any) -> Any:
     return tile_of_block
 
 
-def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
+def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
     """Queue the writing of all cells of a batch; their masks are the work of ``mask.gpu``.
 
     Args:

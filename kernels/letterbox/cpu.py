@@ -25,10 +25,10 @@ spreads the bytes to pairs of neighbouring taps, so that LLVM multiplies and add
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
+from nemo_dali.kernels.arrays import I16, I32, U8, U32, Int
 from nemo_dali.kernels.jit import intrinsic, jit
 
 FRACTIONS = 32  # a source coordinate's steps per pixel: OpenCV's INTER_TAB_SIZE
@@ -39,7 +39,7 @@ _AROUND = 4  # border pixels at each end of a staged photo row: as many as there
 _I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
 
 
-def warp_weights(taps: int) -> npt.NDArray[np.int16]:
+def warp_weights(taps: int) -> I16:
     """int16 [32, 32, taps, taps]: of the fractions down and across, the weights down and across, in 1/32768."""
     x = np.arange(FRACTIONS, dtype=np.float32) / np.float32(FRACTIONS)
     one, a = np.float32(1), _SHARPNESS
@@ -62,7 +62,7 @@ WEIGHTS_CUBIC, WEIGHTS_LINEAR = warp_weights(CUBIC), warp_weights(LINEAR)
 
 
 @jit()
-def letterbox_sources(source_height: int, source_width: int, height: int, width: int, rows: Any, columns: Any) -> None:
+def letterbox_sources(source_height: int, source_width: int, height: Int, width: Int, rows: I32, columns: I32) -> None:
     """Fill int32 [height] and [width] with the source coordinates of a frame's rows and columns, in 1/32 pixel."""
     scale = min(height / source_height, width / source_width)
     top, down = _placed(source_height, height, scale)
@@ -78,7 +78,7 @@ def letterbox_sources(source_height: int, source_width: int, height: int, width:
 
 
 @jit()
-def _placed(source: int, size: int, scale: float) -> tuple[float, float]:
+def _placed(source: int, size: Int, scale: float) -> tuple[float, float]:
     """Where the photo begins along one axis of the frame, in pixels, and the frame's pixels per photo pixel."""
     shown = source * scale
     margin = (size - shown) / 2.0
@@ -132,14 +132,14 @@ def _sum_taps(
 
 
 @jit()
-def _copy(source: Any, target: Any) -> None:
+def _copy(source: U8, target: U8) -> None:
     """An assignment of slices, but by vectors."""
     for i in range(source.size):
         target[i] = source[i]
 
 
 @jit()
-def warp_letterbox(photo: Any, border: int, out: Any) -> None:
+def warp_letterbox(photo: U8, border: int, out: U8) -> None:
     """Letterbox a photo.
 
     Args:
@@ -188,7 +188,7 @@ def warp_letterbox(photo: Any, border: int, out: Any) -> None:
 
 
 @jit()
-def write_letterbox_mask(runs: Any, height: int, width: int, soft: bool, cell: Any) -> None:
+def write_letterbox_mask(runs: U32, height: int, width: int, soft: bool, cell: U8) -> None:
     """Write the mask of a letterboxed photo.
 
     Args:
@@ -201,6 +201,7 @@ def write_letterbox_mask(runs: Any, height: int, width: int, soft: bool, cell: A
     rows, columns = np.empty(h, np.int32), np.empty(w, np.int32)
     letterbox_sources(height, width, h, w, rows, columns)
     mask = np.zeros((width, height), np.uint8)
+    begin: Any  # an integer: mypy cannot tell what min() makes of two kinds of them
     flat, begin = mask.ravel(), np.int64(0)
     for i in range(runs.size):
         end = min(begin + np.int64(runs[i]), flat.size)

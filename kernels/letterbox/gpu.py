@@ -3,18 +3,17 @@
 No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 from numba import carray
 
 from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.arrays import I32, U32, Int
 from nemo_dali.kernels.device import current, upload
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.letterbox.cpu import letterbox_sources
 from nemo_dali.kernels.mask.cpu import add_up
 from nemo_dali.kernels.stores import as_pointer
+from nemo_dali.kernels.tile import TileRecords
 
 FILE = "letterbox/letterbox.cu"
 THREADS = (32, 8)  # LANES, ROWS
@@ -28,7 +27,7 @@ def kernel_name(itemsize: int) -> str:
 
 
 @jit()
-def cut(tiles: Any) -> Any:
+def cut(tiles: TileRecords) -> tuple[U32, I32]:
     """Divide cells into the parts that blocks of threads write, and find what the blocks read of the photos.
 
     Args:
@@ -40,6 +39,7 @@ def cut(tiles: Any) -> Any:
         lines: int32, for each cell the photo's coordinates of its rows and columns, in 1/32 pixel, and where its
             target's runs end, which is uint32.
     """
+    blocks: Int
     blocks, total = 0, 0
     for tile in tiles:
         height, width = np.int64(tile.y1 - tile.y0), np.int64(tile.x1 - tile.x0)
@@ -64,7 +64,7 @@ def cut(tiles: Any) -> Any:
     return tile_of_block, lines
 
 
-def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
+def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
     """Queue the writing of letterboxed cells and of their masks.
 
     Args:

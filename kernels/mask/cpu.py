@@ -6,10 +6,10 @@ made: each output column looks up only the runs of the one photo column that it 
 ``mask.kernel`` compiles ``nearest_sources`` and ``find_run`` for the GPU too.
 """
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
+from nemo_dali.kernels.arrays import I32, U8, U32, Int
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.tile import CV2_LINEAR
 
@@ -28,9 +28,11 @@ TARGET = np.dtype(  # where a sample's mask comes from, as the GPU sees it
     ]
 )
 
+Targets = npt.NDArray[np.void]  # of dtype TARGET
+
 
 @jit()
-def nearest_sources(source: int, size: int, resample: int, begin: int, out: Any) -> None:
+def nearest_sources(source: Int, size: Int, resample: int, begin: int, out: I32) -> None:
     """Fill int32 ``out`` with the source indices that output indices from ``begin`` on show, nearest neighbours.
 
     With ``cv2-linear`` the index is OpenCV's INTER_NEAREST, ``floor(d * (1 / (size / source)))``; with
@@ -52,7 +54,7 @@ def nearest_sources(source: int, size: int, resample: int, begin: int, out: Any)
 
 
 @jit(inline="always")
-def find_run(ends: Any, begin: int, end: int, pixel: int) -> int:
+def find_run(ends: U32, begin: int, end: int, pixel: Int) -> int:
     """The first of the runs ``[begin, end)`` that ends behind ``pixel``; ``end`` if none does.
 
     ``ends`` is uint32, not descending from ``begin`` to ``end``.
@@ -72,7 +74,7 @@ def find_run(ends: Any, begin: int, end: int, pixel: int) -> int:
 
 
 @jit()
-def add_up(runs: Any, pixels: int, ends: Any) -> None:
+def add_up(runs: U32, pixels: Int, ends: U32) -> None:
     """Fill uint32 [n] ``ends`` with the pixel behind each of ``runs``, uint32 [n], in a photo of so many pixels."""
     end = np.int64(0)
     for i in range(runs.size):
@@ -81,7 +83,7 @@ def add_up(runs: Any, pixels: int, ends: Any) -> None:
 
 
 @jit()
-def write_mask(runs: Any, height: int, width: int, resample: int, cell: Any) -> None:
+def write_mask(runs: U32, height: Int, width: Int, resample: int, cell: U8) -> None:
     """Write the mask of a photo stretched to a cell.
 
     Args:
@@ -114,9 +116,9 @@ def write_mask(runs: Any, height: int, width: int, resample: int, cell: Any) -> 
             continue
         top = np.int64(columns[x]) * height
         run = find_run(ends, run, ends.size, top)
-        begin = 0  # the current run covers rows [begin, end) of this photo column
+        begin: Int = 0  # the current run covers rows [begin, end) of this photo column
         while run < ends.size and begin < height:
-            end = min(np.int64(ends[run]) - top, height)
+            end: Int = min(np.int64(ends[run]) - top, height)
             if run & 1:
                 for y in range(first[begin], first[end]):
                     cell[y, x] = 1

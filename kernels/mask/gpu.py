@@ -21,9 +21,10 @@ from numba import carray
 
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cache_folder, keep
+from nemo_dali.kernels.arrays import I64, U32, U64
 from nemo_dali.kernels.device import current
 from nemo_dali.kernels.jit import jit
-from nemo_dali.kernels.mask.cpu import TARGET, add_up
+from nemo_dali.kernels.mask.cpu import TARGET, Targets, add_up
 from nemo_dali.kernels.stores import as_pointer
 
 THREADS = 128  # columns of a block; a multiple of a warp's 32
@@ -34,13 +35,13 @@ _ENTRY = "write_masks"  # of the compiled kernel
 _SOURCES = ("mask/cpu.py", "mask/kernel.py", "tile.py")  # what its machine code depends on
 
 
-def run_addresses(runs: Sequence[npt.NDArray[np.uint32]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+def run_addresses(runs: Sequence[U32]) -> tuple[U64, I64]:
     """Addresses uint64 [B] and counts int64 [B] of contiguous arrays, which the caller keeps alive."""
     return np.array([a.ctypes.data for a in runs], np.uint64), np.array([a.size for a in runs], np.int64)
 
 
 @jit()
-def fill_ends(addresses: Any, counts: Any, targets: Any, ends: Any) -> None:
+def fill_ends(addresses: U64, counts: I64, targets: Targets, ends: U32) -> None:
     """Write where the runs of all targets end.
 
     Args:
@@ -61,12 +62,12 @@ def fill_ends(addresses: Any, counts: Any, targets: Any, ends: Any) -> None:
 
 def make_targets(
     *,
-    addresses: npt.NDArray[np.uint64],
-    counts: npt.NDArray[np.int64],
+    addresses: U64,
+    counts: I64,
     boxes: npt.ArrayLike,
     photos: npt.ArrayLike,
     resample: npt.ArrayLike,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]:
+) -> tuple[Targets, U32]:
     """What the kernel reads, in host memory.
 
     Args:
@@ -113,9 +114,11 @@ def compile_ptx(dtype: str, cc: tuple[int, int]) -> str:
 
     pointers = (types.CPointer(kind) for kind in (types.int32, types.uint32, getattr(types, dtype)))
     signature = types.void(*pointers, types.int32, types.int32, types.int32)
-    ptx, _ = cuda.compile_ptx(write_masks.py_func, signature, cc=cc)
-    mangled = re.search(r"\.entry (\w+)", ptx)[1]
-    return ptx.replace(mangled, _ENTRY)
+    ptx: str = cuda.compile_ptx(write_masks.py_func, signature, cc=cc)[0]
+    entry = re.search(r"\.entry (\w+)", ptx)
+    if entry is None:
+        raise RuntimeError("Numba's PTX has no entry.")
+    return ptx.replace(entry[1], _ENTRY)
 
 
 def compiled_kernel(dtype: str, cc: tuple[int, int], *, anew: bool = False) -> Path:

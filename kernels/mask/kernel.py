@@ -16,8 +16,10 @@ Only needed where no compiled kernel is cached: importing it takes a quarter of 
 
 from typing import Any
 
+import numpy.typing as npt
 from numba import cuda, int32
 
+from nemo_dali.kernels.arrays import I32, U32
 from nemo_dali.kernels.jit import python_of
 from nemo_dali.kernels.mask import cpu as mask_cpu
 from nemo_dali.kernels.tile import CV2_LINEAR
@@ -27,12 +29,14 @@ _nearest_sources = cuda.jit(device=True, inline="always")(python_of(mask_cpu.nea
 _find_run = cuda.jit(device=True, inline="always")(python_of(mask_cpu.find_run))
 
 # A target is read as integers, which a pointer can do too; Numba reads records from arrays only.
-_FIELDS = len(mask_cpu.TARGET.names)
+_FIELDS = mask_cpu.TARGET.itemsize // 4
 _BEGIN, _COUNT, _Y0, _X0, _Y1, _X1, _HEIGHT, _WIDTH, _RESAMPLE = range(_FIELDS - 1)
 
 
-@cuda.jit
-def write_masks(targets: Any, ends: Any, masks: Any, frame_height: int, frame_width: int, band: int) -> None:
+@cuda.jit  # type: ignore[untyped-decorator]  # Numba's has no types
+def write_masks(
+    targets: I32, ends: U32, masks: npt.NDArray[Any], frame_height: int, frame_width: int, band: int
+) -> None:
     """Write one column of one band of one sample's mask.
 
     Arrays or pointers, on the device:

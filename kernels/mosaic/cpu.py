@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from numba import carray, types
 
+from nemo_dali.kernels.arrays import U8, Bits
 from nemo_dali.kernels.jit import callback, jit
 from nemo_dali.kernels.letterbox.cpu import warp_letterbox, write_letterbox_mask
 from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.mosaic.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.mosaic.pillow_bilinear import resize_pillow_bilinear
-from nemo_dali.kernels.normalise import RECIPE, normalise
+from nemo_dali.kernels.normalise import RECIPE, Recipe, normalise
 from nemo_dali.kernels.stores import as_pointer, fence, put_row
-from nemo_dali.kernels.tile import CV2_LETTERBOX, PILLOW_BILINEAR, TILE
+from nemo_dali.kernels.tile import CV2_LETTERBOX, PILLOW_BILINEAR, TILE, Tile
 
 DONE, WRONG_SIZE = 1, 2  # status of a cell
 
 
 @jit()
-def _write_pixels(photo: Any, resample: int, table: Any, recipe: Any, cell: Any) -> None:
+def _write_pixels(photo: U8, resample: int, table: Bits, recipe: Recipe, cell: Bits) -> None:
     if resample != PILLOW_BILINEAR:
         write_cv2_linear(photo, table, recipe, cell)
         return
@@ -37,7 +38,7 @@ def _write_pixels(photo: Any, resample: int, table: Any, recipe: Any, cell: Any)
 
 
 @jit()
-def _write_image(photo: Any, tile: Any, table: Any, frame: Any) -> None:
+def _write_image(photo: U8, tile: Tile, table: Bits, frame: Bits) -> None:
     """Write the cell into the frame, given flat."""
     recipe = np.zeros(1, RECIPE)  # which says to look up
     if tile.recipe:
@@ -60,7 +61,7 @@ def _write_image(photo: Any, tile: Any, table: Any, frame: Any) -> None:
 
 
 @jit()
-def write_tile(tile: Any, photo: Any) -> int:
+def write_tile(tile: Tile, photo: U8) -> int:
     """Write the pixels and the mask of one cell.
 
     Args:

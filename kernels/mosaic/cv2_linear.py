@@ -20,8 +20,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from nemo_dali.kernels.arrays import I16, I32, U8, Bits
 from nemo_dali.kernels.jit import intrinsic, jit
-from nemo_dali.kernels.normalise import normalise
+from nemo_dali.kernels.normalise import Recipe, normalise
 from nemo_dali.kernels.stores import put_row
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -96,7 +97,7 @@ def _mix16(typingctx: Any, upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -
 
 
 @jit()
-def _coordinate(d: int, scale: float) -> tuple[int, Any]:
+def _coordinate(d: int, scale: float) -> tuple[int, np.float32]:
     """Lower source index (may be outside the photo) and float32 fraction of output ``d``."""
     position = np.float32((d + 0.5) * scale - 0.5)
     index = int(np.floor(position))
@@ -104,7 +105,7 @@ def _coordinate(d: int, scale: float) -> tuple[int, Any]:
 
 
 @jit()
-def _columns(source: int, size: int, offset: Any, weight: Any) -> None:
+def _columns(source: int, size: int, offset: I32, weight: I16) -> None:
     """Fill byte offset int32 [>= size] and weights int16 [>= size, 8] of every output column; the rest stays 0."""
     scale = source / size
     for d in range(size):
@@ -120,7 +121,7 @@ def _columns(source: int, size: int, offset: Any, weight: Any) -> None:
 
 
 @jit()
-def _blend_columns(row: Any, offset: Any, weights: Any, out: Any) -> None:
+def _blend_columns(row: np.uint64, offset: I32, weights: np.uint64, out: np.uint64) -> None:
     """Horizontal pass of one photo row at address ``row`` into int16 [n, 4] at address ``out``."""
     for x in range(0, offset.size, _LANES):
         _blend4(
@@ -135,7 +136,7 @@ def _blend_columns(row: Any, offset: Any, weights: Any, out: Any) -> None:
 
 
 @jit()
-def _blend_rows(upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> None:
+def _blend_rows(upper: I16, lower: I16, b0: np.int16, b1: np.int16, out: U8) -> None:
     """Vertical pass: uint8 [n] from two rows int16 [n], n a multiple of ``_MIXED``."""
     for i in range(0, out.size, _MIXED):
         _mix16(
@@ -148,7 +149,7 @@ def _blend_rows(upper: Any, lower: Any, b0: Any, b1: Any, out: Any) -> None:
 
 
 @jit()
-def _row(first_row: Any, safe_row: Any, y: int, safe: int, width: int) -> Any:
+def _row(first_row: np.uint64, safe_row: np.uint64, y: int, safe: int, width: int) -> np.uint64:
     """Address of photo row ``y``; from row ``safe`` on in the copy."""
     if y >= safe:
         return safe_row + np.uint64(y - safe) * np.uint64(3 * width)
@@ -156,7 +157,7 @@ def _row(first_row: Any, safe_row: Any, y: int, safe: int, width: int) -> Any:
 
 
 @jit()
-def write_cv2_linear(photo: Any, table: Any, recipe: Any, cell: Any) -> None:
+def write_cv2_linear(photo: U8, table: Bits, recipe: Recipe, cell: Bits) -> None:
     """Resize a photo and write it, normalised, into a cell of a frame.
 
     Args:

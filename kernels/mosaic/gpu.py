@@ -3,14 +3,12 @@
 No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
 """
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from nemo_dali.kernels import cuda_source
+from nemo_dali.kernels.arrays import U32
 from nemo_dali.kernels.device import current, padded, upload
-from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
+from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TileRecords
 
 FILE = "mosaic/mosaic.cu"
 THREADS = (32, 8)  # LANES, ROWS
@@ -31,7 +29,7 @@ def kernel_name(resample: int, itemsize: int) -> str:
     return f"{names[resample]}_{itemsize}"
 
 
-def cut(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], int]:
+def cut(tiles: TileRecords) -> tuple[U32, int]:
     """Divide cells into the parts that blocks of threads write.
 
     Args:
@@ -78,7 +76,7 @@ def cut(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint32], int]:
     return np.repeat(np.arange(len(tiles), dtype=np.uint32), blocks), int(stage)
 
 
-def write_tiles(tiles: npt.NDArray[Any], *, device: int, stream: int) -> None:
+def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
     """Queue the writing of all cells of a batch; their masks are the work of ``mask.gpu``.
 
     Args:

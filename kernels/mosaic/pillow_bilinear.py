@@ -12,11 +12,15 @@ somewhere else, which defeats it; so four rows are taken at once, and their byte
 Numba has no vector type, hence the three intrinsics. A CPU with shorter registers than sixteen lanes takes several.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import models, register_model
 
+from nemo_dali.kernels.arrays import I32, I64, U8
 from nemo_dali.kernels.jit import intrinsic, jit
 
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
@@ -26,20 +30,20 @@ _V4X32, _V16X8, _V16X32 = ir.VectorType(_I32, 4), ir.VectorType(_I8, 16), ir.Vec
 class _SumsType(types.Type):
     """Sixteen int32 sums: four channels of four pixels."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(name="nemo_dali.Sums")
 
 
 @register_model(_SumsType)
 class _SumsModel(models.PrimitiveModel):
-    def __init__(self, dmm, fe_type):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _V16X32)
 
 
 _sums = _SumsType()
 
 
-def _four_pixels(context, builder, array_type, array, offset, line):
+def _four_pixels(context: Any, builder: Any, array_type: Any, array: Any, offset: Any, line: Any) -> Iterator[Any]:
     """Pointers to the four bytes at `offset` into a flat uint8 array, and at one, two and three times `line` beyond."""
     data = context.make_array(array_type)(context, builder, array).data
     for _ in range(4):
@@ -48,20 +52,20 @@ def _four_pixels(context, builder, array_type, array, offset, line):
 
 
 @intrinsic
-def _half(typing_context):
+def _half(typing_context: Any) -> Any:
     """The sums at the start: one half, so that the shift at the end rounds."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return ir.Constant(_V16X32, [1 << 21] * 16)
 
     return _sums(), codegen
 
 
 @intrinsic
-def _add(typing_context, sums, pixels, offset, line, weight):
+def _add(typing_context: Any, sums: Any, pixels: Any, offset: Any, line: Any, weight: Any) -> Any:
     """Add `weight` times the four pixels at byte `offset` of pixels, uint8 [n], and the three lines below."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         sums, pixels, offset, line, weight = arguments
         four = ir.Constant(_V4X32, ir.Undefined)
         for i, pointer in enumerate(_four_pixels(context, builder, signature.args[1], pixels, offset, line)):
@@ -75,10 +79,10 @@ def _add(typing_context, sums, pixels, offset, line, weight):
 
 
 @intrinsic
-def _store(typing_context, sums, pixels, offset, line):
+def _store(typing_context: Any, sums: Any, pixels: Any, offset: Any, line: Any) -> Any:
     """Round the sums to uint8, as the four pixels at byte `offset` of pixels, uint8 [n], and the three lines below."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         sums, pixels, offset, line = arguments
         whole = builder.lshr(sums, ir.Constant(_V16X32, [22] * 16))
         most = ir.Constant(_V16X32, [255] * 16)
@@ -95,7 +99,7 @@ _compile = jit()
 
 
 @_compile
-def _antialias_taps(source, size):
+def _antialias_taps(source: int, size: int) -> tuple[I64, I64, I32]:
     """First source index [size], how many there are [size], and their weights, int32 [size, most], unset beyond."""
     scale = source / size
     support = max(scale, 1.0)  # half the width of the triangle, in source pixels
@@ -117,7 +121,7 @@ def _antialias_taps(source, size):
 
 
 @_compile
-def _across(source, line, first, count, weights, between):
+def _across(source: U8, line: np.uintp, first: I64, count: I64, weights: I32, between: U8) -> None:
     """Resize the rows of source, uint8 [n], along x into between, uint8 [rows, 4 * width]; rows is a multiple of 4.
 
     A row of the source is `line` bytes long. One byte beyond the last one is read, and not used.
@@ -136,7 +140,7 @@ def _across(source, line, first, count, weights, between):
 
 
 @_compile
-def _down(between, first, count, weights, out):
+def _down(between: U8, first: I64, count: I64, weights: I32, out: U8) -> None:
     """Resize between, uint8 [rows, 4 * width], along y into out, uint8 [3, height, width]."""
     sums = np.empty(between.shape[1], np.int32)
     pixels = np.empty(between.shape[1], np.uint8)
@@ -156,7 +160,7 @@ def _down(between, first, count, weights, out):
 
 
 @_compile
-def resize_pillow_bilinear(photo, out):
+def resize_pillow_bilinear(photo: U8, out: U8) -> None:
     """Resize photo, uint8 [H, W, 3] and C-contiguous, into out, uint8 [3, height, width], whose sizes may be 0."""
     height, width = out.shape[1], out.shape[2]
     if height == 0 or width == 0:

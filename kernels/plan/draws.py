@@ -11,7 +11,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
+from nemo_dali.kernels.arrays import F32, I32, I64, U8, U16, U64, Flags, Int
 from nemo_dali.kernels.jit import intrinsic, jit
+
+Similarity = F32 | U16  # of a table's rows: float32, or the bits of float16
 
 _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)  # multipliers of Philox4x64
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)  # key increments (Weyl)
@@ -33,7 +36,7 @@ def multiply_high(typingctx: Any, a: Any, b: Any) -> Any:
 
 
 @jit(error_model="python")
-def philox(key0: Any, key1: Any, position: Any, block: Any, words: Any) -> None:
+def philox(key0: np.uint64, key1: np.uint64, position: Int, block: Int, words: U64) -> None:
     """Write words 4 * block .. 4 * block + 3 of ``Philox(key=[key0, key1], counter=[0, position, 0, 0])``."""
     c0, c1, c2, c3 = np.uint64(block + 1), np.uint64(position), np.uint64(0), np.uint64(0)
     for _ in range(10):
@@ -46,7 +49,7 @@ def philox(key0: Any, key1: Any, position: Any, block: Any, words: Any) -> None:
 
 
 @jit(error_model="python")
-def shuffle_keys(seed: Any, epoch: Any, keys: Any) -> None:
+def shuffle_keys(seed: np.uint64, epoch: np.uint64, keys: U64) -> None:
     """Fill uint64 [items] with word 0 of every item."""
     words = np.empty(4, np.uint64)
     for item in range(keys.size):
@@ -55,28 +58,29 @@ def shuffle_keys(seed: Any, epoch: Any, keys: Any) -> None:
 
 
 @jit(error_model="python")
-def _below(word: Any, n: int) -> int:
+def _below(word: np.uint64, n: Int) -> np.int64:
     return np.int64(multiply_high(word, np.uint64(n)))
 
 
 @jit(error_model="python")
-def _share(word: Any) -> float:
+def _share(word: np.uint64) -> np.float64:
     return np.float64(word >> np.uint64(11)) * 2.0**-53
 
 
-def _wide(value):
+def _wide(value: np.float32 | np.uint16) -> float:
     """A similarity as a float, whether stored as float32 or as the bits of a float16."""
+    raise NotImplementedError  # compiled code takes what follows
 
 
 @overload(_wide)
-def _overload_wide(value):  # Numba compares this signature with the lambda's: no annotations
+def _overload_wide(value):  # type: ignore[no-untyped-def]  # Numba compares this signature with the lambda's
     if isinstance(value, types.Float):
         return lambda value: value
     return lambda value: _HALF[value]
 
 
 @jit(error_model="python")
-def _first_at_most(row: Any, bound: float) -> int:
+def _first_at_most(row: Similarity, bound: float) -> int:
     """First index of a descending row whose value is <= bound."""
     low, high = 0, row.size
     if high and _wide(row[high - 1]) > bound:  # the usual case of a full row: one cache miss instead of ten
@@ -96,7 +100,7 @@ def _first_at_most(row: Any, bound: float) -> int:
 
 
 @jit(error_model="python")
-def _draw_skipping(word: Any, n: int, taken: Any, count: int) -> int:
+def _draw_skipping(word: np.uint64, n: Int, taken: I64, count: int) -> np.int64:
     """A number in [0, n) that is none of ``taken[:count]`` (ascending), uniform; it is inserted into ``taken``."""
     value = _below(word, n - count)
     place = 0
@@ -110,7 +114,7 @@ def _draw_skipping(word: Any, n: int, taken: Any, count: int) -> int:
 
 
 @jit(error_model="python")
-def _random_photos(words: Any, photos: int, found: Any, have: int, need: int, own: int) -> None:
+def _random_photos(words: U64, photos: int, found: I64, have: int, need: Int, own: Int) -> None:
     """Fill ``found[have:need]`` with distinct photos that are neither ``own`` nor in ``found[:have]``."""
     taken = np.empty(_MOST + 1, np.int64)
     taken[0] = own
@@ -122,7 +126,9 @@ def _random_photos(words: Any, photos: int, found: Any, have: int, need: int, ow
 
 
 @jit(error_model="python")
-def _window(neighbors: Any, similarity: Any, top_k: int, tau: float, need: int, own: int) -> Any:
+def _window(
+    neighbors: I32, similarity: Similarity, top_k: int, tau: float, need: Int, own: Int
+) -> tuple[Int, Int, int, bool | np.bool_]:
     """The candidates in one row of the table: begin, end, where the row's valid entries end, whether it was too short.
 
     The window starts at the first similarity <= tau and has at most ``top_k`` entries. A window with fewer than
@@ -145,7 +151,7 @@ def _window(neighbors: Any, similarity: Any, top_k: int, tau: float, need: int, 
 
 @jit(error_model="python")
 def _mined_photos(
-    words: Any, neighbors: Any, similarity: Any, top_k: int, tau: float, found: Any, need: int, own: int
+    words: U64, neighbors: I32, similarity: Similarity, top_k: int, tau: float, found: I64, need: int, own: Int
 ) -> int:
     """Fill ``found`` from one row of the table; return how many were found, negative if the window was too short.
 
@@ -165,7 +171,7 @@ def _mined_photos(
 
 
 @jit(error_model="python")
-def _nth_bit(bits: int, n: int) -> int:
+def _nth_bit(bits: Int, n: Int) -> int:
     """Index of the n-th set bit, n counted from 0."""
     index = 0
     while True:
@@ -177,25 +183,25 @@ def _nth_bit(bits: int, n: int) -> int:
 
 
 @jit(error_model="python")
-def _allowed(cells: Any, sentence: int, grid: int) -> int:
+def _allowed(cells: U16, sentence: Int, grid: int) -> Int:
     everywhere = (1 << grid * grid) - 1
     return np.int64(cells[sentence]) & everywhere if cells.size else everywhere
 
 
 @jit(error_model="python")
 def fill_rows(
-    seed: Any,
-    epoch: Any,
-    ref_image: Any,
-    empty: Any,
-    sentence_begin: Any,
-    sentence_count: Any,
-    sentence_ref: Any,
+    seed: np.uint64,
+    epoch: np.uint64,
+    ref_image: I32,
+    empty: U8,
+    sentence_begin: I64,
+    sentence_count: I32,
+    sentence_ref: I32,
     photos: int,
-    neighbors: Any,
-    similarity: Any,
-    cells2: Any,
-    cells3: Any,
+    neighbors: I32,
+    similarity: Similarity,
+    cells2: U16,
+    cells3: U16,
     p_mined: float,
     p_random: float,
     mining: bool,
@@ -205,15 +211,15 @@ def fill_rows(
     p_two: float,
     shift: int,
     size: int,
-    position: Any,
-    ref: Any,
-    sentence: Any,
-    kind: Any,
-    grid: Any,
-    cell: Any,
-    images: Any,
-    center: Any,
-    short: Any,
+    position: I64,
+    ref: I32,
+    sentence: I32,
+    kind: U8,
+    grid: U8,
+    cell: U8,
+    images: I32,
+    center: I32,
+    short: I64,
 ) -> None:
     """Fill the plan's columns ``ref`` .. ``center`` from ``position`` and items; add to ``short`` int64 [2].
 
@@ -275,7 +281,7 @@ def fill_rows(
 
 
 @jit(error_model="python")
-def _is_free(photo: int, shown: Any, bad: Any) -> bool:
+def _is_free(photo: Int, shown: I32, bad: Flags) -> bool:
     """Whether a photo can take a bad one's place: it exists, is not bad, and ``shown`` [9] does not hold it."""
     if photo < 0 or photo >= bad.size or bad[photo]:
         return False
@@ -287,8 +293,16 @@ def _is_free(photo: int, shown: Any, bad: Any) -> bool:
 
 @jit(error_model="python")
 def _next_candidate(
-    neighbors: Any, similarity: Any, top_k: int, tau: float, need: int, own: int, gone: int, shown: Any, bad: Any
-) -> int:
+    neighbors: I32,
+    similarity: Similarity,
+    top_k: int,
+    tau: float,
+    need: Int,
+    own: Int,
+    gone: Int,
+    shown: I32,
+    bad: Flags,
+) -> Int:
     """The candidate behind ``gone`` that can take its place, or -1.
 
     Asked are the rest of the window, its beginning, and the row's last ``need`` entries from its end.
@@ -311,9 +325,9 @@ def _next_candidate(
 
 
 @jit(error_model="python")
-def _random_other(seed: Any, epoch: Any, position: Any, k: int, words: Any, shown: Any, bad: Any) -> int:
+def _random_other(seed: np.uint64, epoch: np.uint64, position: Int, k: int, words: U64, shown: I32, bad: Flags) -> Int:
     """A random photo that can take the place of a bad one in the k-th free cell, or -1; ``words`` is room for four."""
-    photo = 0
+    photo: Int = 0
     for attempt in range(_TRIES):
         word = 16 + 8 * attempt + k
         philox(seed, epoch, position, word // 4, words)
@@ -329,23 +343,23 @@ def _random_other(seed: Any, epoch: Any, position: Any, k: int, words: Any, show
 
 @jit(error_model="python")
 def replace_photos(
-    seed: Any,
-    epoch: Any,
-    neighbors: Any,
-    similarity: Any,
+    seed: np.uint64,
+    epoch: np.uint64,
+    neighbors: I32,
+    similarity: Similarity,
     top_k: int,
     tau: float,
     tau_empty: float,
-    empty: Any,
-    bad: Any,
-    visible: Any,
-    position: Any,
-    ref: Any,
-    sentence: Any,
-    kind: Any,
-    grid: Any,
-    cell: Any,
-    images: Any,
+    empty: U8,
+    bad: Flags,
+    visible: Flags,
+    position: I64,
+    ref: I32,
+    sentence: I32,
+    kind: U8,
+    grid: U8,
+    cell: U8,
+    images: I32,
 ) -> int:
     """Replace the bad negatives in the plan's column ``images``; how many there were, or -1 if no photo was left.
 
@@ -366,7 +380,7 @@ def replace_photos(
             free += 1
             if not visible[row, c] or not bad[shown[c]]:
                 continue
-            photo = -1
+            photo: Int = -1
             if kind[row] == 2:
                 s = sentence[row]
                 bound = tau_empty if empty[ref[row]] else tau

@@ -1,15 +1,19 @@
 """Tile records of a batch's cells, from plan rows."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nemo_dali.kernels.arrays import I32, I64, U64
 from nemo_dali.kernels.jit import jit
-from nemo_dali.kernels.tile import cell_edge
+from nemo_dali.kernels.tile import TileRecords, cell_edge
+
+if TYPE_CHECKING:
+    from nemo_dali.plan.planner import PlanRows
 
 
 @jit()
-def write_boxes(rows: Any, size: int, tiles: Any, sample: Any, photo: Any) -> int:
+def write_boxes(rows: "PlanRows", size: int, tiles: TileRecords, sample: I64, photo: I64) -> int:
     """Give each cell of plan rows a record with its frame's size and its box; cells without pixels get none.
 
     Args:
@@ -42,14 +46,14 @@ def write_boxes(rows: Any, size: int, tiles: Any, sample: Any, photo: Any) -> in
 
 @jit()
 def complete(
-    tiles: Any,
-    ref: Any,
-    sample: Any,
-    photo: Any,
-    run_count: Any,
-    runs: Any,
-    photo_height: Any,
-    photo_width: Any,
+    tiles: TileRecords,
+    ref: I32,
+    sample: I64,
+    photo: I64,
+    run_count: I64,
+    runs: U64,
+    photo_height: I32,
+    photo_width: I32,
     image: int,
     image_bytes: int,
     mask: int,

@@ -1,9 +1,8 @@
 """Words of a batch's sentences masked, by the random words that ``nemo_dali.text.masking`` lists."""
 
-from typing import Any
-
 import numpy as np
 
+from nemo_dali.kernels.arrays import I64, U64, Int
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.plan.draws import multiply_high
 
@@ -11,7 +10,7 @@ _NOUN_BLOCK = np.uint64(8192 // 4 + 1)  # the block that holds word 8192; a coun
 
 
 @jit(error_model="python")
-def _draw(key0: Any, key1: Any, position: Any, counter: Any, words: Any) -> None:
+def _draw(key0: np.uint64, key1: np.uint64, position: Int, counter: Int, words: U64) -> None:
     """Write the block that ``Philox(key=[key0, key1])`` makes of the counter [counter, position, 1, 0].
 
     ``kernels.plan.draws.philox`` has 0 in place of the 1.
@@ -29,16 +28,16 @@ def _draw(key0: Any, key1: Any, position: Any, counter: Any, words: Any) -> None
 
 @jit(error_model="python")
 def replace_tokens(
-    seed: Any,
-    epoch: Any,
-    positions: Any,
+    seed: np.uint64,
+    epoch: np.uint64,
+    positions: I64,
     share: float,
     masked: float,
     changed: float,
     mask: int,
-    special: Any,
+    special: I64,
     vocabulary_size: int,
-    tokens: Any,
+    tokens: I64,
 ) -> None:
     """MaskRIS's masked words, in place; see ``nemo_dali.text.masking.mask_tokens``."""
     words = np.empty(4, np.uint64)
@@ -60,7 +59,9 @@ def replace_tokens(
 
 
 @jit(error_model="python")
-def replace_nouns(seed: Any, epoch: Any, positions: Any, lengths: Any, runs: Any, mask: int, tokens: Any) -> None:
+def replace_nouns(
+    seed: np.uint64, epoch: np.uint64, positions: I64, lengths: I64, runs: I64, mask: int, tokens: I64
+) -> None:
     """DMMI's masked nouns, in place; see ``nemo_dali.text.masking.mask_nouns``."""
     words = np.empty(4, np.uint64)
     for row in range(tokens.shape[0]):

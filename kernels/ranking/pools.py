@@ -5,10 +5,11 @@ From one tau to the next the window of a sentence moves a little: only what leav
 
 import numpy as np
 
+from nemo_dali.kernels.arrays import F64, I32, I64, Int, Integers
 from nemo_dali.kernels.jit import jit
 
 
-def draws_reference(neighbors, begin, end, weight, photos):
+def draws_reference(neighbors: I32, begin: Integers, end: Integers, weight: F64, photos: int) -> F64:
     """Expected draws float64 [photos]: each sentence draws ``weight`` photos, evenly from its window.
 
     Args:
@@ -23,13 +24,13 @@ def draws_reference(neighbors, begin, end, weight, photos):
 
 
 @jit(error_model="python")
-def _add(counts, neighbors, row, first, last, amount):
+def _add(counts: F64, neighbors: I32, row: Int, first: Int, last: Int, amount: float) -> None:
     for i in range(first, last):
         counts[neighbors[row, i]] += amount
 
 
 @jit(error_model="python")
-def move_windows(neighbors, old_begin, old_end, begin, end, weight, counts):
+def move_windows(neighbors: I32, old_begin: I64, old_end: I64, begin: I64, end: I64, weight: F64, counts: F64) -> None:
     """Turn the draws of the old windows into those of the new ones, in place; arguments as in the reference."""
     for row in range(len(weight)):
         size, old_size = end[row] - begin[row], old_end[row] - old_begin[row]

@@ -11,11 +11,14 @@ A key holds a photo's similarity and its row, and ascends as rankings do; photos
 groups that share their own photo and category: a ref's sentences.
 """
 
+from collections.abc import Callable
+from concurrent.futures import Executor
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from nemo_dali.kernels.arrays import F32, F64, I32, I64, U8, U64, Flags, Int, Integers
 from nemo_dali.kernels.jit import jit
 
 DIGITS = 2048  # of a sort by 11 bits
@@ -38,17 +41,17 @@ class Rules(NamedTuple):
         siblings_above: photos more similar than that to another sentence of the group are ruled out.
     """
 
-    never: np.ndarray
-    shown: np.ndarray
-    category: np.ndarray
-    similar: np.ndarray
-    similar_row: np.ndarray
-    similar_image: np.ndarray
+    never: U8
+    shown: U64
+    category: I32
+    similar: F32
+    similar_row: I32
+    similar_image: F32
     similar_above: float
     siblings_above: float
 
 
-def no_rules():
+def no_rules() -> Rules:
     """Rules that rule out nothing."""
     empty = np.empty(0, np.int32)
     matrix = np.empty((0, 0), np.float32)
@@ -60,7 +63,7 @@ def no_rules():
 # --- reference -------------------------------------------------------------------------------------------------------
 
 
-def similarity_reference(left, right):
+def similarity_reference(left: F32, right: F32) -> F32:
     """The exact similarities float32 [n, m] of float32 [n, D] to float32 [m, D]; D is a multiple of 32."""
     rows = []
     for vector in left.astype(np.float64):
@@ -74,7 +77,9 @@ def similarity_reference(left, right):
     return np.array(rows, np.float32).reshape(len(left), len(right))
 
 
-def rank_reference(text, image, own, *, depth, excluded=None):
+def rank_reference(
+    text: F32, image: F32, own: Integers, *, depth: int, excluded: Flags | None = None
+) -> tuple[I32, F32, I32]:
     """The ranking by a full sort.
 
     Args:
@@ -103,7 +108,7 @@ def rank_reference(text, image, own, *, depth, excluded=None):
 
 
 @jit(error_model="python", fastmath={"contract"})
-def _similarity(vector, image, photo, part):
+def _similarity(vector: F64, image: F32, photo: Int, part: F64) -> np.float32:
     """Of float64 [D] and row ``photo`` of float32 [M, D], float32: eight parts added, of those four, then one by one.
 
     Every step but the last treats its elements alike, so that the compiler may use vectors of any length. No views are
@@ -140,7 +145,7 @@ def _similarity(vector, image, photo, part):
 
 
 @jit(error_model="python")
-def _sort(keys, count, spare, histogram):
+def _sort(keys: U64, count: Int, spare: U64, histogram: I32) -> None:
     """Sort the first ``count`` keys, in which equal similarities are in the order of their photos already.
 
     By similarity alone, 11 bits at a time: a tenth of the time that a general sort takes.
@@ -166,27 +171,27 @@ def _sort(keys, count, spare, histogram):
 
 
 @jit(error_model="python")
-def _falling(bits):
+def _falling(bits: np.uint32) -> np.uint32:
     """Map the bits of a float32 to a uint32 that falls as the float rises; its own inverse."""
     return bits if bits >> np.uint32(31) else bits ^ np.uint32(0x7FFFFFFF)
 
 
 @jit(error_model="python")
-def _key(similarity, photo, value):
+def _key(similarity: np.float32, photo: Int, value: F32) -> np.uint64:
     """Ascends as (-similarity, photo) does; ``value`` is float32 [1] to work in."""
     value[0] = similarity
     return (np.uint64(_falling(value.view(np.uint32)[0])) << np.uint64(32)) | np.uint64(photo)
 
 
 @jit(error_model="python")
-def _similarity_of(key, value):
+def _similarity_of(key: np.uint64, value: F32) -> np.float32:
     """The similarity in a key."""
     value.view(np.uint32)[0] = _falling(np.uint32(key >> np.uint64(32)))
     return value[0]
 
 
 @jit(error_model="python")
-def _own_keys(begin, end, text, image, own, keys):
+def _own_keys(begin: Int, end: Int, text: F32, image: F32, own: I32, keys: U64) -> None:
     """Keys of the own photos of rows [begin, end)."""
     vector, part, value = np.empty(text.shape[1]), np.empty(text.shape[1] // 8), np.empty(1, np.float32)
     for row in range(begin, end):
@@ -195,7 +200,7 @@ def _own_keys(begin, end, text, image, own, keys):
 
 
 @jit(error_model="python")
-def _mark_above(score, bound, slack, vector, image, part, marks):
+def _mark_above(score: F32, bound: float, slack: np.float32, vector: F64, image: F32, part: F64, marks: U8) -> None:
     """Mark the photos whose similarity is above a bound, in uint8 [P]; the proposed one tells but for a few."""
     upper, lower = np.float32(bound) + slack, np.float32(bound) - slack
     near = 0
@@ -210,7 +215,7 @@ def _mark_above(score, bound, slack, vector, image, part, marks):
 
 
 @jit(error_model="python", fastmath={"nnan", "nsz"})
-def _range(score):
+def _range(score: F32) -> tuple[np.float32, np.float32]:
     """The lowest and the highest."""
     low, high = score[0], score[0]
     for photo in range(len(score)):
@@ -220,7 +225,7 @@ def _range(score):
 
 
 @jit(error_model="python")
-def _count(score, limit):
+def _count(score: F32, limit: np.float32) -> Int:
     """How many are not below a limit: by vectors, as every loop over all photos here but one."""
     count = np.int32(0)
     for photo in range(len(score)):
@@ -229,12 +234,13 @@ def _count(score, limit):
 
 
 @jit(error_model="python")
-def _cut(score, depth, low, high, guess, slack):
+def _cut(score: F32, depth: Int, low: np.float32, high: np.float32, guess: np.float32, slack: np.float32) -> np.float32:
     """A limit that at least ``depth`` scores reach, and few more than that; ``low`` where there are no more.
 
     Between two limits that too many and too few reach, the next is where a straight line through the logarithms of
     their counts would have it.
     """
+    few: Int
     below, many = low, _count(score, low)
     above, few = high, np.int32(0)
     if many <= depth:
@@ -261,7 +267,17 @@ def _cut(score, depth, low, high, guess, slack):
 
 
 @jit(error_model="python")
-def _count_ahead(score, own_key, own_similarity, slack, first, vector, image, part, value):
+def _count_ahead(
+    score: F32,
+    own_key: np.uint64,
+    own_similarity: np.float32,
+    slack: np.float32,
+    first: Int,
+    vector: F64,
+    image: F32,
+    part: F64,
+    value: F32,
+) -> Int:
     """How many photos come before the own one, in chunks of which few hold a photo that must be looked at."""
     upper, lower = own_similarity + slack, own_similarity - slack
     ahead = np.int32(0)
@@ -277,7 +293,18 @@ def _count_ahead(score, own_key, own_similarity, slack, first, vector, image, pa
 
 
 @jit(error_model="python")
-def _rule_out(group, first, own, slack, image, rules, vector, part, marks, out):
+def _rule_out(
+    group: Int,
+    first: Int,
+    own: Int,
+    slack: np.float32,
+    image: F32,
+    rules: Rules,
+    vector: F64,
+    part: F64,
+    marks: U8,
+    out: U8,
+) -> None:
     """Mark the photos that no sentence of a group gets, in uint8 [P]; ``marks`` is another to work in."""
     photos = len(out)
     out[:] = 0
@@ -299,7 +326,22 @@ def _rule_out(group, first, own, slack, image, rules, vector, part, marks, out):
 
 
 @jit(error_model="python")
-def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rules, own_keys, keys, counts, own_rank):
+def _rank_groups(
+    begin: Int,
+    end: Int,
+    groups: I64,
+    scores: F32,
+    first: Int,
+    slack: np.float32,
+    text: F32,
+    image: F32,
+    own: I32,
+    rules: Rules,
+    own_keys: U64,
+    keys: U64,
+    counts: I64,
+    own_rank: I32,
+) -> None:
     """Take a block of photos into the ranking of the rows of groups [begin, end); arguments as in ``Ranking.take``."""
     photos, width = image.shape
     depth = keys.shape[1]
@@ -308,6 +350,7 @@ def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rul
     masked, guess = np.empty(photos, np.float32), np.float32(0)
     shared, mine = np.empty(photos, np.uint8), np.empty(photos, np.uint8)
     vector, part, value = np.empty(width), np.empty(width // 8), np.empty(1, np.float32)
+    photo: Int
     most = 0
     for group in range(begin, end):
         most = max(most, groups[group + 1] - groups[group])
@@ -368,7 +411,20 @@ def _rank_groups(begin, end, groups, scores, first, slack, text, image, own, rul
 
 
 @jit(error_model="python")
-def _rank_candidates(begin, end, groups, candidates, text, image, own, rules, own_keys, keys, counts, own_rank):
+def _rank_candidates(
+    begin: Int,
+    end: Int,
+    groups: I64,
+    candidates: I64,
+    text: F32,
+    image: F32,
+    own: I32,
+    rules: Rules,
+    own_keys: U64,
+    keys: U64,
+    counts: I64,
+    own_rank: I32,
+) -> None:
     """Rank only given photos; arguments as in ``Ranking``. ``rules.similar`` is not used."""
     width, depth = image.shape[1], keys.shape[1]
     vector, other, part = np.empty(width), np.empty(width), np.empty(width // 8)
@@ -394,7 +450,7 @@ def _rank_candidates(begin, end, groups, candidates, text, image, own, rules, ow
                     other[:] = image[own[row]]
                     if _similarity(other, image, photo, part) > rules.similar_above:
                         continue
-                ruled_out = False
+                ruled_out: bool | np.bool_ = False
                 if rules.siblings_above < np.inf:
                     for sibling in rows:
                         if sibling != row:
@@ -409,7 +465,7 @@ def _rank_candidates(begin, end, groups, candidates, text, image, own, rules, ow
 
 
 @jit(error_model="python")
-def _unpack(begin, end, keys, counts, neighbors, similarity):
+def _unpack(begin: Int, end: Int, keys: U64, counts: I64, neighbors: I32, similarity: F32) -> None:
     """Keys to photo rows and similarities, with -1 and -inf behind the last."""
     value = np.empty(1, np.float32)
     for row in range(begin, end):
@@ -422,7 +478,7 @@ def _unpack(begin, end, keys, counts, neighbors, similarity):
 # --- launchers -------------------------------------------------------------------------------------------------------
 
 
-def slack_of(left_length, right_length, width):
+def slack_of(left_length: float, right_length: float, width: int) -> np.float32:
     """How far two proposed similarities can be off together, at most: a bound for any order of summation.
 
     A float32 dot product summed in any order is off by at most D * u * |a| * |b| with u = 2**-24; two of them by twice
@@ -447,7 +503,9 @@ class Ranking:
         pool: an executor whose ``threads`` threads share the groups.
     """
 
-    def __init__(self, text, image, own, groups, *, depth, pool, threads):
+    def __init__(
+        self, text: F32, image: F32, own: I32, groups: I64, *, depth: int, pool: Executor, threads: int
+    ) -> None:
         rows = len(text)
         self._text, self._image, self._own, self._groups = text, image, own, groups
         self._pool, self._threads = pool, threads
@@ -457,14 +515,14 @@ class Ranking:
         self._own_keys = np.empty(rows, np.uint64)
         self._run(_own_keys, rows, text, image, own, self._own_keys)
 
-    def _run(self, kernel, count, *arguments):
+    def _run(self, kernel: Callable[..., None], count: int, *arguments: Any) -> None:
         """Call a kernel for shares of ``count`` things at once."""
         cuts = np.linspace(0, count, self._threads + 1).astype(int)
         jobs = [self._pool.submit(kernel, begin, end, *arguments) for begin, end in pairwise(cuts) if begin < end]
         for job in jobs:
             job.result()
 
-    def take(self, scores, first, slack, rules):
+    def take(self, scores: F32, first: int, slack: np.float32, rules: Rules) -> None:
         """Take a block of photos in.
 
         Args:
@@ -476,7 +534,7 @@ class Ranking:
         common = self._text, block, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
         self._run(_rank_groups, len(self._groups) - 1, self._groups, scores, first, slack, *common)
 
-    def take_candidates(self, candidates, rules):
+    def take_candidates(self, candidates: I64, rules: Rules) -> None:
         """Rank given photos only.
 
         Args:
@@ -486,7 +544,7 @@ class Ranking:
         common = self._text, self._image, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
         self._run(_rank_candidates, len(self._groups) - 1, self._groups, candidates, *common)
 
-    def result(self):
+    def result(self) -> tuple[I32, F32, I32]:
         """The ranking of all photos taken in, as ``rank_reference`` returns it."""
         neighbors = np.empty(self._keys.shape, np.int32)
         similarity = np.empty(self._keys.shape, np.float32)

@@ -15,6 +15,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
+from nemo_dali.plan.planner import PlanRows
 
 IN_FLIGHT = 4  # batches that each worker makes ahead
 
@@ -22,7 +23,7 @@ IN_FLIGHT = 4  # batches that each worker makes ahead
 class Samples:
     """A map-style data set of plan rows, dtype ``plan.PLAN`` [n]: image, mask, tokens and attention mask of each."""
 
-    def __init__(self, loader: Loader, rows: npt.NDArray[Any]) -> None:
+    def __init__(self, loader: Loader, rows: PlanRows) -> None:
         import torch
 
         self._corpus: Corpus = loader.corpus
@@ -96,7 +97,7 @@ def one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def dataloader(loader: Loader, rows: npt.NDArray[Any], *, batches: int) -> Any:
+def dataloader(loader: Loader, rows: PlanRows, *, batches: int) -> Any:
     """A DataLoader over plan rows in their order, with as many workers as the loader has threads.
 
     Args:

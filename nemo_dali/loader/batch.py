@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.loader.sources import Corpus
+from nemo_dali.plan.planner import PlanRows
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class Batch:
     mask: "torch.Tensor"
     tokens: "torch.Tensor"
     attention_mask: "torch.Tensor"
-    plan: npt.NDArray[Any]
+    plan: PlanRows
     _corpus: Corpus = field(repr=False)
     masked_tokens: "torch.Tensor | None" = None
 

@@ -24,7 +24,7 @@ from nemo_dali.kernels.tile import TILE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
-from nemo_dali.plan.planner import Planner, Replaced
+from nemo_dali.plan.planner import Planner, PlanRows, Replaced
 
 logger = logging.getLogger("nemo_dali")
 
@@ -72,7 +72,7 @@ class PhotoFaults:
         """See ``Loader.substituted``."""
         return Substituted(MappingProxyType(self._reasons), self._replaced.targets, self._replaced.negatives)
 
-    def replace(self, epoch: int, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], Replaced]:
+    def replace(self, epoch: int, rows: PlanRows) -> tuple[PlanRows, Replaced]:
         """Plan rows, dtype ``plan.PLAN`` [B], without the bad photos known so far."""
         if not self._reasons:
             return rows, Replaced()
@@ -93,7 +93,7 @@ class PhotoFaults:
                 len(self._reasons),
             )
 
-    def settle(self, epoch: int, rows: npt.NDArray[Any], error: RuntimeError | None, tries: int) -> int:
+    def settle(self, epoch: int, rows: PlanRows, error: RuntimeError | None, tries: int) -> int:
         """Find out why a batch failed. If this returns, it is to be made again, from what ``replace`` then gives.
 
         Args:
@@ -137,7 +137,7 @@ class PhotoFaults:
             f"The DALI pipeline failed, though every photo of the batch can be read: {_gist(error)}"
         ) from error
 
-    def _problems(self, rows: npt.NDArray[Any], error: RuntimeError | None) -> dict[int, Problem]:
+    def _problems(self, rows: PlanRows, error: RuntimeError | None) -> dict[int, Problem]:
         """What is wrong with which photo of a batch, in the order of the cells."""
         photos = list(dict.fromkeys(lay_out(rows, self._planner.size)[2].tolist()))
         paths = [self._corpus.photo_path(photo) for photo in photos]
@@ -154,7 +154,7 @@ class PhotoFaults:
                 problems[photos[index]] = problem
         return problems
 
-    def _use(self, epoch: int, rows: npt.NDArray[Any], photo: int) -> str:
+    def _use(self, epoch: int, rows: PlanRows, photo: int) -> str:
         """Which sample a photo was read for."""
         row = rows[(rows["images"] == photo).any(axis=1)][0]
         ref_id = self._corpus.ref_id[row["ref"]]

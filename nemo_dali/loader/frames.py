@@ -10,13 +10,14 @@ from nemo_dali.errors import NemoError
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.plan.layout import complete
 from nemo_dali.kernels.reference import normalisation_table
-from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE
+from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE, TileRecords
 from nemo_dali.loader.options import BatchFormat
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import FramePool
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import encode_path
+from nemo_dali.plan.planner import PlanRows
 from nemo_dali.tiles.placement import Tiles
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Drawing:
     image: "torch.Tensor"
     mask: "torch.Tensor"
     paths: list[npt.NDArray[np.uint8]]
-    work: npt.NDArray[Any] | gpu.DeviceBatch
+    work: TileRecords | gpu.DeviceBatch
     stream: "torch.cuda.Stream | None"
 
 
@@ -87,7 +88,7 @@ class Canvas:
             self._table = torch.from_numpy(table.view(np.uint8)).to(gpu.place(device_id))
             self._table_address = self._table.data_ptr()
 
-    def prepare(self, rows: npt.NDArray[Any]) -> Drawing:
+    def prepare(self, rows: PlanRows) -> Drawing:
         """Allocate a batch for plan rows, dtype ``plan.PLAN`` [n], n at most the batch size.
 
         Raises:
@@ -134,7 +135,7 @@ class Canvas:
             image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
         )
 
-    def _by_sample(self, tiles: npt.NDArray[Any], sample: npt.NDArray[np.int64], batch: int) -> npt.NDArray[Any]:
+    def _by_sample(self, tiles: TileRecords, sample: npt.NDArray[np.int64], batch: int) -> TileRecords:
         """Records [cells] as [B, most cells], behind each sample's cells empty ones."""
         begin = np.searchsorted(sample, np.arange(batch))  # each sample's first cell
         table = np.zeros((batch, self._most_cells), tiles.dtype)

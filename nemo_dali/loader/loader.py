@@ -13,10 +13,11 @@ from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
+from nemo_dali.kernels.tile import Resample
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.faults import PhotoFaults, Substituted
 from nemo_dali.loader.frames import Canvas
-from nemo_dali.loader.options import DType, Fit, MaskDType, MaskedWords, Resample, Samples, Style, TextField, format_of
+from nemo_dali.loader.options import DType, Fit, MaskDType, MaskedWords, Samples, Style, TextField, format_of
 from nemo_dali.loader.prefetch import Producer, Step
 from nemo_dali.loader.sentences import Words
 from nemo_dali.loader.sources import Corpus, listed
@@ -24,7 +25,7 @@ from nemo_dali.loader.state import LAST_EPOCH, make_state, read_state
 from nemo_dali.loader.styles import arrange, masks_of
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import open_pipeline
-from nemo_dali.plan.planner import Planner, Replaced, ShortPools
+from nemo_dali.plan.planner import Planner, PlanRows, Replaced, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy, read_policy
 from nemo_dali.plan.schedule import Schedule
 from nemo_dali.text.tokens import Tokenizer
@@ -388,14 +389,14 @@ class Loader:
         self._epoch, self._seen, self._resumed, self._confirmed = epoch, seen, resumed, False
         self._passes += 1
 
-    def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
+    def plan(self, epoch: int, positions: npt.ArrayLike) -> PlanRows:
         """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n].
 
         This is the plan for photos that are all sound; what substitution made of it is in ``batch.plan``.
         """
         return self._planner.plan(epoch, positions)
 
-    def text_of(self, rows: npt.NDArray[Any]) -> "tuple[torch.Tensor, torch.Tensor]":
+    def text_of(self, rows: PlanRows) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
         return self._words.of(rows)
 

@@ -3,9 +3,6 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic.cpu import DONE
@@ -13,7 +10,7 @@ from nemo_dali.loader.faults import PhotoFaults
 from nemo_dali.loader.frames import Canvas, Drawing
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.graphs import StreamPipeline
-from nemo_dali.plan.planner import Planner, Replaced, ShortPools
+from nemo_dali.plan.planner import Planner, PlanRows, Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
 from nemo_dali.tiles.placement import Tiles
 
@@ -24,7 +21,7 @@ class Step:
 
     epoch: int
     seen: int  # samples of the epoch before this step, over all ranks
-    plan: npt.NDArray[Any]
+    plan: PlanRows
     short: ShortPools
     replaced: Replaced
     drawing: Drawing

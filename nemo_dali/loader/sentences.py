@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from nemo_dali.loader.options import BatchFormat
 from nemo_dali.loader.sources import Corpus
+from nemo_dali.plan.planner import PlanRows
 from nemo_dali.text.masking import mask_nouns, mask_tokens
 from nemo_dali.text.wordpiece import PREFIX, SPECIAL, read_vocabulary
 
@@ -43,7 +44,7 @@ class Words:
                 context_length=self._tokens.shape[1],
             )
 
-    def of(self, rows: npt.NDArray[Any]) -> "tuple[torch.Tensor, torch.Tensor]":
+    def of(self, rows: PlanRows) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
         import torch
 
@@ -52,7 +53,7 @@ class Words:
         tokens = self._tokens[sentences].astype(np.int64)
         return torch.from_numpy(tokens), torch.from_numpy(seen.astype(np.int64))
 
-    def masked(self, epoch: int, rows: npt.NDArray[Any]) -> "torch.Tensor | None":
+    def masked(self, epoch: int, rows: PlanRows) -> "torch.Tensor | None":
         """Tokens, some of them masked, int64 [n, L] in host memory, of plan rows [n]; None where none are to be.
 
         Tokens are masked anew for each sample, nouns once for each sentence.

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import BatchFormat
+from nemo_dali.plan.planner import PlanRows
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ def arrange(batch: Batch, style: str) -> Any:
     return STYLES[style](batch)
 
 
-def masks_of(mask: "torch.Tensor", rows: npt.NDArray[Any], look: BatchFormat) -> "torch.Tensor":
+def masks_of(mask: "torch.Tensor", rows: PlanRows, look: BatchFormat) -> "torch.Tensor":
     """Masks of the format's type.
 
     Args:

@@ -18,6 +18,8 @@ from nemo_dali.io.threads import thread_count
 if TYPE_CHECKING:
     import torch
 
+    from nemo_dali.kernels.ranking.topk import Ranking, Rules
+
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
@@ -180,7 +182,7 @@ class Ranker:
             ranking.take_candidates(candidates, rules)
             return RankedBlock(begin, *ranking.result())
 
-    def _begin(self, begin: int, end: int, pool: ThreadPoolExecutor) -> tuple[Any, npt.NDArray[np.int64]]:
+    def _begin(self, begin: int, end: int, pool: ThreadPoolExecutor) -> "tuple[Ranking, npt.NDArray[np.int64]]":
         """A ranking without photos, and where its groups begin."""
         from nemo_dali.kernels.ranking.topk import Ranking
 
@@ -190,7 +192,7 @@ class Ranker:
         ranking = Ranking(text, self._image, own, groups, depth=self.depth, pool=pool, threads=self.threads)
         return ranking, groups
 
-    def _rules(self, begin: int, groups: npt.NDArray[np.int64], first: int, last: int) -> Any:
+    def _rules(self, begin: int, groups: npt.NDArray[np.int64], first: int, last: int) -> "Rules":
         """What is excluded of the photos from row ``first`` to ``last``, but for similar ones."""
         from nemo_dali.kernels.ranking.topk import no_rules
 

@@ -1,15 +1,14 @@
 """From plan rows to tile records: which photo goes to which box of which frame."""
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from nemo_dali.kernels.arrays import I64
 from nemo_dali.kernels.plan.layout import write_boxes
-from nemo_dali.kernels.tile import TILE
+from nemo_dali.kernels.tile import TILE, TileRecords
+from nemo_dali.plan.planner import PlanRows
 
 
-def lay_out(rows: npt.NDArray[Any], size: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+def lay_out(rows: PlanRows, size: int) -> tuple[TileRecords, I64, I64]:
     """Lay out the cells of a batch. A cell without pixels, left by a jittered crossing, is left out.
 
     Args:

@@ -21,7 +21,7 @@ from nvidia.dali.data_node import DataNode
 import nemo_dali.kernels.callbacks as callbacks
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.dlpack import read_tensors
-from nemo_dali.kernels.normalise import recipe_of
+from nemo_dali.kernels.normalise import Recipe, recipe_of
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.pipeline.operators import Compiled, no_collection
 
@@ -174,9 +174,7 @@ def failure(operator: str, sample: int, kind: int, *numbers: int) -> NemoError:
 
 
 @functools.cache  # and so kept for good: pipelines hold the addresses
-def normalising(
-    mean: tuple[float, ...], std: tuple[float, ...], dtype: str
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def normalising(mean: tuple[float, ...], std: tuple[float, ...], dtype: str) -> tuple[npt.NDArray[np.generic], Recipe]:
     """``reference.normalisation_table``, C-contiguous, and how to compute it, ``normalise.RECIPE`` [1]."""
     table = np.ascontiguousarray(normalisation_table(mean, std, dtype))
     return table, recipe_of(table, mean, std, dtype)

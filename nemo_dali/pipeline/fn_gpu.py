@@ -19,7 +19,7 @@ from nvidia.dali.data_node import DataNode
 import nemo_dali.kernels.callbacks as callbacks
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.dlpack import _get_pointer, read_tensors
-from nemo_dali.kernels.mask.cpu import TARGET
+from nemo_dali.kernels.mask.cpu import TARGET, Targets
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.fn_cpu import (
@@ -79,6 +79,7 @@ def mosaic(
 
 def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
     """See ``fn.remap_mask``."""
+    from nemo_dali.kernels.device import upload
     from nemo_dali.kernels.mask import gpu as mask_gpu
 
     size = geometry.size
@@ -89,7 +90,7 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
         samples = len(ends)
         masks = _allocate((samples, size, size), dtype, device, stream)
         targets, first = _targets(ends, told, geometry.resample)
-        _owner, (address,) = device.upload([targets], device=device, stream=stream)
+        _owner, (address,) = upload([targets], device=device, stream=stream)
         mask_gpu.write_masks(
             address,
             first,
@@ -200,7 +201,7 @@ def _check_photos(batches: Sequence[list[Any]], sizes: npt.NDArray[np.int64]) ->
             raise NemoError(f"nemo_dali.fn.mosaic: images[{cell}] must be uint8, not numbers of {head.bits} bits.")
 
 
-def _targets(ends: list[Any], told: list[Any], resample: int) -> tuple[npt.NDArray[Any], int]:
+def _targets(ends: list[Any], told: list[Any], resample: int) -> tuple[Targets, int]:
     """What the mask kernel reads of each sample, and the device address that ``ends_begin`` counts from."""
     addresses, _ = read_tensors(ends)
     targets = np.zeros(len(ends), TARGET)

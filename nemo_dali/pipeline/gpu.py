@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.dlpack import read_tensors
+from nemo_dali.kernels.mask.cpu import Targets
 from nemo_dali.kernels.mosaic.cpu import DONE, WRONG_SIZE
-from nemo_dali.kernels.tile import CV2_LETTERBOX
+from nemo_dali.kernels.tile import CV2_LETTERBOX, TileRecords
 
 if TYPE_CHECKING:
     import torch
@@ -208,7 +209,7 @@ def hardware_share(num_threads: int) -> float:
     return 1 / (1 + num_threads / 9.5)
 
 
-def place_photos(tiles: npt.NDArray[Any], photos: list[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+def place_photos(tiles: TileRecords, photos: list[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Tell tiles where their photos are.
 
     Args:
@@ -243,8 +244,8 @@ class DeviceBatch:
         status: uint8 [cells], DONE or WRONG_SIZE, once the kernels are queued.
     """
 
-    tiles: npt.NDArray[Any]
-    targets: npt.NDArray[Any]
+    tiles: TileRecords
+    targets: Targets
     ends: npt.NDArray[np.uint32]
     mask: "torch.Tensor"
     ready: "torch.cuda.Event"
@@ -305,7 +306,7 @@ class DeviceBatch:
 
 
 def device_batch(
-    tiles: npt.NDArray[Any],
+    tiles: TileRecords,
     sample: npt.NDArray[np.int64],
     mask: "torch.Tensor",
     stream: "torch.cuda.Stream",

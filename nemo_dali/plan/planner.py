@@ -28,6 +28,7 @@ PLAN = np.dtype(
         ("center", "i4", (2,)),  # x, y of the crossing in pixels for 2x2; -1 otherwise
     ]
 )
+PlanRows = npt.NDArray[np.void]  # of dtype PLAN
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -153,14 +154,14 @@ class Planner:
             self._order = (epoch, order)
         return order
 
-    def plan(self, epoch: int, positions: npt.ArrayLike) -> npt.NDArray[Any]:
+    def plan(self, epoch: int, positions: npt.ArrayLike) -> PlanRows:
         """Plan rows, dtype ``PLAN`` [n], for positions of an epoch, int [n] or one int.
 
         A position at or beyond the epoch's length shows the item of ``position % length``, with draws of its own.
         """
         return self.plan_and_count(epoch, positions)[0]
 
-    def plan_and_count(self, epoch: int, positions: npt.ArrayLike) -> tuple[npt.NDArray[Any], ShortPools]:
+    def plan_and_count(self, epoch: int, positions: npt.ArrayLike) -> tuple[PlanRows, ShortPools]:
         """``plan``, and how many of the rows met a pool that was too small."""
         positions = np.atleast_1d(np.asarray(positions, np.int64))
         if positions.size and positions.min() < 0:
@@ -169,9 +170,7 @@ class Planner:
         rows = self._make(epoch, positions, self.order(epoch)[positions % self.length], short)
         return rows, ShortPools(*short.tolist())
 
-    def substitute(
-        self, epoch: int, rows: npt.NDArray[Any], bad: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[Any], Replaced]:
+    def substitute(self, epoch: int, rows: PlanRows, bad: npt.NDArray[np.bool_]) -> tuple[PlanRows, Replaced]:
         """Plan rows without bad photos, by the rules in ``nemo_dali.plan``.
 
         Args:
@@ -205,7 +204,7 @@ class Planner:
 
     def _make(
         self, epoch: int, positions: npt.NDArray[np.int64], items: npt.NDArray[np.int64], short: npt.NDArray[np.int64]
-    ) -> npt.NDArray[Any]:
+    ) -> PlanRows:
         """Rows that show certain items at certain positions; adds to ``short``, the fields of ``ShortPools``."""
         rows = np.zeros(len(positions), PLAN)
         rows["position"] = positions
@@ -216,7 +215,7 @@ class Planner:
             rows[chosen] = some
         return rows
 
-    def _fill(self, index: int, epoch: int, rows: npt.NDArray[Any], short: npt.NDArray[np.int64]) -> None:
+    def _fill(self, index: int, epoch: int, rows: PlanRows, short: npt.NDArray[np.int64]) -> None:
         """Fill everything but the position of rows that belong to one data set; ``ref`` holds items."""
         policy, part = self.policy, self._parts[index]
         neighbors, similarity = _table(part)
@@ -245,7 +244,14 @@ class Planner:
             two / (two + three),
             int(policy.jitter * self.size),
             self.size,
-            *(rows[name] for name in ("position", "ref", "sentence", "kind", "grid", "cell", "images", "center")),
+            rows["position"],
+            rows["ref"],
+            rows["sentence"],
+            rows["kind"],
+            rows["grid"],
+            rows["cell"],
+            rows["images"],
+            rows["center"],
             short,
         )
         if ((rows["images"] >= 0).sum(1) != rows["grid"].astype(int) ** 2).any() or rows["images"].max() >= part.photos:
@@ -254,7 +260,7 @@ class Planner:
         rows["sentence"] += self._sentence_offset[index]
         rows["images"] += np.where(rows["images"] >= 0, self._image_offset[index], 0).astype(np.int32)
 
-    def _replace_negatives(self, index: int, epoch: int, rows: npt.NDArray[Any], bad: npt.NDArray[np.bool_]) -> int:
+    def _replace_negatives(self, index: int, epoch: int, rows: PlanRows, bad: npt.NDArray[np.bool_]) -> int:
         """Replace them in rows that belong to one data set, in the column ``images``; how many there were."""
         part, first = self._parts[index], self._image_offset[index]
         rows["images"] -= np.where(rows["images"] >= 0, first, 0).astype(np.int32)
@@ -279,7 +285,7 @@ class Planner:
         return replaced
 
 
-def _of_each_part(rows: npt.NDArray[Any], offset: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+def _of_each_part(rows: PlanRows, offset: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """The data sets that rows are of, and which rows those are; ``ref`` counts from ``offset``."""
     owner = np.searchsorted(offset, rows["ref"], side="right") - 1
     for index in range(len(offset) - 1):
@@ -297,7 +303,7 @@ def _table(part: Part) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
     return neighbors, similarity
 
 
-def _visible(rows: npt.NDArray[Any], size: int) -> npt.NDArray[np.bool_]:
+def _visible(rows: PlanRows, size: int) -> npt.NDArray[np.bool_]:
     """bool [n, 9]: whether a cell has pixels."""
     grid, cell = rows["grid"].astype(np.int64)[:, None], np.arange(9)
     seen = cell < grid**2

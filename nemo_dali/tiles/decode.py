@@ -11,11 +11,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.tile import RESAMPLE, TILE
+from nemo_dali.kernels.tile import RESAMPLE, TILE, TileRecords
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import CudaStreamPipeline, StreamPipeline, encode_path
 from nemo_dali.tiles.file import U8, Shape
@@ -126,7 +125,7 @@ class _HostWork:
     def pipeline(self, **options: int) -> StreamPipeline:
         return _TilePipeline(len(self._arrays), **options)
 
-    def make(self, tiles: npt.NDArray[Any], batch: list[int]) -> npt.NDArray[Any]:
+    def make(self, tiles: TileRecords, batch: list[int]) -> TileRecords:
         for of_shape, array in zip(tiles, self._arrays.values(), strict=True):
             of_shape["image"] = [array.ctypes.data + row * array[0].nbytes for row in batch]
         tiles["mask"] = [self._masks[i].ctypes.data for i in range(len(batch))]
@@ -148,7 +147,7 @@ class _DeviceTiles:
         status: uint8 [photos], DONE or WRONG_SIZE, once all is queued.
     """
 
-    tiles: npt.NDArray[Any]
+    tiles: TileRecords
     made: "torch.Tensor"
     landed: "torch.Tensor"
     ready: "torch.cuda.Event"
@@ -187,7 +186,7 @@ class _DeviceWork:
             **options,
         )
 
-    def make(self, tiles: npt.NDArray[Any], batch: list[int]) -> _DeviceTiles:
+    def make(self, tiles: TileRecords, batch: list[int]) -> _DeviceTiles:
         import torch
 
         nbytes = sum(array[0].nbytes for array in self._arrays.values()) * len(batch)

@@ -249,7 +249,7 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     monkeypatch.setattr(cuda_source, "load_kernel", load_kernel)
     monkeypatch.setattr(mask_gpu, "load_kernel", lambda dtype, device: mask_kernel)
     monkeypatch.setattr(mask_gpu, "write_masks", write_masks)
-    monkeypatch.setattr("nemo_dali.kernels.device.upload", upload)
+    monkeypatch.setattr(batches, "upload", upload)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
