@@ -32,8 +32,9 @@ from common import generate, revision
 
 from nemo_dali.commands.bench import machine, versions
 from nemo_dali.commands.torch_baseline import Samples
+from nemo_dali.kernels.plan.rows import PLAN
 from nemo_dali.loader.loader import Loader
-from nemo_dali.plan.planner import PLAN, Planner, Replaced
+from nemo_dali.plan.planner import Planner, Replaced
 from nemo_dali.plan.policy import MosaicPolicy
 
 POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, max_similarity=0.9, top_k=20)

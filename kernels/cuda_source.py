@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from nemo_dali.kernels.arrays import I16
-from nemo_dali.kernels.letterbox.cpu import WEIGHTS_CUBIC
 from nemo_dali.kernels.tile import TILE
+from nemo_dali.kernels.warp_weights import WEIGHTS_CUBIC
 
 OPTIONS = ("--std=c++17", "--fmad=false")  # a contracted multiply-add would round once where the CPU rounds twice
 

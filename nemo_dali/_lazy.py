@@ -11,13 +11,14 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
     Args:
         package: its ``__name__``.
-        homes: the module below it that each public name is in; "" for a name that is a module itself.
+        homes: the module that each public name is in, below the package or, with a dot before it, beside the package;
+            "" for a name that is a module itself.
     """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = import_module(f"{package}.{homes[name] or name}")
+        module = import_module(f".{homes[name] or name}", package)
         return getattr(module, name) if homes[name] else module
 
     def names() -> list[str]:

@@ -28,37 +28,12 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from nemo_dali.kernels.arrays import I16, I32, U8, U32, Int
+from nemo_dali.kernels.arrays import I32, U8, U32, Int
 from nemo_dali.kernels.jit import intrinsic, jit
+from nemo_dali.kernels.warp_weights import CUBIC, FRACTIONS, ONE, WEIGHTS_CUBIC, WEIGHTS_LINEAR
 
-FRACTIONS = 32  # a source coordinate's steps per pixel: OpenCV's INTER_TAB_SIZE
-CUBIC, LINEAR = 4, 2  # taps along one axis
-_ONE = 1 << 15  # fixed-point one: OpenCV's INTER_REMAP_COEF_SCALE
-_SHARPNESS = np.float32(-0.75)  # of OpenCV's cubic kernel
 _AROUND = 4  # border pixels at each end of a staged photo row: as many as there are taps
 _I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
-
-
-def warp_weights(taps: int) -> I16:
-    """int16 [32, 32, taps, taps]: of the fractions down and across, the weights down and across, in 1/32768."""
-    x = np.arange(FRACTIONS, dtype=np.float32) / np.float32(FRACTIONS)
-    one, a = np.float32(1), _SHARPNESS
-    if taps == LINEAR:
-        along = np.stack([one - x, x], axis=1)
-    else:
-        far = ((a * (x + one) - 5 * a) * (x + one) + 8 * a) * (x + one) - 4 * a
-        near, behind = (((a + 2) * t - (a + 3)) * t * t + one for t in (x, one - x))
-        along = np.stack([far, near, behind, one - far - near - behind], axis=1)
-    products = along[:, None, :, None] * along[None, :, None, :] * np.float32(_ONE)
-    weights = np.clip(np.rint(products), -_ONE, _ONE - 1).astype(np.int64).reshape(-1, taps, taps)
-    for whole in weights:
-        lacking = _ONE - whole.sum()
-        middle = whole[taps // 2 : taps // 2 + 2, taps // 2 : taps // 2 + 2]
-        middle[np.unravel_index(middle.argmax() if lacking > 0 else middle.argmin(), middle.shape)] += lacking
-    return weights.astype(np.int16).reshape(FRACTIONS, FRACTIONS, taps, taps)
-
-
-WEIGHTS_CUBIC, WEIGHTS_LINEAR = warp_weights(CUBIC), warp_weights(LINEAR)
 
 
 @jit()
@@ -112,7 +87,7 @@ def _sum_taps(
             return builder.load(builder.inttoptr(address, what.as_pointer()), align=align)
 
         weight = load(weights, vector(_I16, 16), 2)
-        total = constant(_I32, [_ONE >> 1] * 4 + [0] * 4)  # sums of the first and the last two columns
+        total = constant(_I32, [ONE >> 1] * 4 + [0] * 4)  # sums of the first and the last two columns
         for i, row in enumerate(rows):
             taps = load(builder.add(row, offset), vector(_I8, 16), 1)
             spread = pick(taps, [6 * half + k for half in range(2) for k in (0, 3, 1, 4, 2, 5, 2, 5)])
@@ -213,7 +188,7 @@ def write_letterbox_mask(runs: U32, height: int, width: int, soft: bool, cell: U
         for x in range(w):
             left = columns[x] >> 5
             weight = WEIGHTS_LINEAR[rows[y] & 31, columns[x] & 31]
-            total = np.int32(_ONE >> 1)
+            total = np.int32(ONE >> 1)
             for i in range(2):
                 for j in range(2):
                     if 0 <= top + i < height and 0 <= left + j < width:

@@ -13,6 +13,7 @@ from numba.extending import overload
 
 from nemo_dali.kernels.arrays import F32, I32, I64, U8, U16, U64, Flags, Int
 from nemo_dali.kernels.jit import intrinsic, jit
+from nemo_dali.kernels.plan.rows import MINED, RANDOM, SINGLE
 
 Similarity = F32 | U16  # of a table's rows: float32, or the bits of float16
 
@@ -189,7 +190,7 @@ def _allowed(cells: U16, sentence: Int, grid: int) -> Int:
 
 
 @jit(error_model="python")
-def fill_rows(
+def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
     seed: np.uint64,
     epoch: np.uint64,
     ref_image: I32,
@@ -244,7 +245,7 @@ def fill_rows(
         center[row, :] = -1
         share = _share(words[2])
         if share >= p_mined + p_random:
-            kind[row], grid[row], cell[row] = 0, 1, 0
+            kind[row], grid[row], cell[row] = SINGLE, 1, 0
             images[row, 0] = own
             continue
         side = 2 if _share(words[3]) < p_two else 3
@@ -256,7 +257,7 @@ def fill_rows(
         where = _nth_bit(allowed, _below(words[4], choices))
         have = 0
         if share < p_mined and mining:
-            kind[row] = 2
+            kind[row] = MINED
             bound = tau_empty if empty[r] else tau
             have = _mined_photos(words, neighbors[s], similarity[s], top_k, bound, found, need, own)
             if have < 0:
@@ -264,7 +265,7 @@ def fill_rows(
                 short[0] += 1
                 short[1] += have < need
         else:
-            kind[row] = 1
+            kind[row] = RANDOM
         if have < need:
             _random_photos(words, photos, found, have, need, own)
         grid[row], cell[row] = side, where
@@ -342,7 +343,7 @@ def _random_other(seed: np.uint64, epoch: np.uint64, position: Int, k: int, word
 
 
 @jit(error_model="python")
-def replace_photos(
+def replace_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
     seed: np.uint64,
     epoch: np.uint64,
     neighbors: I32,
@@ -381,7 +382,7 @@ def replace_photos(
             if not visible[row, c] or not bad[shown[c]]:
                 continue
             photo: Int = -1
-            if kind[row] == 2:
+            if kind[row] == MINED:
                 s = sentence[row]
                 bound = tau_empty if empty[ref[row]] else tau
                 photo = _next_candidate(neighbors[s], similarity[s], top_k, bound, cells - 1, own, shown[c], shown, bad)

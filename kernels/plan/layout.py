@@ -1,19 +1,15 @@
 """Tile records of a batch's cells, from plan rows."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from nemo_dali.kernels.arrays import I32, I64, U64
 from nemo_dali.kernels.jit import jit
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import TileRecords, cell_edge
-
-if TYPE_CHECKING:
-    from nemo_dali.plan.planner import PlanRows
 
 
 @jit()
-def write_boxes(rows: "PlanRows", size: int, tiles: TileRecords, sample: I64, photo: I64) -> int:
+def write_boxes(rows: PlanRows, size: int, tiles: TileRecords, sample: I64, photo: I64) -> int:
     """Give each cell of plan rows a record with its frame's size and its box; cells without pixels get none.
 
     Args:
@@ -45,7 +41,7 @@ def write_boxes(rows: "PlanRows", size: int, tiles: TileRecords, sample: I64, ph
 
 
 @jit()
-def complete(
+def complete(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
     tiles: TileRecords,
     ref: I32,
     sample: I64,

@@ -1,4 +1,4 @@
-"""The most similar photos of each sentence, exactly: NumPy reference, Numba kernels, launchers.
+"""The most similar photos of each sentence, exactly; ``ranking.Ranking`` calls these kernels.
 
 A similarity is the float32 nearest to the dot product of two embeddings, whose products are exact in float64 and are
 summed in a fixed order (a fused multiply-add changes nothing then). So identical photos tie to the bit, and neither the
@@ -11,100 +11,15 @@ A key holds a photo's similarity and its row, and ascends as rankings do; photos
 groups that share their own photo and category: a ref's sentences.
 """
 
-from collections.abc import Callable
-from concurrent.futures import Executor
-from itertools import pairwise
-from typing import Any, NamedTuple
-
 import numpy as np
 
-from nemo_dali.kernels.arrays import F32, F64, I32, I64, U8, U64, Flags, Int, Integers
+from nemo_dali.kernels.arrays import F32, F64, I32, I64, U8, U64, Int
 from nemo_dali.kernels.jit import jit
+from nemo_dali.kernels.ranking.rules import Rules
 
 DIGITS = 2048  # of a sort by 11 bits
 CHUNK = 256  # photos that are dismissed together
 ENOUGH = 5  # 2**-5: how many more candidates than needed are as good as none, as a search for a better limit costs too
-ROUNDING = 2.0**-24  # float32's
-
-
-class Rules(NamedTuple):
-    """Which photos a sentence does not get besides its own. Arrays that are empty, and infinite bounds, rule out none.
-
-    Attributes:
-        never: uint8 [P], 1 for photos that nobody gets.
-        shown: uint64 [P, W], the categories of a photo's objects as bits.
-        category: int32 [groups], of the group's target; photos that show it are ruled out; -1: unknown.
-        similar: float32 [U, P], proposed similarities of groups' own photos to these photos.
-        similar_row: int32 [groups], the row of that which belongs to the group.
-        similar_image: float32 [U, D], the embeddings of those own photos.
-        similar_above: photos more similar than that to the own photo are ruled out.
-        siblings_above: photos more similar than that to another sentence of the group are ruled out.
-    """
-
-    never: U8
-    shown: U64
-    category: I32
-    similar: F32
-    similar_row: I32
-    similar_image: F32
-    similar_above: float
-    siblings_above: float
-
-
-def no_rules() -> Rules:
-    """Rules that rule out nothing."""
-    empty = np.empty(0, np.int32)
-    matrix = np.empty((0, 0), np.float32)
-    return Rules(
-        np.empty(0, np.uint8), np.empty((0, 0), np.uint64), empty, matrix, empty, matrix, float("inf"), float("inf")
-    )
-
-
-# --- reference -------------------------------------------------------------------------------------------------------
-
-
-def similarity_reference(left: F32, right: F32) -> F32:
-    """The exact similarities float32 [n, m] of float32 [n, D] to float32 [m, D]; D is a multiple of 32."""
-    rows = []
-    for vector in left.astype(np.float64):
-        a, b, c, d, e, f, g, h = np.split(right.astype(np.float64) * vector, 8, axis=1)
-        a, b, c, d = np.split(((a + b) + (c + d)) + ((e + f) + (g + h)), 4, axis=1)
-        part = (a + c) + (b + d)
-        total = np.zeros(len(right))
-        for column in part.T:
-            total += column
-        rows.append(total.astype(np.float32))
-    return np.array(rows, np.float32).reshape(len(left), len(right))
-
-
-def rank_reference(
-    text: F32, image: F32, own: Integers, *, depth: int, excluded: Flags | None = None
-) -> tuple[I32, F32, I32]:
-    """The ranking by a full sort.
-
-    Args:
-        text, image: float32 [S, D] and [M, D]; D is a multiple of 32.
-        own: integer [S], the photo row that each sentence does not get.
-        excluded: bool [S, M], further photos that it does not get.
-
-    Returns:
-        ``(neighbors int32 [S, depth], similarity float32 [S, depth], own_rank int32 [S])``; short rows end in -1 and
-        -inf; the last is the own photo's place among all M, from 1.
-    """
-    exact = similarity_reference(text, image)
-    neighbors = np.full((len(text), depth), -1, np.int32)
-    similarity = np.full((len(text), depth), -np.inf, np.float32)
-    own_rank = np.empty(len(text), np.int32)
-    for row, photo in enumerate(own):
-        order = np.argsort(-exact[row], kind="stable")
-        own_rank[row] = 1 + np.flatnonzero(order == photo)[0]
-        left_out = order == photo if excluded is None else (order == photo) | excluded[row, order]
-        best = order[~left_out][:depth]
-        neighbors[row, : len(best)], similarity[row, : len(best)] = best, exact[row, best]
-    return neighbors, similarity, own_rank
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @jit(error_model="python", fastmath={"contract"})
@@ -191,7 +106,7 @@ def _similarity_of(key: np.uint64, value: F32) -> np.float32:
 
 
 @jit(error_model="python")
-def _own_keys(begin: Int, end: Int, text: F32, image: F32, own: I32, keys: U64) -> None:
+def own_keys(begin: Int, end: Int, text: F32, image: F32, own: I32, keys: U64) -> None:
     """Keys of the own photos of rows [begin, end)."""
     vector, part, value = np.empty(text.shape[1]), np.empty(text.shape[1] // 8), np.empty(1, np.float32)
     for row in range(begin, end):
@@ -326,7 +241,7 @@ def _rule_out(
 
 
 @jit(error_model="python")
-def _rank_groups(
+def rank_groups(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
     begin: Int,
     end: Int,
     groups: I64,
@@ -411,7 +326,7 @@ def _rank_groups(
 
 
 @jit(error_model="python")
-def _rank_candidates(
+def rank_candidates(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
     begin: Int,
     end: Int,
     groups: I64,
@@ -465,7 +380,7 @@ def _rank_candidates(
 
 
 @jit(error_model="python")
-def _unpack(begin: Int, end: Int, keys: U64, counts: I64, neighbors: I32, similarity: F32) -> None:
+def unpack(begin: Int, end: Int, keys: U64, counts: I64, neighbors: I32, similarity: F32) -> None:
     """Keys to photo rows and similarities, with -1 and -inf behind the last."""
     value = np.empty(1, np.float32)
     for row in range(begin, end):
@@ -473,80 +388,3 @@ def _unpack(begin: Int, end: Int, keys: U64, counts: I64, neighbors: I32, simila
             filled = i < counts[row]
             neighbors[row, i] = np.int64(keys[row, i] & np.uint64(0xFFFFFFFF)) if filled else -1
             similarity[row, i] = _similarity_of(keys[row, i], value) if filled else -np.inf
-
-
-# --- launchers -------------------------------------------------------------------------------------------------------
-
-
-def slack_of(left_length: float, right_length: float, width: int) -> np.float32:
-    """How far two proposed similarities can be off together, at most: a bound for any order of summation.
-
-    A float32 dot product summed in any order is off by at most D * u * |a| * |b| with u = 2**-24; two of them by twice
-    that, and rounding the exact ones to float32 adds one u each. The floor keeps the kernel's division finite.
-
-    Args:
-        left_length, right_length: largest Euclidean lengths of the vectors.
-        width: D.
-    """
-    return np.float32(max((2.02 * width + 4) * ROUNDING * left_length * right_length, 1e-30))
-
-
-class Ranking:
-    """The ranking of some rows in the making.
-
-    Args:
-        text: float32 [R, D], contiguous, of about unit length; D is a multiple of 32.
-        image: float32 [M, D], likewise, all photos.
-        own: int32 [R], the photo row that each sentence does not get.
-        groups: int64 [G + 1], where the rows of each group begin, and R.
-        depth: photos kept per row.
-        pool: an executor whose ``threads`` threads share the groups.
-    """
-
-    def __init__(
-        self, text: F32, image: F32, own: I32, groups: I64, *, depth: int, pool: Executor, threads: int
-    ) -> None:
-        rows = len(text)
-        self._text, self._image, self._own, self._groups = text, image, own, groups
-        self._pool, self._threads = pool, threads
-        self._keys = np.empty((rows, depth), np.uint64)
-        self._counts = np.zeros(rows, np.int64)
-        self._own_rank = np.ones(rows, np.int32)
-        self._own_keys = np.empty(rows, np.uint64)
-        self._run(_own_keys, rows, text, image, own, self._own_keys)
-
-    def _run(self, kernel: Callable[..., None], count: int, *arguments: Any) -> None:
-        """Call a kernel for shares of ``count`` things at once."""
-        cuts = np.linspace(0, count, self._threads + 1).astype(int)
-        jobs = [self._pool.submit(kernel, begin, end, *arguments) for begin, end in pairwise(cuts) if begin < end]
-        for job in jobs:
-            job.result()
-
-    def take(self, scores: F32, first: int, slack: np.float32, rules: Rules) -> None:
-        """Take a block of photos in.
-
-        Args:
-            scores: float32 [R, P], proposed similarities to the photos from row ``first`` on.
-            slack: see ``slack_of``.
-            rules: ``Rules`` of these photos.
-        """
-        block = self._image[first : first + scores.shape[1]]
-        common = self._text, block, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
-        self._run(_rank_groups, len(self._groups) - 1, self._groups, scores, first, slack, *common)
-
-    def take_candidates(self, candidates: I64, rules: Rules) -> None:
-        """Rank given photos only.
-
-        Args:
-            candidates: int64 [R, C], distinct photo rows, -1 where there is none.
-            rules: ``Rules`` of all photos, without ``similar``, for which their embeddings are used.
-        """
-        common = self._text, self._image, self._own, rules, self._own_keys, self._keys, self._counts, self._own_rank
-        self._run(_rank_candidates, len(self._groups) - 1, self._groups, candidates, *common)
-
-    def result(self) -> tuple[I32, F32, I32]:
-        """The ranking of all photos taken in, as ``rank_reference`` returns it."""
-        neighbors = np.empty(self._keys.shape, np.int32)
-        similarity = np.empty(self._keys.shape, np.float32)
-        self._run(_unpack, len(neighbors), self._keys, self._counts, neighbors, similarity)
-        return neighbors, similarity, self._own_rank

@@ -17,7 +17,8 @@ from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.loader.loader import Loader
-from nemo_dali.mining.job import MiningReport, mine
+from nemo_dali.mining.job import mine
+from nemo_dali.mining.report import MiningReport
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import read_policy, write_policy
 from nemo_dali.synthetic import synthesize

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.h5 import write_bytes
+from nemo_dali.kernels.plan.rows import KINDS, SINGLE
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.plan.planner import KINDS, SINGLE
 from nemo_dali.plan.policy import MosaicPolicy
 
 RGB = tuple[int, int, int]

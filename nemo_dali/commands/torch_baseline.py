@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.plan.planner import PlanRows
 
 IN_FLIGHT = 4  # batches that each worker makes ahead
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.plan.planner import PlanRows
 
 if TYPE_CHECKING:
     import torch

@@ -20,11 +20,12 @@ from nemo_dali.data.photos import Problem, find_problem
 from nemo_dali.data.s3 import failed_address, is_remote
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.kernels.mosaic.cpu import DONE
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
-from nemo_dali.plan.planner import Planner, PlanRows, Replaced
+from nemo_dali.plan.planner import Planner, Replaced
 
 logger = logging.getLogger("nemo_dali")
 

@@ -9,19 +9,23 @@ import numpy.typing as npt
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.plan.layout import complete
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE, TileRecords
-from nemo_dali.loader.options import BatchFormat
+from nemo_dali.loader.options import BatchFormat, Resources
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import FramePool
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import encode_path
-from nemo_dali.plan.planner import PlanRows
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.placement import Tiles
 
 if TYPE_CHECKING:
     import torch
+
+# Beside the batches in flight, the training loop usually holds one and drops another; some hold more.
+SPARE_BLOCKS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +52,9 @@ class Canvas:
     Args:
         batch_size: the largest batch.
         look: what frames and masks are to look like.
-        device_id: a CUDA device number; None: host memory.
-        most_blocks: of host memory that are kept for further batches.
+        policy: of the plan rows.
+        resources: on which device the memory is, and how many batches are in flight.
         resident: tiles to be shown in place of the photos.
-        most_cells: of a sample.
 
     Attributes:
         nbytes: of a batch.
@@ -60,23 +63,22 @@ class Canvas:
     def __init__(
         self,
         corpus: Corpus,
+        look: BatchFormat,
+        policy: MosaicPolicy,
+        resources: Resources,
         *,
         batch_size: int,
-        look: BatchFormat,
-        device_id: int | None,
-        most_blocks: int,
         resident: Tiles | None = None,
-        most_cells: int = 9,
     ) -> None:
         self._resident = resident
-        self._most_cells = most_cells
+        self._most_cells = policy.largest_grid**2
         self._corpus = corpus
         self._look = look
-        self._device_id = device_id
+        self._device_id = device_id = resources.device_id
         table = np.ascontiguousarray(normalisation_table(look.mean, look.std, look.dtype))
         self._itemsize = table.itemsize
         self.nbytes = batch_size * look.size**2 * (3 * table.itemsize + 1)
-        self._pool = FramePool(self.nbytes, most=most_blocks)
+        self._pool = FramePool(self.nbytes, most=resources.prefetch + SPARE_BLOCKS)
         self._recipe = recipe_of(table, look.mean, look.std, look.dtype)
         self._table: Any = table  # keeps what the address points to
         self._table_address: int = table.ctypes.data

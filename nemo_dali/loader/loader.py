@@ -1,32 +1,43 @@
 """Loader: plan, pipeline and text as one iterator of batches."""
 
-import functools
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from nemo_dali._checks import PathLike, integer, one_of
+from nemo_dali._checks import PathLike, integer
 from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
-from nemo_dali.io.threads import thread_count
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import Resample
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.faults import PhotoFaults, Substituted
 from nemo_dali.loader.frames import Canvas
-from nemo_dali.loader.options import DType, Fit, MaskDType, MaskedWords, Samples, Style, TextField, format_of
+from nemo_dali.loader.options import (
+    DType,
+    Fit,
+    MaskDType,
+    MaskedWords,
+    OnError,
+    Resources,
+    Samples,
+    SplitMode,
+    Style,
+    TextField,
+    check_choices,
+    check_tiles,
+    format_of,
+)
 from nemo_dali.loader.prefetch import Producer, Step
 from nemo_dali.loader.sentences import Words
 from nemo_dali.loader.sources import Corpus, listed
-from nemo_dali.loader.state import LAST_EPOCH, make_state, read_state
+from nemo_dali.loader.state import LAST_EPOCH, Position, make_state, read_state
 from nemo_dali.loader.styles import arrange, masks_of
 from nemo_dali.pipeline import gpu
-from nemo_dali.pipeline.graphs import open_pipeline
-from nemo_dali.plan.planner import Planner, PlanRows, Replaced, ShortPools
-from nemo_dali.plan.policy import MosaicPolicy, read_policy
+from nemo_dali.plan.planner import Planner, Replaced, ShortPools
+from nemo_dali.plan.policy import MosaicPolicy, policy_of, warn_if_tuned_elsewhere, warn_if_unbounded
 from nemo_dali.plan.schedule import Schedule
 from nemo_dali.text.tokens import Tokenizer
 from nemo_dali.tiles.placement import Placement, Tiles
@@ -35,9 +46,6 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("nemo_dali")
-
-OnError = Literal["raise", "substitute"]
-SplitMode = Literal["train", "eval"]
 
 
 class Loader:
@@ -118,7 +126,7 @@ class Loader:
         NemoError: a file that is missing, damaged, or does not fit the others; while iterating, PhotoError for a photo.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # every option by its name
         self,
         dataset: PathLike | Sequence[PathLike],
         negatives: PathLike | Sequence[PathLike] | None = None,
@@ -156,7 +164,7 @@ class Loader:
         prefetch: int = 2,
         hw_decoder_load: float | None = None,
     ) -> None:
-        one_of("split_mode", split_mode, get_args(SplitMode))
+        check_choices(split_mode=split_mode, on_error=on_error, placement=placement, policy_given=policy is not None)
         evaluate = split_mode == "eval"
         given = {
             "size": size,
@@ -176,55 +184,27 @@ class Loader:
             "style": style,
         }
         self.format = look = format_of(preset, given, evaluate=evaluate)
-        if evaluate and (policy is not None or on_error != "raise"):
-            raise ValueError("policy and on_error must be left out with split_mode='eval'")
-        if policy is None:
-            policy = MosaicPolicy(p_mined=0) if evaluate else MosaicPolicy()
-        tuned_for = None
-        if isinstance(policy, str | os.PathLike):
-            policy_file = policy
-            policy, tuned_for = read_policy(policy_file)
-        if not isinstance(policy, MosaicPolicy):
-            raise ValueError(f"policy ({policy!r}) must be a MosaicPolicy")
-        self.device_id = gpu.cuda_device(device)
-        num_threads = thread_count() if num_threads is None else num_threads
+        policy, policy_file, tuned_for = policy_of(policy, evaluate=evaluate)
+        resources = Resources.of(
+            device=device, num_threads=num_threads, prefetch=prefetch, hw_decoder_load=hw_decoder_load
+        )
         batch_size = integer("batch_size", batch_size, least=1)
-        prefetch = integer("prefetch", prefetch, least=1)
-        num_threads = integer("num_threads", num_threads, least=1)
         seed = integer("seed", seed, least=0)
-        hw_decoder_load = gpu.hardware_share(num_threads) if hw_decoder_load is None else hw_decoder_load
-        if not 0 <= hw_decoder_load <= 1:
-            raise ValueError(f"hw_decoder_load ({hw_decoder_load}) must be from 0 to 1")
-        for name, choice, choices in (
-            ("placement", placement, get_args(Placement)),
-            ("on_error", on_error, get_args(OnError)),
-        ):
-            one_of(name, choice, choices)
-        if look.fit == "letterbox" and tiles is not None:
-            raise ValueError("fit ('letterbox') must be 'stretch' with tiles")
-        if tiles is not None and (placement == "host") != (self.device_id is None):
-            raise ValueError(
-                f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"
-            )
-        if placement != "host" and tiles is None:
-            raise ValueError(f"placement ({placement!r}) must be left out without tiles")
-        if device_budget is not None:
-            if placement != "device":
-                raise ValueError(f"device_budget ({device_budget}) must be left out unless placement is 'device'")
-            device_budget = integer("device_budget", device_budget, least=0)
-        self._alone = together = rank is None and world_size is None
+        device_budget = check_tiles(
+            tiles=tiles is not None,
+            fit=look.fit,
+            placement=placement,
+            device_id=resources.device_id,
+            device_budget=device_budget,
+        )
+        given_rank = rank is not None or world_size is not None
         rank, world_size = rank_and_world_size(rank, world_size)
-        together = together and world_size > 1  # all ranks make their loaders now
-        self._alone = self._alone and not together
+        together = not given_rank and world_size > 1  # all ranks make their loaders now
+        self._alone = not given_rank and not together
         self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
         parts = self.corpus.parts(policy, samples=look.samples)
         self._planner = Planner(parts, policy, seed=seed, size=look.size, shuffle=not evaluate)
-        if tuned_for is not None and tuned_for not in self.corpus.fingerprints()["negatives"]:
-            logger.warning(
-                "The policy in %s was tuned for another negative table than the one given. Propose one for this with "
-                "'nemo-dali tune'.",
-                policy_file,
-            )
+        warn_if_tuned_elsewhere(policy_file, tuned_for, self.corpus.fingerprints()["negatives"])
         if together:
             agree(
                 {
@@ -233,7 +213,7 @@ class Loader:
                     "batch_size": batch_size,
                     "policy": policy.to_json(),
                     "split_mode": split_mode,
-                    **{name: type(value).__name__ if callable(value) else value for name, value in vars(look).items()},
+                    **look.facts(),
                     "on_error": on_error,
                     "drop_last": drop_last,
                     **{f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()},
@@ -259,13 +239,12 @@ class Loader:
         self.batch_size = batch_size
         self.rank, self.world_size = rank, world_size
         self.size = look.size
-        self.num_threads = num_threads
+        self.device_id, self.num_threads = resources.device_id, resources.num_threads
+        self.prefetch, self.hw_decoder_load = resources.prefetch, resources.hw_decoder_load
         self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
         self._told = False  # of short pools: once is enough
         self._words = Words(self.corpus, look, seed=seed)
-        self.hw_decoder_load = hw_decoder_load
         self.dtype, self.mean, self.std, self.resample = look.dtype, look.mean, look.std, look.resample
-        self.prefetch = prefetch
         self._placement = placement
         self._resident: Tiles | None = None
         if tiles is not None:
@@ -285,47 +264,14 @@ class Loader:
             self._planner,
             substitute=on_error == "substitute",
             photos=self._resident is None,
-            num_threads=num_threads,
+            num_threads=resources.num_threads,
         )
-        self._canvas = Canvas(
-            self.corpus,
-            batch_size=batch_size,
-            look=look,
-            device_id=self.device_id,
-            # Beside the batches in the making, the training loop usually holds one and drops another; some hold more.
-            most_blocks=prefetch + 8,
-            resident=self._resident,
-            most_cells=policy.largest_grid**2,
-        )
+        self._canvas = Canvas(self.corpus, look, policy, resources, batch_size=batch_size, resident=self._resident)
         self._producer = Producer(
-            self._schedule,
-            self._planner,
-            self.corpus,
-            self._canvas,
-            self._faults,
-            prefetch=prefetch,
-            resident=self._resident,
-            open_pipeline=functools.partial(
-                open_pipeline,
-                batch_size=batch_size,
-                most_cells=policy.largest_grid**2,
-                resident=self._resident is not None,
-                device_id=self.device_id,
-                num_threads=num_threads,
-                prefetch=prefetch,
-                hw_decoder_load=hw_decoder_load,
-            ),
+            self._schedule, self._planner, self.corpus, self._canvas, self._faults, resources, resident=self._resident
         )
-        if policy.p_mined > 0 and policy.max_similarity is None:
-            _say_once(
-                "max_similarity is None: photos that hold the referent themselves may be drawn as negatives. "
-                "'nemo-dali tune F.ris.h5 F.neg.h5 -o policy.json' proposes a bound, and 'nemo-dali report' shows it."
-            )
-        self._epoch = 0
-        self._seen = 0  # samples of the epoch delivered, over all ranks
-        self._resumed = False  # the next pass starts at _seen, not at 0
-        self._confirmed = False  # set_epoch has named the loaded epoch: it is shown even if nothing of it is left
-        self._passes = 0  # only the newest pass moves _epoch and _seen
+        warn_if_unbounded(policy)
+        self._position = Position()
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
@@ -366,7 +312,7 @@ class Loader:
     @property
     def epoch(self) -> int:
         """The epoch that the current or the next pass shows."""
-        return self._epoch
+        return self._position.epoch
 
     @property
     def sampler(self) -> "Loader":
@@ -375,19 +321,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position."""
-        epoch = integer("epoch", epoch, least=0, most=LAST_EPOCH)
-        if epoch == self._epoch:
-            self._confirmed = self._resumed
-            return
-        if self._resumed and self._schedule.steps_after(self._seen):
-            logger.warning(
-                "set_epoch(%d) drops the loaded position: epoch %d, %d samples.", epoch, self._epoch, self._seen
-            )
-        self._move(epoch, 0)
-
-    def _move(self, epoch: int, seen: int, *, resumed: bool = False) -> None:
-        self._epoch, self._seen, self._resumed, self._confirmed = epoch, seen, resumed, False
-        self._passes += 1
+        self._position.choose(integer("epoch", epoch, least=0, most=LAST_EPOCH), self._schedule)
 
     def plan(self, epoch: int, positions: npt.ArrayLike) -> PlanRows:
         """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n].
@@ -402,8 +336,9 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
+        position = self._position
         return make_state(
-            seed=self.seed, epoch=self._epoch, samples_seen=self._seen, fingerprints=self.corpus.fingerprints()
+            seed=self.seed, epoch=position.epoch, samples_seen=position.seen, fingerprints=self.corpus.fingerprints()
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -413,7 +348,7 @@ class Loader:
             StateError: the state is of another version, seed, data set or table; nothing is changed then.
         """
         epoch, seen = read_state(state, seed=self.seed, fingerprints=self.corpus.fingerprints())
-        self._move(epoch, seen, resumed=True)
+        self._position.move(epoch, seen, resumed=True)
 
     def close(self) -> None:
         """End the pipeline: its threads, and the batches made ahead. The next step makes a new one."""
@@ -425,27 +360,20 @@ class Loader:
                 f"torch.distributed now has {ranks} ranks, but this Loader was made before it was initialised and "
                 "would show every sample on each. Make it after init_process_group, or give rank and world_size."
             )
-        epoch, seen = self._epoch, self._seen if self._resumed else 0
-        if self._resumed and not self._confirmed and not self._schedule.steps_after(seen):
-            epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
-        self._move(epoch, seen)
-        return self._passes_on(self._passes, epoch, seen)
+        return self._passes(*self._position.begin(self._schedule))
 
-    def _passes_on(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
+    def _passes(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         yield from self._pass(number, epoch, seen)
-        while self.format.infinite and number == self._passes:
-            yield from self._pass(number, self._epoch, 0)
+        while self.format.infinite and number == self._position.passes:
+            yield from self._pass(number, self._position.epoch, 0)
 
     def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         replaced = Replaced()
         for _ in range(self._schedule.steps_after(seen)):
             step = self._producer.step(epoch, seen)
             seen += self._schedule.global_batch
-            if number == self._passes:
-                self._epoch, self._seen = epoch, seen
-            self.short_pools = ShortPools(
-                self.short_pools.last_valid + step.short.last_valid, self.short_pools.random + step.short.random
-            )
+            self._position.advance(number, epoch, seen)
+            self.short_pools += step.short
             self._faults.count(step.replaced)
             replaced += step.replaced
             yield self._batch(step)
@@ -458,8 +386,7 @@ class Loader:
                 self.short_pools.last_valid,
                 self.short_pools.random,
             )
-        if number == self._passes:
-            self._epoch, self._seen = epoch + 1, 0
+        self._position.advance(number, epoch + 1, 0)
 
     def _batch(self, step: Step) -> Any:
         tokens, attention = self._words.of(step.plan)
@@ -473,8 +400,3 @@ class Loader:
                 image.record_stream(current)
         mask = masks_of(mask, step.plan, self.format)
         return arrange(Batch(image, mask, tokens, attention, step.plan, self.corpus, masked), self.format.style)
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    logger.warning(text)

@@ -7,9 +7,12 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from nemo_dali._checks import check_channels, integer, one_of
+from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.tile import Resample
+from nemo_dali.pipeline import gpu
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from nemo_dali.text.tokens import Tokenizer
+from nemo_dali.tiles.placement import Placement
 
 DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Fit = Literal["stretch", "letterbox"]
@@ -17,6 +20,8 @@ MaskDType = Literal["uint8", "int64", "float32"]
 TextField = Literal["sent", "raw"]
 MaskedWords = Literal["tokens", "nouns"] | Callable[[str], Iterable[int]]
 Samples = Literal["refs", "sentences", "first", "last"]
+OnError = Literal["raise", "substitute"]
+SplitMode = Literal["train", "eval"]
 Style = Literal["batch", "dali", "lavt", "cris", "rela", "caris", "maskris", "cgformer", "dmmi", "dmmi-zom"]
 
 
@@ -64,11 +69,43 @@ class BatchFormat:
         if self.style in ("maskris", "dmmi", "dmmi-zom") and self.masked_words is None:
             raise ValueError(f"masked_words (None) must be given for style {self.style!r}")
 
+    def facts(self) -> dict[str, Any]:
+        """Every option by its name, a callable by its type's: what ranks compare."""
+        return {name: type(value).__name__ if callable(value) else value for name, value in vars(self).items()}
+
     @property
     def border(self) -> int:
         """A letterbox's border: the mean colour, as ``kernels.tile`` packs it."""
         red, green, blue = (min(max(round(255 * value), 0), 255) for value in self.mean)
         return red | green << 8 | blue << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What of its machine a rank uses; ``Loader`` says what they mean.
+
+    Attributes:
+        device_id: CUDA device number; None: the CPU.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    device_id: int | None
+    num_threads: int
+    prefetch: int
+    hw_decoder_load: float
+
+    @classmethod
+    def of(cls, *, device: str, num_threads: int | None, prefetch: int, hw_decoder_load: float | None) -> "Resources":
+        """Options as a Loader takes them, with what is chosen where None is given."""
+        device_id = gpu.cuda_device(device)
+        threads = integer("num_threads", thread_count() if num_threads is None else num_threads, least=1)
+        share = gpu.hardware_share(threads) if hw_decoder_load is None else hw_decoder_load
+        if not 0 <= share <= 1:
+            raise ValueError(f"hw_decoder_load ({share}) must be from 0 to 1")
+        prefetch = integer("prefetch", prefetch, least=1)
+        return cls(device_id=device_id, num_threads=threads, prefetch=prefetch, hw_decoder_load=share)
 
 
 def format_of(preset: str | Mapping[str, Any] | None, given: Mapping[str, Any], *, evaluate: bool) -> BatchFormat:
@@ -92,3 +129,45 @@ def format_of(preset: str | Mapping[str, Any] | None, given: Mapping[str, Any], 
     if evaluate and options["infinite"]:
         raise ValueError("infinite (True) must be False with split_mode='eval'")
     return BatchFormat(**options)
+
+
+def check_choices(*, split_mode: str, on_error: str, placement: str, policy_given: bool) -> None:
+    """Refuse values that are none of an option's, and what does not go with an evaluation.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, choice, choices in (
+        ("split_mode", split_mode, SplitMode),
+        ("placement", placement, Placement),
+        ("on_error", on_error, OnError),
+    ):
+        one_of(name, choice, get_args(choices))
+    if split_mode == "eval" and (policy_given or on_error != "raise"):
+        raise ValueError("policy and on_error must be left out with split_mode='eval'")
+
+
+def check_tiles(
+    *, tiles: bool, fit: Fit, placement: Placement, device_id: int | None, device_budget: int | None
+) -> int | None:
+    """Refuse options that do not go together where tiles are given, or are not.
+
+    Returns:
+        device_budget, as an int.
+
+    Raises:
+        ValueError: there are some.
+    """
+    if fit == "letterbox" and tiles:
+        raise ValueError("fit ('letterbox') must be 'stretch' with tiles")
+    if tiles and (placement == "host") != (device_id is None):
+        raise ValueError(
+            f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"
+        )
+    if placement != "host" and not tiles:
+        raise ValueError(f"placement ({placement!r}) must be left out without tiles")
+    if device_budget is not None:
+        if placement != "device":
+            raise ValueError(f"device_budget ({device_budget}) must be left out unless placement is 'device'")
+        return integer("device_budget", device_budget, least=0)
+    return None

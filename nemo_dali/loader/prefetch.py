@@ -1,16 +1,18 @@
 """Producer: the steps of this rank, made ahead by a pipeline, in order."""
 
+import functools
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic.cpu import DONE
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader.faults import PhotoFaults
 from nemo_dali.loader.frames import Canvas, Drawing
+from nemo_dali.loader.options import Resources
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.pipeline.graphs import StreamPipeline
-from nemo_dali.plan.planner import Planner, PlanRows, Replaced, ShortPools
+from nemo_dali.pipeline.graphs import StreamPipeline, open_pipeline
+from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
 from nemo_dali.tiles.placement import Tiles
 
@@ -31,11 +33,9 @@ class Producer:
     """Makes the steps that are asked for, and those behind them ahead.
 
     Args:
-        prefetch: steps in the making, the one asked for among them.
         faults: settles what becomes of a step that DALI could not make.
+        resources: how many steps are in flight, the one asked for among them, and on which device.
         resident: tiles to be shown in place of the photos.
-        open_pipeline: makes a pipeline for ``prefetch`` steps; called again when one is broken. It must not refer to
-            the producer: that closes its pipeline when it is gone.
     """
 
     def __init__(
@@ -45,19 +45,28 @@ class Producer:
         corpus: Corpus,
         canvas: Canvas,
         faults: PhotoFaults,
+        resources: Resources,
         *,
-        prefetch: int,
         resident: Tiles | None,
-        open_pipeline: Callable[[], StreamPipeline],
     ) -> None:
         self._schedule = schedule
         self._planner = planner
         self._corpus = corpus
         self._canvas = canvas
         self._faults = faults
-        self._prefetch = prefetch
+        self._prefetch = resources.prefetch
         self._resident = resident
-        self._open_pipeline = open_pipeline
+        # Called again when a pipeline is broken. It must not refer to this object, which closes its pipeline when gone.
+        self._open_pipeline = functools.partial(
+            open_pipeline,
+            batch_size=schedule.batch_size,
+            most_cells=planner.policy.largest_grid**2,
+            resident=resident is not None,
+            device_id=resources.device_id,
+            num_threads=resources.num_threads,
+            prefetch=resources.prefetch,
+            hw_decoder_load=resources.hw_decoder_load,
+        )
         self._pipeline: StreamPipeline | None = None
 
     @property

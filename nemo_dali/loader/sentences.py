@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader.options import BatchFormat
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.plan.planner import PlanRows
 from nemo_dali.text.masking import mask_nouns, mask_tokens
 from nemo_dali.text.wordpiece import PREFIX, SPECIAL, read_vocabulary
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import BatchFormat
-from nemo_dali.plan.planner import PlanRows
 
 if TYPE_CHECKING:
     import torch

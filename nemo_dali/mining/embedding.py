@@ -14,246 +14,27 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from copy import copy
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.mining.clip import Clip
+from nemo_dali.mining.inputs import Inputs
 from nemo_dali.mining.ranking import first_not_finite
-from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
-from nemo_dali.text.tokens import cut, encode
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 F32 = npt.NDArray[np.float32]
 
 ROUND_S = 10.0  # seconds of work between two exchanges: what a killed run loses, and how long the fastest rank idles
 ROUND_BYTES = 64 << 20  # of vectors that a rank gives at a time, at most
-DECODED = 16  # photos that DALI decodes together, at least; 12 megapixels each are 0.6 GB of memory
-
-
-class Inputs(Protocol):
-    """What an encoder is to see, in the order in which it is cut into micro-batches."""
-
-    what: str
-    unit: str
-    rows: int
-
-    def batches(self, numbers: Sequence[int]) -> Generator[Any, None, None]:
-        """Micro-batches by their numbers, filled up."""
-        ...
-
-    def encode(self, batch: Any) -> "torch.Tensor":
-        """Features [batch size, D], of any length."""
-        ...
-
-    def name(self, row: int) -> str:
-        """A row, for messages."""
-        ...
-
-    def place(self, vectors: F32, begin: int, embedding: F32) -> None:
-        """Put the vectors of rows ``begin`` and following where they belong in an embedding."""
-        ...
-
-
-class Photos:
-    """A data set's photos, read and decoded by DALI, as the model's own preprocessing gives them.
-
-    Args:
-        clip: the model.
-        dataset: whose photos.
-        batch_size: photos of a micro-batch.
-        num_threads: DALI's, and as many for the preprocessing.
-    """
-
-    what, unit = "embedding photos", "photo"
-
-    def __init__(self, clip: Clip, dataset: Dataset, *, batch_size: int, num_threads: int) -> None:
-        self._clip, self._dataset = clip, dataset
-        self._batch_size, self._num_threads = batch_size, num_threads
-        self.rows = len(dataset.images.id)
-
-    def batches(self, numbers: Sequence[int]) -> Generator[Any, None, None]:
-        """float32 [batch size, 3, size, size] each.
-
-        Raises:
-            PhotoError: a photo is missing, cannot be decoded or has changed its size.
-        """
-        import torch
-
-        size = self._batch_size
-        rows = [row for n in numbers for row in range(n * size, min((n + 1) * size, self.rows))]
-        with closing(self._preprocessed(rows)) as photos:
-            for _ in numbers:
-                batch = list(islice(photos, size))
-                yield torch.stack(batch + batch[-1:] * (size - len(batch)))
-
-    def _preprocessed(self, rows: list[int]) -> Generator[Any, None, None]:
-        from PIL import Image
-
-        if not rows:
-            return
-        dataset, count = self._dataset, max(DECODED, 4 * self._num_threads)
-        batches = [rows[i : i + count] for i in range(0, len(rows), count)]
-        prefetch = min(2, len(batches))
-        pipeline = _PhotoPipeline(max_cells=count, num_threads=self._num_threads, prefetch=prefetch)
-
-        def feed(batch: list[int]) -> None:
-            pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], None, batch)
-
-        ahead = iter(batches)
-        try:
-            for batch in islice(ahead, prefetch):
-                feed(batch)
-            with ThreadPoolExecutor(self._num_threads) as pool:
-                for batch in batches:
-                    try:
-                        photos = pipeline.wait()
-                    except RuntimeError as error:
-                        raise dataset.batch_error(batch, error) from error
-                    sizes = np.array([photo.shape[:2] for photo in photos])
-                    if (sizes != np.stack([dataset.images.height[batch], dataset.images.width[batch]], 1)).any():
-                        raise dataset.batch_error(batch, "a photo has another size than annotated")
-                    if (following := next(ahead, None)) is not None:
-                        feed(following)
-                    yield from pool.map(lambda photo: self._clip.transform(Image.fromarray(photo)), photos)
-        finally:
-            pipeline.close()
-
-    def encode(self, batch: Any) -> "torch.Tensor":
-        features: torch.Tensor = self._clip.network.encode_image(batch)
-        return features
-
-    def name(self, row: int) -> str:
-        return self._dataset.photo_path(row)
-
-    def place(self, vectors: F32, begin: int, embedding: F32) -> None:
-        embedding[begin : begin + len(vectors)] = vectors
-
-
-class _PhotoPipeline(StreamPipeline):
-    """Reads and decodes photos; ``wait`` gives them as uint8 [height, width, 3]. There is no other work."""
-
-    def _write(self, encoded: Any) -> Any:
-        return self._decode(encoded)
-
-    def _feed(self, work: Any) -> None:
-        pass
-
-    def wait(self) -> Any:
-        with self._use:
-            self._owed -= 1
-            try:
-                (photos,) = self._pipe.share_outputs()
-                copies = [np.array(photos.at(i)) for i in range(len(photos))]
-                self._pipe.release_outputs()
-            finally:
-                self.running.popleft()
-            return copies
-
-
-class Sentences:
-    """Distinct sentences, shortest first, so that a micro-batch needs few tokens.
-
-    A text encoder that looks at earlier tokens only is given no more of them than a micro-batch has: ten times as fast
-    for generated sentences, and off by its own rounding only.
-
-    Args:
-        clip: the model.
-        texts: of all sentences.
-        batch_size: sentences of a micro-batch.
-
-    Attributes:
-        cut: sentences with more tokens than the model takes, of which the first ones are used.
-        trims: whether micro-batches are given only as many tokens as they have.
-
-    Raises:
-        NemoError: a sentence has no text.
-    """
-
-    what, unit = "embedding sentences", "sentence"
-
-    def __init__(self, clip: Clip, texts: Sequence[str], *, batch_size: int) -> None:
-        self._clip, self._batch_size = clip, batch_size
-        distinct: dict[str, int] = {}
-        place = np.array([distinct.setdefault(text, len(distinct)) for text in texts])
-        self._texts = list(distinct)
-        for text in self._texts:
-            if not text.strip():
-                row = texts.index(text)
-                raise NemoError(f"Sentence {row} of the data set has no text. Take it out of the annotations.")
-        packed = encode(clip.tokenizer, self._texts)
-        tokens, length = packed[:, :-1], packed[:, -1]
-        longest = np.flatnonzero(length == tokens.shape[1])
-        self.cut = [self._texts[longest[i]] for i in cut(clip.tokenizer, [self._texts[row] for row in longest])]
-        self._order = np.argsort(length, kind="stable")
-        self._tokens, self._length = tokens[self._order], length[self._order]
-        self.rows = len(distinct)
-        # Which sentences a distinct one is: those of row r are sentence[first[r] : first[r + 1]].
-        row_of = np.argsort(self._order)[place]
-        self._sentence = np.argsort(row_of, kind="stable")
-        self._row_of = row_of
-        self._first = np.searchsorted(row_of[self._sentence], np.arange(self.rows + 1))
-        self._shortened: dict[int, Any] = {}
-        self.trims = _causal(clip.network)
-
-    def batches(self, numbers: Sequence[int]) -> Generator[Any, None, None]:
-        """int64 [batch size, tokens] each."""
-        import torch
-
-        for n in numbers:
-            begin, end = n * self._batch_size, min((n + 1) * self._batch_size, self.rows)
-            rows = np.minimum(np.arange(begin, begin + self._batch_size), self.rows - 1)
-            length = int(self._length[end - 1]) if self.trims else self._tokens.shape[1]
-            yield torch.from_numpy(self._tokens[rows, :length].astype(np.int64))
-
-    def encode(self, batch: Any) -> "torch.Tensor":
-        network, length = self._clip.network, batch.shape[1]
-        if length < self._tokens.shape[1]:
-            if length not in self._shortened:
-                self._shortened[length] = _shortened(network, length)
-            network = self._shortened[length]
-        features: torch.Tensor = network.encode_text(batch)
-        return features
-
-    def name(self, row: int) -> str:
-        return f"'{self._texts[self._order[row]]}'"
-
-    def place(self, vectors: F32, begin: int, embedding: F32) -> None:
-        rows = self._sentence[self._first[begin] : self._first[begin + len(vectors)]]
-        embedding[rows] = vectors[self._row_of[rows] - begin]
-
-
-def _causal(network: Any) -> bool:
-    """Whether a text encoder looks at earlier tokens only and gives what it has at the end token."""
-    import open_clip
-
-    return (
-        type(network) is open_clip.CLIP
-        and network.text_pool_type == "argmax"
-        and network.attn_mask is not None
-        and bool((network.attn_mask.triu(1)[network.attn_mask.triu(1) != 0] == float("-inf")).all())
-    )
-
-
-def _shortened(network: Any, length: int) -> Any:
-    """The same network, with the same weights, for ``length`` tokens."""
-    import torch
-
-    short = copy(network)
-    position = torch.nn.Parameter(network.positional_embedding[:length], requires_grad=False)
-    short._parameters = network._parameters | {"positional_embedding": position}
-    short._buffers = network._buffers | {"attn_mask": network.attn_mask[:length, :length]}
-    return short
 
 
 class Stage:

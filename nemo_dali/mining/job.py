@@ -11,11 +11,9 @@ writes the table in place and, every few seconds of work, what is done of it: th
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,79 +21,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
-from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.io.h5 import fingerprint
+from nemo_dali.errors import FileFormatError
 from nemo_dali.io.progress import progress
 from nemo_dali.io.resumable import Unfinished
 from nemo_dali.io.threads import thread_count
 from nemo_dali.mining.approximate import ApproximateRanker, import_faiss, list_count, recall_places
-from nemo_dali.mining.clip import Clip, checked_device, load_clip
-from nemo_dali.mining.embedding import Photos, Sentences, Stage, embed
+from nemo_dali.mining.embedding import Stage, embed
 from nemo_dali.mining.exclusions import Exclusions
+from nemo_dali.mining.inputs import Photos, Sentences
 from nemo_dali.mining.pool_curves import draw_curves
-from nemo_dali.mining.ranking import Excluded, Ranker, first_not_finite
+from nemo_dali.mining.ranking import Ranker
+from nemo_dali.mining.report import MiningReport
+from nemo_dali.mining.sources import Sources, open_sources
 from nemo_dali.mining.table import NegativeTable, begin_table, finish_table
 from nemo_dali.mining.tune import depth_advice, propose
 
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
 
 
-@dataclass(frozen=True)
-class MiningReport:
-    """What ``mine`` wrote, how long this run took and how good the model is on this data.
-
-    The rank of a sentence's own photo is its place among all photos, from 1, before it is excluded. With an approximate
-    first stage it is a lower bound.
-    """
-
-    output: Path
-    fingerprint: str
-    photos: int
-    sentences: int
-    neighbors: int  # per sentence
-    device: str
-    ranks: int
-    seconds_photos: float
-    seconds_sentences: float
-    seconds_ranking: float
-    photos_per_s: float  # over all ranks, in this run
-    starved: float  # share of the time of embedding photos in which the model had none, on rank 0
-    median_rank: float
-    recall_at_1: float  # share of the sentences whose own photo comes first
-    recall_at_10: float
-    short: int  # sentences with fewer candidates than neighbors, because the others are excluded
-    cut: tuple[str, ...]  # sentences with more tokens than the model takes
-    recall: tuple[tuple[int, float], ...]  # (N, recall@N) of an approximate first stage
-    advice: str  # on the depth
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.output}: {self.neighbors} negatives for each of {self.sentences} sentences, "
-            f"from {self.photos} photos",
-            f"own photo: median rank {self.median_rank:g}, first for {self.recall_at_1:.1%} of the sentences, "
-            f"among the first ten for {self.recall_at_10:.1%}",
-            f"time on {self.device}{f' and {self.ranks} ranks' if self.ranks > 1 else ''}: "
-            f"photos {self.seconds_photos:.1f} s ({self.photos_per_s:.1f}/s), "
-            f"sentences {self.seconds_sentences:.1f} s, ranking {self.seconds_ranking:.1f} s",
-        ]
-        if self.photos_per_s:
-            slow = "reading and decoding photos" if self.starved > 0.5 else "the model"
-            lines.append(f"what limited embedding photos: {slow}; the model waited {self.starved:.0%} of the time")
-        if self.short:
-            lines.append(f"{self.short} sentences have fewer candidates than {self.neighbors}: the others are excluded")
-        if self.cut:
-            lines.append(f"{len(self.cut)} sentences are longer than the model takes and were cut: '{self.cut[0]}' ...")
-        if self.recall:
-            found = ", ".join(f"{share:.1%} of the first {n}" for n, share in self.recall)
-            lines.append(f"the approximate search finds {found}; more with more --probes")
-        lines.append(f"depth: {self.advice}")
-        return "\n".join(lines)
-
-
-def mine(
+def mine(  # noqa: PLR0913  # the options of a command
     dataset_path: str | Path,
     *,
     model: str | Sequence[str] | None = None,
@@ -153,7 +99,7 @@ def mine(
     with joined_ranks() as ranks, ExitStack() as files:
         ranks.attempt(lambda: _check_folder(Path(output)) if ranks.rank == 0 else None)  # not after hours of work
         sources = ranks.attempt(
-            lambda: _prepare(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
+            lambda: open_sources(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
         )
         return _mine(
             sources,
@@ -177,74 +123,8 @@ def _listed(given: str | Sequence[str] | None) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
-@dataclass(frozen=True, eq=False)
-class _Sources:
-    """What is mined from."""
-
-    dataset: Dataset
-    clips: list[Clip]
-    given: NegativeTable | None  # whose embeddings are taken, in place of the clips'
-    excluded: Excluded
-    words: list[str]  # that say what is excluded
-    device: str
-
-    def attributes(self, depth: int, batch_size: int, method: str) -> dict[str, Any]:
-        """What the table records, and what ranks must share to make one table."""
-        made = {
-            "dataset_fingerprint": self.dataset.fingerprint,
-            "dataset_name": self.dataset.name,
-            "depth": depth,
-            "exclusions": self.words,
-            "method": method,
-        }
-        if self.given is not None:
-            names = ("model", "pretrained", "weights_hash", "batch_size", "encoder")
-            return made | {name: getattr(self.given, name) for name in names}
-        hashes = [clip.weights_hash for clip in self.clips]
-        return made | {
-            "model": " + ".join(clip.model for clip in self.clips),
-            "pretrained": " + ".join(clip.pretrained for clip in self.clips),
-            "weights_hash": hashes[0] if len(hashes) == 1 else fingerprint({"models": hashes}),
-            "batch_size": batch_size,
-            "encoder": " + ".join(clip.encoder for clip in self.clips),
-        }
-
-
-def _prepare(
-    dataset_path: str | Path,
-    images: str | Path | None,
-    models: list[str],
-    weights: list[str],
-    embeddings: str | Path | None,
-    device: str | None,
-    exclusions: Exclusions,
-) -> _Sources:
-    import torch
-
-    if device is not None:
-        checked_device(device)
-    dataset = Dataset.open(dataset_path, images=images)
-    if len(dataset.images.id) < 2:
-        raise NemoError(f"{dataset.path} has only one photo, so there are no negatives. Index more photos.")
-    excluded, words = exclusions.of(dataset)
-    if device in (None, "cuda"):
-        local = int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    given = None
-    if embeddings is not None:
-        given = NegativeTable.open(embeddings)
-        given.check_dataset(dataset)
-        for array in (given.text_embedding, given.image_embedding):
-            if (row := first_not_finite(array)) is not None:
-                raise NemoError(f"{embeddings} has an embedding (row {row}) that is not finite. Mine it with --model.")
-    else:
-        dataset.photo_path(0)  # a folder that is not there is told before a model is loaded
-    clips = [load_clip(*pair, device=device) for pair in zip(models, weights, strict=True)]
-    return _Sources(dataset, clips, given, excluded, words, device)
-
-
 def _mine(
-    sources: _Sources,
+    sources: Sources,
     ranks: Ranks,
     files: ExitStack,
     *,

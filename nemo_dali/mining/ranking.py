@@ -18,7 +18,8 @@ from nemo_dali.io.threads import thread_count
 if TYPE_CHECKING:
     import torch
 
-    from nemo_dali.kernels.ranking.topk import Ranking, Rules
+    from nemo_dali.kernels.ranking.ranking import Ranking
+    from nemo_dali.kernels.ranking.rules import Rules
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -142,13 +143,13 @@ class Ranker:
 
     def rank(self, begin: int, end: int) -> RankedBlock:
         """Rank all photos for the sentences of whole refs, rows [begin, end)."""
-        from nemo_dali.kernels.ranking import topk as kernels
+        from nemo_dali.kernels.ranking.ranking import slack_of
 
         photos, width = self._image.shape
         text, own = self._text[begin:end], self._own[begin:end]
         own_photos, own_row = np.unique(own, return_inverse=True)
         bound = self._excluded.similar_above
-        slack = kernels.slack_of(max(self._lengths), self._lengths[1], width)
+        slack = slack_of(max(self._lengths), self._lengths[1], width)
         with ThreadPoolExecutor(self.threads) as pool:
             ranking, groups = self._begin(begin, end, pool)
             step = min(photos, BLOCK_PHOTOS)
@@ -184,7 +185,7 @@ class Ranker:
 
     def _begin(self, begin: int, end: int, pool: ThreadPoolExecutor) -> "tuple[Ranking, npt.NDArray[np.int64]]":
         """A ranking without photos, and where its groups begin."""
-        from nemo_dali.kernels.ranking.topk import Ranking
+        from nemo_dali.kernels.ranking.ranking import Ranking
 
         starts = np.flatnonzero(np.diff(self._ref[begin:end], prepend=-1))
         groups = np.append(starts, end - begin).astype(np.int64)
@@ -194,7 +195,7 @@ class Ranker:
 
     def _rules(self, begin: int, groups: npt.NDArray[np.int64], first: int, last: int) -> "Rules":
         """What is excluded of the photos from row ``first`` to ``last``, but for similar ones."""
-        from nemo_dali.kernels.ranking.topk import no_rules
+        from nemo_dali.kernels.ranking.rules import no_rules
 
         excluded, rules = self._excluded, no_rules()
         if excluded.never is not None:

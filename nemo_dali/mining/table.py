@@ -332,7 +332,7 @@ def finish_table(made: Unfinished[NegativeTable]) -> str:
     return digest
 
 
-def write_table(
+def write_table(  # noqa: PLR0913  # what a table holds
     path: str | Path,
     *,
     blocks: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]],

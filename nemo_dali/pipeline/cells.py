@@ -4,8 +4,8 @@ import numpy as np
 
 from nemo_dali.kernels.arrays import I64
 from nemo_dali.kernels.plan.layout import write_boxes
+from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import TILE, TileRecords
-from nemo_dali.plan.planner import PlanRows
 
 
 def lay_out(rows: PlanRows, size: int) -> tuple[TileRecords, I64, I64]:

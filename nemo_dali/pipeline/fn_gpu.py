@@ -20,6 +20,7 @@ import nemo_dali.kernels.callbacks as callbacks
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.dlpack import _get_pointer, read_tensors
 from nemo_dali.kernels.mask.cpu import TARGET, Targets
+from nemo_dali.kernels.plan.rows import PLAN
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.fn_cpu import (
@@ -33,7 +34,6 @@ from nemo_dali.pipeline.fn_cpu import (
     target_inputs,
 )
 from nemo_dali.pipeline.operators import no_collection
-from nemo_dali.plan.planner import PLAN
 
 if TYPE_CHECKING:
     import torch

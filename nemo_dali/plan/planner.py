@@ -9,26 +9,11 @@ import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.draws import fill_rows, replace_photos, shuffle_keys
+from nemo_dali.kernels.plan.rows import PLAN, PlanRows
 from nemo_dali.kernels.tile import cell_edges
 from nemo_dali.plan.policy import MosaicPolicy
 
-SINGLE, RANDOM, MINED = 0, 1, 2
 RESTORE = "Restore the photos, or say where they are with images=..."
-KINDS = ("single", "random", "mined")
-
-PLAN = np.dtype(
-    [
-        ("position", "i8"),  # place in the epoch; at or beyond the epoch's length it pads the last step
-        ("ref", "i4"),  # row in the data set's /refs; with several data sets, counted through them all
-        ("sentence", "i4"),  # row in /sentences, likewise
-        ("kind", "u1"),  # SINGLE, RANDOM or MINED; a mined one that the warm-up turned random has RANDOM
-        ("grid", "u1"),  # 1, 2 or 3 cells a side
-        ("cell", "u1"),  # the target's, row-major
-        ("images", "i4", (9,)),  # row in /images per cell, likewise; -1 beyond grid * grid
-        ("center", "i4", (2,)),  # x, y of the crossing in pixels for 2x2; -1 otherwise
-    ]
-)
-PlanRows = npt.NDArray[np.void]  # of dtype PLAN
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,6 +61,9 @@ class ShortPools:
 
     last_valid: int
     random: int
+
+    def __add__(self, other: "ShortPools") -> "ShortPools":
+        return ShortPools(self.last_valid + other.last_valid, self.random + other.random)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,20 @@ A policy file is a JSON object with some or all of the policy's own keys, and pe
 a negative table) and ``why`` (sentences), as ``nemo-dali tune`` writes it.
 """
 
+import functools
 import json
+import logging
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from nemo_dali._checks import PathLike
 from nemo_dali.errors import NemoError
+
+logger = logging.getLogger("nemo_dali")
 
 NOTES = ("tuned_for", "why")  # in a policy file, besides the policy
 TargetCell = Literal["uniform", "positional"]
@@ -153,3 +159,41 @@ def write_policy(path: str | Path, policy: MosaicPolicy, *, tuned_for: str, why:
             raise NemoError(f"Cannot write {path}: it exists and is no policy file. Choose another place.") from error
     content = json.loads(policy.to_json()) | {"tuned_for": tuned_for, "why": why}
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def policy_of(
+    given: MosaicPolicy | PathLike | None, *, evaluate: bool
+) -> tuple[MosaicPolicy, PathLike | None, str | None]:
+    """A policy, the file that it was read from, and the fingerprint of the table that it was tuned for."""
+    if given is None:
+        return (MosaicPolicy(p_mined=0) if evaluate else MosaicPolicy()), None, None
+    if isinstance(given, str | os.PathLike):
+        policy, tuned_for = read_policy(given)
+        return policy, given, tuned_for
+    if not isinstance(given, MosaicPolicy):
+        raise ValueError(f"policy ({given!r}) must be a MosaicPolicy")
+    return given, None, None
+
+
+def warn_if_tuned_elsewhere(path: PathLike | None, tuned_for: str | None, tables: Sequence[str]) -> None:
+    """Say that a policy file was tuned for none of the tables, by their fingerprints, that it is used with."""
+    if tuned_for is not None and tuned_for not in tables:
+        logger.warning(
+            "The policy in %s was tuned for another negative table than the one given. Propose one for this with "
+            "'nemo-dali tune'.",
+            path,
+        )
+
+
+def warn_if_unbounded(policy: MosaicPolicy) -> None:
+    """Say, once in a process, that a policy that mines has no bound."""
+    if policy.p_mined > 0 and policy.max_similarity is None:
+        _warn_once()
+
+
+@functools.cache
+def _warn_once() -> None:
+    logger.warning(
+        "max_similarity is None: photos that hold the referent themselves may be drawn as negatives. "
+        "'nemo-dali tune F.ris.h5 F.neg.h5 -o policy.json' proposes a bound, and 'nemo-dali report' shows it."
+    )

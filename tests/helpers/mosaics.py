@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from nemo_dali.kernels import reference
+from nemo_dali.kernels.plan.rows import PLAN
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.plan.planner import PLAN
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 DTYPES = ["float32", "float16", "bfloat16", "uint8"]

@@ -8,7 +8,8 @@ from PIL import Image
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError, StateError
-from nemo_dali.loader.loader import Loader, _say_once
+from nemo_dali.loader.loader import Loader
+from nemo_dali.plan import policy as policy_module
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import fork_server
@@ -372,7 +373,7 @@ def test_short_pools_are_counted_and_told(files, tmp_path, caplog):
 
 
 def test_a_missing_bound_is_said_in_the_log(files, caplog):
-    _say_once.cache_clear()
+    policy_module._warn_once.cache_clear()
     make(files, policy=MosaicPolicy(max_similarity=0.3))
     assert not caplog.text
     make(files)

@@ -227,7 +227,7 @@ def _truncate(path):
     ],
 )
 def test_a_bad_photo_is_named_and_what_was_done_is_kept(dataset, clip, tmp_path, monkeypatch, spoil, message):
-    monkeypatch.setattr("nemo_dali.mining.embedding.DECODED", 4)
+    monkeypatch.setattr("nemo_dali.mining.inputs.DECODED", 4)
     monkeypatch.setattr("nemo_dali.mining.job.thread_count", lambda: 1)
     _mine(dataset, clip, tmp_path / "whole.neg.h5")
     _mine(dataset, clip, tmp_path / "a.neg.h5", depth=3)

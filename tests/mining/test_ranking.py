@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.kernels.ranking.topk import Ranking, no_rules, rank_reference, similarity_reference, slack_of
+from nemo_dali.kernels.ranking.ranking import Ranking, slack_of
+from nemo_dali.kernels.ranking.reference import rank_reference, similarity_reference
+from nemo_dali.kernels.ranking.rules import no_rules
 from nemo_dali.mining import ranking
 from nemo_dali.mining.ranking import Excluded, Ranker, first_not_finite, rank
 from tests.helpers.counts import examples

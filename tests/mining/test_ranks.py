@@ -29,7 +29,8 @@ import open_clip
 from nemo_dali.mining import embedding
 from nemo_dali.mining import job as mining_job
 from nemo_dali.mining import ranking
-from nemo_dali.mining import table
+from nemo_dali.mining import sources, table
+from nemo_dali.errors import NemoError
 from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.commands.cli import main
 
@@ -69,7 +70,7 @@ def start(ranks, output, dying=None, **changes):
             exclusions = Exclusions(**given.pop("exclusions", {}))
             mining_job.mine(output=output, exclusions=exclusions, **given)
             code = 0
-        except mining_job.NemoError as error:
+        except NemoError as error:
             tell([rank, type(error).__name__, str(error)])
         finally:
             os._exit(code)
@@ -138,22 +139,22 @@ assert finish(start(2, output)) == [0, 0] and not partial.exists()
 
 tell([-1, "next", "one rank lacks the weights"])
 output = folder / "failed.neg.h5"
-load = mining_job.load_clip
+load = sources.load_clip
 def broken(*arguments, **options):
     if os.environ["RANK"] == "1":
-        raise mining_job.NemoError("The weights are not on this node.")
+        raise NemoError("The weights are not on this node.")
     return load(*arguments, **options)
-mining_job.load_clip = broken
+sources.load_clip = broken
 assert finish(start(3, output)) == [1, 1, 1]
-mining_job.load_clip = load
+sources.load_clip = load
 
 tell([-1, "next", "one rank is asked for another depth"])
-attributes = mining_job._Sources.attributes
+attributes = sources.Sources.attributes
 def changed(self, depth, batch_size, method):
     return attributes(self, depth + (os.environ["RANK"] == "2"), batch_size, method)
-mining_job._Sources.attributes = changed
+sources.Sources.attributes = changed
 assert finish(start(3, output)) == [1, 1, 1]
-mining_job._Sources.attributes = attributes
+sources.Sources.attributes = attributes
 
 tell([-1, "next", "a photo is missing"])
 victim.rename(f"{victim}.gone")

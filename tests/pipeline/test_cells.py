@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from nemo_dali.kernels.plan.rows import PLAN
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.plan.planner import PLAN
 
 
 def plan_row(grid, cell=0, center=(-1, -1), images=None):

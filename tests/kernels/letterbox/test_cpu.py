@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from nemo_dali.kernels.letterbox.cpu import warp_letterbox, warp_weights, write_letterbox_mask
+from nemo_dali.kernels.letterbox.cpu import warp_letterbox, write_letterbox_mask
+from nemo_dali.kernels.warp_weights import warp_weights
 from tests.helpers.counts import examples
 from tests.helpers.oracles import letterbox_matrix
 

@@ -1,0 +1,40 @@
+"""Which photos a sentence does not get besides its own."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nemo_dali.kernels.arrays import F32, I32, U8, U64
+
+
+class Rules(NamedTuple):
+    """Which photos a sentence does not get besides its own. Arrays that are empty, and infinite bounds, rule out none.
+
+    Attributes:
+        never: uint8 [P], 1 for photos that nobody gets.
+        shown: uint64 [P, W], the categories of a photo's objects as bits.
+        category: int32 [groups], of the group's target; photos that show it are ruled out; -1: unknown.
+        similar: float32 [U, P], proposed similarities of groups' own photos to these photos.
+        similar_row: int32 [groups], the row of that which belongs to the group.
+        similar_image: float32 [U, D], the embeddings of those own photos.
+        similar_above: photos more similar than that to the own photo are ruled out.
+        siblings_above: photos more similar than that to another sentence of the group are ruled out.
+    """
+
+    never: U8
+    shown: U64
+    category: I32
+    similar: F32
+    similar_row: I32
+    similar_image: F32
+    similar_above: float
+    siblings_above: float
+
+
+def no_rules() -> Rules:
+    """Rules that rule out nothing."""
+    empty = np.empty(0, np.int32)
+    matrix = np.empty((0, 0), np.float32)
+    return Rules(
+        np.empty(0, np.uint8), np.empty((0, 0), np.uint64), empty, matrix, empty, matrix, float("inf"), float("inf")
+    )

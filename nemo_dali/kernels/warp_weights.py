@@ -1,0 +1,1 @@
+../../kernels/warp_weights.py

@@ -1,0 +1,56 @@
+"""MiningReport: what a run of ``mine`` wrote, and how it went."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class MiningReport:
+    """What ``mine`` wrote, how long this run took and how good the model is on this data.
+
+    The rank of a sentence's own photo is its place among all photos, from 1, before it is excluded. With an approximate
+    first stage it is a lower bound.
+    """
+
+    output: Path
+    fingerprint: str
+    photos: int
+    sentences: int
+    neighbors: int  # per sentence
+    device: str
+    ranks: int
+    seconds_photos: float
+    seconds_sentences: float
+    seconds_ranking: float
+    photos_per_s: float  # over all ranks, in this run
+    starved: float  # share of the time of embedding photos in which the model had none, on rank 0
+    median_rank: float
+    recall_at_1: float  # share of the sentences whose own photo comes first
+    recall_at_10: float
+    short: int  # sentences with fewer candidates than neighbors, because the others are excluded
+    cut: tuple[str, ...]  # sentences with more tokens than the model takes
+    recall: tuple[tuple[int, float], ...]  # (N, recall@N) of an approximate first stage
+    advice: str  # on the depth
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.output}: {self.neighbors} negatives for each of {self.sentences} sentences, "
+            f"from {self.photos} photos",
+            f"own photo: median rank {self.median_rank:g}, first for {self.recall_at_1:.1%} of the sentences, "
+            f"among the first ten for {self.recall_at_10:.1%}",
+            f"time on {self.device}{f' and {self.ranks} ranks' if self.ranks > 1 else ''}: "
+            f"photos {self.seconds_photos:.1f} s ({self.photos_per_s:.1f}/s), "
+            f"sentences {self.seconds_sentences:.1f} s, ranking {self.seconds_ranking:.1f} s",
+        ]
+        if self.photos_per_s:
+            slow = "reading and decoding photos" if self.starved > 0.5 else "the model"
+            lines.append(f"what limited embedding photos: {slow}; the model waited {self.starved:.0%} of the time")
+        if self.short:
+            lines.append(f"{self.short} sentences have fewer candidates than {self.neighbors}: the others are excluded")
+        if self.cut:
+            lines.append(f"{len(self.cut)} sentences are longer than the model takes and were cut: '{self.cut[0]}' ...")
+        if self.recall:
+            found = ", ".join(f"{share:.1%} of the first {n}" for n, share in self.recall)
+            lines.append(f"the approximate search finds {found}; more with more --probes")
+        lines.append(f"depth: {self.advice}")
+        return "\n".join(lines)
