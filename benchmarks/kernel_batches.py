@@ -211,11 +211,11 @@ def image_work(case: Case, number: int, photos: Photos, *, device: int, stream: 
     shared = 0
     if case.kernel == "mosaic":
         module, on_cpu = mosaic_gpu, mosaic_on_cpu
-        tile_of_block, shared = mosaic_gpu.cut(tiles)
+        tile_of_block, shared = mosaic_gpu.blocks_of(tiles)
         name = mosaic_gpu.kernel_name(int(tiles["resample"][0]), table.itemsize)
     else:
         module, on_cpu = gather_gpu, gathered_on_cpu
-        tile_of_block = gather_gpu.cut(tiles)
+        tile_of_block = gather_gpu.blocks_of(tiles)
         name = gather_gpu.kernel_name(table.itemsize)
     kernel = cuda_source.load_kernel(module.FILE, name, device)
     tables, addresses = upload([tiles, tile_of_block], device=device, stream=stream)

@@ -28,10 +28,10 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.ranking.reference import rank_reference
+from nemo_dali.mining._inputs import Photos, Sentences
 from nemo_dali.mining.approximate import ApproximateRanker, list_count
 from nemo_dali.mining.clip import Clip, model_name
 from nemo_dali.mining.embedding import embed
-from nemo_dali.mining.inputs import Photos, Sentences
 from nemo_dali.mining.ranking import Ranker
 
 F32 = npt.NDArray[np.float32]

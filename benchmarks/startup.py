@@ -26,7 +26,7 @@ from repeat import repeat_dataset, repeat_tiles, spread_table
 
 from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.loader.frames import Canvas
+from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.mining.table import NegativeTable
@@ -44,7 +44,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "tokens": (Corpus, "tokens"),
     "build graph": (StreamPipeline, "__init__"),
     "plan": (Planner, "plan_and_count"),  # of the batches made ahead
-    "prepare": (Canvas, "prepare"),
+    "prepare": (FrameAllocator, "prepare"),
     "feed": (StreamPipeline, "feed"),
     "wait": (StreamPipeline, "wait"),  # for the first batch
 }

@@ -28,7 +28,7 @@ def as_pointer(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _stream_line(typingctx: Any, target: Any, source: Any) -> Any:
+def _store_line(typingctx: Any, target: Any, source: Any) -> Any:
     """Copy a line from address ``source`` to address ``target``, a multiple of ``_LINE``, past the cache."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -71,6 +71,6 @@ def put_row(row: Bits, cell: Bits, channel: int, y: int) -> None:
         cell[channel, y, x] = row[x]
     for k in range(lines):
         offset = head * size + np.uint64(k) * line
-        _stream_line(target + offset, source + offset)
+        _store_line(target + offset, source + offset)
     for x in range(head + lines * line // size, width):
         cell[channel, y, x] = row[x]

@@ -4,9 +4,10 @@ import math
 import operator
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 PathLike = str | Path
+T = TypeVar("T", bound=PathLike)
 LONGEST_VALUE = 60  # characters of a value in a message
 
 
@@ -23,6 +24,13 @@ def integer(name: str, value: Any, *, least: int, most: int = 2**64 - 1) -> int:
     if not least <= number <= most:
         raise ValueError(f"{name} ({number}) must be >= {least}" + (f" and <= {most}" if number > most else ""))
     return number
+
+
+def as_list(given: T | Sequence[T] | None) -> list[T]:
+    """One, several or no paths or names as a list."""
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | Path) else list(given)
 
 
 def one_of(name: str, choice: Any, choices: Sequence[Any]) -> None:

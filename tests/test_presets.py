@@ -381,4 +381,4 @@ def test_a_letterboxs_mask_in_whole_numbers(data):
 def test_the_default_format_is_the_loaders_old_one():
     look = BatchFormat()
     assert (look.size, look.dtype, look.resample, look.style) == (480, "float32", "cv2-linear", "batch")
-    assert format_of(None, {"size": None}, evaluate=False) == look
+    assert format_of(None, evaluate=False, size=None) == look

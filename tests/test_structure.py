@@ -77,6 +77,13 @@ def test_docs_name_nothing_but_what_is_public():
                 assert f"{module}.{name}" in PUBLIC or name in PUBLIC[module], f"{path.name}: {module}.{name}"
 
 
+def test_docs_link_to_what_exists():
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
 def test_the_package_itself_is_small():
     assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= MOST_FILES
 

@@ -23,7 +23,7 @@ def kernel_name(itemsize: int) -> str:
 
 
 @jit()
-def cut(tiles: TileRecords) -> U32:
+def blocks_of(tiles: TileRecords) -> U32:
     """Divide cells into the chunks that blocks of threads read.
 
     Args:
@@ -58,7 +58,7 @@ def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
     """
     if not len(tiles):
         return
-    tile_of_block = cut(tiles)
+    tile_of_block = blocks_of(tiles)
     kernel = cuda_source.load_kernel(FILE, kernel_name(int(tiles["itemsize"][0])), device)
     _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
     with current(device, stream):

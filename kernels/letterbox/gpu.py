@@ -27,7 +27,7 @@ def kernel_name(itemsize: int) -> str:
 
 
 @jit()
-def cut(tiles: TileRecords) -> tuple[U32, I32]:
+def blocks_of(tiles: TileRecords) -> tuple[U32, I32]:
     """Divide cells into the parts that blocks of threads write, and find what the blocks read of the photos.
 
     Args:
@@ -76,7 +76,7 @@ def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
     if not len(tiles):
         return
     tiles = tiles.copy()
-    tile_of_block, lines = cut(tiles)
+    tile_of_block, lines = blocks_of(tiles)
     kernel = cuda_source.load_kernel(FILE, kernel_name(int(tiles["itemsize"][0])), device)
     _owner, addresses = upload([tiles, tile_of_block, lines], device=device, stream=stream)
     with current(device, stream):

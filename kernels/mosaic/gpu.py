@@ -29,7 +29,7 @@ def kernel_name(resample: int, itemsize: int) -> str:
     return f"{names[resample]}_{itemsize}"
 
 
-def cut(tiles: TileRecords) -> tuple[U32, int]:
+def blocks_of(tiles: TileRecords) -> tuple[U32, int]:
     """Divide cells into the parts that blocks of threads write.
 
     Args:
@@ -89,7 +89,7 @@ def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
     """
     if not len(tiles):
         return
-    tile_of_block, stage_bytes = cut(tiles)
+    tile_of_block, stage_bytes = blocks_of(tiles)
     name = kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0]))
     kernel = cuda_source.load_kernel(FILE, name, device)
     _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)

@@ -31,7 +31,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
-from nemo_dali.pipeline.buffer_pool import FramePool
+from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import CudaStreamPipeline, encode_path
 
@@ -162,7 +162,7 @@ def _megapixels(loader: Loader) -> float:
 
 
 def _rate(batches: Iterator[Any], steps: int, device_id: int | None) -> float:
-    """Batches per second, with as many in the making at the end as at the beginning; a GPU is waited for."""
+    """Batches per second, with as many in flight at the end as at the beginning; a GPU is waited for."""
     for _ in range(WARM_UP):
         next(batches)
     _settle(device_id)
@@ -221,7 +221,7 @@ class _Baseline:
                 tensor.to(gpu.place(self._device_id), non_blocking=True)
 
     def rate(self) -> float:
-        """Batches per second, with as many in the making at the end as at the beginning."""
+        """Batches per second, with as many in flight at the end as at the beginning."""
         delivered = iter(self._batches)
         for _ in range(WARM_UP):
             self._next(delivered)
@@ -272,7 +272,7 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
 def _memset(loader: Loader) -> Iterator[None]:
     """Fill the memory of batches, as much of it as the loader has in use, with the loader's number of threads."""
     nbytes = loader.batch_size * loader.sample_bytes
-    pool = FramePool(nbytes, most=0)
+    pool = BufferPool(nbytes, most=0)
     blocks = [pool.take() for _ in range(loader.prefetch + 2)]
     begins = np.linspace(0, nbytes, loader.num_threads + 1).astype(np.int64).tolist()
     parts = list(itertools.pairwise(begins))

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from nemo_dali.commands.arguments import command_line
+from nemo_dali.commands._arguments import command_line
 from nemo_dali.errors import NemoError, ToldElsewhere
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         options.parser.error(str(error))
     except (OSError, MemoryError) as error:  # the system's own refusals
-        print(f"nemo-dali: {error or 'out of memory'}. Free what is short, or ask for less.", file=sys.stderr)
+        print(f"nemo-dali: {error or 'out of memory'}. Free disk space or memory, or ask for less.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("nemo-dali: interrupted; files under their real names are complete", file=sys.stderr)
@@ -188,13 +188,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def _tune(options: argparse.Namespace) -> None:
     from nemo_dali.data.dataset import Dataset
-    from nemo_dali.mining.pool_curves import draw_curves
+    from nemo_dali.mining.pool_curves import measure_curves
     from nemo_dali.mining.table import NegativeTable
     from nemo_dali.mining.tune import depth_advice, propose
     from nemo_dali.plan.policy import write_policy
 
     table = NegativeTable.open(options.negatives)
-    curves = draw_curves(Dataset.open(options.dataset), table)
+    curves = measure_curves(Dataset.open(options.dataset), table)
     proposal = propose(curves, passing=options.passing, grid=options.grid)
     why = [*proposal.why, depth_advice(curves, proposal)]
     write_policy(options.output, proposal.policy, tuned_for=table.fingerprint, why=why)

@@ -9,13 +9,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from nemo_dali._checks import shorten
-from nemo_dali.distributed.rendezvous import Meeting, listed_ranks
+from nemo_dali.distributed._rendezvous import Rendezvous, listed_ranks
 from nemo_dali.errors import NemoError
 
 logger = logging.getLogger("nemo_dali")
 
 PATIENCE = 600.0  # seconds until a rank that gives nothing is missed; the slowest may have kernels to compile first
-_meetings: WeakKeyDictionary[Any, Meeting] = WeakKeyDictionary()  # by process group
+_rendezvous: WeakKeyDictionary[Any, Rendezvous] = WeakKeyDictionary()  # by process group
 
 
 def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -56,10 +56,10 @@ def exchange(fact: Any, *, patience: float | None = None) -> list[Any]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return [fact]
     group, patience = distributed.group.WORLD, PATIENCE if patience is None else patience
-    if group not in _meetings:
+    if group not in _rendezvous:
         store: Any = distributed.distributed_c10d._get_default_store()
-        _meetings[group] = Meeting(store, distributed.get_rank(), distributed.get_world_size(), patience=patience)
-    return _meetings[group].exchange(fact, patience=patience)
+        _rendezvous[group] = Rendezvous(store, distributed.get_rank(), distributed.get_world_size(), patience=patience)
+    return _rendezvous[group].exchange(fact, patience=patience)
 
 
 def agree(facts: dict[str, Any]) -> None:

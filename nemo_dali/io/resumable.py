@@ -52,7 +52,7 @@ def offset(array: npt.NDArray[Any]) -> int:
 
 
 class Unfinished(Generic[T]):
-    """A file in the making.
+    """A file that is being written.
 
     Attributes:
         file: what ``read`` made of it: mapped, read-only arrays that show what is written.

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from nemo_dali._checks import PathLike, integer
+from nemo_dali._checks import PathLike, as_list, integer
 from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import Resample
+from nemo_dali.loader._faults import PhotoFaults, Substituted
+from nemo_dali.loader._frames import FrameAllocator
+from nemo_dali.loader._prefetch import Prefetcher, Step
+from nemo_dali.loader._sentences import SentenceTokens
+from nemo_dali.loader._state import LAST_EPOCH, Position, make_state, read_state
 from nemo_dali.loader.batch import Batch
-from nemo_dali.loader.faults import PhotoFaults, Substituted
-from nemo_dali.loader.frames import Canvas
 from nemo_dali.loader.options import (
     DType,
     Fit,
@@ -30,17 +33,14 @@ from nemo_dali.loader.options import (
     check_tiles,
     format_of,
 )
-from nemo_dali.loader.prefetch import Producer, Step
-from nemo_dali.loader.sentences import Words
-from nemo_dali.loader.sources import Corpus, listed
-from nemo_dali.loader.state import LAST_EPOCH, Position, make_state, read_state
+from nemo_dali.loader.sources import Corpus
 from nemo_dali.loader.styles import arrange, masks_of
 from nemo_dali.pipeline import gpu
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy, policy_of, warn_if_tuned_elsewhere, warn_if_unbounded
 from nemo_dali.plan.schedule import Schedule
 from nemo_dali.text.tokens import Tokenizer
-from nemo_dali.tiles.placement import Placement, Tiles
+from nemo_dali.tiles.placement import Placement, ResidentTiles
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ class Loader:
             ranks and after any resume. With tiles no photo is read. In both cases a batch that failed without a
             photo's fault, by a hiccup of disk or network, is made again up to three times.
         num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
-        prefetch: batches in the making while the training loop works on one.
+        prefetch: batches in flight while the training loop works on one.
         hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: chosen by ``num_threads``.
 
     Attributes:
@@ -166,24 +166,25 @@ class Loader:
     ) -> None:
         check_choices(split_mode=split_mode, on_error=on_error, placement=placement, policy_given=policy is not None)
         evaluate = split_mode == "eval"
-        given = {
-            "size": size,
-            "dtype": dtype,
-            "mean": mean,
-            "std": std,
-            "resample": resample,
-            "fit": fit,
-            "mask_dtype": mask_dtype,
-            "tokenizer": tokenizer,
-            "context_length": context_length,
-            "keep_end": keep_end,
-            "text": text,
-            "masked_words": masked_words,
-            "samples": samples,
-            "infinite": infinite,
-            "style": style,
-        }
-        self.format = look = format_of(preset, given, evaluate=evaluate)
+        self.format = format = format_of(
+            preset,
+            evaluate=evaluate,
+            size=size,
+            dtype=dtype,
+            mean=mean,
+            std=std,
+            resample=resample,
+            fit=fit,
+            mask_dtype=mask_dtype,
+            tokenizer=tokenizer,
+            context_length=context_length,
+            keep_end=keep_end,
+            text=text,
+            masked_words=masked_words,
+            samples=samples,
+            infinite=infinite,
+            style=style,
+        )
         policy, policy_file, tuned_for = policy_of(policy, evaluate=evaluate)
         resources = Resources.of(
             device=device, num_threads=num_threads, prefetch=prefetch, hw_decoder_load=hw_decoder_load
@@ -192,7 +193,7 @@ class Loader:
         seed = integer("seed", seed, least=0)
         device_budget = check_tiles(
             tiles=tiles is not None,
-            fit=look.fit,
+            fit=format.fit,
             placement=placement,
             device_id=resources.device_id,
             device_budget=device_budget,
@@ -201,9 +202,9 @@ class Loader:
         rank, world_size = rank_and_world_size(rank, world_size)
         together = not given_rank and world_size > 1  # all ranks make their loaders now
         self._alone = not given_rank and not together
-        self.corpus = Corpus(listed(dataset), listed(negatives), listed(images))
-        parts = self.corpus.parts(policy, samples=look.samples)
-        self._planner = Planner(parts, policy, seed=seed, size=look.size, shuffle=not evaluate)
+        self.corpus = Corpus(as_list(dataset), as_list(negatives), as_list(images))
+        parts = self.corpus.parts(policy, samples=format.samples)
+        self._planner = Planner(parts, policy, seed=seed, size=format.size, shuffle=not evaluate)
         warn_if_tuned_elsewhere(policy_file, tuned_for, self.corpus.fingerprints()["negatives"])
         if together:
             agree(
@@ -213,7 +214,7 @@ class Loader:
                     "batch_size": batch_size,
                     "policy": policy.to_json(),
                     "split_mode": split_mode,
-                    **look.facts(),
+                    **format.facts(),
                     "on_error": on_error,
                     "drop_last": drop_last,
                     **{f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()},
@@ -234,25 +235,23 @@ class Loader:
                 f"The data set's {self._planner.length} samples fill no global batch of {self._schedule.global_batch}. "
                 "Lower batch_size or use drop_last=False."
             )
-        self.policy = policy
-        self.seed = seed
-        self.batch_size = batch_size
+        self.policy, self.seed, self.batch_size = policy, seed, batch_size
         self.rank, self.world_size = rank, world_size
-        self.size = look.size
+        self.size = format.size
         self.device_id, self.num_threads = resources.device_id, resources.num_threads
         self.prefetch, self.hw_decoder_load = resources.prefetch, resources.hw_decoder_load
         self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
         self._told = False  # of short pools: once is enough
-        self._words = Words(self.corpus, look, seed=seed)
-        self.dtype, self.mean, self.std, self.resample = look.dtype, look.mean, look.std, look.resample
+        self._sentences = SentenceTokens(self.corpus, format, seed=seed)
+        self.dtype, self.mean, self.std, self.resample = format.dtype, format.mean, format.std, format.resample
         self._placement = placement
-        self._resident: Tiles | None = None
+        self._resident: ResidentTiles | None = None
         if tiles is not None:
-            self._resident = Tiles(
-                listed(tiles),
+            self._resident = ResidentTiles(
+                as_list(tiles),
                 self.corpus.datasets,
-                size=look.size,
-                resample=look.resample,
+                size=format.size,
+                resample=format.resample,
                 policy=policy,
                 placement=placement,
                 device_id=self.device_id,
@@ -266,9 +265,11 @@ class Loader:
             photos=self._resident is None,
             num_threads=resources.num_threads,
         )
-        self._canvas = Canvas(self.corpus, look, policy, resources, batch_size=batch_size, resident=self._resident)
-        self._producer = Producer(
-            self._schedule, self._planner, self.corpus, self._canvas, self._faults, resources, resident=self._resident
+        self._frames = FrameAllocator(
+            self.corpus, format, policy, resources, batch_size=batch_size, resident=self._resident
+        )
+        self._prefetcher = Prefetcher(
+            self._schedule, self._planner, self.corpus, self._frames, self._faults, resources, resident=self._resident
         )
         warn_if_unbounded(policy)
         self._position = Position()
@@ -295,7 +296,7 @@ class Loader:
     @property
     def sample_bytes(self) -> int:
         """Of a sample's image and mask."""
-        return self._canvas.nbytes // self.batch_size
+        return self._frames.nbytes // self.batch_size
 
     @property
     def decoder(self) -> str:
@@ -332,7 +333,7 @@ class Loader:
 
     def text_of(self, rows: PlanRows) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
-        return self._words.of(rows)
+        return self._sentences.of(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
@@ -352,7 +353,7 @@ class Loader:
 
     def close(self) -> None:
         """End the pipeline: its threads, and the batches made ahead. The next step makes a new one."""
-        self._producer.close()
+        self._prefetcher.close()
 
     def __iter__(self) -> Iterator[Any]:
         if self._alone and (ranks := rank_and_world_size(None, None)[1]) > 1:
@@ -370,7 +371,7 @@ class Loader:
     def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         replaced = Replaced()
         for _ in range(self._schedule.steps_after(seen)):
-            step = self._producer.step(epoch, seen)
+            step = self._prefetcher.step(epoch, seen)
             seen += self._schedule.global_batch
             self._position.advance(number, epoch, seen)
             self.short_pools += step.short
@@ -380,17 +381,12 @@ class Loader:
         self._faults.report(epoch, replaced)
         if self.short_pools.last_valid and not self._told:
             self._told = True
-            logger.warning(
-                "%d mined samples had fewer candidates than cells and got the table's last ones, %d of them random "
-                "photos too. Raise max_similarity or top_k, mine deeper, or use more photos.",
-                self.short_pools.last_valid,
-                self.short_pools.random,
-            )
+            logger.warning("%s", self.short_pools)
         self._position.advance(number, epoch + 1, 0)
 
     def _batch(self, step: Step) -> Any:
-        tokens, attention = self._words.of(step.plan)
-        masked = self._words.masked(step.epoch, step.plan)
+        tokens, attention = self._sentences.of(step.plan)
+        masked = self._sentences.masked(step.epoch, step.plan)
         image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream
         if self.device_id is not None:
             tokens, attention = gpu.send(tokens, self.device_id), gpu.send(attention, self.device_id)

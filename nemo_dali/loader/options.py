@@ -108,7 +108,7 @@ class Resources:
         return cls(device_id=device_id, num_threads=threads, prefetch=prefetch, hw_decoder_load=share)
 
 
-def format_of(preset: str | Mapping[str, Any] | None, given: Mapping[str, Any], *, evaluate: bool) -> BatchFormat:
+def format_of(preset: str | Mapping[str, Any] | None, *, evaluate: bool, **given: Any) -> BatchFormat:
     """The format that comes of a preset and the options beside it, of which None counts as not given.
 
     Raises:

@@ -1,6 +1,5 @@
 """One or several data sets with their tables, as one: rows of photos, refs and sentences count through them all."""
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -19,13 +18,6 @@ from nemo_dali.text.position_words import allowed_cells
 from nemo_dali.text.tokens import Tokenizer, tokenize
 
 T = TypeVar("T", bound=np.generic)
-
-
-def listed(given: PathLike | Sequence[PathLike] | None) -> list[PathLike]:
-    """One, several or no files as a list."""
-    if given is None:
-        return []
-    return [given] if isinstance(given, str | os.PathLike) else list(given)
 
 
 class Corpus:

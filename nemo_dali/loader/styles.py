@@ -19,7 +19,7 @@ def arrange(batch: Batch, style: str) -> Any:
     return STYLES[style](batch)
 
 
-def masks_of(mask: "torch.Tensor", rows: PlanRows, look: BatchFormat) -> "torch.Tensor":
+def masks_of(mask: "torch.Tensor", rows: PlanRows, format: BatchFormat) -> "torch.Tensor":
     """Masks of the format's type.
 
     Args:
@@ -28,12 +28,12 @@ def masks_of(mask: "torch.Tensor", rows: PlanRows, look: BatchFormat) -> "torch.
     """
     import torch
 
-    if look.mask_dtype == "int64":
+    if format.mask_dtype == "int64":
         return mask.long()
-    if look.mask_dtype == "uint8":
+    if format.mask_dtype == "uint8":
         return mask
     mask = mask.float()
-    if look.fit == "letterbox":
+    if format.fit == "letterbox":
         full = torch.from_numpy(np.where(rows["grid"] == 1, 255, 1).astype(np.float32)).to(mask.device)
         mask /= full[:, None, None]
     return mask

@@ -24,8 +24,8 @@ import numpy.typing as npt
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
+from nemo_dali.mining._inputs import Inputs
 from nemo_dali.mining.clip import Clip
-from nemo_dali.mining.inputs import Inputs
 from nemo_dali.mining.ranking import first_not_finite
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _vectors(
             try:
                 features = inputs.encode(batch.to(clip.device)).float()
             except torch.OutOfMemoryError as error:
-                raise NemoError(f"The GPU's memory holds no batch of {len(batch)}. Use a smaller one.") from error
+                raise NemoError(f"Out of GPU memory at batch size {len(batch)}. Lower --batch-size.") from error
             vectors: F32 = (features / features.norm(dim=-1, keepdim=True)).cpu().numpy()
         if (bad := first_not_finite(vectors)) is not None:
             row = min(number * len(batch) + bad, inputs.rows - 1)

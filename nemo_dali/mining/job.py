@@ -21,20 +21,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import as_list
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.progress import progress
 from nemo_dali.io.resumable import Unfinished
 from nemo_dali.io.threads import thread_count
+from nemo_dali.mining._inputs import Photos, Sentences
+from nemo_dali.mining._task import Task, open_task
 from nemo_dali.mining.approximate import ApproximateRanker, import_faiss, list_count, recall_places
 from nemo_dali.mining.embedding import Stage, embed
 from nemo_dali.mining.exclusions import Exclusions
-from nemo_dali.mining.inputs import Photos, Sentences
-from nemo_dali.mining.pool_curves import draw_curves
+from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.ranking import Ranker
 from nemo_dali.mining.report import MiningReport
-from nemo_dali.mining.sources import Sources, open_sources
 from nemo_dali.mining.table import NegativeTable, begin_table, finish_table
 from nemo_dali.mining.tune import depth_advice, propose
 
@@ -88,7 +89,7 @@ def mine(  # noqa: PLR0913  # the options of a command
     for name, value in (("depth", depth), ("batch_size", batch_size), ("probes", 1 if probes is None else probes)):
         if not 1 <= value < 2**31:
             raise ValueError(f"{name} ({value}) must be at least 1 and below 2**31")
-    models, weights = _listed(model), _listed(pretrained)
+    models, weights = as_list(model), as_list(pretrained)
     if (embeddings is None) == (not models) or len(models) != len(weights):
         raise ValueError(
             f"model ({', '.join(models) or None}) and pretrained ({', '.join(weights) or None}) must be as many of "
@@ -98,11 +99,11 @@ def mine(  # noqa: PLR0913  # the options of a command
         raise ValueError(f"probes ({probes}) must be left out unless the search is approximate")
     with joined_ranks() as ranks, ExitStack() as files:
         ranks.attempt(lambda: _check_folder(Path(output)) if ranks.rank == 0 else None)  # not after hours of work
-        sources = ranks.attempt(
-            lambda: open_sources(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
+        task = ranks.attempt(
+            lambda: open_task(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
         )
         return _mine(
-            sources,
+            task,
             ranks,
             files,
             output=Path(output),
@@ -117,14 +118,8 @@ def _check_folder(output: Path) -> None:
         raise FileFormatError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
 
 
-def _listed(given: str | Sequence[str] | None) -> list[str]:
-    if given is None:
-        return []
-    return [given] if isinstance(given, str) else list(given)
-
-
 def _mine(
-    sources: Sources,
+    task: Task,
     ranks: Ranks,
     files: ExitStack,
     *,
@@ -134,16 +129,16 @@ def _mine(
     probes: int | None,
 ) -> MiningReport:
     """See ``mine``. The table is left in ``files``; ``probes``: None: exact, 0: as many as usual."""
-    dataset, given = sources.dataset, sources.given
+    dataset, given = task.dataset, task.given
     sentences, photos = len(dataset.sentences.ref), len(dataset.images.id)
-    widths = [clip.width for clip in sources.clips] or [given.image_embedding.shape[1] if given else 0]
+    widths = [clip.width for clip in task.clips] or [given.image_embedding.shape[1] if given else 0]
     method = "exact"
     if probes is not None:
         import_faiss()
         lists = list_count(photos)
         probes = min(probes or max(lists // 16, 1), lists)
         method = f"FAISS IVF{lists},SQ8, {probes} probes, re-ranked exactly"
-    attributes = sources.attributes(depth, batch_size, method)
+    attributes = task.attributes(depth, batch_size, method)
     compare(ranks.share({name: repr(value) for name, value in attributes.items()}), "began mining")
     table = begin_table(
         output,
@@ -176,7 +171,7 @@ def _mine(
         record(0, photos)
         record(1, sentences)
     threads = thread_count()
-    for number, clip in enumerate(sources.clips):
+    for number, clip in enumerate(task.clips):
         end = sum(widths[: number + 1])
         columns = slice(end - clip.width, end)
         seen = Photos(clip, dataset, batch_size=batch_size, num_threads=threads)
@@ -208,8 +203,8 @@ def _mine(
         dataset.refs.image[dataset.sentences.ref],
         depth=depth,
         ref=dataset.sentences.ref,
-        excluded=sources.excluded,
-        device=sources.device,
+        excluded=task.excluded,
+        device=task.device,
     )
     search: Ranker | ApproximateRanker = ranker
     if probes is not None:
@@ -230,7 +225,7 @@ def _mine(
             photos=photos,
             sentences=sentences,
             neighbors=made.file.neighbors.shape[1],
-            device=sources.device,
+            device=task.device,
             ranks=ranks.size,
             seconds_photos=seconds,
             seconds_sentences=sum(stage.seconds for stage in of_sentences),
@@ -243,7 +238,7 @@ def _mine(
             short=int((made.file.neighbors[:, -1] < 0).sum()),
             cut=tuple(dict.fromkeys(cut)),
             recall=tuple((int(n), float(share)) for n, share in made.file.recall),
-            advice=depth_advice(curves := draw_curves(dataset, made.file), propose(curves)),
+            advice=depth_advice(curves := measure_curves(dataset, made.file), propose(curves)),
         )
 
     reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))

@@ -83,7 +83,7 @@ class Curves:
         return float((self.true > self.chance).mean())
 
 
-def draw_curves(dataset: Dataset, table: NegativeTable) -> Curves:
+def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
     """Look at a sample of the table's rows.
 
     Raises:

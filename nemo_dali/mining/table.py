@@ -6,7 +6,7 @@
 
 Neither tau nor K is stored: the pool for both is a window of the row.
 
-A table in the making is called F.neg.h5.partial; ``/progress`` says how many rows of each stage are done.
+An unfinished table is called F.neg.h5.partial; ``/progress`` says how many rows of each stage are done.
 """
 
 import json
@@ -186,7 +186,7 @@ def read_table(path: str | Path) -> NegativeTable:
         try:
             table = _read(file, path)
             # Read, not mapped: a page fault may read megabytes ahead.
-            # Of one in the making what was recorded as done: a killed run leaves the rows behind that half written.
+            # Of an unfinished one what was recorded as done: a killed run leaves the rows behind that half written.
             filled = len(table.neighbors)
             if table.fingerprint == UNFINISHED:
                 filled = min(max(int(table.progress[-1]), 0), filled)
@@ -276,7 +276,7 @@ def _fingerprint(
 
 
 def _done(table: NegativeTable) -> str:
-    """How much of a table in the making is done; "" for nothing."""
+    """How much of an unfinished table is done; "" for nothing."""
     photos, sentences, ranked = table.progress[:-1:2].sum(), table.progress[1:-1:2].sum(), table.progress[-1]
     if not table.progress.any():
         return ""

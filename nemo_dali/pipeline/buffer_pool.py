@@ -12,18 +12,18 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True, eq=False)
-class Lent:
+class LentBlock:
     """A block, and the array that was made of it: once that is gone, nothing looks into the block."""
 
     block: mmap.mmap
     array: "weakref.ref[npt.NDArray[Any]]"
 
 
-class FramePool:
+class BufferPool:
     """Blocks of one size. A block is used again when the last array or tensor that looks into it is gone.
 
-    Nothing is called when an array goes: Python would run it in between any two lines, and drop a Ctrl-C that strikes
-    there.
+    No finalizers: Python may run one between any two bytecodes, and an exception raised inside it, such as
+    KeyboardInterrupt, is swallowed.
 
     Args:
         nbytes: size of a block, > 0.
@@ -32,14 +32,14 @@ class FramePool:
 
     def __init__(self, nbytes: int, *, most: int) -> None:
         self._nbytes = nbytes
-        self._lent: deque[Lent] = deque(maxlen=most)
+        self._lent: deque[LentBlock] = deque(maxlen=most)
 
     def take(self) -> npt.NDArray[np.uint8]:
         """uint8 [nbytes], page-aligned, of undefined content."""
         block = self._unused() or self._new()
         array = np.frombuffer(block, np.uint8)
         # Views and tensors hold the array, not the block: its end is theirs.
-        self._lent.append(Lent(block, weakref.ref(array)))
+        self._lent.append(LentBlock(block, weakref.ref(array)))
         return array
 
     def _unused(self) -> mmap.mmap | None:

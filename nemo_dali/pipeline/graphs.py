@@ -42,7 +42,7 @@ class StreamPipeline:
     Args:
         max_cells: largest number of cells in a batch.
         num_threads: DALI's worker threads.
-        prefetch: batches in the making at the same time, >= 1.
+        prefetch: batches in flight at the same time, >= 1.
         device_id: of the GPU that DALI is to use, if any.
 
     Raises:

@@ -65,6 +65,12 @@ class ShortPools:
     def __add__(self, other: "ShortPools") -> "ShortPools":
         return ShortPools(self.last_valid + other.last_valid, self.random + other.random)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.last_valid} mined samples had fewer candidates than cells and got the table's last ones, "
+            f"{self.random} of them random photos too. Raise max_similarity or top_k, mine deeper, or use more photos."
+        )
+
 
 @dataclass(frozen=True)
 class Replaced:

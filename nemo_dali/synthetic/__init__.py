@@ -20,10 +20,10 @@ from PIL import Image, ImageFilter
 
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
-from nemo_dali.synthetic.backdrops import THEMES, Theme, backdrop
+from nemo_dali.synthetic._backdrops import THEMES, Theme, backdrop
+from nemo_dali.synthetic._scenes import Scene, Thing, describe, normalise, similar
+from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB, outlines, sprite
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
-from nemo_dali.synthetic.scenes import Scene, Thing, describe, normalise, similar
-from nemo_dali.synthetic.shapes import KINDS, PAINTS, RGB, outlines, sprite
 
 SIZES = {"small": 0.64, "medium": 1.0, "big": 1.5}  # factors on a kind's usual size; nobody says "medium"
 MOST_DISTRACTORS = 5

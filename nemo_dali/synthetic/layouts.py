@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from nemo_dali.synthetic.scenes import Scene, describe_none, describe_several
+from nemo_dali.synthetic._scenes import Scene, describe_none, describe_several
 
 # Of every 50 photos, these are not for training: 8, 6 and 6 per cent, spread so that a small data set has all splits.
 SPLITS = {

@@ -132,7 +132,7 @@ def _check_keeps_end(keep_end: bool) -> None:
         )
 
 
-def cut(tokenizer: Any, sentences: list[str]) -> list[int]:
+def too_long(tokenizer: Any, sentences: list[str]) -> list[int]:
     """Which sentences have more tokens than one of open_clip's tokenizers keeps, by their places in the list."""
     length = tokenizer.context_length
     packed = _encode_whole(lambda texts: tokenizer(texts, context_length=length + 1), sentences, tokenizer)

@@ -23,7 +23,7 @@ from nemo_dali.io.resumable import Unfinished, amount, offset, unfinished
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline import gpu
-from nemo_dali.tiles.decode import decode_tiles
+from nemo_dali.tiles._decode import decode_tiles
 from nemo_dali.tiles.file import (
     FORMAT,
     GRIDS,
@@ -55,7 +55,7 @@ class TilesReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.output}: {self.photos} photos as {_listed(self.shapes)}, {amount(self.nbytes)}; "
+            f"{self.output}: {self.photos} photos as {_shapes_text(self.shapes)}, {amount(self.nbytes)}; "
             f"{self.decoded} decoded in {self.seconds:.1f} s"
         )
 
@@ -151,7 +151,7 @@ def make_tiles(
 
 def _announce(output: Path, tiles: TileFile, pending: list[int], announce: Callable[[str], None]) -> None:
     photos, needed = len(tiles.digest), tiles.path.stat().st_size
-    text = f"{output}: {photos} photos as {_listed(tiles.arrays)}, {amount(needed)}"
+    text = f"{output}: {photos} photos as {_shapes_text(tiles.arrays)}, {amount(needed)}"
     announce(text + (f"; {photos - len(pending)} photos are done already" if len(pending) < photos else ""))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -167,7 +167,7 @@ def _done(tiles: TileFile) -> str:
     return f"{done} of {len(tiles.digest)} photos are done" if done else ""
 
 
-def _listed(shapes: Iterable[Shape]) -> str:
+def _shapes_text(shapes: Iterable[Shape]) -> str:
     return ", ".join(f"{h}x{w}" for h, w in shapes)
 
 

@@ -42,7 +42,7 @@ def grids_of(policy: MosaicPolicy) -> set[int]:
     return grids
 
 
-class Tiles:
+class ResidentTiles:
     """The tiles that a policy shows, in their place. A GPU's are let go when this is.
 
     Args:

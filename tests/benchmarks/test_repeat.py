@@ -115,6 +115,7 @@ def test_tiles_are_the_sources_over_and_over(large, tiles):
         assert array.ctypes.data % 4096 == 0
 
 
+@pytest.mark.slow
 def test_all_modes_show_the_same_with_copies_and_without(source, large, table, tiles, tmp_path):
     copied = repeat_dataset(
         source, tmp_path / "f.ris.h5", photos=PHOTOS, sentences=SENTENCES, copies=tmp_path / "photos"

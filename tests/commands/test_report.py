@@ -16,7 +16,7 @@ from nemo_dali.commands.cli import main
 from nemo_dali.commands.report.page import _shown_ranks, report
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.mining.pool_curves import draw_curves
+from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.tune import propose
 from tests.helpers.files import index_refer
 from tests.helpers.tables import write_ranked_table
@@ -75,7 +75,7 @@ def content(path):
 
 def test_the_page_holds_the_curves_and_pictures(data, page):
     dataset, table = data
-    curves = draw_curves(dataset, table)
+    curves = measure_curves(dataset, table)
     proposal = propose(curves)
     found = content(page)
     assert found["taus"] == curves.taus.tolist() and found["ks"] == curves.ks.tolist()
@@ -171,7 +171,7 @@ def test_the_command(data, tmp_path, capsys):
     words = ["report", str(dataset.path), str(table.path), "--examples", "3", "--seed", "4", "--passing", "0.4"]
     assert main([*words, "-o", str(tmp_path / "r.html")]) == 0
     out = capsys.readouterr().out
-    assert "open it in a browser" in out and propose(draw_curves(dataset, table), passing=0.4).why[0] in out
+    assert "open it in a browser" in out and propose(measure_curves(dataset, table), passing=0.4).why[0] in out
     found = content(tmp_path / "r.html")
     assert len(found["examples"]) == 3 and found["passing"] == 0.4
     assert main([*words, "-o", str(tmp_path / "nowhere" / "r.html")]) == 1

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as distributed
 
-from nemo_dali.distributed.rendezvous import Meeting, listed_ranks
+from nemo_dali.distributed._rendezvous import Rendezvous, listed_ranks
 from nemo_dali.errors import NemoError
 
 
@@ -14,7 +14,7 @@ def together(store, ranks, world_size, patience=20.0):
 
     def come(rank):
         try:
-            return Meeting(store, rank, world_size, patience=patience)
+            return Rendezvous(store, rank, world_size, patience=patience)
         except NemoError as error:
             return str(error)
 

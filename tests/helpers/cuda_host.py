@@ -72,7 +72,7 @@ def launch(library, tiles):
     """What ``mosaic.gpu.write_tiles`` does, here and now, with host addresses."""
     if not len(tiles):
         return
-    tile_of_block, stage_bytes = mosaic_gpu.cut(tiles)
+    tile_of_block, stage_bytes = mosaic_gpu.blocks_of(tiles)
     which = KERNELS.index(mosaic_gpu.kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
     library.run(which, len(tile_of_block), *pointers, stage_bytes)
@@ -85,7 +85,7 @@ def launch_gather(library, tiles):
         library: what ``library`` gives; the fixture ``cuda_library``.
         tiles: dtype ``TILE`` [n], n >= 1, contiguous; ``first_block`` is set.
     """
-    tile_of_block = gather_gpu.cut(tiles)
+    tile_of_block = gather_gpu.blocks_of(tiles)
     which = GATHER_KERNELS.index(gather_gpu.kernel_name(int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block))
     library.run_gather(which, len(tile_of_block), *pointers)
@@ -96,7 +96,7 @@ def launch_letterbox(library, tiles):
     if not len(tiles):
         return
     tiles = tiles.copy()
-    tile_of_block, lines = letterbox_gpu.cut(tiles)
+    tile_of_block, lines = letterbox_gpu.blocks_of(tiles)
     which = LETTERBOX_KERNELS.index(letterbox_gpu.kernel_name(int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block, lines))
     library.run_letterbox(which, len(tile_of_block), *pointers)

@@ -29,7 +29,14 @@ from typing import Any
 
 from tests.helpers.paths import ROOT
 
-PRELOADED = ("torch", "torch.distributed", "nvidia.dali.fn", "nemo_dali.fn", "nemo_dali.loader.loader")
+PRELOADED = (
+    "nvidia.dali.fn",
+    "open_clip",
+    "torch.distributed",
+    "nemo_dali.fn",
+    "nemo_dali.loader.loader",
+    "nemo_dali.mining.job",
+)
 DEADLINE = 120  # seconds for a program that is waited for
 LONGEST_MESSAGE = 2**20  # bytes of a program with its environment
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError, PhotoError
-from nemo_dali.loader import faults
-from nemo_dali.loader.faults import refused
+from nemo_dali.loader import _faults as faults
+from nemo_dali.loader._faults import refused
 from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers import fork_server
@@ -280,7 +280,7 @@ OPEN(open64)
 CHILD = """
 import logging, sys
 from nemo_dali import Loader, MosaicPolicy, NemoError
-from nemo_dali.loader import faults
+from nemo_dali.loader import _faults as faults
 logging.basicConfig(format="%(message)s")
 faults.PAUSES = (0.01, 0.02, 0.03)
 dataset, negatives, on_error = sys.argv[1:]

@@ -18,7 +18,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.loader.loader import Loader
-from nemo_dali.pipeline.buffer_pool import FramePool
+from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers import fork_server
@@ -100,10 +100,10 @@ def test_interrupts_at_random_moments(files, epochs):
 
 
 @pytest.mark.parametrize("prefetch", [1, 2, 4])
-def test_as_many_batches_are_in_the_making_as_prefetch_says(files, prefetch):
+def test_as_many_batches_are_in_flight_as_prefetch_says(files, prefetch):
     loader = make(files, prefetch=prefetch)
     for _ in loader:
-        assert loader._producer.in_the_making == prefetch
+        assert loader._prefetcher.in_flight == prefetch
 
 
 def test_passes_that_overlap_are_right_and_the_newest_one_counts(files, epochs):
@@ -169,7 +169,7 @@ def test_a_loader_is_not_copied_but_a_batch_is(files):
 
 
 def test_a_block_is_used_again_when_the_last_view_is_gone():
-    pool = FramePool(4096, most=2)
+    pool = BufferPool(4096, most=2)
     array = pool.take()
     tensor = torch.from_numpy(array)[1000:].view(-1, 2)
     address = array.ctypes.data
@@ -188,7 +188,7 @@ def resident_bytes():
 
 
 def test_a_pool_keeps_so_many_blocks_and_the_others_go_with_their_arrays():
-    pool = FramePool(1 << 24, most=2)
+    pool = BufferPool(1 << 24, most=2)
     taken = [pool.take() for _ in range(5)]
     youngest = {array.ctypes.data for array in taken[3:]}
     for array in taken:

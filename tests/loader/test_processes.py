@@ -209,7 +209,7 @@ threading.Thread(target=train).start()
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_the_interpreter_ends_with_batches_in_the_making(start, ending):
+def test_the_interpreter_ends_with_batches_in_flight(start, ending):
     process = start(ENDINGS[ending])
     _, errors = process.communicate(timeout=60)
     assert process.returncode == {"sys.exit": 3, "an exception": 1}.get(ending, 0), errors
@@ -320,7 +320,7 @@ def test_files_replaced_by_renaming_change_nothing(files, tiles, tmp_path, mode)
 
 @pytest.mark.parametrize("victim", ["own.ris.h5", "own.neg.h5", "own.tiles.h5"])
 def test_a_file_cut_short_under_a_loader_is_told_before_it_is_read(files, tiles, tmp_path, victim):
-    """By one byte: more would let the test race against the batches in the making, which SIGBUS might end."""
+    """By one byte: more would let the test race against the batches in flight, which SIGBUS might end."""
     own, own_tiles = own_files(files, tiles, tmp_path)
     loader = make(own, tiles=own_tiles)
     passes = iter(loader)

@@ -8,9 +8,9 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.mining import embedding
+from nemo_dali.mining._inputs import Photos, Sentences
 from nemo_dali.mining.clip import load_clip
 from nemo_dali.mining.embedding import embed
-from nemo_dali.mining.inputs import Photos, Sentences
 from tests.helpers.files import make_noise
 
 TEXTS = [

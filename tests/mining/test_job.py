@@ -13,7 +13,7 @@ from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.mining.clip import load_clip
 from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.mining.job import mine
-from nemo_dali.mining.pool_curves import draw_curves
+from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.table import NegativeTable, begin_table, read_table
 from nemo_dali.mining.tune import propose
 from tests.helpers.clip import CLIP_CONFIG
@@ -227,7 +227,7 @@ def _truncate(path):
     ],
 )
 def test_a_bad_photo_is_named_and_what_was_done_is_kept(dataset, clip, tmp_path, monkeypatch, spoil, message):
-    monkeypatch.setattr("nemo_dali.mining.inputs.DECODED", 4)
+    monkeypatch.setattr("nemo_dali.mining._inputs.DECODED", 4)
     monkeypatch.setattr("nemo_dali.mining.job.thread_count", lambda: 1)
     _mine(dataset, clip, tmp_path / "whole.neg.h5")
     _mine(dataset, clip, tmp_path / "a.neg.h5", depth=3)
@@ -315,7 +315,7 @@ def test_a_kill_between_the_arrays_of_a_block_costs_that_block_only(dataset, cli
 def test_a_table_too_shallow_for_a_mosaic_is_finished_and_told(dataset, clip, tmp_path):
     report = _mine(dataset, clip, tmp_path / "shallow.neg.h5", depth=2)
     table = NegativeTable.open(report.output)
-    proposal = propose(draw_curves(Dataset.open(dataset), table))
+    proposal = propose(measure_curves(Dataset.open(dataset), table))
     assert proposal.policy.top_k == 3 and any("mine deeper" in line.lower() for line in proposal.why)
 
 
@@ -332,7 +332,7 @@ def test_where_everything_is_excluded_nothing_breaks(dataset, clip, tmp_path, ap
     )
     table = NegativeTable.open(report.output)
     assert (table.neighbors == -1).all() and report.short == len(table.neighbors)
-    why = " ".join(propose(draw_curves(Dataset.open(dataset), table)).why)
+    why = " ".join(propose(measure_curves(Dataset.open(dataset), table)).why)
     assert "too much is excluded" in why and "nan" not in why
 
 

@@ -9,7 +9,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
 from nemo_dali.kernels.ranking.pools import draws_reference, move_windows
 from nemo_dali.mining import pool_curves
-from nemo_dali.mining.pool_curves import DRAWN, draw_curves, tau_grid
+from nemo_dali.mining.pool_curves import DRAWN, measure_curves, tau_grid
 from nemo_dali.mining.table import NegativeTable
 from tests.helpers.counts import examples
 from tests.helpers.files import index_refer, make_files
@@ -25,7 +25,7 @@ def dataset(tmp_path_factory):
 @pytest.mark.parametrize("depth", [1000, 12])
 def test_curves_follow_their_definitions(dataset, tmp_path, depth, shorten):
     table = write_ranked_table(tmp_path / "a.neg.h5", dataset, depth=depth, shorten=shorten)
-    found = draw_curves(dataset, table)
+    found = measure_curves(dataset, table)
     sentences, width = table.neighbors.shape
     np.testing.assert_array_equal(found.rows, np.arange(sentences))
     assert found.ks[-1] == width and (np.diff(found.ks) > 0).all()
@@ -74,18 +74,18 @@ def test_curves_follow_their_definitions(dataset, tmp_path, depth, shorten):
 def test_a_large_table_is_looked_at_in_part(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_curves, "SAMPLE", 20)
     table = write_ranked_table(tmp_path / "a.neg.h5", dataset)
-    found = draw_curves(dataset, table)
+    found = measure_curves(dataset, table)
     sentences = len(table.neighbors)
     assert len(found.rows) == 20 and found.rows[0] == 0 and found.rows[-1] == sentences - 1
     assert np.ptp(np.diff(found.rows)) <= 1
     monkeypatch.setattr(pool_curves, "SAMPLED_CELLS", 5 * table.neighbors.shape[1])
-    assert len(draw_curves(dataset, table).rows) == 5
+    assert len(measure_curves(dataset, table).rows) == 5
 
 
 def test_another_data_set_is_refused(dataset, tmp_path):
     other = make_files(tmp_path / "other")
     with pytest.raises(FileFormatError, match="another data set"):
-        draw_curves(dataset, NegativeTable.open(other.negatives))
+        measure_curves(dataset, NegativeTable.open(other.negatives))
 
 
 def test_without_categories(tmp_path):
@@ -93,13 +93,13 @@ def test_without_categories(tmp_path):
         instances["categories"] = []
 
     dataset = Dataset.open(index_refer(tmp_path, edit=forget))
-    found = draw_curves(dataset, write_ranked_table(tmp_path / "a.neg.h5", dataset))
+    found = measure_curves(dataset, write_ranked_table(tmp_path / "a.neg.h5", dataset))
     assert found.labelled == 0 and np.isnan(found.shown).all() and np.isnan(found.shown_by_chance)
 
 
 def test_hardness_and_how_often_photos_are_told_apart(dataset, tmp_path):
     table = write_ranked_table(tmp_path / "a.neg.h5", dataset)
-    found = draw_curves(dataset, table)
+    found = measure_curves(dataset, table)
     assert 0.3 < found.told_apart < 0.7  # random embeddings
     unbounded = found.hardness[-1]
     assert (np.diff(unbounded) < 0).all() and unbounded[0] > 1 and abs(unbounded[-1]) < 0.5

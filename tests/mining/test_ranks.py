@@ -29,7 +29,7 @@ import open_clip
 from nemo_dali.mining import embedding
 from nemo_dali.mining import job as mining_job
 from nemo_dali.mining import ranking
-from nemo_dali.mining import sources, table
+from nemo_dali.mining import _task as task, table
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.commands.cli import main
@@ -139,22 +139,22 @@ assert finish(start(2, output)) == [0, 0] and not partial.exists()
 
 tell([-1, "next", "one rank lacks the weights"])
 output = folder / "failed.neg.h5"
-load = sources.load_clip
+load = task.load_clip
 def broken(*arguments, **options):
     if os.environ["RANK"] == "1":
         raise NemoError("The weights are not on this node.")
     return load(*arguments, **options)
-sources.load_clip = broken
+task.load_clip = broken
 assert finish(start(3, output)) == [1, 1, 1]
-sources.load_clip = load
+task.load_clip = load
 
 tell([-1, "next", "one rank is asked for another depth"])
-attributes = sources.Sources.attributes
+attributes = task.Task.attributes
 def changed(self, depth, batch_size, method):
     return attributes(self, depth + (os.environ["RANK"] == "2"), batch_size, method)
-sources.Sources.attributes = changed
+task.Task.attributes = changed
 assert finish(start(3, output)) == [1, 1, 1]
-sources.Sources.attributes = attributes
+task.Task.attributes = attributes
 
 tell([-1, "next", "a photo is missing"])
 victim.rename(f"{victim}.gone")
@@ -187,6 +187,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(story):
     np.testing.assert_allclose(np.linalg.norm(table.text_embedding, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_runs_killed_anywhere_go_on_to_the_same_bytes_on_other_ranks(story):
     folder, (told, *_) = story
     assert (folder / "killed.neg.h5").read_bytes() == (folder / "1.neg.h5").read_bytes()

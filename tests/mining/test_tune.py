@@ -8,7 +8,7 @@ import pytest
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.mining.pool_curves import DRAWN, Curves, draw_curves
+from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
 from nemo_dali.mining.tune import depth_advice, needed_depth, propose
 from nemo_dali.plan.policy import MosaicPolicy, read_policy
 from tests.helpers.files import index_refer
@@ -154,7 +154,7 @@ def test_the_command_writes_a_policy_and_says_why(tmp_path, capsys):
     words = ["tune", str(dataset.path), str(table.path), "--passing", "0.5", "-o", str(tmp_path / "policy.json")]
     assert main(words) == 0
     out = capsys.readouterr().out
-    expected = propose(draw_curves(dataset, table), passing=0.5)
+    expected = propose(measure_curves(dataset, table), passing=0.5)
     policy, tuned_for = read_policy(tmp_path / "policy.json")
     assert policy == expected.policy and tuned_for == table.fingerprint
     why = json.loads((tmp_path / "policy.json").read_text())["why"]

@@ -134,7 +134,7 @@ def test_sentences_are_true_of_their_things_and_of_no_other(folders, name):
 
 
 def colours(words):
-    from nemo_dali.synthetic.shapes import PAINTS
+    from nemo_dali.synthetic._shapes import PAINTS
 
     return set(words) & set(PAINTS)
 

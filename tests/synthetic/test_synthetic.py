@@ -16,9 +16,9 @@ from nemo_dali import synthetic
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.errors import NemoError
 from nemo_dali.synthetic import draw, make_photo, segmentation, synthesize
+from nemo_dali.synthetic._scenes import NO, UNSURE, YES, Expression, Scene, Thing, fits, normalise, refers_to, similar
+from nemo_dali.synthetic._shapes import KINDS, PAINTS
 from nemo_dali.synthetic.layouts import SPLITS
-from nemo_dali.synthetic.scenes import NO, UNSURE, YES, Expression, Scene, Thing, fits, normalise, refers_to, similar
-from nemo_dali.synthetic.shapes import KINDS, PAINTS
 
 COUNT = 60
 

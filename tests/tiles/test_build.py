@@ -21,8 +21,8 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from nemo_dali.kernels.reference import resize_cv2_linear, resize_pillow_bilinear
 from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.tiles import _decode as tile_decode
 from nemo_dali.tiles import build as tile_build
-from nemo_dali.tiles import decode as tile_decode
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
 from tests.helpers import fork_server
@@ -251,7 +251,7 @@ import json, os, random, sys, time
 from pathlib import Path
 import nvidia.dali
 import nemo_dali.kernels.mosaic.cpu, nemo_dali.pipeline.operators
-from nemo_dali.tiles import decode as tile_decode
+from nemo_dali.tiles import _decode as tile_decode
 from nemo_dali.tiles import build as tile_build
 from nemo_dali.io import resumable
 

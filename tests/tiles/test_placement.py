@@ -19,7 +19,7 @@ from nemo_dali.distributed.ranks import exchange
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.tiles.build import make_tiles
-from nemo_dali.tiles.placement import Tiles
+from nemo_dali.tiles.placement import ResidentTiles
 from tests.helpers import fork_server
 from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.resident import POLICY, SIZE, loader
@@ -161,7 +161,7 @@ def act(rank, port, folder, files, path):
     def place(policy=POLICY, budget=None, placement="pinned"):
         corpus = Corpus([files.dataset], [], [])
         options = {"size": SIZE, "resample": "cv2-linear", "policy": policy, "placement": placement}
-        return Tiles([path], corpus.datasets, **options, device_id=0, device_budget=budget, together=True)
+        return ResidentTiles([path], corpus.datasets, **options, device_id=0, device_budget=budget, together=True)
 
     tiles = place()
     address = int(min(addresses.min() for addresses in tiles._addresses.values()))

@@ -25,7 +25,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.h5 import write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
-from nemo_dali.mining.pool_curves import DRAWN, Curves, draw_curves
+from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
 from nemo_dali.mining.table import NegativeTable, first_at_most
 from nemo_dali.mining.tune import PASSING, Proposal, depth_advice, propose
 
@@ -74,7 +74,7 @@ def report(
         raise NemoError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
     script = _plotly()
     dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
-    curves = draw_curves(dataset, table)
+    curves = measure_curves(dataset, table)
     proposal = propose(curves, passing=passing, grid=grid)
     if seed < 0:
         raise ValueError(f"seed ({seed}) must be >= 0")

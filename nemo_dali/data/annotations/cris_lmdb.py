@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from nemo_dali.data.annotations.unpickle import unpickle_builtins
-from nemo_dali.data.annotations.untrusted import checked, field, photo_name
+from nemo_dali.data.annotations._unpickle import unpickle_builtins
+from nemo_dali.data.annotations._untrusted import checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.data.photos import FORMATS
 from nemo_dali.data.rle import area, of_pixels

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.annotations.untrusted import checked, field, listed, no_split, photo_name, photo_size, read_bytes
+from nemo_dali.data.annotations._untrusted import checked, field, named, no_split, photo_name, photo_size, read_bytes
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.data.photos import header_size
 from nemo_dali.data.rle import area, run_lengths
@@ -110,7 +110,7 @@ def _line(record: Any, where: str) -> _Line:
     photo = photo_name(record, "photo", where)
     unknown = sorted(set(record) - KEYS)
     if unknown:
-        raise AnnotationError(f"{where} has the unknown key {unknown[0][:40]!r}. Known are {listed(sorted(KEYS))}.")
+        raise AnnotationError(f"{where} has the unknown key {unknown[0][:40]!r}. Known are {named(sorted(KEYS))}.")
     expressions = field(record, "expressions", list, where)
     for text in expressions:
         if not checked(text, str, f"an expression of {where}").strip():

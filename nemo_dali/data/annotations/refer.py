@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.annotations.unpickle import unpickle_builtins
-from nemo_dali.data.annotations.untrusted import checked, field, listed, no_split, photo_name, photo_size, read_bytes
+from nemo_dali.data.annotations._unpickle import unpickle_builtins
+from nemo_dali.data.annotations._untrusted import checked, field, named, no_split, photo_name, photo_size, read_bytes
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.data.rle import area, run_lengths, union
 from nemo_dali.errors import AnnotationError
@@ -55,7 +55,7 @@ def read_refer(
     folder = Path(root) / dataset
     if not folder.is_dir():
         found = sorted(path.parent.name for path in Path(root).glob("*/instances.json"))
-        raise AnnotationError(f"{folder} does not exist; data sets in {root}: {listed(found)}. Choose with --dataset.")
+        raise AnnotationError(f"{folder} does not exist; data sets in {root}: {named(found)}. Choose with --dataset.")
     refs_path = _refs_path(folder, split_by)
     refs = _select_split(_read_refs(refs_path), split, refs_path)
     instances = _read_instances(folder / "instances.json")
@@ -73,7 +73,7 @@ def _refs_path(folder: Path, split_by: str) -> Path:
     if not found:
         there = sorted(path.name for kind, end in kinds for path in folder.glob(f"{kind}(*).{end}"))
         raise AnnotationError(
-            f"{folder / f'refs({split_by}).p'} does not exist; files of refs in {folder}: {listed(there)}. "
+            f"{folder / f'refs({split_by}).p'} does not exist; files of refs in {folder}: {named(there)}. "
             "Choose with --split-by."
         )
     if len(found) > 1:

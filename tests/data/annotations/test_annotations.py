@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from nemo_dali.data.annotations import read_refer, untrusted
-from nemo_dali.data.annotations.unpickle import unpickle_builtins
+from nemo_dali.data.annotations import _untrusted as untrusted
+from nemo_dali.data.annotations import read_refer
+from nemo_dali.data.annotations._unpickle import unpickle_builtins
 from nemo_dali.data.columns import Annotations
 from nemo_dali.data.rle import decode_counts, run_lengths
 from nemo_dali.errors import AnnotationError

@@ -193,7 +193,7 @@ def test_every_chunk_of_every_cell_is_read_by_one_block():
     tiles["photo"] = random.integers(0, 2**40, 300)
     tiles["y1"], tiles["x1"] = random.choice([1, 30, 160, 480], 300), random.integers(1, 500, 300)
     tiles["channels_last"] = random.integers(0, 2, 300)
-    tile_of_block = gather_gpu.cut(tiles)
+    tile_of_block = gather_gpu.blocks_of(tiles)
     assert tile_of_block.dtype == np.uint32
     for index, tile in enumerate(tiles):
         mine = np.flatnonzero(tile_of_block == index)
@@ -215,7 +215,7 @@ def test_chunks_meet_where_lines_of_memory_meet(cuda_library, channels_last):
     tile["y1"] = tile["frame_height"] = 150
     tile["x1"] = tile["frame_width"] = 137
     tile["itemsize"], tile["channels_last"] = 1, channels_last
-    blocks, written = gather_gpu.cut(tile), []
+    blocks, written = gather_gpu.blocks_of(tile), []
     for block in range(len(blocks)):
         frame[:] = 0
         tile["first_block"] = -block  # the launch's only block then reads this chunk
@@ -252,7 +252,7 @@ def test_the_source_passes_a_sanitizer(tmp_path, sanitizer):
             tiles[frame] = tiles[high] + random.integers(0, 3, count)
         tiles["photo"] = random.integers(0, 128, count) * random.integers(0, 2, count)
         tiles["itemsize"], tiles["channels_last"] = itemsize, random.integers(0, 2, count)
-        run_sanitized(program, tmp_path, kernel, tiles, gather_gpu.cut(tiles))
+        run_sanitized(program, tmp_path, kernel, tiles, gather_gpu.blocks_of(tiles))
 
 
 def check_compiled(report, title):

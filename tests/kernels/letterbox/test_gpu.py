@@ -153,7 +153,7 @@ def test_every_part_of_every_cell_is_written_by_one_block():
     tiles["photo_height"] = tiles["photo_width"] = 9
     runs = np.array([3, 5, 100], np.uint32)
     tiles["runs"], tiles["run_count"] = runs.ctypes.data, random.integers(0, 4, 50)
-    tile_of_block, lines = letterbox_gpu.cut(tiles)
+    tile_of_block, lines = letterbox_gpu.blocks_of(tiles)
     assert tile_of_block.dtype == np.uint32 and lines.dtype == np.int32
     begin = 0
     for index, tile in enumerate(tiles):
@@ -190,7 +190,7 @@ def test_the_source_passes_a_sanitizer(tmp_path, sanitizer):
         tiles["photo"] = random.integers(0, 128, count)
         tiles["itemsize"], tiles["channels_last"] = itemsize, random.integers(0, 2, count)
         tiles["soft_mask"] = random.integers(0, 2, count)
-        tile_of_block, lines = letterbox_gpu.cut(tiles)
+        tile_of_block, lines = letterbox_gpu.blocks_of(tiles)
         run_sanitized(program, tmp_path, kernel, tiles, tile_of_block, lines=lines)
 
 

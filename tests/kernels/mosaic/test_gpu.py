@@ -148,7 +148,7 @@ def test_the_source_passes_a_sanitizer(tmp_path, sanitizer):
     for kernel, (resample, itemsize) in enumerate([(r, i) for r in RESAMPLE.values() for i in (1, 2, 4)]):
         tiles = boxes(random, count)
         tiles["resample"], tiles["itemsize"] = resample, itemsize
-        run_sanitized(program, tmp_path, kernel, tiles, *mosaic_gpu.cut(tiles))
+        run_sanitized(program, tmp_path, kernel, tiles, *mosaic_gpu.blocks_of(tiles))
 
 
 def check_compiled(report, title):
@@ -172,7 +172,7 @@ def test_a_photo_that_is_too_large_is_refused():
     tiles = boxes(np.random.default_rng(0), 2)
     tiles["photo_width"][1] = mosaic_gpu.LARGEST_PHOTO + 1
     with pytest.raises(ValueError, match="at most 8192 pixels"):
-        mosaic_gpu.cut(tiles)
+        mosaic_gpu.blocks_of(tiles)
 
 
 def test_every_part_of_every_cell_is_written_by_one_block():
@@ -180,7 +180,7 @@ def test_every_part_of_every_cell_is_written_by_one_block():
     for resample in RESAMPLE.values():
         tiles = boxes(random, 50)
         tiles["resample"], tiles["photo_width"] = resample, random.integers(1, 8193, 50)
-        tile_of_block, stage_bytes = mosaic_gpu.cut(tiles)
+        tile_of_block, stage_bytes = mosaic_gpu.blocks_of(tiles)
         assert stage_bytes % 16 == 0 and stage_bytes <= mosaic_gpu._LARGEST_STAGE
         for index, tile in enumerate(tiles):
             mine = np.flatnonzero(tile_of_block == index)

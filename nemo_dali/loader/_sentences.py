@@ -1,4 +1,4 @@
-"""Words: the text of plan rows as tensors."""
+"""SentenceTokens: the text of plan rows as tensors."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,32 +15,32 @@ if TYPE_CHECKING:
     import torch
 
 
-class Words:
+class SentenceTokens:
     """All sentences of a corpus, tokenised as a batch format wants them.
 
     Raises:
         ValueError: tokens are to be masked, and the tokenizer is not BERT's.
     """
 
-    def __init__(self, corpus: Corpus, look: BatchFormat, *, seed: int) -> None:
+    def __init__(self, corpus: Corpus, format: BatchFormat, *, seed: int) -> None:
         self._seed = seed
         self._tokens, self._lengths = corpus.tokens(
-            look.tokenizer, look.context_length, keep_end=look.keep_end, text=look.text
+            format.tokenizer, format.context_length, keep_end=format.keep_end, text=format.text
         )
         self._vocabulary: dict[str, Any] | None = None
         self._nouns: npt.NDArray[np.int32] | None = None
-        if look.masked_words == "tokens":
-            if not isinstance(look.tokenizer, str) or not look.tokenizer.startswith(PREFIX):
+        if format.masked_words == "tokens":
+            if not isinstance(format.tokenizer, str) or not format.tokenizer.startswith(PREFIX):
                 raise ValueError("masked_words ('tokens') must be used with a tokenizer 'bert:...'")
-            ids = read_vocabulary(look.tokenizer.removeprefix(PREFIX)).ids
+            ids = read_vocabulary(format.tokenizer.removeprefix(PREFIX)).ids
             if "[MASK]" not in ids:
-                raise ValueError(f"tokenizer ({look.tokenizer!r}) must have [MASK] for masked_words='tokens'")
+                raise ValueError(f"tokenizer ({format.tokenizer!r}) must have [MASK] for masked_words='tokens'")
             special = [ids[token] for token in (*SPECIAL, "[MASK]")]
             self._vocabulary = {"mask": ids["[MASK]"], "special": special, "vocabulary_size": max(ids.values()) + 1}
-        elif look.masked_words is not None:
+        elif format.masked_words is not None:
             self._nouns = corpus.nouns(
-                "textblob" if look.masked_words == "nouns" else look.masked_words,
-                text=look.text,
+                "textblob" if format.masked_words == "nouns" else format.masked_words,
+                text=format.text,
                 context_length=self._tokens.shape[1],
             )
 

@@ -131,7 +131,10 @@ class PhotoFaults:
                 f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})"
             ) from error
         if error is None:
-            raise NemoError("A photo of the batch had another size than annotated, and has it no more. Start again.")
+            raise NemoError(
+                "A photo's size did not match its annotation when the batch was read, but does now. Restart the run; "
+                "if it recurs, look for a process that rewrites the photos."
+            )
         if not self._photos:
             raise NemoError(f"The DALI pipeline failed: {_gist(error)}") from error
         raise NemoError(

@@ -14,7 +14,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.clip import Clip
 from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
-from nemo_dali.text.tokens import cut, encode
+from nemo_dali.text.tokens import encode, too_long
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +176,7 @@ class Sentences:
         packed = encode(clip.tokenizer, self._texts)
         tokens, length = packed[:, :-1], packed[:, -1]
         longest = np.flatnonzero(length == tokens.shape[1])
-        self.cut = [self._texts[longest[i]] for i in cut(clip.tokenizer, [self._texts[row] for row in longest])]
+        self.cut = [self._texts[longest[i]] for i in too_long(clip.tokenizer, [self._texts[row] for row in longest])]
         self._order = np.argsort(length, kind="stable")
         self._tokens, self._length = tokens[self._order], length[self._order]
         self.rows = len(distinct)

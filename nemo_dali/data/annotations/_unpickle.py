@@ -1,4 +1,4 @@
-"""Pickles from strangers: builtin values only, and no more memory than the file's size explains."""
+"""Safe unpickling of untrusted files: builtin types only, and no more memory than the file's size explains."""
 
 import io
 import pickle

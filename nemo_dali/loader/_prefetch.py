@@ -1,4 +1,4 @@
-"""Producer: the steps of this rank, made ahead by a pipeline, in order."""
+"""Prefetcher: the steps of this rank, made ahead by a pipeline, in order."""
 
 import functools
 import weakref
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic.cpu import DONE
 from nemo_dali.kernels.plan.rows import PlanRows
-from nemo_dali.loader.faults import PhotoFaults
-from nemo_dali.loader.frames import Canvas, Drawing
+from nemo_dali.loader._faults import PhotoFaults
+from nemo_dali.loader._frames import FrameAllocator, PreparedBatch
 from nemo_dali.loader.options import Resources
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.graphs import StreamPipeline, open_pipeline
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
-from nemo_dali.tiles.placement import Tiles
+from nemo_dali.tiles.placement import ResidentTiles
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A batch in the making: which one it is, and everything that the pipeline writes into."""
+    """A batch in flight: which one it is, and everything that the pipeline writes into."""
 
     epoch: int
     seen: int  # samples of the epoch before this step, over all ranks
     plan: PlanRows
     short: ShortPools
     replaced: Replaced
-    drawing: Drawing
+    drawing: PreparedBatch
 
 
-class Producer:
+class Prefetcher:
     """Makes the steps that are asked for, and those behind them ahead.
 
     Args:
@@ -43,16 +43,16 @@ class Producer:
         schedule: Schedule,
         planner: Planner,
         corpus: Corpus,
-        canvas: Canvas,
+        frames: FrameAllocator,
         faults: PhotoFaults,
         resources: Resources,
         *,
-        resident: Tiles | None,
+        resident: ResidentTiles | None,
     ) -> None:
         self._schedule = schedule
         self._planner = planner
         self._corpus = corpus
-        self._canvas = canvas
+        self._frames = frames
         self._faults = faults
         self._prefetch = resources.prefetch
         self._resident = resident
@@ -70,7 +70,7 @@ class Producer:
         self._pipeline: StreamPipeline | None = None
 
     @property
-    def in_the_making(self) -> int:
+    def in_flight(self) -> int:
         """Steps that were started and not delivered."""
         return 0 if self._pipeline is None else len(self._pipeline.running)
 
@@ -121,7 +121,7 @@ class Producer:
         return self._pipeline
 
     def _start_ahead(self, pipeline: StreamPipeline, epoch: int, seen: int) -> None:
-        """Start steps until ``prefetch`` are in the making; the first one, if there is none, as told."""
+        """Start steps until ``prefetch`` are in flight. If none is, begin with the given one."""
         while len(pipeline.running) < self._prefetch:
             if pipeline.running:
                 last: Step = pipeline.running[-1]
@@ -134,5 +134,5 @@ class Producer:
             self._resident.check_files()
         rows, short = self._planner.plan_and_count(epoch, self._schedule.positions(seen))
         rows, replaced = self._faults.replace(epoch, rows)
-        drawing = self._canvas.prepare(rows)
+        drawing = self._frames.prepare(rows)
         pipeline.feed(drawing.paths, drawing.work, Step(epoch, seen, rows, short, replaced, drawing))

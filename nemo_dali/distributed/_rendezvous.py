@@ -22,7 +22,7 @@ LONGEST_PAUSE = 0.05  # seconds between two looks into the store
 LONGEST_LIST = 8  # ranks named in a message
 
 
-class Meeting:
+class Rendezvous:
     """The ranks of one process group.
 
     Args:

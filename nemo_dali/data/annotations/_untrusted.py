@@ -70,9 +70,9 @@ def photo_name(record: Any, key: str, where: str) -> str:
 def no_split(path: Path, split: str, found: Iterable[str], unit: str) -> AnnotationError:
     """The error that a file has no such split, with those it has."""
     counts = [f"{name[:40]} ({count} {unit})" for name, count in sorted(Counter(found).items())[:12]]
-    return AnnotationError(f"{path} has no split '{split}'; it has {listed(counts)}. Choose with --split.")
+    return AnnotationError(f"{path} has no split '{split}'; it has {named(counts)}. Choose with --split.")
 
 
-def listed(names: Iterable[str]) -> str:
+def named(names: Iterable[str]) -> str:
     """Names for an error message."""
     return ", ".join(names) or "none"

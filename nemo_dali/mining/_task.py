@@ -1,4 +1,4 @@
-"""Sources: what a table is mined from."""
+"""Task: what a table is mined from."""
 
 import os
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from nemo_dali.mining.table import NegativeTable
 
 
 @dataclass(frozen=True, eq=False)
-class Sources:
+class Task:
     """What is mined from."""
 
     dataset: Dataset
@@ -47,7 +47,7 @@ class Sources:
         }
 
 
-def open_sources(
+def open_task(
     dataset_path: str | Path,
     images: str | Path | None,
     models: list[str],
@@ -55,7 +55,7 @@ def open_sources(
     embeddings: str | Path | None,
     device: str | None,
     exclusions: Exclusions,
-) -> Sources:
+) -> Task:
     """Open the data set, and load the models or take the embeddings; ``mine`` has the arguments."""
     import torch
 
@@ -78,4 +78,4 @@ def open_sources(
     else:
         dataset.photo_path(0)  # a folder that is not there is told before a model is loaded
     clips = [load_clip(*pair, device=device) for pair in zip(models, weights, strict=True)]
-    return Sources(dataset, clips, given, excluded, words, device)
+    return Task(dataset, clips, given, excluded, words, device)

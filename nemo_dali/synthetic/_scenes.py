@@ -9,7 +9,7 @@ import itertools
 from dataclasses import dataclass, replace
 from random import Random
 
-from nemo_dali.synthetic.shapes import KINDS, PAINTS, RGB
+from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from nemo_dali.kernels.tile import CV2_LETTERBOX, RESAMPLE, TileRecords
 from nemo_dali.loader.options import BatchFormat, Resources
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
-from nemo_dali.pipeline.buffer_pool import FramePool
+from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import encode_path
 from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.tiles.placement import Tiles
+from nemo_dali.tiles.placement import ResidentTiles
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ SPARE_BLOCKS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Drawing:
+class PreparedBatch:
     """A batch to be drawn.
 
     Attributes:
@@ -46,12 +46,12 @@ class Drawing:
     stream: "torch.cuda.Stream | None"
 
 
-class Canvas:
+class FrameAllocator:
     """Allocates batches of one shape.
 
     Args:
         batch_size: the largest batch.
-        look: what frames and masks are to look like.
+        format: what frames and masks are to look like.
         policy: of the plan rows.
         resources: on which device the memory is, and how many batches are in flight.
         resident: tiles to be shown in place of the photos.
@@ -63,23 +63,23 @@ class Canvas:
     def __init__(
         self,
         corpus: Corpus,
-        look: BatchFormat,
+        format: BatchFormat,
         policy: MosaicPolicy,
         resources: Resources,
         *,
         batch_size: int,
-        resident: Tiles | None = None,
+        resident: ResidentTiles | None = None,
     ) -> None:
         self._resident = resident
         self._most_cells = policy.largest_grid**2
         self._corpus = corpus
-        self._look = look
+        self._format = format
         self._device_id = device_id = resources.device_id
-        table = np.ascontiguousarray(normalisation_table(look.mean, look.std, look.dtype))
+        table = np.ascontiguousarray(normalisation_table(format.mean, format.std, format.dtype))
         self._itemsize = table.itemsize
-        self.nbytes = batch_size * look.size**2 * (3 * table.itemsize + 1)
-        self._pool = FramePool(self.nbytes, most=resources.prefetch + SPARE_BLOCKS)
-        self._recipe = recipe_of(table, look.mean, look.std, look.dtype)
+        self.nbytes = batch_size * format.size**2 * (3 * table.itemsize + 1)
+        self._pool = BufferPool(self.nbytes, most=resources.prefetch + SPARE_BLOCKS)
+        self._recipe = recipe_of(table, format.mean, format.std, format.dtype)
         self._table: Any = table  # keeps what the address points to
         self._table_address: int = table.ctypes.data
         if device_id is not None:
@@ -90,7 +90,7 @@ class Canvas:
             self._table = torch.from_numpy(table.view(np.uint8)).to(gpu.place(device_id))
             self._table_address = self._table.data_ptr()
 
-    def prepare(self, rows: PlanRows) -> Drawing:
+    def prepare(self, rows: PlanRows) -> PreparedBatch:
         """Allocate a batch for plan rows, dtype ``plan.PLAN`` [n], n at most the batch size.
 
         Raises:
@@ -99,10 +99,10 @@ class Canvas:
         import torch
 
         block = self._take()
-        batch, size = len(rows), self._look.size
+        batch, size = len(rows), self._format.size
         pixels = batch * size**2
         image, mask = block[: 3 * pixels * self._itemsize], block[len(block) - pixels :]
-        image = image.view(getattr(torch, self._look.dtype)).view(batch, 3, size, size)
+        image = image.view(getattr(torch, self._format.dtype)).view(batch, 3, size, size)
         mask = mask.view(batch, size, size)
         tiles, sample, photo = lay_out(rows, size)
         complete(
@@ -120,10 +120,10 @@ class Canvas:
             mask[0].nbytes,
         )
         tiles["table"], tiles["recipe"] = self._table_address, self._recipe.ctypes.data
-        tiles["itemsize"], tiles["resample"] = self._itemsize, RESAMPLE[self._look.resample]
-        if self._look.fit == "letterbox":
+        tiles["itemsize"], tiles["resample"] = self._itemsize, RESAMPLE[self._format.resample]
+        if self._format.fit == "letterbox":
             tiles["resample"][rows["grid"][sample] == 1] = CV2_LETTERBOX
-            tiles["border"], tiles["soft_mask"] = self._look.border, self._look.mask_dtype == "float32"
+            tiles["border"], tiles["soft_mask"] = self._format.border, self._format.mask_dtype == "float32"
         paths = []
         if self._resident is not None:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
@@ -132,8 +132,8 @@ class Canvas:
         if self._device_id is not None:
             stream = gpu.current_stream(self._device_id)
             work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
-            return Drawing(image, mask, paths, work, stream)
-        return Drawing(
+            return PreparedBatch(image, mask, paths, work, stream)
+        return PreparedBatch(
             image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
         )
 
