@@ -119,8 +119,8 @@ def other_weights(clip):
 
 
 STORY = """
-folder, victim = Path(sys.argv[2]), Path(sys.argv[3])
-for ranks in (1, 2, 3):
+folder, victim, whole = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "whole"
+for ranks in (1, 2, 3) if whole else (1, 2):
     assert finish(start(ranks, folder / f"{ranks}.neg.h5")) == [0] * ranks
 
 random.seed(0)
@@ -130,7 +130,7 @@ points = [(0, "Unfinished", "sync", 0), (0, "Unfinished", "record", 2), (0, "Unf
 points += [(0, "Unfinished", "record", random.randrange(1, 12)) for _ in range(3)]
 points += [(random.randrange(2), "Ranks", "gather", random.randrange(1, 4)) for _ in range(3)]
 points += [(0, "Unfinished", "record", 6), (1, "Ranks", "to_first", 3), (0, "Unfinished", "finish", 0)]
-for point in points:
+for point in points if whole else [points[1], points[-2]]:
     ranks = random.choice([1, 2, 3]) if point[1] == "Unfinished" else random.choice([2, 3])
     codes = finish(start(ranks, output, point))
     assert codes[point[0]] == -9 and all(codes) and not output.exists(), (point, ranks, codes)
@@ -163,12 +163,12 @@ Path(f"{victim}.gone").rename(victim)
 """
 
 
-@pytest.fixture(scope="module")
-def story(options, dataset, tmp_path_factory):
-    """A folder of tables, and what was told, by chapter."""
+@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.slow)])
+def story(request, options, dataset, tmp_path_factory):
+    """A folder of tables, and what was told, by chapter. The short one has two kills and two ranks."""
     folder = tmp_path_factory.mktemp("story")
     chapters = [[]]
-    for fact in drive(STORY, options, folder, folder, Dataset.open(dataset).photo_path(7)):
+    for fact in drive(STORY, options, folder, folder, Dataset.open(dataset).photo_path(7), request.param):
         if fact[1] == "next":
             chapters.append([])
         else:
@@ -176,24 +176,26 @@ def story(options, dataset, tmp_path_factory):
     return folder, chapters
 
 
-@pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_bytes(story):
     folder, _ = story
     whole = (folder / "1.neg.h5").read_bytes()
-    assert (folder / "2.neg.h5").read_bytes() == whole and (folder / "3.neg.h5").read_bytes() == whole
+    others = [path for path in folder.glob("[23].neg.h5") if path.read_bytes() == whole]
+    assert len(others) == len(list(folder.glob("[23].neg.h5"))) >= 1
     table = NegativeTable.open(folder / "1.neg.h5")
     assert (table.neighbors == -1).any() and len(np.unique(table.neighbors)) > 10
     assert table.model.count(" + ") == 1 and table.image_embedding.shape[1] == 64
     np.testing.assert_allclose(np.linalg.norm(table.text_embedding, axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_runs_killed_anywhere_go_on_to_the_same_bytes_on_other_ranks(story):
     folder, (told, *_) = story
     assert (folder / "killed.neg.h5").read_bytes() == (folder / "1.neg.h5").read_bytes()
     progress = [fact for _, kind, fact in told if kind == "progress"]
-    assert len(progress) == 12 and sorted(progress) == progress  # nothing that was recorded is lost
-    assert len({tuple(stages) for stages in progress}) > 6 and progress[-1][-1] == 69
+    assert sorted(progress) == progress  # nothing that was recorded is lost
+    if len(progress) == 2:
+        assert progress[0] < progress[1]
+    else:
+        assert len(progress) == 12 and len({tuple(stages) for stages in progress}) > 6 and progress[-1][-1] == 69
     errors = [text for _, kind, text in told if kind != "progress"]
     assert errors and all("went away" in text for text in errors)
 
