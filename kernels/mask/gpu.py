@@ -47,7 +47,7 @@ def fill_ends(addresses: U64, counts: I64, targets: Targets, ends: U32) -> None:
     Args:
         addresses: uint64 [B], of each target's run lengths, uint32; any number where there are none.
         counts: int64 [B], how many run lengths.
-        targets: ``mask.TARGET`` [B] with the photos' sizes; ``ends_begin`` and ``ends_count`` are set.
+        targets: ``mask.cpu.TARGET`` [B] with the photos' sizes; ``ends_begin`` and ``ends_count`` are set.
         ends: uint32 [sum of counts].
     """
     begin = 0
@@ -77,7 +77,7 @@ def make_targets(
         resample: one of ``tile.RESAMPLE``'s values, or [B] of them.
 
     Returns:
-        targets, dtype ``mask.TARGET`` [B], and ends, uint32 [n].
+        targets, dtype ``mask.cpu.TARGET`` [B], and ends, uint32 [n].
 
     Raises:
         NemoError: the batch has 2**31 run lengths or more.

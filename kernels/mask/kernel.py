@@ -42,7 +42,7 @@ def write_masks(
     Arrays or pointers, on the device:
 
     Args:
-        targets: ``mask.TARGET`` [samples], viewed as int32.
+        targets: ``mask.cpu.TARGET`` [samples], viewed as int32.
         ends: uint32 [n], what the targets refer to.
         masks: [samples * frame_height * frame_width] of any type of number; set to 0 and 1.
         frame_height, frame_width: in pixels.

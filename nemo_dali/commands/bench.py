@@ -88,7 +88,7 @@ def bench_loader(
         pairs: how many times each is timed, >= 1.
         steps: batches per timing, >= 1, after ``WARM_UP`` that are not counted; more where they take less than
             ``LEAST_SECONDS``. They go on into later epochs.
-        baseline: time ``baseline.dataloader`` too, after a check that its batches are the loader's.
+        baseline: time ``torch_baseline.dataloader`` too, after a check that its batches are the loader's.
         starve: milliseconds of a training step that is played by waiting; how much of the time such a training waits
             for batches is reported.
 

@@ -293,7 +293,7 @@ def begin_table(
     models: int = 1,
     recalls: int = 0,
 ) -> AbstractContextManager[Unfinished[NegativeTable]]:
-    """A table to be filled, or one to go on with; see ``unfinished.unfinished``.
+    """A table to be filled, or one to go on with; see ``io.resumable.unfinished``.
 
     Args:
         sentences, photos: S and M.

@@ -58,7 +58,7 @@ def write_tiles(tiles: Any, photos: Any) -> Any:
         photos: DALI CPU data, uint8 [H, W, 3] a sample, RGB.
 
     Returns:
-        uint8 [1] a sample: ``mosaic.DONE`` or ``mosaic.WRONG_SIZE``.
+        uint8 [1] a sample: ``kernels.mosaic.cpu.DONE`` or ``WRONG_SIZE``.
     """
     return _status(run_write_tiles, tiles, photos, ndims=[1, 3])
 
@@ -67,10 +67,10 @@ def gather(samples: Any) -> Any:
     """Write each sample from photos that were resampled beforehand.
 
     Args:
-        samples: DALI CPU data, uint8 [cells, TILE.itemsize] a sample: what ``gather.write_sample`` takes.
+        samples: DALI CPU data, uint8 [cells, TILE.itemsize] a sample: what ``kernels.gather.cpu.write_sample`` takes.
 
     Returns:
-        uint8 [1] a sample: ``mosaic.DONE``.
+        uint8 [1] a sample: ``kernels.mosaic.cpu.DONE``.
     """
     return _status(run_gather, samples, ndims=[2])
 

@@ -138,7 +138,7 @@ class _HostWork:
 
 @dataclass(eq=False)
 class _DeviceTiles:
-    """A batch of tiles on its way through a GPU, as ``pipeline.CudaPipeline`` takes it.
+    """A batch of tiles on its way through a GPU, as ``CudaStreamPipeline`` takes it.
 
     Attributes:
         tiles: dtype ``TILE`` [sizes, photos].

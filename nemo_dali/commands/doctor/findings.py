@@ -1,6 +1,6 @@
 """``nemo-dali doctor``: what is installed, whether it fits this machine, and what to do where it does not.
 
-Every rule is a pure function of ``probe.Facts``, so that machines can be judged that are not at hand.
+Every rule is a pure function of ``machine.Facts``, so that machines can be judged that are not at hand.
 """
 
 import shlex
