@@ -76,6 +76,7 @@ def test_synth_writes_what_index_reads(tmp_path, capsys):
     assert (tmp_path / "made.ris.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_policy_file_goes_where_a_policy_goes(mined, tmp_path, capsys):
     data, policy = (mined / "train.ris.h5", mined / "train.neg.h5"), tmp_path / "policy.json"
     assert run("tune", *data, "-o", policy) == 0
@@ -265,6 +266,7 @@ def test_inspect_finds_a_single_changed_bit(mined, tmp_path, capsys):
         fails_in_one_line(capsys, run("inspect", path), "fingerprint")
 
 
+@pytest.mark.slow
 def test_indexing_twice_gives_the_same_bytes(tmp_path):
     refer = write_refer(tmp_path)
     first, second = tmp_path / "a.ris.h5", tmp_path / "b.ris.h5"

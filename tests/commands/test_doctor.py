@@ -402,6 +402,7 @@ def test_libraries_that_raise_print_and_crash_stop_nothing_else(tmp_path, monkey
     assert err.startswith("nemo-dali: ") and err.count("\n") == 1 and "libhdf5.so.310" in err
 
 
+@pytest.mark.slow
 def test_a_library_that_hangs_ends_in_time(tmp_path, monkeypatch):
     (tmp_path / "sleeper.py").write_text("import time; time.sleep(60)")
     (tmp_path / "quick.py").write_text("__version__ = '1.2'")

@@ -145,6 +145,7 @@ def test_index_names_what_is_wrong_at_an_address(server, odd, tmp_path):
     assert not (tmp_path / "b.ris.h5").exists()
 
 
+@pytest.mark.slow
 def test_every_command_takes_an_address(odd, recorded, tmp_path, clip, capsys):
     folder, _ = clip
     model = ["--model", str(folder / "tiny.json"), "--pretrained", str(folder / "tiny.pt")]
@@ -220,6 +221,7 @@ def test_a_wrong_bucket_is_told(server, odd):
     assert not batches
 
 
+@pytest.mark.slow
 def test_refused_credentials_are_told_and_never_shown(server, files, monkeypatch, caplog):
     reader, stranger = server.add_user("reader", may_read=True), server.add_user("stranger", may_read=False)
     server.check_credentials(True)  # moto finds none right for odd names
@@ -251,6 +253,7 @@ sys.stdout.buffer.write(photo_file(sys.argv[1]).getvalue())
 """
 
 
+@pytest.mark.slow
 def test_credentials_may_lie_where_aws_keeps_them(server, files, tmp_path):
     photo = next(files.photos.iterdir())
     (tmp_path / ".aws").mkdir()
@@ -395,6 +398,7 @@ def test_a_recorded_address_of_another_kind_is_damage(odd, tmp_path):
         Dataset.open(copied)
 
 
+@pytest.mark.slow
 def test_what_pillow_opens(server, odd):
     assert photo_file("/a/b.jpg") == "/a/b.jpg"
     assert photo_file(f"{ROOT}/{ODD.format(0)}").read() == (odd.photos / ODD.format(0)).read_bytes()

@@ -85,7 +85,7 @@ def act(rank, port, folder, files):
     found["loader"] = made(files)
     found["other batch"] = made(files, batch_size=2 + rank // 3)
     found["by hand"] = made(files, batch_size=1 + rank, rank=0, world_size=1) if rank == 1 else None
-    ranks_module.PATIENCE = 3.0
+    ranks_module.PATIENCE = 1.0
     if rank in (0, 2):
         found["missed"] = missed()
     (folder / f"{rank}.json").write_text(json.dumps(found))
@@ -171,7 +171,7 @@ def test_a_loader_made_too_early_would_show_everything_on_each_rank_and_says_so(
 def test_ranks_that_are_missing_are_named_when_time_is_up(ranks):
     for rank in (0, 2):
         text, seconds = ranks[rank]["missed"]
-        assert text.startswith("Ranks 1, 3 of 4 made no Loader within") and seconds >= 3.0
+        assert text.startswith("Ranks 1, 3 of 4 made no Loader within") and seconds >= 1.0
 
 
 def test_without_torch_distributed_a_process_is_alone():

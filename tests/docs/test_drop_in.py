@@ -16,6 +16,7 @@ from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.presets import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from tests.helpers.files import make_files
 from tests.helpers.independent_tokenizers import bert_vocabulary
+from tests.helpers.lanes import lanes
 from tests.helpers.paths import ROOT
 from tests.helpers.refer import write_refer
 from tests.helpers.tables import write_random_table
@@ -78,7 +79,7 @@ class Oracle:
         return torch.cat([1 - mask, mask], dim=1)
 
 
-@pytest.mark.parametrize("name", ["lavt", "caris", "cris", "cgformer", "rela"])
+@pytest.mark.parametrize("name", lanes(["lavt", "caris", "cris", "cgformer", "rela"], fast=["caris", "cris"]))
 def test_an_evaluation_finds_a_perfect_model_nearly_perfect(folder, name, monkeypatch):
     monkeypatch.chdir(folder)
     space = {"model": Oracle(name)}

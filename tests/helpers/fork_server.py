@@ -10,11 +10,13 @@ not catch ends it with a traceback, and the interpreter is torn down as always.
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import gc
 import json
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
@@ -131,34 +133,66 @@ def call(function: Callable[..., object], *arguments: object) -> None:
 
 @functools.cache
 def _server() -> socket.socket:
-    """The connection to this process's server, which ends with it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "tests.helpers.fork_server", str(theirs.fileno())]
+    """The connection to the server of this run of the tests, which all its workers share."""
+    run_of_tests = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    address = f"{tempfile.gettempdir()}/nemo-dali-{run_of_tests}.socket"
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST_MESSAGE)
+    with open(f"{address}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            connection.connect(address)
+        except OSError:  # nobody listens: this worker is the first one, or the last server's workers are gone
+            _start_server(address)
+            connection.connect(address)
+    atexit.register(connection.close)
+    return connection
+
+
+def _start_server(address: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(address)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen()
+    command = [sys.executable, "-m", "tests.helpers.fork_server", str(listener.fileno())]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
-    theirs.close()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LONGEST_MESSAGE)
+    # Its own session: an interrupt of the tests is theirs. It ends by itself when nobody is connected any more.
+    server = subprocess.Popen(
+        command,
+        pass_fds=[listener.fileno()],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    listener.close()
+    atexit.register(server.poll)
 
-    def close() -> None:
-        ours.close()
-        server.wait()
 
-    atexit.register(close)
-    return ours
-
-
-def serve(connection: socket.socket) -> dict[str, Any] | None:
-    """Serve until the test process is gone. In a program, once it is forked: what it is to run."""
+def serve(listener: socket.socket) -> dict[str, Any] | None:
+    """Serve until all test processes are gone. In a program, once it is forked: what it is to run."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # watchers are waited for by nobody
+    connections: list[socket.socket] = []
     while True:
-        message, descriptors, _, _ = socket.recv_fds(connection, LONGEST_MESSAGE, 3)
-        if not message:
-            return None
-        if os.fork() == 0:
-            connection.close()
-            return _watch(json.loads(message), *descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
+        for ready in select.select([listener, *connections], [], [])[0]:
+            if ready is listener:
+                connections.append(listener.accept()[0])
+                continue
+            message, descriptors, _, _ = socket.recv_fds(ready, LONGEST_MESSAGE, 3)
+            if not message:
+                connections.remove(ready)
+                ready.close()
+                if not connections:
+                    os.unlink(listener.getsockname())
+                    os.unlink(f"{listener.getsockname()}.lock")
+                    return None
+            elif os.fork() == 0:
+                for inherited in (listener, *connections):
+                    inherited.close()
+                return _watch(json.loads(message), *descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def _watch(request: dict[str, Any], out: int, err: int, reports: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from nemo_dali.io.h5 import (
     write_strings,
 )
 from tests.helpers import fork_server
+from tests.helpers.lanes import lanes
 
 KIND = {"format": "nemo-dali/test", "version": 3}
 
@@ -87,7 +88,7 @@ except FileFormatError as error:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("limit", [0, 500, 20_000, 60_000])
+@pytest.mark.parametrize("limit", lanes([0, 500, 20_000, 60_000], fast=[500]))
 @pytest.mark.parametrize("what", ["one", "many", "strings"])
 def test_a_full_disk_is_told_in_one_sentence_and_changes_nothing(tmp_path: Path, what: str, limit: int) -> None:
     path = tmp_path / "a.h5"

@@ -14,6 +14,7 @@ from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers import fork_server
 from tests.helpers.files import make_files
+from tests.helpers.lanes import lanes
 from tests.helpers.oracles import by_hand
 from tests.helpers.tables import write_random_table
 
@@ -140,7 +141,7 @@ def test_batches_stay_intact_when_kept(files):
         assert torch.equal(batch.image, image) and torch.equal(batch.mask, mask)
 
 
-@pytest.mark.parametrize("before", range(13))
+@pytest.mark.parametrize("before", lanes(range(13), fast=[0, 1, 11, 12]))
 def test_resume_at_every_step(files, before):
     loader = make(files)
     whole = [*loader, *loader]
@@ -401,7 +402,7 @@ ENDINGS = {
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", lanes(ENDINGS, fast=["break", "exception"]))
 def test_the_interpreter_ends_quietly(files, ending):
     code = f"""
 from nemo_dali import Loader, MosaicPolicy

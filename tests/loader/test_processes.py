@@ -18,6 +18,7 @@ from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
 from tests.helpers import fork_server
+from tests.helpers.lanes import lanes
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.process
@@ -208,7 +209,7 @@ threading.Thread(target=train).start()
 }
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", lanes(ENDINGS, fast=["a daemon thread in mid-pass", "sys.exit"]))
 def test_the_interpreter_ends_with_batches_in_flight(start, ending):
     process = start(ENDINGS[ending])
     _, errors = process.communicate(timeout=60)
@@ -267,7 +268,9 @@ def resources():
 
 
 @pytest.mark.parametrize("mode", ["stream", "host"])
-@pytest.mark.parametrize("end", ["close", "del in mid-pass", "a full pass", "never iterated"])
+@pytest.mark.parametrize(
+    "end", lanes(["close", "del in mid-pass", "a full pass", "never iterated"], fast=["del in mid-pass"])
+)
 def test_loaders_that_are_gone_leave_neither_threads_nor_files(files, tiles, mode, end):
     def use():
         loader = make(files, num_threads=3, tiles=tiles if mode == "host" else None)

@@ -84,6 +84,7 @@ def test_where_recall_is_measured():
     assert recall_places(1000) == [10, 100, 1000] and recall_places(50) == [10, 50] and recall_places(4) == [4]
 
 
+@pytest.mark.slow
 def test_a_table_says_how_it_was_searched(clip, tmp_path, monkeypatch):
     dataset = make_noise(tmp_path, photos=90, each=1)
     options = {

@@ -83,6 +83,7 @@ def test_an_embedding_does_not_depend_on_how_many_follow(clip, tmp_path):
     np.testing.assert_allclose(a.image_embedding, b.image_embedding, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_hash_is_of_the_tensors(dataset, clip, tmp_path):
     import safetensors.torch
     import torch
@@ -221,8 +222,8 @@ def _truncate(path):
     ("spoil", "message"),
     [
         (Path.unlink, "cannot be opened"),
-        (_truncate, "is corrupt"),
-        (lambda path: path.write_bytes(b"no photo"), "is corrupt"),
+        pytest.param(_truncate, "is corrupt", marks=pytest.mark.slow),
+        pytest.param(lambda path: path.write_bytes(b"no photo"), "is corrupt", marks=pytest.mark.slow),
         (lambda path: Image.new("RGB", (30, 20)).save(path), "has another size than annotated"),
     ],
 )
@@ -356,6 +357,7 @@ def test_bounds_that_differ_in_the_seventh_digit_are_told_apart(dataset):
     assert words[0] != words[1]
 
 
+@pytest.mark.slow
 def test_what_embeddings_come_from_cannot_change_in_the_middle(dataset, clip, tmp_path, monkeypatch):
     folder, _ = clip
     both = {"model": [str(folder / "tiny.json")] * 2, "pretrained": [str(folder / "tiny.pt")] * 2, "device": "cpu"}

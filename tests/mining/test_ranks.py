@@ -130,7 +130,7 @@ points = [(0, "Unfinished", "sync", 0), (0, "Unfinished", "record", 2), (0, "Unf
 points += [(0, "Unfinished", "record", random.randrange(1, 12)) for _ in range(3)]
 points += [(random.randrange(2), "Ranks", "gather", random.randrange(1, 4)) for _ in range(3)]
 points += [(0, "Unfinished", "record", 6), (1, "Ranks", "to_first", 3), (0, "Unfinished", "finish", 0)]
-for point in points if whole else [points[1], points[-2]]:
+for point in points if whole else points[-2:-1]:
     ranks = random.choice([1, 2, 3]) if point[1] == "Unfinished" else random.choice([2, 3])
     codes = finish(start(ranks, output, point))
     assert codes[point[0]] == -9 and all(codes) and not output.exists(), (point, ranks, codes)
@@ -165,7 +165,7 @@ Path(f"{victim}.gone").rename(victim)
 
 @pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.slow)])
 def story(request, options, dataset, tmp_path_factory):
-    """A folder of tables, and what was told, by chapter. The short one has two kills and two ranks."""
+    """A folder of tables, and what was told, by chapter. The short one has one kill and two ranks."""
     folder = tmp_path_factory.mktemp("story")
     chapters = [[]]
     for fact in drive(STORY, options, folder, folder, Dataset.open(dataset).photo_path(7), request.param):
@@ -192,9 +192,7 @@ def test_runs_killed_anywhere_go_on_to_the_same_bytes_on_other_ranks(story):
     assert (folder / "killed.neg.h5").read_bytes() == (folder / "1.neg.h5").read_bytes()
     progress = [fact for _, kind, fact in told if kind == "progress"]
     assert sorted(progress) == progress  # nothing that was recorded is lost
-    if len(progress) == 2:
-        assert progress[0] < progress[1]
-    else:
+    if len(progress) > 1:
         assert len(progress) == 12 and len({tuple(stages) for stages in progress}) > 6 and progress[-1][-1] == 69
     errors = [text for _, kind, text in told if kind != "progress"]
     assert errors and all("went away" in text for text in errors)
@@ -209,6 +207,7 @@ def test_what_fails_on_one_rank_ends_all_and_is_told_once(story, dataset):
     assert all(Path(Dataset.open(dataset).photo_path(7)).name in text for *_, text in third)
 
 
+@pytest.mark.slow
 def test_given_embeddings_are_ranked_as_by_brute_force_on_any_number_of_ranks(tmp_path):
     dataset = Dataset.open(make_noise(tmp_path, photos=2000, each=1))
     rng = np.random.default_rng(0)

@@ -102,6 +102,7 @@ def test_shares_of_the_splits():
     assert shares == {"train": 400, "val": 40, "testA": 30, "testB": 30}
 
 
+@pytest.mark.slow
 def test_same_arguments_same_bytes_and_more_images_only_add(folder, tmp_path):
     again, fewer, other = tmp_path / "again", tmp_path / "fewer", tmp_path / "other"
     synthesize(again, images=COUNT, seed=7)
@@ -193,6 +194,7 @@ def grown(mask):
     return np.any([padded[y : y + mask.shape[0], x : x + mask.shape[1]] for y in range(3) for x in range(3)], axis=0)
 
 
+@pytest.mark.slow
 def test_masks_are_the_visible_pixels(photos):
     hidden = 0
     for photo in photos:

@@ -307,6 +307,7 @@ output.write_bytes(whole)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_bytes(files, made, tmp_path):
     output = tmp_path / "a.tiles.h5"

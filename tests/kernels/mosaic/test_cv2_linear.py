@@ -12,6 +12,7 @@ from nemo_dali.kernels.mosaic.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.normalise import RECIPE
 from nemo_dali.kernels.reference import resize_cv2_linear
 from tests.helpers.counts import examples
+from tests.helpers.lanes import lanes
 
 IDENTITY = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
 LOOK_UP = np.zeros(1, RECIPE)
@@ -68,6 +69,7 @@ def test_a_cell_without_pixels_is_left_alone(cell):
     assert resize(photo_of(5, 5), *cell).size == 0
 
 
+@pytest.mark.slow
 def test_no_memory_is_read_after_it_was_freed():
     """malloc overwrites what is given back, so that the kernel would read something else."""
     code = """
@@ -89,7 +91,7 @@ for seed in range(40):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100, env=environment)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (40, 1), (33, 2), (7, 3), (5, 64)])
+@pytest.mark.parametrize("shape", lanes([(1, 1), (2, 1), (40, 1), (33, 2), (7, 3), (5, 64)], fast=[(33, 2)]))
 def test_reads_nothing_outside_the_photo(shape):
     """The photo ends, then begins, where a page without access does: a read beyond it ends the process."""
     code = f"""
