@@ -84,5 +84,6 @@ void launch(unsigned blocks, int across, int down, int bytes, Kernel kernel, Arg
         }
         for (std::thread& thread : threads) thread.join();
     }
+    threads_of_block = nullptr;
 }
 }  // namespace host
