@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEMO ?= demo
 WORKERS ?= 2
+# Byte code is kept whatever the environment says: without it each process of the tests takes seconds more to start.
+export PYTHONDONTWRITEBYTECODE =
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CUDA := $(wildcard kernels/*.cuh kernels/*/*.cu tests/helpers/*.cpp tests/helpers/*.hpp)
 

@@ -7,7 +7,6 @@ from nemo_dali.commands.bench import Spread, bench_loader
 from nemo_dali.commands.cli import main
 from nemo_dali.loader.loader import Loader
 from tests.helpers.cuda_host import needs_compiler
-from tests.helpers.lanes import lanes
 
 
 def test_spread():
@@ -47,9 +46,10 @@ def test_all_that_the_command_can_measure(files, tmp_path, capsys):
     assert "waiting" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.usefixtures("played")
-@pytest.mark.parametrize("mode", lanes(["stream", "pinned", "device"], fast=["device"]))
+@pytest.mark.parametrize("mode", ["stream", "pinned", "device"])
 def test_the_modes_of_a_gpu(files, tmp_path, mode):
     tiles, output = tmp_path / "f.tiles.h5", tmp_path / "bench.json"
     command = f"bench loader {files.dataset} {files.negatives} --mode {mode} --json {output} --pairs 1 --steps 3"

@@ -273,9 +273,8 @@ def test_credentials_may_lie_where_aws_keeps_them(server, files, tmp_path):
     assert done.stdout == photo.read_bytes()
 
 
-@pytest.mark.parametrize(
-    "fault", [503, pytest.param(500, marks=pytest.mark.slow), pytest.param("hang", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [503, 500, "hang"])
 def test_a_short_fault_of_the_server_is_tried_again(server, odd, fault):
     loader = make(odd, images=ROOT, prefetch=1)
     passes = iter(loader)

@@ -68,6 +68,7 @@ def test_an_interrupt_anywhere_leaves_no_batch_behind(files, epochs, monkeypatch
 
 
 # Python only reports one that strikes in a callback of its collector: Hypothesis, once used, has one.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupts_at_random_moments(files, epochs):
     """A signal may strike between any two lines; what is delivered afterwards is right all the same."""

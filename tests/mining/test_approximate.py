@@ -36,6 +36,7 @@ def searches(embeddings, probes, **options):
     return ranker, ApproximateRanker(ranker, text, image, probes=probes, ranks=Ranks())
 
 
+@pytest.mark.slow
 def test_with_all_lists_nothing_is_missed(embeddings):
     ranker, search = searches(embeddings, list_count(6000))
     exact, found = ranker.rank(0, 90), search.rank(0, 90)

@@ -13,6 +13,7 @@ from nemo_dali.kernels.ranking.rules import no_rules
 from nemo_dali.mining import ranking
 from nemo_dali.mining.ranking import Excluded, Ranker, first_not_finite, rank
 from tests.helpers.counts import examples
+from tests.helpers.lanes import lanes
 from tests.helpers.rankings import check_ranking, unit
 
 
@@ -188,8 +189,8 @@ def _excluded_by_definition(text, image, own, ref, excluded):
     return out
 
 
-@pytest.mark.parametrize("depth", [5, 200, 599])
-@pytest.mark.parametrize("block", [1 << 17, 170, 64])
+@pytest.mark.parametrize("depth", lanes([5, 200, 599], fast=[5, 599]))
+@pytest.mark.parametrize("block", lanes([1 << 17, 170, 64], fast=[1 << 17, 64]))
 @pytest.mark.parametrize(
     "which", [["never"], ["category"], ["similar"], ["siblings"], ["never", "category", "similar", "siblings"]]
 )

@@ -216,6 +216,7 @@ def test_masks_are_the_visible_pixels(photos):
     assert hidden > 20
 
 
+@pytest.mark.slow
 def test_files_hold_those_masks(folder, photos):
     instances, _ = load(folder)
     found = iter(instances["annotations"])
