@@ -13,6 +13,7 @@ from PIL import Image
 
 import nemo_dali.fn
 from nemo_dali.kernels import reference
+from tests.helpers.lanes import lanes
 from tests.helpers.operator_graphs import (
     BATCH,
     CENTERS,
@@ -36,7 +37,7 @@ DOCUMENTATION = ROOT / "docs" / "operators.md"
 
 
 @pytest.mark.parametrize("resample", RESAMPLINGS)
-@pytest.mark.parametrize("cells", [1, 4, 9])
+@pytest.mark.parametrize("cells", lanes([1, 4, 9], fast=[4]))
 def test_mosaics_are_the_oracles_on_every_thread_and_step(cells, resample):
     """All dtypes and layouts side by side, made ahead, from photos that differ in size from sample to sample."""
     random = np.random.default_rng(cells)

@@ -3,6 +3,7 @@ import torch
 
 from nemo_dali import Loader, MosaicPolicy, NemoError
 from nemo_dali.commands.torch_baseline import Samples, check_equal, dataloader
+from tests.helpers.lanes import lanes
 
 POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.3, max_similarity=0.4)
 
@@ -12,7 +13,7 @@ def loader(files, **options):
 
 
 @pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+@pytest.mark.parametrize("dtype", lanes(["float32", "float16", "bfloat16", "uint8"], fast=["float32"]))
 def test_the_baselines_samples_are_the_loaders(files, dtype, resample):
     ours = loader(files, dtype=dtype, resample=resample, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     for batch in ours:

@@ -16,6 +16,7 @@ from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.pipeline import gpu
 from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.files import make_files
+from tests.helpers.lanes import lanes
 
 POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, max_similarity=0.4)
 
@@ -36,7 +37,7 @@ def assert_same(some, others):
 
 @needs_compiler
 @pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+@pytest.mark.parametrize("dtype", lanes(["float32", "bfloat16", "uint8"], fast=["float32"]))
 def test_the_gpus_way_ends_in_the_cpus_batches(files, played, dtype, resample):
     options = {"dtype": dtype, "resample": resample}
     played_batches, expected = batches(files, "cuda", **options), batches(files, "cpu", **options)

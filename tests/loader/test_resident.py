@@ -8,6 +8,7 @@ from nemo_dali import FileFormatError, Loader, MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.placement import grids_of
 from tests.helpers.files import make_files
+from tests.helpers.lanes import lanes
 from tests.helpers.resident import SIZE, loader
 
 
@@ -27,7 +28,7 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+@pytest.mark.parametrize("dtype", lanes(["float32", "float16", "bfloat16", "uint8"], fast=["float32", "uint8"]))
 def test_every_kind_of_sample_equals_the_stream_paths(files, tiles, dtype):
     path, resample = tiles
     options = {"resample": resample, "dtype": dtype, "mean": (0.4, 0.5, 0.6), "std": (0.3, 0.2, 0.25)}

@@ -59,6 +59,7 @@ def indexed(folders, tmp_path_factory):
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEW)
 def test_photos_and_refs_of_single_things_are_those_of_refcoco(folders, name):
     plain_instances, plain = load(folders["refcoco"])

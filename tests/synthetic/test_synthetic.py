@@ -51,6 +51,7 @@ def digests(folder):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_layout_is_refcocos(folder):
     instances, refs = load(folder)
     raw = (folder / "refcoco" / "refs(unc).p").read_bytes()
@@ -378,6 +379,7 @@ def test_the_first_sentence_needs_its_every_word(photos):
                     assert refers_to(photo.scene, less) != index, (raw, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [(0, 0), (2, 2), (1, 3), (5, 5)])
 def test_distractors_are_as_asked_for_and_recorded(wanted, tmp_path):
     made = synthesize(tmp_path, images=8, seed=3, distractors=wanted)

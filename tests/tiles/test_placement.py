@@ -22,6 +22,7 @@ from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.placement import ResidentTiles
 from tests.helpers import fork_server
 from tests.helpers.cuda_host import needs_compiler
+from tests.helpers.lanes import lanes
 from tests.helpers.resident import POLICY, SIZE, loader
 
 GPU = {"device": "cuda", "dtype": "float32"}
@@ -50,7 +51,7 @@ def assert_same_pass(some, others):
 
 @needs_compiler
 @pytest.mark.parametrize("place", PLACES, ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint8"])
+@pytest.mark.parametrize("dtype", lanes(["float32", "bfloat16", "uint8"], fast=["bfloat16"]))
 def test_every_place_gives_the_stream_paths_batches(files, path, played, place, dtype):
     resident, stream = loader(files, tiles=path, device="cuda", dtype=dtype, **place), loader(files, dtype=dtype)
     assert resident.mode == place["placement"]
