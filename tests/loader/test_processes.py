@@ -60,7 +60,7 @@ import torch.multiprocessing
 def train(rank):
     for step, batch in enumerate(for_ever(make(rank=rank, world_size=2))):
         if step == 10:
-            os.write(1, b"%d\n" % os.getpid())  # at once: both ranks share the pipe
+            os.write(1, b"%d\\n" % os.getpid())  # at once: both ranks share the pipe
 
 if __name__ == "__main__":
     torch.multiprocessing.start_processes(train, nprocs=2, start_method="spawn")
