@@ -1,0 +1,157 @@
+"""Output files: each appears under its name, or replaces one of its own kind, only when it is complete.
+
+    F.partial ──▶ opened and locked ──▶ written ──▶ fsync ──▶ renamed to F ──▶ fsync of the folder
+
+What has the name F or F.partial and is of another kind was not meant: it is never written over. A killed run leaves
+F.partial, which the next one takes over.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from nemo_dali.errors import FileFormatError
+
+IsOurs = Callable[[bytes], bool]  # told by the first bytes of a file, at most HEAD of them
+
+HEAD = 4096  # bytes
+ELSEWHERE = "Choose another place with -o."
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+def partial_name(path: Path) -> Path:
+    """What a file is called until it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def check_target(path: Path, is_ours: IsOurs, kind: str) -> None:
+    """Refuse to replace anything but a file of the same kind.
+
+    Args:
+        kind: what the file is, for the message: "a negative table", say.
+
+    Raises:
+        FileFormatError: something else has that name.
+    """
+    try:
+        found = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise cannot_write(path, error.strerror or str(error)) from error
+    try:
+        status = os.fstat(found)
+        if stat.S_ISDIR(status.st_mode):
+            raise cannot_write(path, "it is a folder")
+        if not stat.S_ISREG(status.st_mode) or (status.st_size and not is_ours(os.pread(found, HEAD, 0))):
+            raise cannot_write(path, f"it exists and is not {kind}")
+    finally:
+        os.close(found)
+
+
+def open_partial(path: Path, is_ours: IsOurs) -> int:
+    """Open F.partial for reading and writing, locked; a new one is empty, one that was left is as it was left.
+
+    Returns:
+        Its descriptor; closing it gives up the lock.
+
+    Raises:
+        FileFormatError: it cannot be made, another run is writing it, or something else has that name.
+    """
+    partial = partial_name(path)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        try:
+            descriptor = os.open(partial, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            descriptor = os.open(partial, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _in_the_way(path, "a symbolic link") from error
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise _in_the_way(path, "no regular file") from error
+        raise cannot_write(path, error.strerror or str(error)) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _in_the_way(path, "no regular file")
+        if not _locked(descriptor, partial):
+            raise FileFormatError(f"Cannot write {path}: another run is writing it. Wait for it or end it.")
+        if status.st_nlink != 1:
+            raise _in_the_way(path, "a file with another name besides")
+        if status.st_size and not is_ours(os.pread(descriptor, HEAD, 0)):
+            raise _in_the_way(path, "no unfinished file of this kind")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def publish(descriptor: int, path: Path) -> None:
+    """Give a complete F.partial, open as ``descriptor``, its name; the name itself survives a power cut.
+
+    Raises:
+        OSError: the disk is full, say; nothing is renamed then.
+    """
+    os.fsync(descriptor)
+    partial_name(path).replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_bytes(path: str | Path, content: bytes, *, is_ours: IsOurs, kind: str) -> None:
+    """Write a small file.
+
+    Args:
+        is_ours, kind: what may be replaced; see ``check_target``.
+
+    Raises:
+        FileFormatError: something else has that name, or it cannot be written.
+    """
+    path = Path(path)
+    check_target(path, is_ours, kind)
+    descriptor = open_partial(path, is_ours)
+    try:
+        os.ftruncate(descriptor, 0)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        publish(descriptor, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial_name(path).unlink()
+        if isinstance(error, OSError):
+            raise cannot_write(path, error.strerror or str(error)) from error
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def cannot_write(path: Path, why: str) -> FileFormatError:
+    """The error that a file cannot be written."""
+    return FileFormatError(f"Cannot write {path}: {why}. {ELSEWHERE}")
+
+
+def _in_the_way(path: Path, what: str) -> FileFormatError:
+    partial = partial_name(path)
+    return FileFormatError(f"Cannot write {path}: {partial} is {what}. Remove it, or choose another place with -o.")
+
+
+def _locked(descriptor: int, partial: Path) -> bool:
+    """Take the lock on the open partial file; False if another run has it, or has just renamed or removed that file."""
+    with suppress(OSError):  # other than being held: a file system without locks
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    try:
+        return os.path.samestat(os.fstat(descriptor), partial.stat())
+    except FileNotFoundError:
+        return False
