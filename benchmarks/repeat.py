@@ -6,26 +6,23 @@ may be more or fewer per ref. No photo need exist where nothing is decoded.
 """
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali._version import __version__
 from nemo_dali.data import dataset as ris
-from nemo_dali.data.columns import Annotations, Images, Refs, Sentences, begins
+from nemo_dali.data.columns import Annotations, Images, PhotoFiles, Refs, Sentences, begins
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.io.h5 import fingerprint, write_array, write_h5, write_strings
-from nemo_dali.mining.table import write_table
+from nemo_dali.io.layout import Layout
+from nemo_dali.io.writer import unfinished, write_h5
+from nemo_dali.mining.table_writer import write_table
 from nemo_dali.tiles import file as tile_file
 from nemo_dali.tiles.file import TileFile, tiles_fingerprint
 
 T = TypeVar("T", bound=np.generic)
 
-PAGE = 4096  # bytes; where tiles begin, as in a file that was made of photos
 BLOCK = 4096  # rows of a table made at a time
 FOLDER = 1000  # copied photos in a folder
 
@@ -82,6 +79,7 @@ def repeat_dataset(
             rle_begin=begins(rle_count),
             rle_count=rle_count,
             empty=refs.empty[ref],
+            no_target=refs.no_target[ref],
             source=["repeated"] * len(ref),
             distractors=refs.distractors[ref],
         ),
@@ -96,14 +94,11 @@ def repeat_dataset(
         category_name=source.category_name,
         rle_counts=_ranges(source.rle_counts, refs.rle_begin[ref], rle_count),
     )
-    with write_h5(output, format=ris.FORMAT, version=ris.VERSION) as file:
-        columns = ris._flat_columns(annotations)
-        for name, column in columns.items():
-            (write_array if isinstance(column, np.ndarray) else write_strings)(file, name, column)
-        file.attrs["fingerprint"] = fingerprint(columns)
-        file.attrs["name"] = annotations.name
-        file.attrs["image_root"] = str(source.image_root if copies is None else Path(copies).absolute())
-        file.attrs["left_out"] = 0
+    files = source.photo_files
+    files = PhotoFiles(*(column[photo] for column in (files.digest, files.orientation, files.coco_id)))
+    root = str(source.image_root if copies is None else Path(copies).absolute())
+    with write_h5(output, format=ris.FORMAT, version=ris.VERSION) as write:
+        ris.write_columns(write, annotations, files, image_root=root, left_out=0)
     return Dataset.open(output)
 
 
@@ -181,19 +176,25 @@ def repeat_tiles(source: TileFile, dataset: Dataset, output: str | Path) -> None
         output: the .tiles.h5 file; overwritten.
     """
     photos, m = len(dataset.images.id), len(source.digest)
-    made = replace(source, dataset_fingerprint=dataset.fingerprint, dataset_name=dataset.name)
-    digest = np.resize(source.digest, (photos, source.digest.shape[1]))
-    partial = Path(f"{output}.partial")
-    with h5py.File(partial, "w", libver="v110", alignment_threshold=1, alignment_interval=PAGE) as file:
-        for (h, w), array in source.arrays.items():
-            tiles = file.create_dataset(f"tiles/{h}x{w}", (photos, *array.shape[1:]), np.uint8)
+    arrays = {
+        tile_file.array_name(*shape): Layout("|u1", (photos, *array.shape[1:]), by_row=True)
+        for shape, array in source.arrays.items()
+    }
+    attributes: dict[str, Any] = {"dataset_fingerprint": dataset.fingerprint, "dataset_name": dataset.name}
+    attributes |= {name: getattr(source, name) for name in ("size", "resample", "decoder")}
+    with unfinished(
+        Path(output).absolute(),
+        format=tile_file.FORMAT,
+        version=tile_file.VERSION,
+        attributes=attributes | {"grids": list(source.grids)},
+        arrays=arrays | {"digest": Layout("|u1", (photos, 32))},
+        read=tile_file.read_tiles,
+        done=lambda _: "",
+    ) as made:
+        for shape, array in source.arrays.items():
+            tiles = made.writable(tile_file.array_name(*shape))
             for begin in range(0, photos, m):
                 tiles[begin : begin + m] = array[: photos - begin]
-        file["digest"] = digest
-        for name in ("dataset_fingerprint", "dataset_name", "size", "resample", "decoder"):
-            file.attrs[name] = getattr(made, name)
-        file.attrs["grids"] = str(list(made.grids))
-        file.attrs["format"], file.attrs["version"] = tile_file.FORMAT, tile_file.VERSION
-        file.attrs["made_by"] = f"nemo-dali {__version__}"
-        file.attrs["fingerprint"] = tiles_fingerprint(made, digest)
-    partial.replace(output)
+            made.seal(tile_file.array_name(*shape))
+        made.writable("digest")[:] = np.resize(source.digest, (photos, 32))
+        made.finish(tiles_fingerprint(made.file, made.file.digest))

@@ -146,6 +146,7 @@ def _same_kind(dataset_path: Path, table_path: Path) -> tuple[float, float]:
     dataset, table = Dataset.open(dataset_path), NegativeTable.open(table_path)
     shows = dataset.shown_categories()
     category = dataset.refs.category[dataset.sentences.ref]
+    table.check_all_rows()
     near = table.neighbors[:, :NEAREST]
     return float(shows[near, category[:, None]].mean()), float(shows[:, category].mean())
 

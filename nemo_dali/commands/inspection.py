@@ -6,7 +6,7 @@ from typing import Any
 from nemo_dali.data import dataset
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
-from nemo_dali.io.h5 import read_attributes
+from nemo_dali.io.h5 import read_kind
 from nemo_dali.mining import table
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.tiles import file as tile_file
@@ -28,19 +28,18 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
         FileFormatError: the file is not one of ours or is damaged.
     """
     remedy = "Give a file that 'nemo-dali index', 'nemo-dali mine' or 'nemo-dali tiles' made."
-    attributes = read_attributes(path, remedy=remedy)
-    kind = str(attributes.get("format", "unknown"))
+    kind = read_kind(path, remedy=remedy)
     kinds: dict[str, type[Dataset] | type[NegativeTable] | type[TileFile]]
     kinds = {dataset.FORMAT: Dataset, table.FORMAT: NegativeTable, tile_file.FORMAT: TileFile}
     if kind not in kinds:
         raise FileFormatError(f"{path} is of format '{kind}', not one of {', '.join(kinds)}. {remedy}")
-    common = {
-        "format": kind,
-        "version": int(attributes.get("version", -1)),
-        "fingerprint": str(attributes.get("fingerprint", "")),
-        "made_by": str(attributes.get("made_by", "")),
-    }
     opened = kinds[kind].open(path)
+    if isinstance(opened, NegativeTable):
+        opened.check_all_rows()
+        opened.check_embeddings()
+    index = opened.mapped.index
+    common: dict[str, Any] = {"format": index.format, "version": index.version}
+    common |= {"fingerprint": index.fingerprint, "made_by": index.made_by}
     if opened.content_fingerprint() != opened.fingerprint:
         raise FileFormatError(f"{path} is damaged: its content does not match its fingerprint. Make it again.")
     if isinstance(opened, Dataset):
@@ -54,6 +53,8 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
             "sentences": len(opened.sentences.ref),
             "categories": len(opened.category_id),
             "run_lengths": len(opened.rle_counts),
+            "exif": opened.exif,
+            "rotated": int((opened.photo_files.orientation > 1).sum()),
         }
     if isinstance(opened, TileFile):
         return common | {
@@ -79,6 +80,7 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
         "depth": opened.depth,
         "neighbors": width,
         "exclusions": opened.exclusions,
+        "excluded_photos": int(opened.excluded_photos.sum()),
         "method": opened.method,
         "recall": [{"n": int(n), "recall": float(share)} for n, share in opened.recall],
         "pools": [opened.pool_sizes(tau, k) for tau, k in pools],

@@ -131,6 +131,7 @@ def _samples(batch: Any, negatives: NegativeTable, size: int) -> list[Sample]:
     samples = []
     for i, (row, sentence) in enumerate(zip(batch.plan, batch.sentences, strict=True)):
         target = row["images"][row["cell"]]
+        negatives.check_rows(row["sentence"][None])
         ranked = dict(
             zip(
                 negatives.neighbors[row["sentence"]].tolist(),

@@ -24,6 +24,15 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
+class PhotoFiles:
+    """What ``index`` found in the photos' files, one row each."""
+
+    digest: npt.NDArray[np.uint8]  # [photos, 32], sha256 of the file
+    orientation: npt.NDArray[np.uint8]  # EXIF's, 1 to 8; 0 where the file has none
+    coco_id: npt.NDArray[np.int64]  # COCO's id of the photo, if it is called as COCO's photos are; else -1
+
+
+@dataclass(frozen=True, eq=False)
 class Refs:
     """Refs (what in a photo expressions refer to: an object, several or none), one row each; -1 where unknown."""
 
@@ -36,6 +45,7 @@ class Refs:
     rle_begin: npt.NDArray[np.int64]  # range in rle_counts
     rle_count: npt.NDArray[np.int32]
     empty: npt.NDArray[np.uint8]  # 1: nothing in the photo fits the expressions
+    no_target: npt.NDArray[np.int8]  # the annotations' own field of that name, 0 or 1; -1 where they have none
     source: Sequence[str]  # where the ref came from, "" if the files do not say
     distractors: npt.NDArray[np.int32]  # similar objects in the photo, where that was recorded
 
@@ -55,6 +65,8 @@ class Annotations:
     """One split of one data set. Photos are those with at least one ref in the split, by ascending id.
 
     Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
+    ``box_format`` says what numbers the boxes are that masks were made of: "xywh" (COCO's: left, top, width, height, in
+    pixels), or "" where none was.
     """
 
     name: str
@@ -65,6 +77,7 @@ class Annotations:
     category_id: npt.NDArray[np.int64]
     category_name: Sequence[str]
     rle_counts: npt.NDArray[np.uint32]
+    box_format: str = ""
 
 
 class PhotoRecord(NamedTuple):
@@ -86,6 +99,7 @@ class RefRecord(NamedTuple):
     category: int = -1
     source: str = ""
     distractors: int = -1
+    no_target: int = -1
 
 
 def in_columns(
@@ -132,6 +146,7 @@ def in_columns(
             rle_begin=begins(rle_count),
             rle_count=rle_count,
             empty=np.array([ref.runs is None for ref in refs], np.uint8),
+            no_target=np.array([ref.no_target for ref in refs], np.int8),
             source=[ref.source for ref in refs],
             distractors=np.array([ref.distractors for ref in refs], np.int32),
         ),
@@ -151,6 +166,12 @@ def in_columns(
 def begins(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Where each range begins when ranges of these lengths lie side by side."""
     return np.cumsum(counts, dtype=np.int64) - counts
+
+
+def coco_id(name: str) -> int:
+    """COCO's id of a photo that is called as COCO's releases of 2014 and of 2017 call it; -1 for another name."""
+    found = re.search(r"(?:^|/)(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$", name)
+    return -1 if found is None else int(found[1])
 
 
 def is_inside(name: str) -> bool:

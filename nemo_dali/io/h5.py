@@ -1,253 +1,28 @@
-"""HDF5 files of ours: written whole or not at all, opened only when they are what they claim to be."""
+"""Reading HDF5 files of ours: mapped by their own index, checked before use. libhdf5 takes no part in it.
 
-import errno
-import fcntl
+index ──▶ arrays ──▶ checksum of a small one: when it is opened
+                     checksums of a large one's rows: when they are first used
+"""
+
 import hashlib
+import mmap
 import os
-import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import h5py
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from nemo_dali._version import __version__
-from nemo_dali.errors import FileFormatError, NemoError
+from nemo_dali.errors import FileFormatError
+from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, DamagedIndex, Index, Line, checksum, decode, first_line
+from nemo_dali.io.output import HEAD
 
-DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
-
-
-@contextmanager
-def write_h5(path: str | Path, *, format: str, version: int) -> Iterator[h5py.File]:
-    """Open an HDF5 file to be filled; it appears under its name only when the block ends without an exception.
-
-    The block fills the file and must set ``file.attrs["fingerprint"]``. A killed run leaves ``<name>.partial``,
-    which the next run writes anew.
-
-    Raises:
-        FileFormatError: something else than such a file has that name, the folder is missing or not writable, the disk
-            is full, or another run is writing the file.
-    """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    check_target(path, format)
-    try:
-        lock = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise FileFormatError(f"Cannot write {path}: {error.strerror}. Choose another place with -o.") from error
-    if not locked(lock, partial):
-        os.close(lock)
-        raise FileFormatError(f"Cannot write {path}: another run is writing it. Wait for it or end it.")
-    try:
-        file = _create_h5(partial)
-        try:
-            yield file
-            file.attrs["format"] = format
-            file.attrs["version"] = version
-            file.attrs["made_by"] = f"nemo-dali {__version__}"
-        finally:
-            file.close()
-        os.fsync(lock)
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name itself survives a power cut
-        os.close(folder)
-    except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            partial.unlink()
-        # HDF5 gives the number in the text only. Other errors are the block's own, of a photo say, and go on.
-        number = next(
-            (n for n in DISK_ERRORS if n == getattr(error, "errno", 0) or f"errno = {n}," in str(error)), None
-        )
-        if number is None:
-            raise
-        raise FileFormatError(
-            f"Cannot write {path}: {os.strerror(number)}. Nothing was changed; free some space or choose another "
-            "place with -o."
-        ) from error
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-    finally:
-        os.close(lock)
-
-
-def check_target(path: Path, format: str) -> None:
-    """Only a file of the same format may be replaced: whatever else has that name was given by mistake."""
-    found = None
-    try:
-        if path.is_dir():
-            raise FileFormatError(f"Cannot write {path}: it is a folder. Choose another place with -o.")
-        if not path.exists():
-            return
-        found = read_attributes(path, remedy="Choose another place with -o.").get("format")
-    except OSError as error:
-        raise FileFormatError(f"Cannot write {path}: {error.strerror}. Choose another place with -o.") from error
-    if found != format:
-        raise FileFormatError(
-            f"Cannot write {path}: it exists and is no file of format '{format}'. Choose another place with -o."
-        )
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a small file that appears under its name, or replaces the one there, only when it is complete.
-
-    Raises:
-        NemoError: it cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise NemoError(f"Cannot write {path}: {error.strerror}. Choose another place.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
-
-
-def locked(lock: int, partial: Path) -> bool:
-    """Take the lock on the open partial file; False if another run has it, or has just renamed or removed that file."""
-    with suppress(OSError):  # other than being held: a file system without locks
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    try:
-        return os.path.samestat(os.fstat(lock), partial.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _create_h5(path: Path) -> h5py.File:
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    access.set_file_locking(False, True)  # HDF5's own lock would collide with ours: both are flock
-    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
-    # Unbuffered: a failed write is raised where it happens. Buffered, it fails in a destructor, which only prints it.
-    access.set_sieve_buf_size(0)
-    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    creation.set_obj_track_times(False)  # the same content gives the same bytes
-    return h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access))
-
-
-def _open(path: Path, remedy: str) -> h5py.File:
-    """Open any HDF5 file read-only, without HDF5's own lock: network mounts may have none, and ours never change."""
-    try:
-        try:
-            return h5py.File(path, "r", locking=False)
-        except OSError as error:
-            if "file locking flag" not in str(error):
-                raise
-            return h5py.File(path, "r")  # this process has it open already, with the lock: HDF5 wants them alike
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path} does not exist. {remedy}") from error
-    except OSError as error:
-        what = "is a folder" if path.is_dir() else "is not an HDF5 file or has been cut short"
-        if isinstance(error, PermissionError):
-            what = "may not be read by this user"
-        raise FileFormatError(f"{path} {what}. {remedy}") from error
-
-
-def read_attributes(path: str | Path, *, remedy: str) -> dict[str, Any]:
-    """The attributes of an HDF5 file, whatever its format; {} where they cannot be read.
-
-    Raises:
-        FileFormatError: missing, cut short or not HDF5.
-    """
-    with _open(Path(path), remedy) as file:
-        try:
-            return dict(file.attrs)
-        except (OSError, RuntimeError, KeyError):
-            return {}
-
-
-def open_h5(path: str | Path, *, format: str, version: int, remedy: str) -> h5py.File:
-    """Open one of our files read-only after checking what it is.
-
-    Args:
-        remedy: how to make such a file, put at the end of every message.
-
-    Raises:
-        FileFormatError: missing, cut short, not HDF5, another format, another version, or external links inside.
-    """
-    path = Path(path)
-    file = _open(path, remedy)
-    try:
-        found = str(file.attrs.get("format", "unknown"))
-        if found != format:
-            if found.startswith("nemo-dali/"):  # the remedy would tell to write over it
-                remedy = f"Give a '{format}' file in its place."
-            raise FileFormatError(f"{path} is of format '{found}', not '{format}'. {remedy}")
-        if (number := str(file.attrs.get("version", "unknown"))) != str(version):
-            raise FileFormatError(f"{path} is version {number}; this nemo-dali reads version {version}. {remedy}")
-        if "fingerprint" not in file.attrs:
-            raise FileFormatError(f"{path} carries no fingerprint. {remedy}")
-        if _leads_elsewhere(file, depth=2):
-            raise FileFormatError(f"{path} links to other files, which is refused. {remedy}")
-    except (OSError, RuntimeError, KeyError) as error:
-        file.close()
-        raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _leads_elsewhere(group: h5py.Group, depth: int) -> bool:
-    """Whether a member down to this depth (that of our files) is a link or keeps its data in another file."""
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            return True
-        member = group[name]
-        if isinstance(member, h5py.Group):
-            if depth > 1 and _leads_elsewhere(member, depth - 1):
-                return True
-        elif isinstance(member, h5py.Dataset) and (member.is_virtual or member.external):
-            return True
-    return False
-
-
-def write_array(group: h5py.Group, name: str, array: npt.ArrayLike) -> None:
-    """Write one numeric dataset, contiguous and unfiltered, so that ``map_array`` can map it."""
-    _parent(group, name).create_dataset(name.rpartition("/")[2], data=np.asarray(array))
-
-
-def write_strings(group: h5py.Group, name: str, strings: Iterable[str]) -> None:
-    """Write UTF-8 strings of any length as one dataset."""
-    kind = h5py.string_dtype("utf-8")
-    _parent(group, name).create_dataset(name.rpartition("/")[2], data=list(strings), dtype=kind)
-
-
-def _parent(group: h5py.Group, name: str) -> h5py.Group:
-    """The group that a dataset of this name lies in, made without the times that HDF5 would put into it by itself."""
-    above = name.rpartition("/")[0]
-    if not above:
-        return group
-    return group[above] if above in group else group.create_group(above, track_times=False)
-
-
-def read_strings(dataset: h5py.Dataset) -> list[str]:
-    """Read what ``write_strings`` wrote.
-
-    Raises:
-        FileFormatError: not a column of strings, more of them than the file has room for, or not UTF-8.
-    """
-    path = dataset.file.filename
-    string = h5py.check_string_dtype(dataset.dtype)
-    if string is None or string.length is not None or dataset.ndim != 1:
-        raise FileFormatError(f"{path}: {dataset.name} is not a column of strings. Write the file with nemo-dali.")
-    if dataset.size * 16 > dataset.file.id.get_filesize():  # HDF5 takes 16 bytes to say where a string is
-        raise FileFormatError(f"{path} is too short for the strings of {dataset.name}. Make it again.")
-    try:
-        return [s.decode("utf-8") for s in dataset[:]]
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path}: {dataset.name} is not UTF-8. Make it again.") from error
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how every HDF5 file without a user block begins, those of version 1 among them
+OFFSETS = "_offsets"  # behind the name of a column of strings: where in its bytes each begins, and the end
 
 
 class MappedFile:
@@ -257,20 +32,58 @@ class MappedFile:
     ``check`` before work that reads the arrays: it leaves the moment between the two.
 
     Args:
-        file: while it is open.
-        path: for messages.
+        path: of the file.
+        format, version: what it must be.
+        remedy: how to make such a file, put at the end of every message.
+        unfinished: take one that is still being written, too; its checksums are not looked at.
+
+    Attributes:
+        index: what is in the file.
+        path, remedy: as given.
+
+    Raises:
+        FileFormatError: missing, no regular file, cut short, of another format or version, unfinished, or damaged.
     """
 
-    def __init__(self, file: h5py.File, path: Path) -> None:
-        self.path = path
-        self._descriptor = os.dup(file.id.get_vfd_handle())
-        self._length = os.fstat(self._descriptor).st_size
-        weakref.finalize(self, os.close, self._descriptor).atexit = False
+    def __init__(self, path: Path, *, format: str, version: int, remedy: str, unfinished: bool = False) -> None:
+        self.path, self.remedy = path, remedy
+        descriptor = _open(path, remedy)
+        try:
+            self._length = os.fstat(descriptor).st_size
+            self._check_kind(os.pread(descriptor, HEAD, 0), format, version)
+            self.index = self._read_index(descriptor, unfinished)
+            self._map = mmap.mmap(descriptor, self._length, access=mmap.ACCESS_READ)
+        finally:
+            os.close(descriptor)
+        if self.index.fingerprint == UNFINISHED and not unfinished:
+            raise FileFormatError(f"{path} is half built. {remedy}")
 
-    @property
-    def still(self) -> str:
-        """A path that leads to this file, whatever has its name by now, as long as this object lives."""
-        return f"/proc/self/fd/{self._descriptor}"
+    def _check_kind(self, head: bytes, format: str, version: int) -> None:
+        path, remedy = self.path, self.remedy
+        found = _first_line(head, path, remedy)
+        if found.format != format:
+            if found.format.startswith("nemo-dali/"):  # the remedy would tell to write over it
+                remedy = f"Give a '{format}' file in its place."
+            raise FileFormatError(f"{path} is of format '{found.format}', not '{format}'. {remedy}")
+        if found.version != version:
+            raise FileFormatError(
+                f"{path} is version {found.version}; this nemo-dali reads version {version}. {remedy}"
+            )
+
+    def _read_index(self, descriptor: int, unfinished: bool) -> Index:
+        try:
+            return read_index(descriptor)
+        except DamagedIndex as error:
+            if unfinished:  # killed while the final one was put in place, perhaps
+                try:
+                    return read_index(descriptor, copy=True)
+                except DamagedIndex:
+                    pass
+            raise self.damage(str(error)) from error
+
+    def damage(self, what: str) -> FileFormatError:
+        """The error that something in the file is not as it must be."""
+        return FileFormatError(f"{self.path} is damaged: {what}. {self.remedy}")
 
     def check(self) -> None:
         """Look whether the file is as long as it was; a microsecond.
@@ -279,7 +92,7 @@ class MappedFile:
             FileFormatError: it is not, or it is gone from a network file system.
         """
         try:
-            length = os.fstat(self._descriptor).st_size
+            length = self._map.size()
         except OSError as error:
             raise FileFormatError(
                 f"{self.path} went away while it was in use ({error.strerror}). Give each version a name of its own on "
@@ -291,26 +104,201 @@ class MappedFile:
                 "or copy it anew, under another name that is then renamed, and start again."
             )
 
+    def array(self, name: str, dtypes: str | Collection[str], shape: Sequence[int | None]) -> npt.NDArray[Any]:
+        """An array, read-only, which outlives this object. One that has a checksum is read wholly and compared.
 
-def map_array(dataset: h5py.Dataset) -> npt.NDArray[Any]:
-    """Map a contiguous dataset read-only; ranks on a node share its pages. It outlives the h5py file.
+        Args:
+            dtypes: that it may be of, such as "<i4".
+            shape: that it must have; None: any length along that axis.
+
+        Raises:
+            FileFormatError: there is none, or it is of another type or shape, or damaged.
+        """
+        dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
+        entry = self.index.arrays.get(name)
+        if entry is None or entry.dtype not in dtypes or len(entry.shape) != len(shape):
+            raise self.damage(f"/{name} is not there, or not of type {' or '.join(dtypes)} with {len(shape)} axes")
+        if any(wanted not in (None, found) for wanted, found in zip(shape, entry.shape, strict=True)):
+            wanted = ", ".join("any" if length is None else str(length) for length in shape)
+            raise self.damage(f"/{name} is {list(entry.shape)}, not [{wanted}]")
+        if not entry.nbytes:
+            return np.empty(entry.shape, entry.dtype)
+        array: npt.NDArray[Any] = np.ndarray(entry.shape, entry.dtype, self._map, entry.offset)
+        if entry.checksum and self.index.fingerprint != UNFINISHED and checksum(array) != entry.checksum:
+            raise self.damage(f"/{name} does not match its checksum")
+        return array
+
+    def rows(self, name: str) -> "CheckedRows":
+        """The rows of an array that has a checksum for each, to be compared when first used."""
+        entry = self.index.arrays[name]
+        array = self.array(name, entry.dtype, entry.shape)
+        if not entry.row_checksums:
+            raise self.damage(f"/{name} has no checksum for each row")
+        return CheckedRows(self, name, array, self.array(entry.row_checksums, "<u8", (len(array),)))
+
+    def strings(self, name: str) -> "Strings":
+        """A column of strings.
+
+        Raises:
+            FileFormatError: there is none, or damaged.
+        """
+        return Strings(self, name)
+
+    def text(self, name: str) -> str:
+        """An attribute that is a string."""
+        value: str = self._attribute(name, str)
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """An attribute that is a list of strings."""
+        return [self._checked(name, str, value) for value in self._attribute(name, list)]
+
+    def integer(self, name: str, *, least: int, most: int = 2**63 - 1) -> int:
+        """An attribute that is an integer in a range."""
+        return self._in_range(name, self._attribute(name, int), least, most)
+
+    def integers(self, name: str, *, least: int, most: int) -> tuple[int, ...]:
+        """An attribute that is a list of integers in a range."""
+        values = self._attribute(name, list)
+        return tuple(self._in_range(name, self._checked(name, int, value), least, most) for value in values)
+
+    def _attribute(self, name: str, kind: type) -> Any:
+        return self._checked(name, kind, self.index.attributes.get(name))
+
+    def _checked(self, name: str, kind: type, value: Any) -> Any:
+        if type(value) is not kind:
+            raise self.damage(f"its attribute {name} is not there, or of another type")
+        return value
+
+    def _in_range(self, name: str, value: int, least: int, most: int) -> int:
+        if not least <= value <= most:
+            raise self.damage(f"its attribute {name} is out of range")
+        return value
+
+
+class CheckedRows:
+    """Which rows of an array were found to be as they were written. May be used by several threads."""
+
+    def __init__(self, file: MappedFile, name: str, array: npt.NDArray[Any], expected: npt.NDArray[np.uint64]) -> None:
+        self._file, self._name, self.array = file, name, array
+        self._expected = expected
+        self._sound = np.zeros(len(array), bool)
+
+    def check(self, rows: npt.NDArray[np.integer[Any]]) -> None:
+        """Compare rows with their checksums, each once; some 0.5 us a row and 0.05 us a kilobyte.
+
+        Raises:
+            FileFormatError: naming the first that is damaged.
+        """
+        new = rows[~self._sound[rows]]
+        array, expected, digest = self.array, self._expected, xxhash.xxh3_64_intdigest
+        for row in new.tolist():
+            if digest(array[row]) != expected[row]:
+                raise self._file.damage(f"row {row} of /{self._name} does not match its checksum")
+        self._sound[new] = True
+
+    def check_all(self) -> None:
+        """Compare all rows, so that the whole array is read."""
+        if not self._sound.all():
+            self.check(np.arange(len(self.array)))
+
+
+class Strings(Sequence[str]):
+    """A column of UTF-8 strings, decoded when they are used.
 
     Raises:
-        FileFormatError: the dataset is chunked or filtered, or the file is shorter than the dataset, or was replaced.
+        FileFormatError: it is not there, or damaged; when a string is used: it is not UTF-8.
     """
-    path = dataset.file.filename
-    if dataset.size == 0:
-        return np.empty(dataset.shape, dataset.dtype)
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.external:
-        raise FileFormatError(f"{path}: {dataset.name} is not contiguous. Write the file with nemo-dali.")
-    with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not os.path.samestat(status, os.fstat(dataset.file.id.get_vfd_handle())):
-            raise FileFormatError(f"{path} was replaced while it was opened. Start again.")
-        if offset + dataset.nbytes > status.st_size:
-            raise FileFormatError(f"{path} has been cut short. Make it again.")
-        return np.memmap(file, dataset.dtype, "r", offset, dataset.shape)
+
+    def __init__(self, file: MappedFile, name: str) -> None:
+        self._file, self._name = file, name
+        self._bytes = file.array(name, "|u1", (None,))
+        self._offsets = offsets = file.array(name + OFFSETS, "<i8", (None,))
+        if not len(offsets) or offsets[0] or offsets[-1] != len(self._bytes) or (np.diff(offsets) < 0).any():
+            raise file.damage(f"/{name}{OFFSETS} do not lie side by side")
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        self._file.check()
+        return self._decoded(self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        self._file.check()
+        whole, offsets = self._bytes.tobytes(), self._offsets.tolist()
+        ascii_text = self._decoded(whole) if whole.isascii() else None
+        for begin, end in pairwise(offsets):
+            yield self._decoded(whole[begin:end]) if ascii_text is None else ascii_text[begin:end]
+
+    def _decoded(self, encoded: bytes) -> str:
+        try:
+            return encoded.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._file.damage(f"/{self._name} is not UTF-8") from error
+
+
+def _open(path: Path, remedy: str) -> int:
+    """Open a regular file for reading; anything else might never answer."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path} does not exist. {remedy}") from error
+    except OSError as error:
+        what = "may not be read by this user" if isinstance(error, PermissionError) else f"is not readable ({error})"
+        raise FileFormatError(f"{path} {what}. {remedy}") from error
+    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileFormatError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}. {remedy}")
+    return descriptor
+
+
+def _first_line(head: bytes, path: str | Path, remedy: str) -> Line:
+    """What a file says it is, by its first bytes."""
+    if (line := first_line(head)) is not None:
+        return line
+    if head.startswith(HDF5):
+        raise FileFormatError(
+            f"{path} has no index of nemo-dali's: it is of version 1, whose files are no longer read, or an HDF5 file "
+            f"that is not one of ours. {remedy}"
+        )
+    raise FileFormatError(f"{path} is not an HDF5 file of nemo-dali's, or has been cut short. {remedy}")
+
+
+def read_index(descriptor: int, *, copy: bool = False) -> Index:
+    """The index of an open file.
+
+    Args:
+        copy: read the one that was made when the file was begun.
+
+    Raises:
+        DamagedIndex: there is none, or it is damaged.
+    """
+    line = first_line(os.pread(descriptor, HEAD, 0))
+    if line is None:
+        raise DamagedIndex("its first line is not that of an index")
+    begin = os.pread(descriptor, min(line.json.stop, LARGEST_BLOCK), line.user_block // 2 if copy else 0)
+    return decode(begin, os.fstat(descriptor).st_size)
+
+
+def read_kind(path: str | Path, *, remedy: str) -> str:
+    """The format of any file of ours.
+
+    Raises:
+        FileFormatError: it cannot be read, or is none.
+    """
+    descriptor = _open(Path(path), remedy)
+    try:
+        return _first_line(os.pread(descriptor, HEAD, 0), path, remedy).format
+    finally:
+        os.close(descriptor)
 
 
 def fingerprint(parts: Mapping[str, npt.NDArray[Any] | list[str] | str | int]) -> str:
@@ -330,3 +318,7 @@ def fingerprint(parts: Mapping[str, npt.NDArray[Any] | list[str] | str | int]) -
             digest.update(str(part).encode())
         digest.update(b"\1")
     return digest.hexdigest()
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:  # TEMPORARY
+    Path(path).write_bytes(content)

@@ -165,6 +165,7 @@ class Corpus:
                     photos=len(dataset.images.id),
                     neighbors=table.neighbors if table else None,
                     similarity=table.similarity if table else None,
+                    check_rows=table.check_rows if table else None,
                     cells={grid: allowed_cells(dataset.sentences.text, grid) for grid in grids},
                 )
             )

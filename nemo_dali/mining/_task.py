@@ -10,7 +10,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.h5 import fingerprint
 from nemo_dali.mining.clip import Clip, checked_device, load_clip
 from nemo_dali.mining.exclusions import Exclusions
-from nemo_dali.mining.ranking import Excluded, first_not_finite
+from nemo_dali.mining.ranking import Excluded
 from nemo_dali.mining.table import NegativeTable
 
 
@@ -22,7 +22,7 @@ class Task:
     clips: list[Clip]
     given: NegativeTable | None  # whose embeddings are taken, in place of the clips'
     excluded: Excluded
-    words: list[str]  # that say what is excluded
+    rules: dict[str, Any]  # what is excluded, as attributes of the table
     device: str
 
     def attributes(self, depth: int, batch_size: int, method: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ class Task:
             "dataset_fingerprint": self.dataset.fingerprint,
             "dataset_name": self.dataset.name,
             "depth": depth,
-            "exclusions": self.words,
+            **self.rules,
             "method": method,
         }
         if self.given is not None:
@@ -64,7 +64,7 @@ def open_task(
     dataset = Dataset.open(dataset_path, images=images)
     if len(dataset.images.id) < 2:
         raise NemoError(f"{dataset.path} has only one photo, so there are no negatives. Index more photos.")
-    excluded, words = exclusions.of(dataset)
+    excluded, rules = exclusions.of(dataset)
     if device in (None, "cuda"):
         local = int(os.environ.get("LOCAL_RANK", "0")) % max(torch.cuda.device_count(), 1)
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
@@ -72,10 +72,8 @@ def open_task(
     if embeddings is not None:
         given = NegativeTable.open(embeddings)
         given.check_dataset(dataset)
-        for array in (given.text_embedding, given.image_embedding):
-            if (row := first_not_finite(array)) is not None:
-                raise NemoError(f"{embeddings} has an embedding (row {row}) that is not finite. Mine it with --model.")
+        given.check_embeddings()
     else:
         dataset.photo_path(0)  # a folder that is not there is told before a model is loaded
     clips = [load_clip(*pair, device=device) for pair in zip(models, weights, strict=True)]
-    return Task(dataset, clips, given, excluded, words, device)
+    return Task(dataset, clips, given, excluded, rules, device)

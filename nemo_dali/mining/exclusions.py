@@ -4,12 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.ranking import Excluded
+from nemo_dali.mining.table_writer import rules_as_attributes
 
 ALWAYS = ["own photo", "photos outside the split"]  # a data set file holds the photos of its split only
 
@@ -38,13 +40,13 @@ class Exclusions:
             if bound is not None and not (math.isfinite(bound) and -1 <= bound <= 1):
                 raise ValueError(f"{name} ({bound}) must be None or between -1 and 1")
 
-    def of(self, dataset: Dataset) -> tuple[Excluded, list[str]]:
-        """For the ranking, and as the table records it.
+    def of(self, dataset: Dataset) -> tuple[Excluded, dict[str, Any]]:
+        """For the ranking, and as attributes of the table.
 
         Raises:
             NemoError: no ref of the data set has a category, or a file in ``photos_of`` is no data set file.
         """
-        words = list(ALWAYS)
+        words, others = list(ALWAYS), list[str]()
         shown = category = never = None
         if self.similar_photos is not None:
             words.append(f"photos more similar than {float(self.similar_photos)!r} to the own photo")
@@ -63,6 +65,10 @@ class Exclusions:
                 other = Dataset.open(path)
                 common = np.isin(names, [name.rpartition("/")[2] for name in other.images.file_name])
                 never |= common
+                others.append(other.fingerprint)
                 words.append(f"photos of {other.name} ({other.fingerprint[:12]}): {common.sum()}")
         bounds = {"similar_above": self.similar_photos, "siblings_above": self.siblings}
-        return Excluded(never=never, shown=shown, category=category, **bounds), words
+        rules = rules_as_attributes(
+            category=self.category, similar_photos=self.similar_photos, siblings=self.siblings, photos_of=others
+        )
+        return Excluded(never=never, shown=shown, category=category, **bounds), {"exclusions": words} | rules

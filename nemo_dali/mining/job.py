@@ -26,8 +26,8 @@ from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.progress import progress
-from nemo_dali.io.resumable import Unfinished
 from nemo_dali.io.threads import thread_count
+from nemo_dali.io.writer import Unfinished
 from nemo_dali.mining._inputs import Photos, Sentences
 from nemo_dali.mining._task import Task, open_task
 from nemo_dali.mining.approximate import ApproximateRanker, import_faiss, list_count, recall_places
@@ -36,7 +36,8 @@ from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.ranking import Ranker
 from nemo_dali.mining.report import MiningReport
-from nemo_dali.mining.table import NegativeTable, begin_table, finish_table
+from nemo_dali.mining.table import NegativeTable
+from nemo_dali.mining.table_writer import begin_table, finish_table, write_excluded
 from nemo_dali.mining.tune import depth_advice, propose
 
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
@@ -157,13 +158,14 @@ def _mine(
     def record(stage: int, rows: int) -> None:
         if made is not None:
             made.sync()
-            made.record(made.file.progress, stage, rows.to_bytes(8, "little"))
+            made.record("progress", stage, rows.to_bytes(8, "little"))
 
     text, image = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
     if made is None:
         text, image = np.zeros((sentences, sum(widths)), np.float32), np.zeros((photos, sum(widths)), np.float32)
     else:
-        text, image = made.writable(made.file.text_embedding), made.writable(made.file.image_embedding)
+        write_excluded(made, task.excluded.never)
+        text, image = made.writable("text_embedding"), made.writable("image_embedding")
     stages: list[Stage] = []
     cut: list[str] = []
     if given is not None:
@@ -211,20 +213,20 @@ def _mine(
         search = ApproximateRanker(ranker, text, image, probes=probes, ranks=ranks)
         recall = ranks.attempt(lambda: search.recall() if ranks.rank == 0 else None)
         if made is not None:
-            made.writable(made.file.recall)[:] = recall
+            made.writable("recall")[:] = recall
     _rank(ranker.blocks(begin=int(progress_of[-1])), search, made, ranks, partial(record, 2 * len(widths)))
     seconds_ranking = time.monotonic() - start
 
     def report(made: Unfinished[NegativeTable]) -> MiningReport:
-        digest, own_rank = finish_table(made), np.array(made.file.own_rank)
+        own_rank = (table := finish_table(made)).own_rank
         of_photos, of_sentences = stages[::2], stages[1::2]
         seconds = sum(stage.seconds for stage in of_photos)
         return MiningReport(
             output=output,
-            fingerprint=digest,
+            fingerprint=table.fingerprint,
             photos=photos,
             sentences=sentences,
-            neighbors=made.file.neighbors.shape[1],
+            neighbors=table.neighbors.shape[1],
             device=task.device,
             ranks=ranks.size,
             seconds_photos=seconds,
@@ -235,10 +237,10 @@ def _mine(
             median_rank=float(np.median(own_rank)),
             recall_at_1=float((own_rank <= 1).mean()),
             recall_at_10=float((own_rank <= 10).mean()),
-            short=int((made.file.neighbors[:, -1] < 0).sum()),
+            short=int((table.neighbors[:, -1] < 0).sum()),
             cut=tuple(dict.fromkeys(cut)),
-            recall=tuple((int(n), float(share)) for n, share in made.file.recall),
-            advice=depth_advice(curves := measure_curves(dataset, made.file), propose(curves)),
+            recall=tuple((int(n), float(share)) for n, share in table.recall),
+            advice=depth_advice(curves := measure_curves(dataset, table), propose(curves)),
         )
 
     reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))
@@ -265,7 +267,7 @@ def _rank(
     """Rank blocks of sentences, in rounds of one block on every rank, into the table on rank 0."""
     rounds: Iterable[int] = range(0, len(blocks), ranks.size)
     if made is not None:
-        arrays = [made.writable(array) for array in (made.file.neighbors, made.file.similarity, made.file.own_rank)]
+        arrays = [made.writable(name) for name in ("neighbors", "similarity", "own_rank")]
         rounds = progress(rounds, total=len(range(0, len(blocks), ranks.size)), what="ranking photos", unit="round")
     synced = time.monotonic()
     for first in rounds:

@@ -93,6 +93,8 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
     sentences, width = table.neighbors.shape
     count = min(sentences, SAMPLE, max(SAMPLED_CELLS // width, 1))
     rows = np.unique(np.linspace(0, sentences - 1, count).astype(np.int64))
+    table.check_rows(rows)
+    table.check_embeddings()
     neighbors = np.array(table.neighbors[rows])
     similarity = np.array(table.similarity[rows], np.float32)
     valid = (neighbors >= 0).sum(axis=1)

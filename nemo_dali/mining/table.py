@@ -9,33 +9,35 @@ Neither tau nor K is stored: the pool for both is a window of the row.
 An unfinished table is called F.neg.h5.partial; ``/progress`` says how many rows of each stage are done.
 """
 
-import json
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError
-from nemo_dali.io.h5 import MappedFile, fingerprint, map_array, open_h5
-from nemo_dali.io.resumable import UNFINISHED, Unfinished, offset, unfinished
+from nemo_dali.io.h5 import CheckedRows, MappedFile, fingerprint
+from nemo_dali.io.index import UNFINISHED
 
 if TYPE_CHECKING:
     from nemo_dali.data.dataset import Dataset
 
 FORMAT = "nemo-dali/neg"
-VERSION = 1
-SAMPLED_ROWS = 32  # whose contents are checked when a table is opened; all of them would be a read of the whole file
+VERSION = 2
+BY_ROW = ("neighbors", "similarity", "text_embedding", "image_embedding")  # arrays with a checksum for each row
+OFF_LENGTH = 0.01  # of an embedding from 1, at most; float32 makes 1e-6
+BLOCK = 1 << 14  # rows looked at together
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NegativeTable:
     """An open table of S sentences and M photos: mapped arrays.
+
+    Rows of the four large ones are compared with their checksums when they are first used: before you read some, call
+    ``check_rows`` or ``check_embeddings``.
 
     Attributes:
         neighbors: int32 [S, N], photo rows by descending similarity, -1 behind the last one; N = min(depth, M - 1).
@@ -45,6 +47,7 @@ class NegativeTable:
         own_rank: int32 [S], the place of a sentence's own photo among all M, from 1; 0 where unknown.
         recall: float64 [n, 2], rows (N, the share of the exact first N that an approximate search found); n may be 0.
         progress: int64, the rows done of each stage: for each model photos and sentences embedded, then ranked.
+        excluded_photos: bool [M], photos that no sentence may be shown with.
         model, pretrained: of an ensemble all of them, with " + " between.
         weights_hash: sha256 over the model's tensors, whatever file they came from.
         exclusions: what was left out of every row, for people.
@@ -72,10 +75,11 @@ class NegativeTable:
     own_rank: npt.NDArray[np.int32]
     recall: npt.NDArray[np.float64]
     progress: npt.NDArray[np.int64]
+    excluded_photos: npt.NDArray[np.bool_]
 
     @staticmethod
     def open(path: str | Path) -> "NegativeTable":
-        """Open a table in milliseconds, whatever its size: some rows' contents are checked, the arrays are mapped.
+        """Open a table in milliseconds, whatever its size.
 
         Raises:
             FileFormatError: not such a file, cut short, half built, or damaged.
@@ -83,7 +87,7 @@ class NegativeTable:
         table = read_table(path)
         if table.fingerprint == UNFINISHED:
             raise FileFormatError(
-                f"{table.path} is half built: {_done(table) or 'nothing is done'}. Repeat the command that began it."
+                f"{table.path} is half built: {done(table) or 'nothing is done'}. Repeat the command that began it."
             )
         return table
 
@@ -92,9 +96,74 @@ class NegativeTable:
 
     def content_fingerprint(self) -> str:
         """The fingerprint of what the file holds now; reads all of it."""
-        return _fingerprint(
-            self.neighbors, self.similarity, self.dataset_fingerprint, self.weights_hash, self.exclusions
+        return fingerprint(
+            {name: getattr(self, name) for name in ("neighbors", "similarity", "excluded_photos", "exclusions")}
+            | {"dataset_fingerprint": self.dataset_fingerprint, "weights_hash": self.weights_hash}
         )
+
+    @cached_property
+    def _rows(self) -> dict[str, CheckedRows]:
+        return {name: self.mapped.rows(name) for name in BY_ROW}
+
+    @cached_property
+    def _sound(self) -> npt.NDArray[np.bool_]:
+        """bool [S], sentences whose candidates were looked at."""
+        return np.zeros(len(self.neighbors), bool)
+
+    @cached_property
+    def _seen(self) -> npt.NDArray[np.int32]:
+        """Scratch of ``first_bad_row``."""
+        return np.zeros(len(self.image_embedding) + 1, np.int32)
+
+    def check_rows(self, rows: npt.NDArray[np.integer[Any]], own: npt.NDArray[np.integer[Any]] | None = None) -> None:
+        """Look at the candidates of sentences before they are read; each sentence's once, later it costs nothing.
+
+        Args:
+            rows: of sentences.
+            own: int [the same], the sentences' own photos, which must not be among their candidates.
+
+        Raises:
+            FileFormatError: not as they were written, photos that there are not or twice, or similarities that do not
+                descend.
+        """
+        from nemo_dali.kernels.ranking.checks import first_bad_row
+
+        new = ~self._sound[rows]
+        if not new.any():
+            return
+        rows = np.asarray(rows, np.int64)[new]
+        self._rows["neighbors"].check(rows)
+        self._rows["similarity"].check(rows)
+        bad = first_bad_row(
+            np.full(len(rows), -1, np.int64) if own is None else np.asarray(own, np.int64)[new],
+            self.neighbors[rows],
+            self.similarity[rows].astype(np.float32),
+            self._seen,
+        )
+        if bad >= 0:
+            raise self.mapped.damage(
+                f"the candidates of sentence {rows[bad]} are not distinct photos by descending similarity"
+            )
+        self._sound[rows] = True
+
+    def check_all_rows(self) -> None:
+        """``check_rows`` for every sentence; the candidates are read wholly."""
+        for begin in range(0, len(self.neighbors), BLOCK):
+            self.check_rows(np.arange(begin, min(begin + BLOCK, len(self.neighbors))))
+
+    def check_embeddings(self) -> None:
+        """Look at all embeddings before they are read.
+
+        Raises:
+            FileFormatError: not as they were written, or not finite and of unit length.
+        """
+        for name in ("text_embedding", "image_embedding"):
+            self._rows[name].check_all()
+            array = getattr(self, name)
+            for begin in range(0, len(array), BLOCK):
+                length = np.einsum("ij,ij->i", block := array[begin : begin + BLOCK], block)
+                if not (np.abs(length - 1) < 2 * OFF_LENGTH).all():
+                    raise self.mapped.damage(f"/{name} has a row that is not of unit length")
 
     def check_dataset(self, dataset: "Dataset") -> None:
         """Refuse a data set other than the one that this table was mined for.
@@ -128,7 +197,7 @@ class NegativeTable:
             raise ValueError(f"max_similarity ({max_similarity}) must be a finite number or None")
         if top_k < 1:
             raise ValueError(f"top_k ({top_k}) must be at least 1")
-        # Both ends from the similarities alone, so that a cold table's neighbors are not read.
+        self.check_all_rows()
         last = first_at_most(self.similarity, -np.inf)
         # As float64: in the table's own type 0.3 would become 0.30000001, or more.
         begin = np.zeros_like(last) if max_similarity is None else first_at_most(self.similarity, max_similarity)
@@ -182,206 +251,45 @@ def read_table(path: str | Path) -> NegativeTable:
     """
     path = Path(path).absolute()
     remedy = f"Make it with: nemo-dali mine F.ris.h5 --model NAME --pretrained TAG_OR_FILE -o {path}"
-    with open_h5(path, format=FORMAT, version=VERSION, remedy=remedy) as file:
-        try:
-            table = _read(file, path)
-            # Read, not mapped: a page fault may read megabytes ahead.
-            # Of an unfinished one what was recorded as done: a killed run leaves the rows behind that half written.
-            filled = len(table.neighbors)
-            if table.fingerprint == UNFINISHED:
-                filled = min(max(int(table.progress[-1]), 0), filled)
-            rows = np.unique(np.linspace(0, filled - 1, min(SAMPLED_ROWS, filled)).astype(int))
-            some_neighbors, some_similarity = file["neighbors"][rows], file["similarity"][rows].astype(np.float32)
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
-    if (damage := _damage(table, some_neighbors, some_similarity)) is not None:
-        raise FileFormatError(f"{path} is damaged: {damage}. {remedy}")
+    file = MappedFile(path, format=FORMAT, version=VERSION, remedy=remedy, unfinished=True)
+    depth = file.integer("depth", least=1)
+    neighbors = file.array("neighbors", "<i4", (None, None))
+    sentences = len(neighbors)
+    image = file.array("image_embedding", "<f4", (None, None))
+    photos, width = image.shape
+    if not sentences or not width or neighbors.shape[1] != min(depth, photos - 1) or photos < 2:
+        raise file.damage(f"/neighbors is {list(neighbors.shape)}, which does not fit depth {depth} of {photos} photos")
+    excluded = file.array("excluded_photos", "|u1", (-(-photos // 8),))
+    table = NegativeTable(
+        path=path,
+        mapped=file,
+        fingerprint=file.index.fingerprint,
+        **{name: file.text(name) for name in ("dataset_fingerprint", "dataset_name", "model", "pretrained")},
+        **{name: file.text(name) for name in ("weights_hash", "method", "encoder")},
+        depth=depth,
+        batch_size=file.integer("batch_size", least=0),
+        exclusions=file.texts("exclusions"),
+        neighbors=neighbors,
+        similarity=file.array("similarity", ("<f4", "<f2"), neighbors.shape),
+        text_embedding=file.array("text_embedding", "<f4", (sentences, width)),
+        image_embedding=image,
+        own_rank=file.array("own_rank", "<i4", (sentences,)),
+        recall=file.array("recall", "<f8", (None, 2)) if "recall" in file.index.arrays else np.empty((0, 2)),
+        progress=file.array("progress", "<i8", (None,)),
+        excluded_photos=np.unpackbits(excluded, count=photos, bitorder="little").astype(bool),
+    )
+    if table.fingerprint == UNFINISHED:
+        return table
+    if table.own_rank.min() < 0 or table.own_rank.max() > photos:
+        raise file.damage("/own_rank has a value out of range")
+    if not (table.recall >= 0).all() or not (table.recall <= max(photos, 1)).all():
+        raise file.damage("/recall has a value out of range")
     return table
 
 
-def _read(file: h5py.File, path: Path) -> NegativeTable:
-    """What the file holds; what the ranking does not need may be missing."""
-    neighbors = _array(file, "neighbors", 2, "<i4")
-    rows = np.zeros(len(neighbors), np.int32)
-    return NegativeTable(
-        path=path,
-        mapped=MappedFile(file, path),
-        **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
-        **{name: str(file.attrs[name]) for name in ("model", "pretrained", "weights_hash")},
-        depth=int(file.attrs["depth"]),
-        batch_size=int(file.attrs.get("batch_size", 0)),
-        **{name: str(file.attrs.get(name, "unknown")) for name in ("method", "encoder")},
-        exclusions=[str(text) for text in json.loads(file.attrs["exclusions"])],
-        neighbors=neighbors,
-        similarity=_array(file, "similarity", 2, "<f4", "<f2"),
-        text_embedding=_array(file, "text_embedding", 2, "<f4"),
-        image_embedding=_array(file, "image_embedding", 2, "<f4"),
-        own_rank=_array(file, "own_rank", 1, "<i4") if "own_rank" in file else rows,
-        recall=_array(file, "recall", 2, "<f8") if "recall" in file else np.empty((0, 2)),
-        progress=_array(file, "progress", 1, "<i8") if "progress" in file else np.full(3, len(rows)),
-    )
-
-
-def _array(file: h5py.File, name: str, dimensions: int, *dtypes: str) -> npt.NDArray[Any]:
-    array = file[name]
-    if (
-        not isinstance(array, h5py.Dataset)
-        or array.ndim != dimensions
-        or 0 in array.shape
-        or array.dtype not in [np.dtype(d) for d in dtypes]
-    ):
-        what = "matrix" if dimensions == 2 else "column"
-        raise ValueError(f"/{name} is not a {what} of type {' or '.join(dtypes)}")
-    return map_array(array)
-
-
-def _damage(table: NegativeTable, neighbors: npt.NDArray[np.int32], similarity: npt.NDArray[np.float32]) -> str | None:
-    """The first contradiction in the shapes, or in some of the rows, or None."""
-    sentences, width = table.neighbors.shape
-    photos = len(table.image_embedding)
-    if table.depth < 1 or width != min(table.depth, photos - 1):
-        return f"/neighbors is {width} wide, which does not fit depth {table.depth} of {photos} photos"
-    if table.similarity.shape != table.neighbors.shape:
-        return "/similarity is not as large as /neighbors"
-    if table.text_embedding.shape != (sentences, table.image_embedding.shape[1]):
-        return "/text_embedding does not fit /neighbors and /image_embedding"
-    if len(table.own_rank) != sentences:
-        return "/own_rank is not as long as /neighbors"
-    if len(neighbors) and (neighbors.min() < -1 or neighbors.max() >= photos):
-        return "/neighbors has a photo row out of range"
-    if not (similarity[:, 1:] <= similarity[:, :-1]).all() or np.isnan(similarity[:, 0]).any():
-        return "a row of /similarity does not descend"
-    if not np.array_equal(neighbors < 0, np.isneginf(similarity)):
-        return "the rows of /neighbors and /similarity end at different columns"
-    return None
-
-
-def _fingerprint(
-    neighbors: npt.NDArray[np.int32],
-    similarity: npt.NDArray[np.floating[Any]],
-    dataset_fingerprint: str,
-    weights_hash: str,
-    exclusions: list[str],
-) -> str:
-    """Over what the plan depends on; names and file names of the model may differ for the same content."""
-    return fingerprint(
-        {
-            "neighbors": neighbors,
-            "similarity": similarity,
-            "dataset_fingerprint": dataset_fingerprint,
-            "weights_hash": weights_hash,
-            "exclusions": exclusions,
-        }
-    )
-
-
-def _done(table: NegativeTable) -> str:
+def done(table: NegativeTable) -> str:
     """How much of an unfinished table is done; "" for nothing."""
     photos, sentences, ranked = table.progress[:-1:2].sum(), table.progress[1:-1:2].sum(), table.progress[-1]
     if not table.progress.any():
         return ""
     return f"{photos} photos and {sentences} sentences are embedded and {ranked} sentences are ranked"
-
-
-def begin_table(
-    path: str | Path,
-    *,
-    sentences: int,
-    photos: int,
-    width: int,
-    attributes: dict[str, Any],
-    models: int = 1,
-    recalls: int = 0,
-) -> AbstractContextManager[Unfinished[NegativeTable]]:
-    """A table to be filled, or one to go on with; see ``io.resumable.unfinished``.
-
-    Args:
-        sentences, photos: S and M.
-        width: D, of the embeddings.
-        attributes: ``dataset_fingerprint``, ``dataset_name``, ``model``, ``pretrained``, ``weights_hash``, ``depth``,
-            ``exclusions``, ``method``, ``batch_size`` and ``encoder``.
-        models: how many make the embeddings.
-        recalls: rows of ``/recall``.
-    """
-    ranking = sentences, min(attributes["depth"], photos - 1)
-    return unfinished(
-        Path(path).absolute(),
-        format=FORMAT,
-        version=VERSION,
-        attributes=attributes,
-        arrays={
-            "text_embedding": ("<f4", (sentences, width)),
-            "image_embedding": ("<f4", (photos, width)),
-            "neighbors": ("<i4", ranking),
-            "similarity": ("<f4", ranking),
-            "own_rank": ("<i4", (sentences,)),
-            **({"recall": ("<f8", (recalls, 2))} if recalls else {}),
-            "progress": ("<i8", (2 * models + 1,)),
-        },
-        read=read_table,
-        done=_done,
-    )
-
-
-def finish_table(made: Unfinished[NegativeTable]) -> str:
-    """Put the fingerprint into a table whose rows are all there, and return it."""
-    table = made.file
-    arrays = [table.text_embedding, table.image_embedding, table.neighbors, table.similarity, table.own_rank]
-    digest = table.content_fingerprint()
-    made.finish(digest, min(map(offset, arrays)))
-    return digest
-
-
-def write_table(  # noqa: PLR0913  # what a table holds
-    path: str | Path,
-    *,
-    blocks: Iterable[tuple[npt.NDArray[np.int32], npt.NDArray[np.floating[Any]]]],
-    text_embedding: npt.NDArray[np.float32],
-    image_embedding: npt.NDArray[np.float32],
-    depth: int,
-    dataset_fingerprint: str,
-    dataset_name: str,
-    model: str,
-    pretrained: str,
-    weights_hash: str,
-    exclusions: list[str],
-) -> str:
-    """Write a table whose rows arrive in blocks, so that it is never held in memory; return its fingerprint.
-
-    Args:
-        blocks: ``(neighbors int32 [b, N], similarity float32 [b, N])`` for consecutive sentences, S rows in all, with
-            N = min(depth, M - 1); short rows end in -1 and -inf.
-        text_embedding: float32 [S, D].
-        image_embedding: float32 [M, D].
-
-    Raises:
-        FileFormatError: the file cannot be written.
-    """
-    sentences, width = text_embedding.shape
-    attributes = {
-        "dataset_fingerprint": dataset_fingerprint,
-        "dataset_name": dataset_name,
-        "model": model,
-        "pretrained": pretrained,
-        "weights_hash": weights_hash,
-        "depth": depth,
-        "exclusions": exclusions,
-        "method": "given",
-        "batch_size": 0,
-        "encoder": "none",
-    }
-    photos = len(image_embedding)
-    with begin_table(path, sentences=sentences, photos=photos, width=width, attributes=attributes) as made:
-        made.writable(made.file.text_embedding)[:] = text_embedding
-        made.writable(made.file.image_embedding)[:] = image_embedding
-        neighbors, similarity = made.writable(made.file.neighbors), made.writable(made.file.similarity)
-        row = 0
-        for some_neighbors, some_similarity in blocks:
-            neighbors[row : row + len(some_neighbors)] = some_neighbors
-            similarity[row : row + len(some_neighbors)] = some_similarity
-            row += len(some_neighbors)
-        if row != sentences:
-            raise ValueError(f"blocks ({row} rows) must have one row for each of {sentences} sentences")
-        for stage, rows in enumerate((photos, sentences, sentences)):
-            made.record(made.file.progress, stage, rows.to_bytes(8, "little"))
-        return finish_table(made)

@@ -1,6 +1,6 @@
 """Planner: plan rows, of (data set, table, policy, seed, epoch, position). ``nemo_dali.plan`` has the rules."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.draws import fill_rows, replace_photos, shuffle_keys
-from nemo_dali.kernels.plan.rows import PLAN, PlanRows
+from nemo_dali.kernels.plan.rows import MINED, PLAN, PlanRows
 from nemo_dali.kernels.tile import cell_edges
 from nemo_dali.plan.policy import MosaicPolicy
 
@@ -28,6 +28,8 @@ class Part:
         photos: number of photos.
         neighbors: int32 [sentences, N], photo rows by descending similarity, -1 where there is none; None: no table.
         similarity: float32 or float16 [sentences, N], -inf where there is none.
+        check_rows: raises where the candidates of sentences, rows integer [n], are not what they were written as; given
+            their own photos, integer [n], too. None: they are trusted.
         empty: uint8 [refs], 1 where nothing in the photo fits the expressions.
         sentence_ref: int32 [sentences], the ref of each, where every sentence is a sample; None: every ref is one.
         cells: for grids 2 and 3, uint16 [sentences] with bit c set where the target may lie in cell c; empty: anywhere.
@@ -42,6 +44,7 @@ class Part:
     sentence_ref: npt.NDArray[np.int32] | None = None
     neighbors: npt.NDArray[np.int32] | None = None
     similarity: npt.NDArray[Any] | None = None
+    check_rows: Callable[[npt.NDArray[Any], npt.NDArray[Any]], None] | None = None
     cells: Mapping[int, npt.NDArray[np.uint16]] = field(default_factory=dict)
 
     @property
@@ -248,6 +251,9 @@ class Planner:
             rows["center"],
             short,
         )
+        # What was drawn from is looked at now: before, it is not known which sentences are shown.
+        if part.check_rows is not None and (mined := rows["kind"] == MINED).any():
+            part.check_rows(rows["sentence"][mined], part.ref_image[rows["ref"][mined]])
         if ((rows["images"] >= 0).sum(1) != rows["grid"].astype(int) ** 2).any() or rows["images"].max() >= part.photos:
             raise FileFormatError("A negative table is damaged: it names photos that do not exist. Mine it again.")
         rows["ref"] += self._ref_offset[index]

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.io.layout import Layout
 from nemo_dali.io.progress import progress
-from nemo_dali.io.resumable import Unfinished, amount, offset, unfinished
 from nemo_dali.io.threads import thread_count
+from nemo_dali.io.writer import Unfinished, amount, unfinished
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline import gpu
 from nemo_dali.tiles._decode import decode_tiles
@@ -30,6 +31,7 @@ from nemo_dali.tiles.file import (
     VERSION,
     Shape,
     TileFile,
+    array_name,
     cell_shapes,
     digests,
     read_tiles,
@@ -111,33 +113,34 @@ def make_tiles(
         "dataset_name": dataset.name,
         "size": size,
         "resample": resample,
-        "grids": tuple(sorted(set(grids))),
+        "grids": sorted(set(grids)),
         "decoder": f"DALI {dali_version} {'cpu' if device_id is None else 'mixed'}",
     }
     output = Path(output).absolute()
     start = time.monotonic()
     photos = len(dataset.images.id)
-    arrays = {f"tiles/{h}x{w}": ("u1", (photos, 3, h, w)) for h, w in cell_shapes(size, wanted["grids"])}
+    shapes = cell_shapes(size, wanted["grids"])
+    arrays = {array_name(h, w): Layout("|u1", (photos, 3, h, w), by_row=True) for h, w in shapes}
     with unfinished(
         output,
         format=FORMAT,
         version=VERSION,
         attributes=wanted,
-        arrays=arrays | {"digest": ("u1", (photos, 32))},
+        arrays=arrays | {"digest": Layout("|u1", (photos, 32))},
         read=read_tiles,
         done=_done,
     ) as made:
         tiles = made.file
         pending = np.flatnonzero(~tiles.digest.any(axis=1)).tolist()
         _announce(output, tiles, pending, announce)
-        writable = {shape: made.writable(array) for shape, array in tiles.arrays.items()}
+        writable = {shape: made.writable(array_name(*shape)) for shape in shapes}
         with ThreadPoolExecutor(num_threads + 1) as pool, _Record(made, pool) as record:
             decoded = decode_tiles(dataset, resample, writable, pending, num_threads=num_threads, device_id=device_id)
             with closing(decoded) as batches:
                 for _ in progress(record.each(batches), total=len(pending), what="making tiles", unit="photo"):
                     pass
         digest = tiles_fingerprint(tiles, tiles.digest)
-        made.finish(digest, min(map(offset, tiles.arrays.values())))
+        made.finish(digest)
     return TilesReport(
         output=output,
         fingerprint=digest,
@@ -184,6 +187,8 @@ class _Record:
     def each(self, batches: Iterable[list[int]]) -> Iterator[int]:
         """The rows of batches whose tiles are written."""
         for rows in batches:
+            for shape in self._tiles.arrays:
+                self._made.seal(array_name(*shape), rows)
             self._written += zip(rows, digests(self._tiles.arrays, rows, self._pool), strict=True)
             if self._sync.done() and time.monotonic() - self._began >= SYNC_INTERVAL_S:
                 self._turn()
@@ -193,7 +198,7 @@ class _Record:
         """Write down what the disk has by now, and wait for the rest, in the background."""
         self._sync.result()
         for row, digest in self._syncing:
-            self._made.record(self._tiles.digest, row, digest)
+            self._made.record("digest", row, digest)
         self._syncing, self._written = self._written, []
         self._sync, self._began = self._pool.submit(self._made.sync), time.monotonic()
 

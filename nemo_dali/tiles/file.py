@@ -15,23 +15,24 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.columns import MAX_SIDE
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
-from nemo_dali.io.h5 import MappedFile, fingerprint, map_array, open_h5
+from nemo_dali.io.h5 import CheckedRows, MappedFile, fingerprint
+from nemo_dali.io.index import UNFINISHED
 from nemo_dali.io.progress import progress
-from nemo_dali.io.resumable import UNFINISHED
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.tile import RESAMPLE
 
 FORMAT = "nemo-dali/tiles"
-VERSION = 1
+VERSION = 2
 GRIDS = (1, 2, 3)
 BLOCK = 1024  # photos whose digests are asked for at once
 
@@ -48,6 +49,9 @@ def cell_shapes(size: int, grids: Iterable[int]) -> list[Shape]:
 @dataclass(frozen=True, eq=False, repr=False)
 class TileFile:
     """An open tile file of M photos: mapped arrays. It pickles as its path.
+
+    A photo's tiles are compared with their checksums when they are first used: before you read some, call
+    ``rows[h, w].check(photos)``.
 
     Attributes:
         size: height and width in pixels of the frames that the tiles are made for.
@@ -87,6 +91,11 @@ class TileFile:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TileFile.open, (self.path,)  # a mapped array would pickle as its bytes
+
+    @cached_property
+    def rows(self) -> dict[Shape, CheckedRows]:
+        """Of each size, which photos' tiles were found to be as they were written."""
+        return {(h, w): self.mapped.rows(array_name(h, w)) for h, w in self.arrays}
 
     def content_fingerprint(self) -> str:
         """The fingerprint of what the file holds now; reads all of it."""
@@ -151,41 +160,31 @@ def read_tiles(path: str | Path) -> TileFile:
     """
     path = Path(path).absolute()
     remedy = f"Make it with: nemo-dali tiles F.ris.h5 --size SIZE -o {path}"
-    with open_h5(path, format=FORMAT, version=VERSION, remedy=remedy) as file:
-        try:
-            return _read(file, path)
-        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
-
-
-def _read(file: h5py.File, path: Path) -> TileFile:
-    size, grids = int(file.attrs["size"]), tuple(int(grid) for grid in json.loads(file.attrs["grids"]))
-    digest = _array(file, "digest", 32)
-    if size < 1 or not grids or not set(grids) <= set(GRIDS) or file.attrs["resample"] not in RESAMPLE:
-        raise ValueError("its size, grids or resampling is none that there is")
+    file = MappedFile(path, format=FORMAT, version=VERSION, remedy=remedy, unfinished=True)
+    size, grids = file.integer("size", least=1, most=MAX_SIDE), file.integers("grids", least=1, most=max(GRIDS))
+    resample, digest = file.text("resample"), file.array("digest", "|u1", (None, 32))
+    if not grids or resample not in RESAMPLE or not len(digest):
+        raise file.damage("its grids or resampling is none that there is, or it has no photos")
     return TileFile(
         path=path,
-        mapped=MappedFile(file, path),
-        **{name: str(file.attrs[name]) for name in ("fingerprint", "dataset_fingerprint", "dataset_name")},
+        mapped=file,
+        fingerprint=file.index.fingerprint,
+        dataset_fingerprint=file.text("dataset_fingerprint"),
+        dataset_name=file.text("dataset_name"),
         size=size,
-        resample=str(file.attrs["resample"]),
+        resample=resample,
         grids=grids,
-        decoder=str(file.attrs["decoder"]),
-        arrays={(h, w): _array(file, f"tiles/{h}x{w}", 3, h, w, rows=len(digest)) for h, w in cell_shapes(size, grids)},
+        decoder=file.text("decoder"),
+        arrays={
+            (h, w): file.array(array_name(h, w), "|u1", (len(digest), 3, h, w)) for h, w in cell_shapes(size, grids)
+        },
         digest=digest,
     )
 
 
-def _array(file: h5py.File, name: str, *shape: int, rows: int | None = None) -> U8:
-    array = file[name]
-    if (
-        not isinstance(array, h5py.Dataset)
-        or array.dtype != np.uint8
-        or array.shape[1:] != shape
-        or rows not in (None, len(array))
-    ):
-        raise ValueError(f"/{name} is not of uint8 [photos, {', '.join(map(str, shape))}]")
-    return map_array(array)
+def array_name(height: int, width: int) -> str:
+    """What the array of tiles of this size is called."""
+    return f"tiles/{height}x{width}"
 
 
 def tiles_fingerprint(tiles: TileFile, digest: U8) -> str:
@@ -196,7 +195,7 @@ def tiles_fingerprint(tiles: TileFile, digest: U8) -> str:
             "dataset_fingerprint": tiles.dataset_fingerprint,
             "size": tiles.size,
             "resample": tiles.resample,
-            "grids": json.dumps(tiles.grids),
+            "grids": json.dumps(list(tiles.grids)),
         }
     )
 

@@ -11,7 +11,8 @@ import math
 import os
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import agree
 from nemo_dali.errors import NemoError
+from nemo_dali.io.threads import thread_count
 from nemo_dali.pipeline import gpu
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.file import Shape, TileFile
@@ -95,13 +97,23 @@ class ResidentTiles:
             rows = [_rows(array.ctypes.data, array) for _, array in arrays]
         else:
             budget = device_budget if placement == "device" else 0
+            self._check_all([shape for shape, _ in arrays])
             rows = self._send([array for _, array in arrays], device_id, budget, together)
+        begins = np.cumsum([0, *(len(file.digest) for file in self.files)])
+        self._begin_of = list(zip(begins[:-1].tolist(), self.files, strict=True))
+        self._sound = {shape: np.full(int(begins[-1]), device_id is not None) for shape, _ in arrays}
         self._addresses: dict[Shape, Addresses] = {}
         for (shape, _), addresses in zip(arrays, rows, strict=True):
             self._addresses[shape] = np.concatenate([self._addresses.get(shape, addresses[:0]), addresses])
 
+    def _check_all(self, shapes: Iterable[Shape]) -> None:
+        """Compare all tiles with their checksums."""
+        with ThreadPoolExecutor(thread_count()) as pool:
+            for checked in [pool.submit(file.rows[shape].check_all) for shape in set(shapes) for file in self.files]:
+                checked.result()
+
     def _send(self, arrays: list[U8], device_id: int, budget: int | None, together: bool) -> list[Addresses]:
-        """Copy arrays to where a GPU reads them; the address of each of their rows."""
+        """Copy arrays, which were checked, to where a GPU reads them; the address of each of their rows."""
         needed = sum(array.nbytes for array in arrays)
         counts, left = [], needed if budget is None else budget
         for array in arrays:
@@ -151,12 +163,24 @@ class ResidentTiles:
     def addresses(
         self, heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32], photos: npt.NDArray[np.int64]
     ) -> Addresses:
-        """Of the tiles of photos [n] at given sizes [n], uint64 [n]."""
+        """Of the tiles of photos [n] at given sizes [n], uint64 [n].
+
+        Raises:
+            FileFormatError: a tile is not as it was written; looked at when it is first asked for.
+        """
         found = np.empty(len(photos), np.uint64)
         for (height, width), addresses in self._addresses.items():
             wanted = np.flatnonzero((heights == height) & (widths == width))
             found[wanted] = addresses[photos[wanted]]
+            if not self._sound[height, width][photos[wanted]].all():
+                self._check((height, width), photos[wanted])
         return found
+
+    def _check(self, shape: Shape, photos: npt.NDArray[np.int64]) -> None:
+        for begin, file in self._begin_of:
+            of_file = photos[(begin <= photos) & (photos < begin + len(file.digest))]
+            file.rows[shape].check(of_file - begin)
+        self._sound[shape][photos] = True
 
 
 def _most_read_first(policy: MosaicPolicy, size: int) -> list[Shape]:

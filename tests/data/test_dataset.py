@@ -3,7 +3,6 @@
 import os
 import pickle
 import signal
-import subprocess
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nemo_dali.data import dataset as dataset_module
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.columns import Annotations
-from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, Dataset, IndexReport, index_dataset
+from nemo_dali.data.columns import Annotations, coco_id
+from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, PHOTO_COLUMNS, Dataset, IndexReport, index_dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from tests.helpers import fork_server
+from tests.helpers.forged import Parts, forge
+from tests.helpers.h5_files import assert_views_agree
 from tests.helpers.refer import ReferFiles, write_refer
 
 
@@ -79,13 +79,16 @@ def test_the_file_opens_in_plain_h5py_and_its_numbers_can_be_mapped(files: Refer
     names: list[str] = []
     with h5py.File(output) as file:
         file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-        assert file.attrs["format"] == "nemo-dali/ris"
-        assert file.attrs["version"] == 1
+        assert file.attrs["format"].decode() == "nemo-dali/ris"
+        assert file.attrs["version"] == 2
         assert file["refs/ref_id"][:].tolist() == [ref["ref_id"] for ref in files.refs]
-        assert file["sentences/text"].asstr()[0] == files.refs[0]["sentences"][0]["sent"]
-        for name in names:
-            assert file[name].dtype.kind == "O" or file[name].id.get_offset() is not None
-    assert sorted(names) == sorted([f"{g}/{n}" for g in COLUMNS for n in COLUMNS[g]] + list(OTHER_COLUMNS))
+        begin, end = file["sentences/text_offsets"][:2]
+        assert file["sentences/text"][begin:end].tobytes().decode() == files.refs[0]["sentences"][0]["sent"]
+        assert all(file[name].id.get_offset() is not None for name in names)
+    columns = {f"{g}/{n}": COLUMNS[g][n] for g in COLUMNS for n in COLUMNS[g]} | OTHER_COLUMNS | PHOTO_COLUMNS
+    offsets = [f"{name}_offsets" for name, dtype in columns.items() if not dtype]
+    assert sorted(names) == sorted([*columns, *offsets, "images/digest"])
+    assert_views_agree(output)
 
 
 def test_the_fingerprint_is_that_of_the_content(tmp_path: Path, output: Path) -> None:
@@ -96,15 +99,20 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path, output: Path) ->
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_text_is_read_when_first_used(files: ReferFiles, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_decoded_when_first_used(files: ReferFiles, output: Path) -> None:
     index(files, output)
-    read_columns: list[str] = []
-    real = dataset_module.read_strings
-    monkeypatch.setattr(dataset_module, "read_strings", lambda c: (read_columns.append(c.name), real(c))[1])
-    found = Dataset.open(output)
-    assert "/sentences/text" not in read_columns  # 120,000 of them take longer than all the rest
-    assert found.sentences.text[0] == found.sentences.text[0]
-    assert read_columns.count("/sentences/text") == 1
+
+    def spoil(parts: Parts) -> None:
+        parts.arrays["sentences/text"][0] = 255
+
+    forge(output, spoil)
+    found = Dataset.open(output)  # to decode 120,000 of them would take longer than all the rest
+    assert found.sentences.text[1]
+    for read in (lambda: found.sentences.text[0], lambda: list(found.sentences.text)):
+        with pytest.raises(
+            FileFormatError, match=r"a\.ris\.h5 is damaged: /sentences/text is not UTF-8.* nemo-dali index"
+        ):
+            read()
 
 
 @pytest.mark.parametrize("remove", [False, True])
@@ -129,19 +137,6 @@ def test_text_of_a_file_cut_short_meanwhile_is_refused(files: ReferFiles, output
     found = Dataset.open(output)
     os.truncate(output, 2000)
     with pytest.raises(FileFormatError, match=r"a\.ris\.h5 was cut short while it was in use, from \d+ to 2000 bytes"):
-        found.sentences.text[0]
-
-
-def test_damaged_text_is_told_when_it_is_read(files: ReferFiles, output: Path) -> None:
-    index(files, output)
-    found = Dataset.open(output)
-    data = bytearray(output.read_bytes())
-    begin = data.index(b"GCOL")
-    while begin >= 0:
-        data[begin : begin + 4] = b"DAMA"  # every heap of strings
-        begin = data.find(b"GCOL", begin)
-    output.write_bytes(data)
-    with pytest.raises(FileFormatError, match=r"a\.ris\.h5 is damaged .* nemo-dali index"):
         found.sentences.text[0]
 
 
@@ -344,6 +339,11 @@ def test_nothing_to_index_is_an_error(files: ReferFiles, output: Path) -> None:
         ("refs/image", 3, -1, "/refs/image has a value out of range"),
         ("refs/category", 3, 3, "/refs/category has a value out of range"),
         ("refs/category", 3, -2, "/refs/category has a value out of range"),
+        ("refs/empty", 3, 2, "/refs/empty has a value out of range"),
+        ("refs/no_target", 3, -2, "/refs/no_target has a value out of range"),
+        ("refs/distractors", 3, -2, "/refs/distractors has a value out of range"),
+        ("images/orientation", 3, 9, "/images/orientation has a value out of range"),
+        ("images/coco_id", 3, -2, "/images/coco_id has a value out of range"),
         ("image_categories", 0, 3, "/image_categories has a value out of range"),
         ("images/width", 0, 0, "/images/width has a value out of range"),
         ("images/height", 0, 65536, "/images/height has a value out of range"),
@@ -364,46 +364,84 @@ def test_rows_that_point_nowhere_are_refused(
     files: ReferFiles, output: Path, name: str, row: int, value: Any, reason: str
 ) -> None:
     index(files, output)
-    with h5py.File(output, "r+") as file:
-        file[name][row] = value
+
+    def edit(parts: Parts) -> None:
+        if isinstance(value, str):
+            parts.set_strings(name, [*parts.strings(name)[:row], value, *parts.strings(name)[row + 1 :]])
+        else:
+            parts.arrays[name][row] = value
+
+    forge(output, edit)
     with pytest.raises(FileFormatError, match=rf"a\.ris\.h5 is damaged: .*{reason}.*Make it with: nemo-dali index"):
         Dataset.open(output)
 
 
-@pytest.mark.parametrize("name", [*(f"{g}/{n}" for g in COLUMNS for n in COLUMNS[g]), *OTHER_COLUMNS])
+ALL_COLUMNS = [*(f"{g}/{n}" for g in COLUMNS for n in COLUMNS[g]), *OTHER_COLUMNS, *PHOTO_COLUMNS, "images/digest"]
+
+
+@pytest.mark.parametrize("name", ALL_COLUMNS)
 def test_columns_that_are_missing_or_of_another_kind_are_refused(files: ReferFiles, output: Path, name: str) -> None:
-    index(files, output)
-    numeric = name in ("images/id", "rle/counts", "image_categories")
-    others = [np.zeros((3, 2), "i8"), np.zeros(2, "f4"), np.arange(5, dtype=">i8"), np.array([b"x"])]
-    for other in [None, *others] if numeric else [None, others[1]]:
-        with h5py.File(output, "r+") as file:
-            if name in file:
-                del file[name]
-            if other is not None:
-                file[name] = other
-        with pytest.raises(FileFormatError, match=r"a\.ris\.h5"):
-            found = Dataset.open(output)
-            list(found.sentences.raw), list(found.sentences.text), list(found.refs.source)
-
-
-def test_columns_of_unequal_length_are_refused(files: ReferFiles, output: Path) -> None:
-    for name in ("refs/empty", "sentences/text", "images/file_name", "categories/name"):
+    for other in [None, np.zeros((3, 2), "<i8"), np.zeros(2, "<f4"), np.zeros((6, 31), "|u1")]:
         index(files, output)
-        with h5py.File(output, "r+") as file:
-            column = file[name][:-1]
-            del file[name]
-            file[name] = column
-        with pytest.raises(FileFormatError, match=rf"the columns of /{name.split('/')[0]} are not equally long"):
+
+        def edit(parts: Parts, other: Any = other) -> None:
+            del parts.arrays[name]
+            parts.arrays |= {} if other is None else {name: other}
+
+        forge(output, edit)
+        with pytest.raises(FileFormatError, match=rf"a\.ris\.h5 is damaged: .*/{name}"):
             Dataset.open(output)
 
 
-@pytest.mark.parametrize("attribute", ["name", "image_root", "left_out"])
-def test_missing_attributes_are_refused(files: ReferFiles, output: Path, attribute: str) -> None:
+@pytest.mark.parametrize("name", ["refs/empty", "images/digest", "images/coco_id", "categories/id"])
+def test_columns_of_unequal_length_are_refused(files: ReferFiles, output: Path, name: str) -> None:
     index(files, output)
-    with h5py.File(output, "r+") as file:
-        del file.attrs[attribute]
-    with pytest.raises(FileFormatError, match="is damaged"):
+    forge(output, lambda parts: parts.arrays.update({name: parts.arrays[name][:-1]}))
+    with pytest.raises(FileFormatError, match=rf"the columns of /{name.split('/')[0]} are not equally long"):
         Dataset.open(output)
+
+
+@pytest.mark.parametrize("name", ["sentences/text", "images/file_name", "categories/name", "refs/source"])
+def test_columns_of_fewer_strings_are_refused(files: ReferFiles, output: Path, name: str) -> None:
+    index(files, output)
+    forge(output, lambda parts: parts.set_strings(name, parts.strings(name)[:-1]))
+    with pytest.raises(FileFormatError, match=rf"the columns of /{name.split('/')[0]} are not equally long"):
+        Dataset.open(output)
+
+
+@pytest.mark.parametrize("attribute", ["name", "image_root", "left_out", "exif", "box_format"])
+def test_attributes_that_are_missing_or_of_another_kind_are_refused(
+    files: ReferFiles, output: Path, attribute: str
+) -> None:
+    for value in (None, 1.5, [1], "s3://", -1):
+        index(files, output)
+        if isinstance(value, str) and attribute in ("name", "box_format"):
+            continue
+
+        def edit(parts: Parts, value: Any = value) -> None:
+            parts.attributes |= {attribute: value}
+            if value is None:
+                del parts.attributes[attribute]
+
+        forge(output, edit)
+        with pytest.raises(FileFormatError, match=r"is damaged: its"):
+            Dataset.open(output)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("COCO_train2014_000000005802.jpg", 5802),
+        ("train2017/000000005802.jpg", 5802),
+        ("a/COCO_val2014_000000000042.jpg", 42),
+        ("COCO_train2014_000000098304_2.jpg", -1),
+        ("000000005802.png", -1),
+        ("5802.jpg", -1),
+        ("xCOCO_train2014_000000005802.jpg", -1),
+    ],
+)
+def test_photos_of_coco_are_known_by_their_names(name: str, expected: int) -> None:
+    assert coco_id(name) == expected
 
 
 def test_a_file_cut_short_anywhere_is_refused(files: ReferFiles, output: Path) -> None:
@@ -411,7 +449,7 @@ def test_a_file_cut_short_anywhere_is_refused(files: ReferFiles, output: Path) -
     whole = output.read_bytes()
     for length in [*range(0, len(whole), 1009), len(whole) - 1]:
         output.write_bytes(whole[:length])
-        with pytest.raises(FileFormatError, match=r"has been cut short\. Make it with: nemo-dali index"):
+        with pytest.raises(FileFormatError, match=r"(cut short|checksum)\. Make it with: nemo-dali index"):
             Dataset.open(output)
 
 
@@ -424,15 +462,18 @@ index_dataset(annotations, images=sys.argv[2], output=sys.argv[3])
 """
 
 
+WAIT = """
+import time
+from nemo_dali.data import dataset
+dataset.check_photos = lambda *_, **__: time.sleep(60)
+"""
+
+
 @pytest.mark.process
 def test_a_run_killed_while_indexing_leaves_the_old_file(files: ReferFiles, output: Path) -> None:
     index(files, output)
     old = output.read_bytes()
-    photo = sorted(files.photos.iterdir())[2]
-    data = photo.read_bytes()
-    photo.unlink()
-    subprocess.run(["mkfifo", photo], check=True)  # reading it waits for ever
-    process = fork_server.start(INDEX, files.root, files.photos, output)
+    process = fork_server.start(WAIT + INDEX, files.root, files.photos, output)
     partial = output.with_name("a.ris.h5.partial")
     deadline = time.monotonic() + 60
     while not partial.exists() and time.monotonic() < deadline:
@@ -441,8 +482,6 @@ def test_a_run_killed_while_indexing_leaves_the_old_file(files: ReferFiles, outp
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert output.read_bytes() == old
-    photo.unlink()
-    photo.write_bytes(data)
     index(files, output)
     assert not partial.exists()
     Dataset.open(output)
@@ -461,6 +500,6 @@ def test_a_full_disk_leaves_the_old_file(files: ReferFiles, output: Path) -> Non
     index(files, output)
     old = output.read_bytes()
     run = fork_server.run(FULL_DISK, files.root, files.photos, output)
-    assert run.stdout.startswith(f"Cannot write {output}: File too large. Nothing was changed")
+    assert run.stdout.startswith(f"Cannot write {output}: File too large. Free some space")
     assert run.stderr == ""
     assert output.read_bytes() == old

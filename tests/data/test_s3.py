@@ -19,6 +19,7 @@ from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.files import Files
+from tests.helpers.forged import forge
 from tests.helpers.refer import write_refer
 from tests.helpers.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.helpers.tables import write_random_table
@@ -387,13 +388,9 @@ def test_names_that_dali_would_cut_are_refused_at_an_address(server, tmp_path, n
 
 
 def test_a_recorded_address_of_another_kind_is_damage(odd, tmp_path):
-    import h5py
-
     copied = tmp_path / "a.ris.h5"
-    copied.write_bytes(odd.dataset.read_bytes())
-    with h5py.File(copied, "r+") as file:
-        file.attrs["image_root"] = "ftp://host/photos"
-    with pytest.raises(FileFormatError, match=r"damaged .*s3://bucket/prefix"):
+    forge(odd.dataset, lambda parts: parts.attributes.update(image_root="ftp://host/photos"), copied)
+    with pytest.raises(FileFormatError, match=r"damaged: .*s3://bucket/prefix"):
         Dataset.open(copied)
 
 

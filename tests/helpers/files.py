@@ -62,6 +62,7 @@ def make_noise(folder: Path, *, photos: int = 11, seed: int = 0, each: int = 3) 
             rle_begin=row * 2,
             rle_count=row * 0 + 2,
             empty=row * 0,
+            no_target=nothing,
             source=[""] * photos,
             distractors=nothing,
         ),

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from nemo_dali.mining.table import NegativeTable, write_table
+from nemo_dali.mining.table import NegativeTable
+from nemo_dali.mining.table_writer import write_table
 from tests.helpers.rankings import unit
 
 

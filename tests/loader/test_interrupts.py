@@ -22,6 +22,7 @@ from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers import fork_server
+from tests.helpers.forged import forge
 from tests.helpers.tables import write_random_table
 
 
@@ -304,15 +305,14 @@ def test_all_candidates_may_be_asked_for(files):
 
 
 def test_a_table_with_too_few_rows_is_refused(files, tmp_path):
-    import h5py
-
     table = tmp_path / "few.neg.h5"
     write_random_table(table, Dataset.open(files.dataset))
-    with h5py.File(table, "r+") as file:
+
+    def edit(parts):
         for name in ("neighbors", "similarity", "text_embedding", "own_rank"):
-            kept = file[name][:10]
-            del file[name]
-            file[name] = kept
+            parts.arrays[name] = parts.arrays[name][:10]
+
+    forge(table, edit)
     with pytest.raises(FileFormatError, match="10 sentences"):
         make(files._replace(negatives=table))
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.mining.table import NegativeTable, read_table, write_table
+from nemo_dali.mining.table import NegativeTable, read_table
+from nemo_dali.mining.table_writer import write_table
 from tests.helpers import fork_server
 from tests.helpers.files import make_noise
 from tests.helpers.paths import ROOT

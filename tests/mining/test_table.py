@@ -1,6 +1,5 @@
 import json
 import pickle
-import time
 from types import SimpleNamespace
 
 import h5py
@@ -10,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_dali.errors import FileFormatError
-from nemo_dali.mining.table import NegativeTable, write_table
+from nemo_dali.mining.table import NegativeTable
+from nemo_dali.mining.table_writer import write_table
 from tests.helpers.counts import examples
+from tests.helpers.forged import forge
+from tests.helpers.h5_files import assert_views_agree
 
 
 def _unit(rng, rows, width):
@@ -51,14 +53,15 @@ def test_a_table_comes_back_as_written(tmp_path):
     np.testing.assert_array_equal(table.neighbors, neighbors)
     np.testing.assert_array_equal(table.similarity, similarity)
     assert table.neighbors.dtype == np.int32 and table.similarity.dtype == np.float32
-    assert isinstance(table.neighbors, np.memmap) and isinstance(table.similarity, np.memmap)
+    assert not table.neighbors.flags.writeable and not table.neighbors.flags.owndata  # mapped
     assert table.text_embedding.shape == (20, 8) and table.image_embedding.shape == (12, 8)
     assert (table.fingerprint, table.dataset_fingerprint, table.weights_hash) == (digest, "d" * 64, "e" * 64)
     assert (table.model, table.pretrained, table.depth) == ("ViT-B-32", "laion2b_s34b_b79k", 1000)
     assert table.exclusions == ["own photo"] and table.path == path
     with h5py.File(path) as file:  # opens in plain h5py, and says what it is
-        assert (file.attrs["format"], file.attrs["version"]) == ("nemo-dali/neg", 1)
+        assert (file.attrs["format"].decode(), file.attrs["version"]) == ("nemo-dali/neg", 2)
         assert file["neighbors"].chunks is None and json.loads(file.attrs["exclusions"]) == ["own photo"]
+    assert_views_agree(path)
 
 
 def test_a_table_pickles_as_its_path(tmp_path):
@@ -119,14 +122,12 @@ def test_windows_hold_the_pool(tmp_path_factory, data, photos, tau, k, half):
     neighbors = np.full((len(rows), photos - 1), -1, np.int32)
     similarity = np.full(neighbors.shape, -np.inf, np.float32)
     for row, values in enumerate(rows):
-        neighbors[row, : len(values)] = np.arange(len(values))
+        neighbors[row, : len(values)] = np.arange(len(values))  # the last photo is in no row
         similarity[row, : len(values)] = sorted(values, reverse=True)
     _write(path, sentences=len(rows), photos=photos, blocks=[(neighbors, similarity)])
     if half:
         similarity = similarity.astype(np.float16)
-        with h5py.File(path, "r+") as file:
-            del file["similarity"]
-            file["similarity"] = similarity
+        forge(path, _put("similarity", similarity))
     table = NegativeTable.open(path)
     begin, end = table.windows(tau, k)
     assert begin.dtype == end.dtype == np.int64
@@ -150,27 +151,22 @@ def test_wrong_window_arguments(tmp_path):
         table.windows(float("nan"), 3)
 
 
-def test_opening_and_windows_do_not_read_the_whole_table(tmp_path):
-    """In processor time, which other work on the machine changes less."""
+def test_opening_reads_no_candidates(tmp_path):
     path = tmp_path / "a.neg.h5"
-    sentences, photos = 120_000, 1001
-    with h5py.File(path, "w") as file:  # 960 MB that stay a hole in the file
-        file.create_dataset("neighbors", (sentences, photos - 1), "<i4")[-1:] = np.arange(1000)
-        file.create_dataset("similarity", (sentences, photos - 1), "<f4")[-1:] = np.linspace(0.5, 0, 1000)
-        file["text_embedding"] = np.zeros((sentences, 4), np.float32)
-        file["image_embedding"] = np.zeros((photos, 4), np.float32)
-        strings = ("dataset_fingerprint", "dataset_name", "model", "pretrained", "weights_hash", "fingerprint")
-        file.attrs.update(dict.fromkeys(strings, "x") | {"depth": 1000, "exclusions": "[]"})
-        file.attrs.update({"format": "nemo-dali/neg", "version": 1})
-    start = time.process_time()
+    _write(path)
+    forge(path, lambda parts: parts.arrays["neighbors"].fill(99))
     table = NegativeTable.open(path)
-    opened = time.process_time()
-    table.windows(0.25, 100)  # the first one also waits for the disk
-    warm = time.process_time()
-    begin, end = table.windows(0.25, 100)
-    done = time.process_time()
-    assert (begin[-1], end[-1]) == (500, 600)
-    assert opened - start < 0.1 and done - warm < 0.5
+    with pytest.raises(FileFormatError, match="the candidates of sentence 3 are not distinct photos"):
+        table.check_rows(np.array([3]))
+
+
+def test_photos_that_no_sentence_may_show_are_kept(tmp_path):
+    excluded = np.arange(12) % 5 == 1
+    _write(tmp_path / "a.neg.h5", excluded_photos=excluded)
+    table = NegativeTable.open(tmp_path / "a.neg.h5")
+    np.testing.assert_array_equal(table.excluded_photos, excluded)
+    with h5py.File(tmp_path / "a.neg.h5") as file:
+        assert file["excluded_photos"][:].tolist() == [0b01000010, 0b1000]
 
 
 def test_another_data_set_is_refused_by_name(tmp_path):
@@ -200,57 +196,106 @@ def test_a_table_cut_short_is_refused(tmp_path, keep):
         NegativeTable.open(path)
 
 
-def _replace(file, name, array):
-    del file[name]
-    file[name] = array
+def _set(name, place, value):
+    return lambda parts: parts.arrays[name].__setitem__(place, value)
 
 
-def _climb(file):
-    file["similarity"][0, 1] = 0.9
-
-
-def _out_of_range(file):
-    file["neighbors"][-1, 0] = 12
-
-
-def _nan(file):
-    file["similarity"][0, 0] = np.nan
-
-
-def _gap(file):
-    file["neighbors"][0, 2] = -1
+def _put(name, array):
+    return lambda parts: parts.arrays.update({name: array})
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        _climb,
-        _out_of_range,
-        _nan,
-        _gap,
-        lambda file: file.__delitem__("neighbors"),
-        lambda file: _replace(file, "neighbors", np.zeros((20, 11), np.int64)),
-        lambda file: _replace(file, "neighbors", np.zeros(20, np.int32)),
-        lambda file: _replace(file, "neighbors", np.zeros((20, 9), np.int32)),
-        lambda file: _replace(file, "similarity", np.zeros((20, 10), np.float32)),
-        lambda file: _replace(file, "text_embedding", np.zeros((19, 8), np.float32)),
-        lambda file: (file.__delitem__("similarity"), file.create_group("similarity")),
-        lambda file: file.attrs.__delitem__("weights_hash"),
-        lambda file: file.attrs.__delitem__("depth"),
-        lambda file: file.attrs.__setitem__("depth", 5),
-        lambda file: file.attrs.__setitem__("exclusions", "not json"),
-        lambda file: file.attrs.__setitem__("exclusions", "3"),
-        lambda file: file.attrs.__setitem__("format", "nemo-dali/ris"),
-        lambda file: file.attrs.__setitem__("version", 2),
+        lambda parts: parts.arrays.pop("neighbors"),
+        lambda parts: parts.arrays.pop("own_rank"),
+        lambda parts: parts.arrays.pop("excluded_photos"),
+        _put("neighbors", np.zeros((20, 11), np.int64)),
+        _put("neighbors", np.zeros((20, 9), np.int32)),
+        _put("similarity", np.zeros((20, 10), np.float32)),
+        _put("text_embedding", np.zeros((19, 8), np.float32)),
+        _put("excluded_photos", np.zeros(3, np.uint8)),
+        _put("own_rank", np.full(20, 13, np.int32)),
+        _put("own_rank", np.full(20, -1, np.int32)),
+        _put("recall", np.array([[1.0, np.nan]])),
+        lambda parts: parts.attributes.pop("weights_hash"),
+        lambda parts: parts.attributes.pop("depth"),
+        lambda parts: parts.attributes.update(depth=5),
+        lambda parts: parts.attributes.update(depth="5"),
+        lambda parts: parts.attributes.update(exclusions="not a list"),
+        lambda parts: parts.attributes.update(exclusions=[3]),
     ],
 )
 def test_a_damaged_table_is_refused(tmp_path, damage):
     path = tmp_path / "a.neg.h5"
     _write(path)
-    with h5py.File(path, "r+") as file:
-        damage(file)
+    forge(path, damage)
     with pytest.raises(FileFormatError) as error:
         NegativeTable.open(path)
     message = str(error.value)
-    assert str(path) in message and "\n" not in message
-    assert "nemo-dali mine" in message or "Give a 'nemo-dali/neg' file" in message
+    assert str(path) in message and "\n" not in message and "nemo-dali mine" in message
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _set("similarity", (7, 1), 0.9),
+        _set("similarity", (7, 0), np.nan),
+        _set("similarity", (7, 4), np.nan),
+        _set("similarity", (7, 0), np.inf),
+        _set("similarity", (7, 10), -np.inf),
+        _set("neighbors", (7, 0), 12),
+        _set("neighbors", (7, 10), -7),
+        _set("neighbors", (7, 2), -1),
+        _set("neighbors", (7, 10), -1),
+        lambda parts: _set("neighbors", (7, 5), parts.arrays["neighbors"][7, 3])(parts),
+    ],
+)
+def test_candidates_that_cannot_be_are_refused_when_they_are_used(tmp_path, damage):
+    """Whatever the checksums say."""
+    path = tmp_path / "a.neg.h5"
+    _write(path)
+    forge(path, damage)
+    table = NegativeTable.open(path)
+    table.check_rows(np.array([3, 8, 3]))
+    for rows in ([7], [8, 7]):
+        with pytest.raises(FileFormatError, match=r"a\.neg\.h5 is damaged: the candidates of sentence 7 are not"):
+            table.check_rows(np.array(rows))
+    with pytest.raises(FileFormatError, match="sentence 7"):
+        table.windows(None, 3)
+    table.check_rows(np.array([8]))
+
+
+def test_the_own_photo_is_no_candidate(tmp_path):
+    neighbors, _, _ = _write(tmp_path / "a.neg.h5")
+    table = NegativeTable.open(tmp_path / "a.neg.h5")
+    (missing,) = set(range(12)) - set(neighbors[7].tolist())
+    with pytest.raises(FileFormatError, match="sentence 7"):
+        table.check_rows(np.array([7]), np.array([neighbors[7, 4]]))
+    table.check_rows(np.array([7]), np.array([missing]))
+
+
+@pytest.mark.parametrize("name", ["text_embedding", "image_embedding"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 5.0])
+def test_embeddings_that_cannot_be_are_refused_when_they_are_used(tmp_path, name, value):
+    path = tmp_path / "a.neg.h5"
+    _write(path)
+    NegativeTable.open(path).check_embeddings()
+    forge(path, _set(name, (5, 2), value))
+    with pytest.raises(FileFormatError, match=f"/{name} has a row that is not of unit length"):
+        NegativeTable.open(path).check_embeddings()
+
+
+def test_a_changed_bit_is_found_when_it_is_used(tmp_path):
+    path = tmp_path / "a.neg.h5"
+    _write(path)
+    whole, arrays = path.read_bytes(), NegativeTable.open(path).mapped.index.arrays
+    for name in ("neighbors", "similarity", "text_embedding", "image_embedding"):
+        entry = arrays[name]
+        place = entry.offset + 5 * entry.nbytes // entry.shape[0] + 4  # in row 5
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        table = NegativeTable.open(path)
+        table.check_rows(np.array([4, 6]))
+        with pytest.raises(FileFormatError, match=f"row 5 of /{name} does not match its checksum"):
+            table.check_rows(np.array([5]))
+            table.check_embeddings()

@@ -149,6 +149,7 @@ def _write_photos(folder: Path, kind: PhotoKind) -> "Annotations":
             rle_begin=begins(run_count),
             rle_count=run_count,
             empty=zeros.astype(np.uint8),
+            no_target=zeros.astype(np.int8),
             source=[""] * count,
             distractors=-ones,
         ),

@@ -6,6 +6,7 @@ A line is a ref: a photo, what is said of it, and the mask. ``docs/datasets.md``
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,13 +83,14 @@ def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAUL
                 source=line.record.get("source", ""),
             )
         )
-    return in_columns(
+    columns = in_columns(
         f"{path.stem}-{split}",
         refs,
         {image_ids[number]: PhotoRecord(*sizes[lines[number].photo], lines[number].photo) for number in chosen},
         {(image_ids[number], category_row[name]) for number in chosen for name in lines[number].categories},
         {row + 1: name for row, name in enumerate(names)},
     )
+    return replace(columns, box_format="xywh") if any("box" in lines[number].record for number in chosen) else columns
 
 
 def _read_lines(path: Path) -> list[_Line]:

@@ -58,7 +58,7 @@ def test_columns_hold_what_the_files_hold(tmp_path: Path, protocol: int) -> None
     assert refs.empty.tolist() == [0] * 10
     assert list(refs.source) == [""] * 10
     assert refs.distractors.tolist() == [-1] * 10
-    for table, dtypes in ((images, "i8 i4 i4 i8 i4"), (refs, "i8 i8 i4 i4 i8 i4 i8 i4 u1 i4"), (sentences, "i8 i4")):
+    for table, dtypes in ((images, "i8 i4 i4 i8 i4"), (refs, "i8 i8 i4 i4 i8 i4 i8 i4 u1 i1 i4"), (sentences, "i8 i4")):
         arrays = [column for column in vars(table).values() if isinstance(column, np.ndarray)]
         assert [array.dtype for array in arrays] == [np.dtype(dtype) for dtype in dtypes.split()]
 
