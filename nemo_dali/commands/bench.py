@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,7 @@ PACKAGES = (
     "pillow",
 )
 
+RESULT = "a result of 'nemo-dali bench loader'"
 LEAST_SECONDS = 1.0  # a timing takes
 NOTHING = SimpleNamespace(status=np.empty(0, np.uint8))  # the work of a batch that is only decoded
 WARM_UP = 6  # batches until every block of frames and every buffer of DALI has been touched once
@@ -66,6 +68,11 @@ class Spread:
     def of(cls, values: npt.ArrayLike) -> "Spread":
         """Of one-dimensional measurements."""
         return cls(*(round(float(q), 4) for q in np.quantile(np.asarray(values), (0.5, 0.25, 0.75))))
+
+
+def is_result(head: bytes) -> bool:
+    """Whether a file that begins so is what ``bench_loader`` gave, as JSON."""
+    return re.match(rb'\{\s*"mode": "\w+",\s*"device": "[\w:]+",\s*"samples_per_s": ', head) is not None
 
 
 def timed_start(make: Callable[[], Loader]) -> tuple[Loader, float]:

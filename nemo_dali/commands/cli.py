@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 
 from nemo_dali.commands._arguments import command_line
 from nemo_dali.errors import NemoError, ToldElsewhere
+from nemo_dali.io.output import check_inputs
+
+INPUTS = ("source", "dataset", "negatives", "embeddings", "exclude_photos_of", "pretrained", "model", "policy", "tiles")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_line().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
+        _check_output(options)
         RUN[options.command](options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -35,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nemo-dali: interrupted; files under their real names are complete", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    output = getattr(options, "output", None) or (options.json if options.command == "bench loader" else None)
+    if output is None:
+        return
+    for name in INPUTS:
+        given = getattr(options, name, None) or []
+        check_inputs(output, given if isinstance(given, list) else [given])
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -191,8 +204,9 @@ def _tune(options: argparse.Namespace) -> None:
     from nemo_dali.mining.pool_curves import measure_curves
     from nemo_dali.mining.table import NegativeTable
     from nemo_dali.mining.tune import depth_advice, propose
-    from nemo_dali.plan.policy import write_policy
+    from nemo_dali.plan.policy import check_policy_place, write_policy
 
+    check_policy_place(options.output)  # told now, not after the work
     table = NegativeTable.open(options.negatives)
     curves = measure_curves(Dataset.open(options.dataset), table)
     proposal = propose(curves, passing=options.passing, grid=options.grid)
@@ -203,17 +217,19 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _bench_loader(options: argparse.Namespace) -> None:
-    from nemo_dali.commands.bench import bench_loader, timed_start
-    from nemo_dali.io.h5 import write_bytes
+    from nemo_dali.commands.bench import RESULT, bench_loader, is_result, timed_start
+    from nemo_dali.io.output import check_place, write_bytes
     from nemo_dali.loader.loader import Loader
     from nemo_dali.plan.policy import MosaicPolicy
 
-    if options.json is not None and (options.json.suffix != ".json" or not options.json.absolute().parent.is_dir()):
-        raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")
+    if options.json is not None and options.json.suffix != ".json":
+        raise ValueError(f"--json ({options.json}) must end in .json")
     if (options.mode == "stream") != (options.tiles is None):
         raise ValueError(f"--tiles ({options.tiles}) must be given with --mode host, pinned or device, and only then")
     if options.policy is not None and options.p_mined is not None:
         raise ValueError(f"--p-mined ({options.p_mined}) must be left out with --policy")
+    if options.json is not None:
+        check_place(options.json, is_ours=is_result, kind=RESULT)
     p_mined = 1.0 if options.p_mined is None else options.p_mined
     loader, seconds = timed_start(
         lambda: Loader(
@@ -251,7 +267,8 @@ def _bench_loader(options: argparse.Namespace) -> None:
     if result["waiting"] is not None:
         print(f"{'waiting':20}{result['waiting']:9.2%} of a training with steps of {options.starve:g} ms")
     if options.json:
-        write_bytes(options.json, (json.dumps(result, indent=2) + "\n").encode())
+        content = (json.dumps(result, indent=2) + "\n").encode()
+        write_bytes(options.json, content, is_ours=is_result, kind=RESULT)
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._version import __version__
-from nemo_dali.errors import FileFormatError, NemoError
+from nemo_dali.errors import FileFormatError
 
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -91,24 +91,6 @@ def check_target(path: Path, format: str) -> None:
         raise FileFormatError(
             f"Cannot write {path}: it exists and is no file of format '{format}'. Choose another place with -o."
         )
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a small file that appears under its name, or replaces the one there, only when it is complete.
-
-    Raises:
-        NemoError: it cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise NemoError(f"Cannot write {path}: {error.strerror}. Choose another place.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def locked(lock: int, partial: Path) -> bool:

@@ -25,6 +25,7 @@ from nemo_dali._checks import as_list
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
 from nemo_dali.errors import FileFormatError
+from nemo_dali.io.output import check_inputs
 from nemo_dali.io.progress import progress
 from nemo_dali.io.resumable import Unfinished
 from nemo_dali.io.threads import thread_count
@@ -98,7 +99,8 @@ def mine(  # noqa: PLR0913  # the options of a command
     if probes is not None and not approximate:
         raise ValueError(f"probes ({probes}) must be left out unless the search is approximate")
     with joined_ranks() as ranks, ExitStack() as files:
-        ranks.attempt(lambda: _check_folder(Path(output)) if ranks.rank == 0 else None)  # not after hours of work
+        inputs = [dataset_path, *models, *weights, *as_list(embeddings), *(exclusions.photos_of if exclusions else ())]
+        ranks.attempt(lambda: _check_output(Path(output), inputs) if ranks.rank == 0 else None)  # not after hours
         task = ranks.attempt(
             lambda: open_task(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
         )
@@ -113,7 +115,8 @@ def mine(  # noqa: PLR0913  # the options of a command
         )
 
 
-def _check_folder(output: Path) -> None:
+def _check_output(output: Path, inputs: Sequence[str | Path]) -> None:
+    check_inputs(output, inputs)
     if not output.absolute().parent.is_dir():
         raise FileFormatError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
 
