@@ -11,6 +11,7 @@ T = TypeVar("T", bound=PathLike)
 LONGEST_VALUE = 60  # characters of a value in a message
 MOST = 2**31 - 1  # of anything that is counted
 LARGEST_SEED = 2**64 - 1
+LARGEST_BATCH = 65536  # samples, photos or sentences
 LARGEST_FRAME = 16384  # pixels of a side; four times what any published model takes, and areas fit 32 bits
 
 

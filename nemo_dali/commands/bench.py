@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import integer
 from nemo_dali.commands.doctor.driver import read_driver
 from nemo_dali.commands.torch_baseline import IN_FLIGHT, check_equal, dataloader
 from nemo_dali.data.s3 import is_remote
@@ -51,6 +52,7 @@ PACKAGES = (
 )
 
 RESULT = "a result of 'nemo-dali bench loader'"
+MOST_TIMED = 10_000
 LEAST_SECONDS = 1.0  # a timing takes
 NOTHING = SimpleNamespace(status=np.empty(0, np.uint8))  # the work of a batch that is only decoded
 WARM_UP = 6  # batches until every block of frames and every buffer of DALI has been touched once
@@ -92,8 +94,8 @@ def bench_loader(
     """Time a loader against decode-only DALI and, if wanted, a PyTorch DataLoader, in turn.
 
     Args:
-        pairs: how many times each is timed, >= 1.
-        steps: batches per timing, >= 1, after ``WARM_UP`` that are not counted; more where they take less than
+        pairs: how many times each is timed, 1 to ``MOST_TIMED``.
+        steps: batches per timing, likewise, after ``WARM_UP`` that are not counted; more where they take less than
             ``LEAST_SECONDS``. They go on into later epochs.
         baseline: time ``torch_baseline.dataloader`` too, after a check that its batches are the loader's.
         starve: milliseconds of a training step that is played by waiting; how much of the time such a training waits
@@ -108,9 +110,8 @@ def bench_loader(
     Raises:
         NemoError: the baseline's batches are not the loader's, or its photos not local.
     """
-    for name, value in (("pairs", pairs), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} ({value}) must be >= 1")
+    pairs = integer("pairs", pairs, least=1, most=MOST_TIMED)
+    steps = integer("steps", steps, least=1, most=MOST_TIMED)
     if starve is not None and not 0 < starve < math.inf:
         raise ValueError(f"starve ({starve}) must be a number of milliseconds > 0")
     if baseline and any(is_remote(dataset.image_root) for dataset in loader.corpus.datasets):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from nemo_dali._checks import PathLike, as_list, integer
+from nemo_dali._checks import LARGEST_BATCH, PathLike, as_list, integer
 from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
@@ -189,7 +189,7 @@ class Loader:
         resources = Resources.of(
             device=device, num_threads=num_threads, prefetch=prefetch, hw_decoder_load=hw_decoder_load
         )
-        batch_size = integer("batch_size", batch_size, least=1)
+        batch_size = integer("batch_size", batch_size, least=1, most=LARGEST_BATCH)
         seed = integer("seed", seed, least=0)
         device_budget = check_tiles(
             tiles=tiles is not None,

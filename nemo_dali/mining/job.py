@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali._checks import as_list
+from nemo_dali._checks import LARGEST_BATCH, MOST, as_list, integer
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
 from nemo_dali.errors import FileFormatError
@@ -87,9 +87,9 @@ def mine(  # noqa: PLR0913  # the options of a command
         FileFormatError: the data set cannot be read, the table cannot be written, the disk has no room for it, or an
             unfinished one was begun with other options.
     """
-    for name, value in (("depth", depth), ("batch_size", batch_size), ("probes", 1 if probes is None else probes)):
-        if not 1 <= value < 2**31:
-            raise ValueError(f"{name} ({value}) must be at least 1 and below 2**31")
+    depth = integer("depth", depth, least=1, most=MOST)
+    batch_size = integer("batch_size", batch_size, least=1, most=LARGEST_BATCH)
+    probes = None if probes is None else integer("probes", probes, least=1, most=MOST)
     models, weights = as_list(model), as_list(pretrained)
     if (embeddings is None) == (not models) or len(models) != len(weights):
         raise ValueError(
