@@ -9,9 +9,13 @@ from typing import Any, TypeVar
 PathLike = str | Path
 T = TypeVar("T", bound=PathLike)
 LONGEST_VALUE = 60  # characters of a value in a message
+MOST = 2**31 - 1  # of anything that is counted
+LARGEST_SEED = 2**64 - 1
+LARGEST_BATCH = 65536  # samples, photos or sentences
+LARGEST_FRAME = 16384  # pixels of a side; four times what any published model takes, and areas fit 32 bits
 
 
-def integer(name: str, value: Any, *, least: int, most: int = 2**64 - 1) -> int:
+def integer(name: str, value: Any, *, least: int, most: int = LARGEST_SEED) -> int:
     """A value as an integer.
 
     Raises:
@@ -22,7 +26,8 @@ def integer(name: str, value: Any, *, least: int, most: int = 2**64 - 1) -> int:
     except TypeError:
         raise ValueError(f"{name} ({value!r}) must be an integer") from None
     if not least <= number <= most:
-        raise ValueError(f"{name} ({number}) must be >= {least}" + (f" and <= {most}" if number > most else ""))
+        text = str(number) if abs(number) < 10**LONGEST_VALUE else f"an integer of {number.bit_length()} bits"
+        raise ValueError(f"{name} ({text}) must be >= {least}" + (f" and <= {most}" if number > most else ""))
     return number
 
 

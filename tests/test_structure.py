@@ -1,5 +1,6 @@
 """The house: what is public, what is private to its folder, and how much a room may hold."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -108,6 +109,18 @@ def test_what_begins_with_an_underscore_is_held_private():
         if last.startswith("_") and not last.startswith("__") and folder != "nemo_dali":
             private[name] = folder
     assert protected == private
+
+
+@pytest.mark.parametrize("folder", ["nemo_dali", "kernels"])
+def test_only_one_module_prints(folder):
+    """What commands show goes through ``io.terminal``, which takes out what a terminal would obey."""
+    streams = {f"sys.{stream}.{name}" for stream in ("stdout", "stderr") for name in ("write", "writelines", "buffer")}
+    found = set()
+    for path in modules(ROOT / folder):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node) in {"print", "tqdm.write", *streams}:
+                found.add(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == set()
 
 
 def test_every_kernel_has_its_link():

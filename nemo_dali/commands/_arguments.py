@@ -1,12 +1,63 @@
 """The command line's arguments, command by command."""
 
 import argparse
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
+from nemo_dali._checks import LARGEST_BATCH, LARGEST_FRAME, LARGEST_SEED, LONGEST_VALUE, MOST
 from nemo_dali._version import __version__
+from nemo_dali.io.terminal import printable, say
+from nemo_dali.io.threads import most_threads
 
-Parser = argparse.ArgumentParser
+LONGEST_STEP_MS = 3.6e6  # of a training that is played: an hour
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages are safe on a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        say(*message.removesuffix("\n").split("\n"), error=file is not sys.stdout)
+
+
+def integer(least: int = 1, most: int = MOST) -> Callable[[str], int]:
+    """A type of arguments: an integer in a range."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:  # of thousands of digits, too
+            raise argparse.ArgumentTypeError(f"{_short(text)} must be an integer") from None
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{_short(text)} must be from {least} to {most}")
+        return number
+
+    return parse
+
+
+def number(least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """A type of arguments: a finite number in a range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{_short(text)} must be a number") from None
+        if not (math.isfinite(value) and least <= value <= most):
+            limits = f"from {least:g} to {most:g}" if math.isfinite(least) else "finite"
+            raise argparse.ArgumentTypeError(f"{_short(text)} must be {limits}")
+        return value
+
+    return parse
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def command_line() -> Parser:
@@ -35,13 +86,18 @@ def _demo(parser: Parser) -> None:
 
 def _synth(parser: Parser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=integer(), default=500)
+    parser.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0)
     parser.add_argument(
         "--layout", choices=["refcoco", "refclef", "grefcoco", "ref-zom"], default="refcoco", help="default: refcoco"
     )
     parser.add_argument(
-        "--distractors", type=int, nargs=2, default=(0, 3), metavar=("LEAST", "MOST"), help="similar objects per photo"
+        "--distractors",
+        type=integer(0),
+        nargs=2,
+        default=(0, 3),
+        metavar=("LEAST", "MOST"),
+        help="similar objects per photo",
     )
 
 
@@ -64,20 +120,23 @@ def _mine(parser: Parser) -> None:
     parser.add_argument("--model", nargs="+", help="open_clip's name, or a model config .json; several are averaged")
     parser.add_argument("--pretrained", nargs="+", metavar="TAG_OR_FILE", help="for each model")
     parser.add_argument("--embeddings", type=Path, metavar="F.neg.h5", help="take them from a table instead of a model")
-    parser.add_argument("--depth", type=int, default=1000, help="candidates kept per sentence")
+    parser.add_argument("--depth", type=integer(), default=1000, help="candidates kept per sentence")
     parser.add_argument(
-        "--exclude-similar-photos", type=float, metavar="S", help="photos more similar than S to the target's photo"
+        "--exclude-similar-photos", type=number(), metavar="S", help="photos more similar than S to the target's photo"
     )
     parser.add_argument("--exclude-category", action="store_true", help="photos that show the target's category")
     parser.add_argument(
-        "--exclude-siblings", type=float, metavar="S", help="photos more similar than S to another sentence of the ref"
+        "--exclude-siblings",
+        type=number(),
+        metavar="S",
+        help="photos more similar than S to another sentence of the ref",
     )
     parser.add_argument(
         "--exclude-photos-of", type=Path, nargs="+", default=[], metavar="G.ris.h5", help="photos of other data sets"
     )
     parser.add_argument("--approximate", action="store_true", help="search by FAISS: for millions of photos")
-    parser.add_argument("--probes", type=int, help="of FAISS's lists; default: a sixteenth of them")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--probes", type=integer(), help="of FAISS's lists; default: a sixteenth of them")
+    parser.add_argument("--batch-size", type=integer(1, LARGEST_BATCH), default=64)
     parser.add_argument("--device", help="cuda or cpu; default: cuda if there is one")
     parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.neg.h5")
@@ -85,11 +144,13 @@ def _mine(parser: Parser) -> None:
 
 def _tiles(parser: Parser) -> None:
     parser.add_argument("dataset", type=Path, metavar="F.ris.h5")
-    parser.add_argument("--size", type=int, required=True, help="of the frames, in pixels")
-    parser.add_argument("--grids", type=int, nargs="+", default=[1, 2], metavar="GRID", help="1 single, 2 2x2, 3 3x3")
+    parser.add_argument("--size", type=integer(1, LARGEST_FRAME), required=True, help="of the frames, in pixels")
+    parser.add_argument(
+        "--grids", type=integer(), nargs="+", default=[1, 2], metavar="GRID", help="1 single, 2 2x2, 3 3x3"
+    )
     parser.add_argument("--resample", default="cv2-linear", help="cv2-linear or pillow-bilinear")
     parser.add_argument("--images", metavar="DIR", help="image root in place of the recorded one")
-    parser.add_argument("--num-threads", type=int)
+    parser.add_argument("--num-threads", type=integer(1, most_threads()))
     parser.add_argument("--device", help="cpu or cuda; by default a GPU if there is one")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.tiles.h5")
 
@@ -97,25 +158,25 @@ def _tiles(parser: Parser) -> None:
 def _inspect(parser: Parser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--max-similarity", type=float, nargs="+", metavar="TAU", help="pool sizes for these")
-    parser.add_argument("--top-k", type=int, nargs="+", metavar="K", help="and these")
+    parser.add_argument("--max-similarity", type=number(), nargs="+", metavar="TAU", help="pool sizes for these")
+    parser.add_argument("--top-k", type=integer(), nargs="+", metavar="K", help="and these")
     parser.add_argument("--policy", type=Path, metavar="POLICY.json", help="pool sizes for a policy file's tau and K")
 
 
 def _preview(parser: Parser) -> None:
     _data(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="sheet.png")
-    parser.add_argument("--count", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=480, help="of a sample, in pixels")
+    parser.add_argument("--count", type=integer(), default=12)
+    parser.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0)
+    parser.add_argument("--size", type=integer(1, LARGEST_FRAME), default=480, help="of a sample, in pixels")
     parser.add_argument("--policy", type=Path, metavar="POLICY.json", help="samples of this policy file")
 
 
 def _report(parser: Parser) -> None:
     _data(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="report.html")
-    parser.add_argument("--examples", type=int, default=12, help="expressions with their candidates as pictures")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of examples")
+    parser.add_argument("--examples", type=integer(), default=12, help="expressions with their candidates as pictures")
+    parser.add_argument("--seed", type=integer(0, LARGEST_SEED), default=0, help="of the choice of examples")
     _rules(parser)
 
 
@@ -131,18 +192,22 @@ def _bench_loader(parser: Parser) -> None:
     parser.add_argument("--mode", choices=["stream", "host", "pinned", "device"], default="stream")
     parser.add_argument("--tiles", type=Path, metavar="F.tiles.h5", help="for every mode but stream")
     parser.add_argument("--device", help="cpu or cuda; by default cuda for the modes pinned and device")
-    parser.add_argument("--device-budget", type=int, metavar="BYTES", help="of GPU memory, for --mode device")
+    parser.add_argument(
+        "--device-budget", type=integer(0, LARGEST_SEED), metavar="BYTES", help="of GPU memory, for --mode device"
+    )
     parser.add_argument("--baseline", action="store_true", help="a PyTorch DataLoader beside it")
-    parser.add_argument("--starve", type=float, metavar="MS", help="share of waiting with training steps this long")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--size", type=int, default=480)
+    parser.add_argument(
+        "--starve", type=number(0, LONGEST_STEP_MS), metavar="MS", help="share of waiting with training steps this long"
+    )
+    parser.add_argument("--batch-size", type=integer(1, LARGEST_BATCH), default=16)
+    parser.add_argument("--size", type=integer(1, LARGEST_FRAME), default=480)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--resample", default="cv2-linear")
-    parser.add_argument("--num-threads", type=int)
-    parser.add_argument("--p-mined", type=float, help="default 1; not with --policy")
+    parser.add_argument("--num-threads", type=integer(1, most_threads()))
+    parser.add_argument("--p-mined", type=number(0, 1), help="default 1; not with --policy")
     parser.add_argument("--policy", type=Path, metavar="POLICY.json", help="time samples of this policy file")
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--pairs", type=integer(), default=7)
+    parser.add_argument("--steps", type=integer(), default=20)
     parser.add_argument("--json", type=Path, metavar="FILE")
 
 
@@ -158,9 +223,11 @@ def _data(parser: Parser) -> None:
 
 def _rules(parser: Parser) -> None:
     parser.add_argument(
-        "--passing", type=float, default=0.25, help="share of the own photos that tau may let pass (default 0.25)"
+        "--passing", type=number(), default=0.25, help="share of the own photos that tau may let pass (default 0.25)"
     )
-    parser.add_argument("--grid", type=int, choices=[2, 3], default=2, help="mosaics to fill: 2 for 2x2, 3 for 3x3")
+    parser.add_argument(
+        "--grid", type=integer(), choices=[2, 3], default=2, help="mosaics to fill: 2 for 2x2, 3 for 3x3"
+    )
 
 
 COMMANDS: list[tuple[str, Callable[[Parser], None], str]] = [

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import integer
 from nemo_dali.commands.doctor.driver import read_driver
 from nemo_dali.commands.torch_baseline import IN_FLIGHT, check_equal, dataloader
 from nemo_dali.data.s3 import is_remote
@@ -49,6 +51,8 @@ PACKAGES = (
     "pillow",
 )
 
+RESULT = "a result of 'nemo-dali bench loader'"
+MOST_TIMED = 10_000
 LEAST_SECONDS = 1.0  # a timing takes
 NOTHING = SimpleNamespace(status=np.empty(0, np.uint8))  # the work of a batch that is only decoded
 WARM_UP = 6  # batches until every block of frames and every buffer of DALI has been touched once
@@ -68,6 +72,11 @@ class Spread:
         return cls(*(round(float(q), 4) for q in np.quantile(np.asarray(values), (0.5, 0.25, 0.75))))
 
 
+def is_result(head: bytes) -> bool:
+    """Whether a file that begins so is what ``bench_loader`` gave, as JSON."""
+    return re.match(rb'\{\s*"mode": "\w+",\s*"device": "[\w:]+",\s*"samples_per_s": ', head) is not None
+
+
 def timed_start(make: Callable[[], Loader]) -> tuple[Loader, float]:
     """Make a loader and wait for its first batch; the loader, and the seconds that took once libraries are imported."""
     import nvidia.dali.plugin.numba  # noqa: F401  # imported here so as not to be timed
@@ -85,8 +94,8 @@ def bench_loader(
     """Time a loader against decode-only DALI and, if wanted, a PyTorch DataLoader, in turn.
 
     Args:
-        pairs: how many times each is timed, >= 1.
-        steps: batches per timing, >= 1, after ``WARM_UP`` that are not counted; more where they take less than
+        pairs: how many times each is timed, 1 to ``MOST_TIMED``.
+        steps: batches per timing, likewise, after ``WARM_UP`` that are not counted; more where they take less than
             ``LEAST_SECONDS``. They go on into later epochs.
         baseline: time ``torch_baseline.dataloader`` too, after a check that its batches are the loader's.
         starve: milliseconds of a training step that is played by waiting; how much of the time such a training waits
@@ -101,9 +110,8 @@ def bench_loader(
     Raises:
         NemoError: the baseline's batches are not the loader's, or its photos not local.
     """
-    for name, value in (("pairs", pairs), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} ({value}) must be >= 1")
+    pairs = integer("pairs", pairs, least=1, most=MOST_TIMED)
+    steps = integer("steps", steps, least=1, most=MOST_TIMED)
     if starve is not None and not 0 < starve < math.inf:
         raise ValueError(f"starve ({starve}) must be a number of milliseconds > 0")
     if baseline and any(is_remote(dataset.image_root) for dataset in loader.corpus.datasets):

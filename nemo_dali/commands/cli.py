@@ -1,40 +1,78 @@
 """The command ``nemo-dali``. Exit codes: 0 done, 1 failed with a one-line reason, 2 wrong usage."""
 
 import argparse
-import functools
 import json
 import logging
 import os
-import sys
+import resource
 from collections.abc import Callable, Sequence
 
 from nemo_dali.commands._arguments import command_line
 from nemo_dali.errors import NemoError, ToldElsewhere
+from nemo_dali.io.output import check_inputs
+from nemo_dali.io.terminal import Formatter, open_closed_streams, say, say_json
+
+INPUTS = ("source", "dataset", "negatives", "embeddings", "exclude_photos_of", "pretrained", "model", "policy", "tiles")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    options = command_line().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    open_closed_streams()
+    parser = command_line()
     try:
+        options = parser.parse_args(arguments)
+        parser = options.parser
+        _log(verbose=options.verbose)
+        _check_output(options)
         RUN[options.command](options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: no complaint at exit either
     except ToldElsewhere:
         return 1
     except NemoError as error:
-        print(f"nemo-dali: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error))
+    except UnicodeEncodeError as error:
+        return _fail(f"The name '{error.object}' is not UTF-8, and files and pages hold names as UTF-8. Rename it.")
     except ValueError as error:
-        options.parser.error(str(error))
+        parser.error(str(error))
+    except ImportError as error:
+        return _fail(f"A library cannot be loaded ({error}). {_limit()}Look for the cause with: nemo-dali doctor")
     except (OSError, MemoryError) as error:  # the system's own refusals
-        print(f"nemo-dali: {error or 'out of memory'}. Free disk space or memory, or ask for less.", file=sys.stderr)
-        return 1
+        return _fail(f"{error or 'out of memory'}. {_limit()}Free disk space or memory, or ask for less.")
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        return _fail(f"The system starts no further thread. {_limit()}Raise the limits (ulimit -u), or ask for less.")
     except KeyboardInterrupt:
-        print("nemo-dali: interrupted; files under their real names are complete", file=sys.stderr)
-        return 1
+        return _fail("interrupted; files under their real names are complete")
     return 0
+
+
+def _fail(reason: str) -> int:
+    say(f"nemo-dali: {reason}", error=True)
+    return 1
+
+
+def _limit() -> str:
+    """The remedy for a limit of the address space, which libraries for GPUs need much of."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return f"This process may map {limit / 2**30:.1f} GiB only: raise that first (ulimit -v). "
+
+
+def _log(*, verbose: bool) -> None:
+    """Let log records go to stderr, unless the program that calls this has seen to its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter())
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    output = getattr(options, "output", None) or (options.json if options.command == "bench loader" else None)
+    if output is None:
+        return
+    for name in INPUTS:
+        given = getattr(options, name, None) or []
+        check_inputs(output, given if isinstance(given, list) else [given])
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -57,9 +95,10 @@ def _synth(options: argparse.Namespace) -> None:
     layout = LAYOUTS[options.layout]
     split_by = layout.refs_file.partition("(")[2].partition(")")[0]
     photos = options.folder / layout.photos
-    print(
-        f"{options.folder}: {options.images} photos. Next:\n  nemo-dali index {options.folder} "
-        f"--dataset {layout.folder} --split-by {split_by} --split train --images {photos} -o train.ris.h5"
+    say(
+        f"{options.folder}: {options.images} photos. Next:",
+        f"  nemo-dali index {options.folder} --dataset {layout.folder} --split-by {split_by} --split train "
+        f"--images {photos} -o train.ris.h5",
     )
 
 
@@ -82,9 +121,10 @@ def _index(options: argparse.Namespace) -> None:
         verify=options.verify,
         skip_corrupt=options.skip_corrupt,
     )
-    print(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
+    say(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
     if report.left_out:
-        print(f"left out: {len(report.left_out)} corrupt photos with {report.left_out_refs} refs:", *report.left_out)
+        names = " ".join(report.left_out)
+        say(f"left out: {len(report.left_out)} corrupt photos with {report.left_out_refs} refs: {names}")
 
 
 def _mine(options: argparse.Namespace) -> None:
@@ -111,7 +151,7 @@ def _mine(options: argparse.Namespace) -> None:
         probes=options.probes,
     )
     if os.environ.get("RANK", "0") == "0":
-        print(report)
+        say(*str(report).split("\n"))
 
 
 def _tiles(options: argparse.Namespace) -> None:
@@ -127,9 +167,9 @@ def _tiles(options: argparse.Namespace) -> None:
         images=options.images,
         num_threads=options.num_threads,
         device=options.device or default_device(),
-        announce=functools.partial(print, flush=True),
+        announce=say,
     )
-    print(report)
+    say(str(report))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -144,13 +184,13 @@ def _inspect(options: argparse.Namespace) -> None:
         pools.append((policy.max_similarity, policy.top_k))
     found = inspect_file(options.file, pools=pools)
     if options.json:
-        print(json.dumps(found, indent=2))
+        say_json(found)
         return
     for name, value in found.items():
         if name != "pools":
-            print(f"{name + ':':22}{value}")
+            say(f"{name + ':':22}{value}")
     for pool in found.get("pools", []):
-        print("pool " + ", ".join(f"{name} {value}" for name, value in pool.items()))
+        say("pool " + ", ".join(f"{name} {value}" for name, value in pool.items()))
 
 
 def _preview(options: argparse.Namespace) -> None:
@@ -166,7 +206,7 @@ def _preview(options: argparse.Namespace) -> None:
         size=options.size,
         policy=options.policy,
     )
-    print(options.output)
+    say(str(options.output))
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -182,8 +222,8 @@ def _report(options: argparse.Namespace) -> None:
         passing=options.passing,
         grid=options.grid,
     )
-    print(f"{options.output}: open it in a browser. It begins with tau and K as 'nemo-dali tune' proposes them:")
-    print(*proposal.why, sep="\n")
+    say(f"{options.output}: open it in a browser. It begins with tau and K as 'nemo-dali tune' proposes them:")
+    say(*proposal.why)
 
 
 def _tune(options: argparse.Namespace) -> None:
@@ -191,29 +231,32 @@ def _tune(options: argparse.Namespace) -> None:
     from nemo_dali.mining.pool_curves import measure_curves
     from nemo_dali.mining.table import NegativeTable
     from nemo_dali.mining.tune import depth_advice, propose
-    from nemo_dali.plan.policy import write_policy
+    from nemo_dali.plan.policy import check_policy_place, write_policy
 
+    check_policy_place(options.output)  # told now, not after the work
     table = NegativeTable.open(options.negatives)
     curves = measure_curves(Dataset.open(options.dataset), table)
     proposal = propose(curves, passing=options.passing, grid=options.grid)
     why = [*proposal.why, depth_advice(curves, proposal)]
     write_policy(options.output, proposal.policy, tuned_for=table.fingerprint, why=why)
-    print(*why, sep="\n")
-    print(f"{options.output}: max_similarity {proposal.policy.max_similarity}, top_k {proposal.policy.top_k}")
+    say(*why)
+    say(f"{options.output}: max_similarity {proposal.policy.max_similarity}, top_k {proposal.policy.top_k}")
 
 
 def _bench_loader(options: argparse.Namespace) -> None:
-    from nemo_dali.commands.bench import bench_loader, timed_start
-    from nemo_dali.io.h5 import write_bytes
+    from nemo_dali.commands.bench import RESULT, bench_loader, is_result, timed_start
+    from nemo_dali.io.output import check_place, write_bytes
     from nemo_dali.loader.loader import Loader
     from nemo_dali.plan.policy import MosaicPolicy
 
-    if options.json is not None and (options.json.suffix != ".json" or not options.json.absolute().parent.is_dir()):
-        raise ValueError(f"--json ({options.json}) must end in .json and lie in a folder that exists")
+    if options.json is not None and options.json.suffix != ".json":
+        raise ValueError(f"--json ({options.json}) must end in .json")
     if (options.mode == "stream") != (options.tiles is None):
         raise ValueError(f"--tiles ({options.tiles}) must be given with --mode host, pinned or device, and only then")
     if options.policy is not None and options.p_mined is not None:
         raise ValueError(f"--p-mined ({options.p_mined}) must be left out with --policy")
+    if options.json is not None:
+        check_place(options.json, is_ours=is_result, kind=RESULT)
     p_mined = 1.0 if options.p_mined is None else options.p_mined
     loader, seconds = timed_start(
         lambda: Loader(
@@ -245,13 +288,14 @@ def _bench_loader(options: argparse.Namespace) -> None:
         ("ratio_memset", ""),
     ):
         if value := result[name]:
-            print(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
-    print(f"{'start-up':20}{seconds:9.2f} s to the first batch, without imports")
-    print(f"{'peak memory':20}{result['peak_memory_mib']['loader']:9.0f} MiB")
+            say(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
+    say(f"{'start-up':20}{seconds:9.2f} s to the first batch, without imports")
+    say(f"{'peak memory':20}{result['peak_memory_mib']['loader']:9.0f} MiB")
     if result["waiting"] is not None:
-        print(f"{'waiting':20}{result['waiting']:9.2%} of a training with steps of {options.starve:g} ms")
+        say(f"{'waiting':20}{result['waiting']:9.2%} of a training with steps of {options.starve:g} ms")
     if options.json:
-        write_bytes(options.json, (json.dumps(result, indent=2) + "\n").encode())
+        content = (json.dumps(result, indent=2) + "\n").encode()
+        write_bytes(options.json, content, is_ours=is_result, kind=RESULT)
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -260,7 +304,10 @@ def _doctor(options: argparse.Namespace) -> None:
 
     facts = gather()
     findings = diagnose(facts)
-    print(json.dumps(report(facts, findings), indent=2) if options.json else render(facts, findings))
+    if options.json:
+        say_json(report(facts, findings))
+    else:
+        say(*render(facts, findings).split("\n"))
     raise_problems(findings)
 
 

@@ -15,7 +15,9 @@ from nemo_dali.commands.report.page import report
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.io.output import partial_name
 from nemo_dali.io.progress import progress
+from nemo_dali.io.terminal import say
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.job import mine
 from nemo_dali.mining.report import MiningReport
@@ -24,6 +26,10 @@ from nemo_dali.plan.policy import read_policy, write_policy
 from nemo_dali.synthetic import synthesize
 
 MARKER = "made-by-nemo-dali-demo"
+MADE = (
+    *("clip.json", "clip.pt", "train.ris.h5", "val.ris.h5", "train.neg.h5", "val.neg.h5"),
+    *("mosaics.png", "policy.json", "report.html"),
+)
 # A ResNet of a million weights beside a text transformer of two layers: what two cores train in about a minute.
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": 64,
@@ -59,7 +65,7 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
     data, config, weights = out / "data", out / "clip.json", out / "clip.pt"
 
     made = synthesize(data, images=images)
-    _say(
+    say(
         f"Generated {made['images']} photos of {made['annotations']} objects, with {made['sentences']} expressions for "
         f"{made['refs']} of them, in RefCOCO's layout: {data}"
     )
@@ -67,11 +73,11 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
         annotations = read_refer(data, dataset="refcoco", split_by="unc", split=split)
         photos = data / "images" / "mscoco" / "images" / "train2014"
         index_dataset(annotations, images=photos, output=out / f"{split}.ris.h5")
-    _say(f"Indexed the training split and the validation split: {out / 'train.ris.h5'}, {out / 'val.ris.h5'}")
+    say(f"Indexed the training split and the validation split: {out / 'train.ris.h5'}, {out / 'val.ris.h5'}")
 
     config.write_text(json.dumps(CLIP_CONFIG, indent=2) + "\n")
     training = train_clip(Dataset.open(out / "train.ris.h5"), weights, steps=steps)
-    _say(
+    say(
         f"Trained a CLIP model on the training split, contrastively: {training.steps} steps of {training.batch} photos "
         f"with an expression each in {training.seconds:.0f} s, loss {training.first_loss:.2f} to "
         f"{training.last_loss:.2f}: {weights}"
@@ -80,11 +86,11 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
         split: mine(out / f"{split}.ris.h5", model=str(config), pretrained=str(weights), output=out / f"{split}.neg.h5")
         for split in ("train", "val")
     }
-    _say(f"Mined the negatives of {reports['train'].sentences} expressions: {out / 'train.neg.h5'}")
-    _say(f"  ranking of the true photo, training split:   {_ranking(reports['train'])}")
-    _say(f"  ranking of the true photo, validation split: {_ranking(reports['val'])}")
+    say(f"Mined the negatives of {reports['train'].sentences} expressions: {out / 'train.neg.h5'}")
+    say(f"  ranking of the true photo, training split:   {_ranking(reports['train'])}")
+    say(f"  ranking of the true photo, validation split: {_ranking(reports['val'])}")
     same, base = _same_kind(out / "train.ris.h5", out / "train.neg.h5")
-    _say(
+    say(
         f"  of an expression's first {NEAREST} negatives {same:.0%} show the kind of object that it is about; of all "
         f"photos {base:.0%} do"
     )
@@ -92,23 +98,24 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
     dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
     proposal = report(dataset.path, table.path, output=out / "report.html")
     write_policy(out / "policy.json", proposal.policy, tuned_for=table.fingerprint, why=list(proposal.why))
-    _say(f"Proposed tau {proposal.policy.max_similarity} and K {proposal.policy.top_k}: {out / 'policy.json'}")
-    _say("".join(f"  {reason}\n" for reason in proposal.why) + f"Drew the curves behind that: {out / 'report.html'}")
+    say(f"Proposed tau {proposal.policy.max_similarity} and K {proposal.policy.top_k}: {out / 'policy.json'}")
+    say(*(f"  {reason}" for reason in proposal.why), f"Drew the curves behind that: {out / 'report.html'}")
 
     rate, batches, threads = _time_loader(out, loader_batches)
-    _say(f"Loaded {batches} batches of 8 mosaics of 480x480 as float32: {rate:.0f} samples/s on {threads} threads")
+    say(f"Loaded {batches} batches of 8 mosaics of 480x480 as float32: {rate:.0f} samples/s on {threads} threads")
     shown = replace(proposal.policy, p_mined=0.8, p_random=0.16, grids={2: 0.7, 3: 0.3})
     preview(out / "train.ris.h5", out / "train.neg.h5", output=out / "mosaics.png", policy=shown)
-    _say(f"Drew {out / 'mosaics.png'}. Look at it, and at {out / 'report.html'} in a browser.")
-    _say(f"The demo took {time.monotonic() - begin:.0f} s.")
-    _say(
-        "\nFor your own data (here RefCOCO, photos in train2014/):\n"
+    say(f"Drew {out / 'mosaics.png'}. Look at it, and at {out / 'report.html'} in a browser.")
+    say(f"The demo took {time.monotonic() - begin:.0f} s.")
+    say(
+        "",
+        "For your own data (here RefCOCO, photos in train2014/):",
         "  nemo-dali index REFER_ROOT --dataset refcoco --split-by unc --split train --images train2014 "
-        "-o refcoco.ris.h5\n"
-        "  nemo-dali mine refcoco.ris.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k -o refcoco.neg.h5\n"
-        "  nemo-dali report refcoco.ris.h5 refcoco.neg.h5 -o report.html\n"
-        "  nemo-dali tune refcoco.ris.h5 refcoco.neg.h5 -o policy.json\n"
-        "  nemo-dali preview refcoco.ris.h5 refcoco.neg.h5 --policy policy.json -o sheet.png"
+        "-o refcoco.ris.h5",
+        "  nemo-dali mine refcoco.ris.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k -o refcoco.neg.h5",
+        "  nemo-dali report refcoco.ris.h5 refcoco.neg.h5 -o report.html",
+        "  nemo-dali tune refcoco.ris.h5 refcoco.neg.h5 -o policy.json",
+        "  nemo-dali preview refcoco.ris.h5 refcoco.neg.h5 --policy policy.json -o sheet.png",
     )
 
 
@@ -116,21 +123,17 @@ def _clear(out: Path) -> None:
     """Make the folder, or empty it of what an earlier demo made."""
     try:
         if (out / MARKER).is_file():
-            _say(f"Removing the earlier demo in {out}")
+            say(f"Removing the earlier demo in {out}")
             shutil.rmtree(out / "data", ignore_errors=True)
-            for pattern in ("clip.*", "*.ris.h5*", "*.neg.h5*", "mosaics.png", "policy.json", "report.html"):
-                for path in out.glob(pattern):
-                    path.unlink()
+            for name in MADE:
+                for path in (out / name, partial_name(out / name)):
+                    path.unlink(missing_ok=True)
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise NemoError(f"{out} exists and holds no earlier demo. Empty it, or choose another folder with --out.")
         out.mkdir(parents=True, exist_ok=True)
         (out / MARKER).touch()
     except OSError as error:
         raise NemoError(f"Cannot write {out}: {error.strerror}. Choose another folder with --out.") from error
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _ranking(report: MiningReport) -> str:

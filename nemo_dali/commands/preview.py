@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from nemo_dali._checks import integer
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.errors import NemoError
-from nemo_dali.io.h5 import write_bytes
+from nemo_dali.io.output import check_inputs, check_place, write_bytes
+from nemo_dali.io.terminal import printable
 from nemo_dali.kernels.plan.rows import KINDS, SINGLE
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.cells import lay_out
@@ -30,6 +32,9 @@ INK, FAINT, PAPER = (34, 36, 42), (112, 116, 126), (252, 252, 250)
 TARGET: RGB = (255, 40, 150)  # a colour that photos rarely have
 OUTLINE: tuple[tuple[int, RGB], ...] = ((3, (20, 20, 24)), (2, TARGET))  # outer radius in pixels and colour
 TINT = 0.1
+MOST_SAMPLES = 1000  # on a sheet, which is then 105,000 pixels high
+SHEET = "a sheet of nemo-dali's"
+SOFTWARE = "nemo-dali preview"  # a text of the PNG's, in front of its pixels
 KIND_COLOURS: dict[str, RGB] = {"mined": (196, 92, 20), "random": (52, 104, 178), "single": (104, 108, 116)}
 
 
@@ -68,8 +73,8 @@ def preview(
     Args:
         dataset: a .ris.h5 file.
         table: its .neg.h5 file.
-        count: samples to draw, >= 1.
-        output: the .png file; one that exists is replaced only when the new one is complete.
+        count: samples to draw, 1 to ``MOST_SAMPLES``.
+        output: the .png file; an earlier sheet is replaced when the new one is complete, anything else is not.
         seed: the loader's seed: other samples.
         images: where the photos are, if not where they were when the data set file was made.
         policy: one, or the file of one; None: mostly mined mosaics, some random and single ones, 3x3 besides 2x2 where
@@ -77,18 +82,17 @@ def preview(
         size: height and width of a frame in pixels.
 
     Raises:
-        ValueError: ``count`` < 1, or ``output`` is no .png.
+        ValueError: ``count`` or ``seed`` is out of range, or ``output`` is no .png.
         NemoError: a file cannot be read or written.
     """
     from nemo_dali.loader.loader import Loader
 
     output = Path(output)
-    if count < 1:
-        raise ValueError(f"count ({count}) must be at least 1")
+    count = integer("count", count, least=1, most=MOST_SAMPLES)
     if output.suffix.lower() != ".png":
         raise ValueError(f"output ({output}) must end in .png")
-    if not output.absolute().parent.is_dir():
-        raise NemoError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
+    check_inputs(output, (dataset, table))
+    check_place(output, is_ours=_is_sheet, kind=SHEET)
     opened, negatives = Dataset.open(dataset, images=images), NegativeTable.open(table)
     loader = Loader(
         dataset,
@@ -153,9 +157,14 @@ def _samples(batch: Any, negatives: NegativeTable, size: int) -> list[Sample]:
 
 
 def _write(sheet: Image.Image, output: Path) -> None:
-    encoded = io.BytesIO()
-    sheet.save(encoded, "PNG", optimize=True)
-    write_bytes(output, encoded.getvalue())
+    encoded, made_by = io.BytesIO(), PngInfo()
+    made_by.add_text("Software", SOFTWARE)
+    sheet.save(encoded, "PNG", optimize=True, pnginfo=made_by)
+    write_bytes(output, encoded.getvalue(), is_ours=_is_sheet, kind=SHEET)
+
+
+def _is_sheet(head: bytes) -> bool:
+    return head.startswith(b"\x89PNG\r\n\x1a\n") and f"tEXtSoftware\0{SOFTWARE}".encode() in head
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -237,7 +246,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _fit(text: str, font: Any, widths: Sequence[int]) -> list[str]:
     """Break a text into lines of at most these widths in pixels, between words if possible; "…" where it is cut."""
-    rest = " ".join(text[:1000].split())
+    rest = printable(" ".join(text[:1000].split()))
     lines: list[str] = []
     for width in widths:
         if font.getlength(rest) <= width:

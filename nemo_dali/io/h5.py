@@ -1,7 +1,6 @@
 """Reading HDF5 files of ours: mapped by their own index, checked before use. libhdf5 takes no part in it.
 
-index ──▶ arrays ──▶ checksum of a small one: when it is opened
-                     checksums of a large one's rows: when they are first used
+A small array is compared with its checksum when it is opened, a row of a large one when it is first used.
 """
 
 import hashlib
@@ -318,7 +317,3 @@ def fingerprint(parts: Mapping[str, npt.NDArray[Any] | list[str] | str | int]) -
             digest.update(str(part).encode())
         digest.update(b"\1")
     return digest.hexdigest()
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:  # TEMPORARY
-    Path(path).write_bytes(content)

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +26,34 @@ DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 def partial_name(path: Path) -> Path:
     """What a file is called until it is complete."""
     return path.with_name(path.name + ".partial")
+
+
+def check_inputs(path: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse to write over what is read, by whatever name it was given.
+
+    Raises:
+        FileFormatError: the output is one of the inputs.
+    """
+    for given in inputs:
+        for name in (path, partial_name(path)):
+            with suppress(OSError, ValueError):  # one of them does not exist: it is told where it is opened
+                if os.path.samefile(name, given):
+                    raise FileFormatError(f"Cannot write {path}: it is the input {given}. {ELSEWHERE}")
+
+
+def check_place(path: Path, *, is_ours: IsOurs, kind: str) -> None:
+    """Find out before long work whether ``write_bytes`` could write a file now.
+
+    Raises:
+        FileFormatError: as ``write_bytes``.
+    """
+    check_target(path, is_ours, kind)
+    descriptor = open_partial(path, is_ours)
+    try:
+        if os.fstat(descriptor).st_size == 0:
+            partial_name(path).unlink()
+    finally:
+        os.close(descriptor)
 
 
 def check_target(path: Path, is_ours: IsOurs, kind: str) -> None:
@@ -69,6 +97,8 @@ def open_partial(path: Path, is_ours: IsOurs) -> int:
             descriptor = os.open(partial, flags | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             descriptor = os.open(partial, flags)
+    except FileNotFoundError as error:
+        raise cannot_write(path, "its folder does not exist") from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _in_the_way(path, "a symbolic link") from error

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from nemo_dali.io.terminal import say
+
 T = TypeVar("T")
 PLAIN_INTERVAL_S = 10.0
 
@@ -16,7 +18,7 @@ def progress(items: Iterable[T], *, total: int, what: str, unit: str) -> Iterato
 
     Example of a plain line: ``mining photos: 1200/17000 photo, 85.1 photo/s, 186 s left``.
     """
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, unit=unit)
         return
     start = shown = time.monotonic()
@@ -26,5 +28,5 @@ def progress(items: Iterable[T], *, total: int, what: str, unit: str) -> Iterato
         if now - shown >= PLAIN_INTERVAL_S or (done == total and shown > start):
             rate = done / (now - start)
             left = (total - done) / rate
-            print(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left", file=sys.stderr, flush=True)
+            say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left", error=True)
             shown = now

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
+from nemo_dali.io.memory import memory_bytes
 from nemo_dali.kernels.normalise import recipe_of
 from nemo_dali.kernels.plan.layout import complete
 from nemo_dali.kernels.plan.rows import PlanRows
@@ -78,6 +79,13 @@ class FrameAllocator:
         table = np.ascontiguousarray(normalisation_table(format.mean, format.std, format.dtype))
         self._itemsize = table.itemsize
         self.nbytes = batch_size * format.size**2 * (3 * table.itemsize + 1)
+        needed, memory = self.nbytes * (resources.prefetch + 1), memory_bytes()
+        if device_id is None and needed > memory:
+            raise NemoError(
+                f"{resources.prefetch + 1} batches of {batch_size} samples of {format.size}x{format.size} pixels need "
+                f"{needed / 2**30:.1f} GiB of memory, and this machine has {memory / 2**30:.1f}. Lower batch_size, "
+                "size or prefetch, or use a smaller dtype."
+            )
         self._pool = BufferPool(self.nbytes, most=resources.prefetch + SPARE_BLOCKS)
         self._recipe = recipe_of(table, format.mean, format.std, format.dtype)
         self._table: Any = table  # keeps what the address points to

@@ -1,16 +1,67 @@
 """Where a loader stands: which samples were delivered, in terms that hold for any number of ranks, saved and loaded."""
 
 import logging
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from nemo_dali.errors import StateError
+from nemo_dali.errors import NemoError, StateError
 from nemo_dali.plan.schedule import Schedule
 
 logger = logging.getLogger("nemo_dali")
 
 VERSION = 1
+ONE_THREAD = "Make one Loader per thread, or let one thread iterate and hand its batches to the others in a queue."
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
+
+
+class Turns:
+    """Sees to it that passes, which share a pipeline and a position, do not get into each other's way.
+
+    A pass may go from thread to thread, and a thread may go on with several passes in turn: each step starts the
+    pipeline where its pass stands. Threads with a pass each would throw it to and fro, and what an epoch shows would
+    depend on which of them was faster.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # a thread that was interrupted at a bad moment can still go on itself
+        self._newest = 0  # number of the pass that was begun last
+        self._thread = 0  # that began it, or took its last step
+
+    def begin(self, number: int) -> None:
+        """The pass of this number is the newest from now on."""
+        self._newest, self._thread = number, threading.get_ident()
+
+    def check(self, number: int) -> None:
+        """Let the pass of this number take a step.
+
+        Raises:
+            NemoError: it is not the newest, which is another thread's.
+        """
+        if number == self._newest:
+            self._thread = threading.get_ident()
+        elif self._thread != threading.get_ident():
+            raise NemoError(f"Another thread has begun a newer pass over this Loader than this one. {ONE_THREAD}")
+
+
+class Pass(Iterator[Any]):
+    """A pass as whoever iterates has it: its batches, one thread at a time.
+
+    Raises:
+        NemoError: another thread waits for a batch of the same Loader, of this pass or of another.
+    """
+
+    def __init__(self, turns: Turns, batches: Iterator[Any]) -> None:
+        self._turns, self._batches = turns, batches
+
+    def __next__(self) -> Any:
+        if not self._turns.lock.acquire(blocking=False):
+            raise NemoError(f"Another thread waits for a batch of this Loader at this moment. {ONE_THREAD}")
+        try:
+            return next(self._batches)
+        finally:
+            self._turns.lock.release()
 
 
 @dataclass
@@ -23,6 +74,7 @@ class Position:
         resumed: the next pass starts behind ``seen``, not at the epoch's beginning.
         confirmed: ``set_epoch`` has named the loaded epoch: it is shown even if nothing of it is left.
         passes: how often the position was moved; only the newest pass moves it on.
+        turns: which pass may take a step.
     """
 
     epoch: int = 0
@@ -30,6 +82,7 @@ class Position:
     resumed: bool = False
     confirmed: bool = False
     passes: int = 0
+    turns: Turns = field(default_factory=Turns)
 
     def move(self, epoch: int, seen: int, *, resumed: bool = False) -> None:
         """Go elsewhere; passes that are under way no longer move the position."""
@@ -49,11 +102,13 @@ class Position:
 
     def begin(self, schedule: Schedule) -> tuple[int, int, int]:
         """Begin a pass: its number, its epoch, and the samples of it that it leaves out."""
-        epoch, seen = self.epoch, self.seen if self.resumed else 0
-        if self.resumed and not self.confirmed and not schedule.steps_after(seen):
-            epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
-        self.move(epoch, seen)
-        return self.passes, epoch, seen
+        with self.turns.lock:  # behind the step that another thread takes
+            epoch, seen = self.epoch, self.seen if self.resumed else 0
+            if self.resumed and not self.confirmed and not schedule.steps_after(seen):
+                epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
+            self.move(epoch, seen)
+            self.turns.begin(self.passes)
+            return self.passes, epoch, seen
 
     def advance(self, number: int, epoch: int, seen: int) -> None:
         """A pass, by its number, has come this far."""

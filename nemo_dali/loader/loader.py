@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from nemo_dali._checks import PathLike, as_list, integer
+from nemo_dali._checks import LARGEST_BATCH, PathLike, as_list, integer
 from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import agree, rank_and_world_size
 from nemo_dali.errors import NemoError
@@ -16,7 +16,7 @@ from nemo_dali.loader._faults import PhotoFaults, Substituted
 from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader._prefetch import Prefetcher, Step
 from nemo_dali.loader._sentences import SentenceTokens
-from nemo_dali.loader._state import LAST_EPOCH, Position, make_state, read_state
+from nemo_dali.loader._state import LAST_EPOCH, Pass, Position, make_state, read_state
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import (
     DType,
@@ -58,7 +58,7 @@ class Loader:
 
     Sample s of step t on rank r is position ``t * world_size * batch_size + r * batch_size + s`` of the epoch, whatever
     the rank or the machine. After a full pass the epoch advances by itself; after a ``break`` the next pass starts the
-    same epoch anew.
+    same epoch anew. One thread iterates at a time; another one that does so meanwhile gets a NemoError.
 
     Args:
         dataset: a .ris.h5 file, or several that are mixed.
@@ -189,7 +189,7 @@ class Loader:
         resources = Resources.of(
             device=device, num_threads=num_threads, prefetch=prefetch, hw_decoder_load=hw_decoder_load
         )
-        batch_size = integer("batch_size", batch_size, least=1)
+        batch_size = integer("batch_size", batch_size, least=1, most=LARGEST_BATCH)
         seed = integer("seed", seed, least=0)
         device_budget = check_tiles(
             tiles=tiles is not None,
@@ -361,7 +361,7 @@ class Loader:
                 f"torch.distributed now has {ranks} ranks, but this Loader was made before it was initialised and "
                 "would show every sample on each. Make it after init_process_group, or give rank and world_size."
             )
-        return self._passes(*self._position.begin(self._schedule))
+        return Pass(self._position.turns, self._passes(*self._position.begin(self._schedule)))
 
     def _passes(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         yield from self._pass(number, epoch, seen)
@@ -371,6 +371,7 @@ class Loader:
     def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
         replaced = Replaced()
         for _ in range(self._schedule.steps_after(seen)):
+            self._position.turns.check(number)
             step = self._prefetcher.step(epoch, seen)
             seen += self._schedule.global_batch
             self._position.advance(number, epoch, seen)

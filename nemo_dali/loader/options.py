@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-from nemo_dali._checks import check_channels, integer, one_of
-from nemo_dali.io.threads import thread_count
+from nemo_dali._checks import LARGEST_FRAME, check_channels, integer, one_of
+from nemo_dali.io.threads import most_threads, thread_count
 from nemo_dali.kernels.tile import Resample
 from nemo_dali.pipeline import gpu
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from nemo_dali.text.tokens import Tokenizer
 from nemo_dali.tiles.placement import Placement
 
+MOST_AHEAD = 1000  # batches
 DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Fit = Literal["stretch", "letterbox"]
 MaskDType = Literal["uint8", "int64", "float32"]
@@ -50,7 +51,7 @@ class BatchFormat:
     style: Style = "batch"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", integer("size", self.size, least=1))
+        object.__setattr__(self, "size", integer("size", self.size, least=1, most=LARGEST_FRAME))
         check_channels(self.mean, self.std)
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
@@ -100,11 +101,12 @@ class Resources:
     def of(cls, *, device: str, num_threads: int | None, prefetch: int, hw_decoder_load: float | None) -> "Resources":
         """Options as a Loader takes them, with what is chosen where None is given."""
         device_id = gpu.cuda_device(device)
-        threads = integer("num_threads", thread_count() if num_threads is None else num_threads, least=1)
+        threads = thread_count() if num_threads is None else num_threads
+        threads = integer("num_threads", threads, least=1, most=most_threads())
         share = gpu.hardware_share(threads) if hw_decoder_load is None else hw_decoder_load
         if not 0 <= share <= 1:
             raise ValueError(f"hw_decoder_load ({share}) must be from 0 to 1")
-        prefetch = integer("prefetch", prefetch, least=1)
+        prefetch = integer("prefetch", prefetch, least=1, most=MOST_AHEAD)
         return cls(device_id=device_id, num_threads=threads, prefetch=prefetch, hw_decoder_load=share)
 
 

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali._checks import as_list
+from nemo_dali._checks import LARGEST_BATCH, MOST, as_list, integer
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
 from nemo_dali.errors import FileFormatError
+from nemo_dali.io.output import check_inputs
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.io.writer import Unfinished
@@ -87,9 +88,9 @@ def mine(  # noqa: PLR0913  # the options of a command
         FileFormatError: the data set cannot be read, the table cannot be written, the disk has no room for it, or an
             unfinished one was begun with other options.
     """
-    for name, value in (("depth", depth), ("batch_size", batch_size), ("probes", 1 if probes is None else probes)):
-        if not 1 <= value < 2**31:
-            raise ValueError(f"{name} ({value}) must be at least 1 and below 2**31")
+    depth = integer("depth", depth, least=1, most=MOST)
+    batch_size = integer("batch_size", batch_size, least=1, most=LARGEST_BATCH)
+    probes = None if probes is None else integer("probes", probes, least=1, most=MOST)
     models, weights = as_list(model), as_list(pretrained)
     if (embeddings is None) == (not models) or len(models) != len(weights):
         raise ValueError(
@@ -99,7 +100,8 @@ def mine(  # noqa: PLR0913  # the options of a command
     if probes is not None and not approximate:
         raise ValueError(f"probes ({probes}) must be left out unless the search is approximate")
     with joined_ranks() as ranks, ExitStack() as files:
-        ranks.attempt(lambda: _check_folder(Path(output)) if ranks.rank == 0 else None)  # not after hours of work
+        inputs = [dataset_path, *models, *weights, *as_list(embeddings), *(exclusions.photos_of if exclusions else ())]
+        ranks.attempt(lambda: _check_output(Path(output), inputs) if ranks.rank == 0 else None)  # not after hours
         task = ranks.attempt(
             lambda: open_task(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
         )
@@ -114,7 +116,8 @@ def mine(  # noqa: PLR0913  # the options of a command
         )
 
 
-def _check_folder(output: Path) -> None:
+def _check_output(output: Path, inputs: Sequence[str | Path]) -> None:
+    check_inputs(output, inputs)
     if not output.absolute().parent.is_dir():
         raise FileFormatError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
 

@@ -22,9 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
+from nemo_dali.io.threads import can_start
 from nemo_dali.pipeline import gpu
 
 DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
+OTHER_THREADS = 8  # that a pipeline starts besides its workers; where the system refuses one, DALI ends the process
 OTHER_FILES = 256  # open files that a training process has besides photos: libraries, sockets, logs
 
 
@@ -46,7 +48,7 @@ class StreamPipeline:
         device_id: of the GPU that DALI is to use, if any.
 
     Raises:
-        NemoError: the system does not let a process open as many files as a batch has cells.
+        NemoError: the system does not let a process open as many files as a batch has cells, or start the threads.
     """
 
     broken = False  # whether it can only be closed
@@ -55,6 +57,11 @@ class StreamPipeline:
         from nvidia.dali import Pipeline
 
         _allow_open_files(max_cells + OTHER_FILES)
+        if not can_start(num_threads + OTHER_THREADS):
+            raise NemoError(
+                f"The system does not start the {num_threads} threads of a pipeline. Lower num_threads, or raise what "
+                "this process may have of threads and address space (ulimit -u, ulimit -v)."
+            )
         self._prefetch = prefetch
         self.running: deque[Any] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._owed = 0  # batches that DALI has started and that were not taken from it yet

@@ -16,9 +16,11 @@ from typing import Literal, get_args
 
 from nemo_dali._checks import PathLike
 from nemo_dali.errors import NemoError
+from nemo_dali.io.output import cannot_write, check_place, write_bytes
 
 logger = logging.getLogger("nemo_dali")
 
+POLICY = "a policy file"
 NOTES = ("tuned_for", "why")  # in a policy file, besides the policy
 TargetCell = Literal["uniform", "positional"]
 
@@ -140,6 +142,19 @@ def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
     return policy, None if tuned_for is None else str(tuned_for)
 
 
+def check_policy_place(path: str | Path) -> None:
+    """Find out before long work whether ``write_policy`` could write a file now; it raises the same."""
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ValueError(f"output ({path}) must end in .json")
+    check_place(path, is_ours=_is_policy, kind=POLICY)
+    if path.exists():
+        try:
+            read_policy(path)
+        except NemoError as error:
+            raise cannot_write(path, f"it exists and is not {POLICY}") from error
+
+
 def write_policy(path: str | Path, policy: MosaicPolicy, *, tuned_for: str, why: list[str]) -> None:
     """Write a policy file; one that exists is replaced, anything else is not.
 
@@ -147,18 +162,13 @@ def write_policy(path: str | Path, policy: MosaicPolicy, *, tuned_for: str, why:
         ValueError: the name does not end in .json.
         NemoError: it cannot be written, or something else has that name.
     """
-    from nemo_dali.io.h5 import write_bytes  # brings NumPy and h5py, which `doctor` must not need
-
-    path = Path(path)
-    if path.suffix != ".json":
-        raise ValueError(f"output ({path}) must end in .json")
-    if path.exists():
-        try:
-            read_policy(path)
-        except NemoError as error:
-            raise NemoError(f"Cannot write {path}: it exists and is no policy file. Choose another place.") from error
+    check_policy_place(path)
     content = json.loads(policy.to_json()) | {"tuned_for": tuned_for, "why": why}
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode(), is_ours=_is_policy, kind=POLICY)
+
+
+def _is_policy(head: bytes) -> bool:
+    return head.startswith(b"{") and any(f'"{name}"'.encode() in head for name in MosaicPolicy.__dataclass_fields__)
 
 
 def policy_of(

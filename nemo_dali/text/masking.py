@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import integer
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cache_folder, keep
 from nemo_dali.kernels.plan.masking import replace_nouns, replace_tokens
@@ -162,8 +163,7 @@ def noun_runs(
         ValueError: another word than "textblob", a bad context length, or places that do not ascend from 1 or more.
         NemoError: TextBlob or its data is not installed.
     """
-    if not 3 <= context_length <= MAX_CONTEXT_LENGTH:
-        raise ValueError(f"context_length ({context_length}) must be from 3 to {MAX_CONTEXT_LENGTH}")
+    context_length = integer("context_length", context_length, least=3, most=MAX_CONTEXT_LENGTH)
     if callable(nouns):
         return _runs(sentences, nouns, context_length)
     if nouns != "textblob":

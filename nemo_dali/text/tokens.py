@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import integer
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cache_folder, keep
 from nemo_dali.text.wordpiece import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
@@ -72,8 +73,8 @@ def tokenize(
         NemoError: the tokenizer needs a package that is not installed, or BERT's vocabulary is missing, cannot be
             downloaded, or is not that of an uncased BERT whose [PAD] is token 0.
     """
-    if context_length is not None and not 3 <= context_length <= MAX_CONTEXT_LENGTH:
-        raise ValueError(f"context_length ({context_length}) must be from 3 to {MAX_CONTEXT_LENGTH}")
+    if context_length is not None:
+        context_length = integer("context_length", context_length, least=3, most=MAX_CONTEXT_LENGTH)
     source: str | Tokenizer | Vocabulary = tokenizer
     if isinstance(tokenizer, str) and tokenizer.startswith(PREFIX):
         source = read_vocabulary(tokenizer.removeprefix(PREFIX))

@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from nemo_dali.commands.bench import Spread, bench_loader
+from nemo_dali.commands.bench import Spread, bench_loader, is_result
 from nemo_dali.commands.cli import main
 from nemo_dali.loader.loader import Loader
+from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.cuda_host import needs_compiler
 
 
@@ -20,6 +21,7 @@ def test_the_command_writes_what_is_documented(files, tmp_path, capsys):
         "--pairs 2 --steps 3 --batch-size 4 --size 64".split()
     )
     assert code == 0
+    assert is_result(output.read_bytes()[:4096])  # so it may be replaced
     result = json.loads(output.read_text())
     assert set(result) >= {"mode", "samples_per_s", "decode_only", "ratio_decode_only", "config", "machine", "versions"}
     assert result["baseline"] is result["ratio_baseline"] is result["waiting"] is None
@@ -27,6 +29,19 @@ def test_the_command_writes_what_is_documented(files, tmp_path, capsys):
     for name in ("samples_per_s", "decode_only", "ratio_decode_only"):
         assert 0 < result[name]["p25"] <= result[name]["median"] <= result[name]["p75"]
     assert "samples/s" in capsys.readouterr().out
+
+
+def test_only_a_result_is_replaced_and_that_is_told_before_the_work(files, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "bench.json"
+    monkeypatch.setattr("nemo_dali.commands.bench.timed_start", None)
+    command = f"bench loader {files.dataset} {files.negatives} --json {path}"
+    policy = MosaicPolicy().to_json()
+    for content in (policy, "{}", "[]", '{"mode": "stream"}'):
+        path.write_text(content)
+        assert main([*command.split(), *(["--policy", str(path)] if content == policy else [])]) == 1
+        err = capsys.readouterr().err
+        assert "it is the input" in err or "it exists and is not a result" in err
+        assert path.read_text() == content
 
 
 @pytest.mark.slow

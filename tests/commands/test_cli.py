@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from nemo_dali.commands.cli import main
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import read_index
+from nemo_dali.mining.job import mine as api_mine
 from tests.helpers import fork_server
 from tests.helpers.paths import ROOT
 from tests.helpers.refer import write_refer
@@ -244,10 +247,17 @@ def test_no_command_writes_over_another_kind_of_file(mined, clip, tmp_path, caps
         fails_in_one_line(capsys, index(refer, output), output, "-o")
     wrong = fails_in_one_line(capsys, run("preview", dataset, dataset, "-o", tmp_path / "s.png"), "nemo-dali/ris")
     assert " -o " not in wrong  # no advice to write over the data set
-    for output in (dataset, notes):
-        with pytest.raises(SystemExit):
-            run("bench", "loader", dataset, table, "--json", output)
-        capsys.readouterr()
+    fails_in_one_line(capsys, run("bench", "loader", dataset, table, "--json", dataset), "it is the input")
+    with pytest.raises(SystemExit):
+        run("bench", "loader", dataset, table, "--json", notes)
+    capsys.readouterr()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "other.neg.h5").symlink_to(table)
+    for output in (table, tmp_path / "sub" / ".." / "train.neg.h5", tmp_path / "sub" / "other.neg.h5"):
+        code = run("mine", dataset, "--embeddings", table, "-o", output)
+        fails_in_one_line(capsys, code, "it is the input", output)
+    with pytest.raises(FileFormatError, match="it is the input"):
+        api_mine(dataset, embeddings=table, output=tmp_path / "sub" / "other.neg.h5")
     assert {path: content for path, content in snapshot(tmp_path).items() if path in before} == before
 
 
@@ -282,17 +292,92 @@ def test_an_interrupt_ends_in_one_line(mined, monkeypatch, capsys):
     fails_in_one_line(capsys, run("inspect", mined / "train.neg.h5"), "interrupted")
 
 
-def test_the_systems_refusals_end_in_one_line(mined, tmp_path, capsys):
-    huge = run("preview", mined / "train.ris.h5", mined / "train.neg.h5", "-o", tmp_path / "s.png", "--size", 10**6)
-    fails_in_one_line(capsys, huge, "memory")
+def test_the_systems_refusals_end_in_one_line(mined, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nemo_dali.loader._frames.memory_bytes", lambda: 2**20)
+    huge = run("preview", mined / "train.ris.h5", mined / "train.neg.h5", "-o", tmp_path / "s.png", "--size", 480)
+    fails_in_one_line(capsys, huge, "this machine has 0.0", "size")
     refer = write_refer(tmp_path)
     fails_in_one_line(capsys, index(refer, tmp_path / ("x" * 300)), "too long")
 
 
-def test_a_reader_that_stops_is_no_error(mined):
-    command = f"{sys.executable} -m nemo_dali inspect --json {mined / 'train.neg.h5'} | true"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+def shell(command):
+    words = ["bash", "-o", "pipefail", "-c", f"ulimit -c 0; {command}"]
+    return subprocess.run(words, capture_output=True, env={**os.environ, "NEMO": f"{sys.executable} -m nemo_dali"})
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "reason"),
+    [
+        ("$NEMO inspect --json {table} | true", 0, b""),
+        ("$NEMO inspect {table} >&-", 0, b""),
+        ("$NEMO inspect {table} >/dev/full", 1, b"No space left on device"),
+        pytest.param("$NEMO --help | head -0", 0, b"", marks=pytest.mark.slow),
+        pytest.param("$NEMO --help >/dev/full", 1, b"No space left on device", marks=pytest.mark.slow),
+        pytest.param("$NEMO --version >&-", 0, b"", marks=pytest.mark.slow),
+        pytest.param("$NEMO inspect nothing 2>&-", 1, b"", marks=pytest.mark.slow),
+        pytest.param("$NEMO inspect nothing 2>/dev/full", 1, b"", marks=pytest.mark.slow),
+        pytest.param("$NEMO fly >&- 2>&- <&-", 2, b"", marks=pytest.mark.slow),
+    ],
+)
+def test_streams_that_nobody_holds_are_no_traceback(mined, command, code, reason):
+    done = shell(command.format(table=mined / "train.neg.h5"))
+    assert done.returncode == code and reason in done.stderr and done.stderr.count(b"\n") == bool(reason)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&- 2>&- <&-", "2>&1 | head -0"])
+def test_work_is_done_for_nobody_too_and_nothing_is_printed_into_it(mined, tmp_path, streams):
+    made, other = tmp_path / "a.ris.h5", tmp_path / "b.tiles.h5"
+    refer = write_refer(tmp_path)
+    index = f"$NEMO index {refer.root} --dataset refcoco --split-by unc --split train --images {refer.photos} -o {made}"
+    assert shell(f"{index} {streams}").returncode == 0
+    assert len(Dataset.open(made).images.id) == 6
+    assert shell(f"$NEMO tiles {made} --size 32 -o {other} {streams}").returncode == 0
+    assert main(["inspect", str(other)]) == 0
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf8_are_written_to_and_shown(mined, tmp_path):
+    data = f"{mined / 'train.ris.h5'} {mined / 'train.neg.h5'}"
+    for command, name in (
+        (f"preview {data} --count 2 --size 32", "a\\xe9.png"),
+        (f"report {data} --examples 1", "a\\xe9.html"),
+        (f"tune {data}", "a\\xe9.json"),
+        (f"tiles {mined / 'train.ris.h5'} --size 32", "a\\xe9.tiles.h5"),
+        (f"mine {mined / 'train.ris.h5'} --embeddings {mined / 'train.neg.h5'}", "a\\xe9.neg.h5"),
+    ):
+        done = shell(f"$NEMO {command} -o {tmp_path}/$'{name}'")
+        assert done.returncode == 0 and f"{tmp_path}/{name}".encode() in done.stdout, done.stderr
+        assert os.path.exists(os.fsencode(tmp_path) + b"/" + name.encode().replace(b"\\xe9", b"\xe9"))
+
+
+def test_a_name_that_cannot_be_stored_ends_in_one_line(tmp_path, capsys):
+    refer = write_refer(tmp_path, photos=6)
+    photos = refer.photos.rename(tmp_path / os.fsdecode(b"photos\xe9"))
+    code = index(refer._replace(photos=photos), tmp_path / "out.ris.h5")
+    fails_in_one_line(capsys, code, "photos\\xe9", "UTF-8")
+    assert not (tmp_path / "out.ris.h5").exists()
+
+
+def test_errors_and_logs_hold_nothing_that_a_terminal_obeys(mined, tmp_path, capsys):
+    hostile = tmp_path / "\x1b[2J\u202e\x9b\n.h5"
+    assert "\\x1b[2J\\u202e\\x9b\\n.h5" in fails_in_one_line(capsys, run("inspect", hostile), "does not exist")
+    with pytest.raises(SystemExit):
+        run("preview", hostile, hostile, "-o", f"{hostile}.jpg")
+    assert all(line.isprintable() for line in capsys.readouterr().err.split("\n"))
+    code = "import logging, sys; from nemo_dali.commands.cli import main; main(['inspect', 'x']);"
+    code += "logging.getLogger('nemo_dali').warning('%s', '\\x1b[2J')"
+    assert fork_server.run(code).stderr.endswith("\n\\x1b[2J\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [300_000, 2_000_000, 5_000_000])
+def test_too_little_address_space_is_told(mined, tmp_path, kilobytes):
+    data = f"{mined / 'train.ris.h5'} {mined / 'train.neg.h5'}"
+    done = shell(f"ulimit -v {kilobytes}; $NEMO preview {data} --count 2 --size 32 -o {tmp_path / 'sheet.png'}")
+    *_, line = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and line.startswith("nemo-dali: ") and "(ulimit -v)" in line and not done.stdout
+    assert b"Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
 def test_without_a_place_for_compiled_kernels_they_are_compiled_anew(tmp_path):

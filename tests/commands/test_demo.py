@@ -68,13 +68,14 @@ def test_an_earlier_demo_is_made_anew(demo, capsys):
     (demo / "train.neg.h5.partial").touch()
     (demo / "data" / "left over").touch()
     (demo / "notes.txt").write_text("mine")
+    (demo / "mine.ris.h5").write_text("mine")
     run_demo(demo, images=40, steps=2, loader_batches=1)
     assert f"Removing the earlier demo in {demo}" in capsys.readouterr().out
     assert (demo / "mosaics.png").stat().st_size > 1000
     assert not (demo / "data" / "left over").exists()
     assert not (demo / "train.neg.h5.partial").exists()
     assert len(list((demo / "data").rglob("*.jpg"))) == 40
-    assert (demo / "notes.txt").read_text() == "mine"
+    assert (demo / "notes.txt").read_text() == (demo / "mine.ris.h5").read_text() == "mine"
 
 
 def test_other_peoples_folders_are_refused_untouched(tmp_path):

@@ -1,6 +1,6 @@
 """The contact sheet: drawn where it should be, true to the table, written whole or not at all."""
 
-from pathlib import Path
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from nemo_dali.commands import preview as module
 from nemo_dali.commands.preview import Cell, Sample, draw_panel, draw_sheet, preview
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.io import output
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy
@@ -105,6 +106,7 @@ def test_every_sample_is_on_the_sheet(count):
         "左边的红色汽车",
         "🙂 עברית العربية",
         "a\nb\tc\x00d",
+        "\x1b[2J \u202e \ud800 \udcff",
         "\u0301",
     ],
 )
@@ -197,6 +199,8 @@ def test_the_default_policy_fits_the_number_of_photos(photos, grids):
 def test_bad_arguments_and_places(files, tmp_path):
     with pytest.raises(ValueError, match=r"count \(0\) must be"):
         preview(files.dataset, files.negatives, output=tmp_path / "sheet.png", count=0)
+    with pytest.raises(ValueError, match=r"count \(an integer of 301 bits\) must be"):
+        preview(files.dataset, files.negatives, output=tmp_path / "sheet.png", count=2**300)
     with pytest.raises(ValueError, match=r"must end in \.png"):
         preview(files.dataset, files.negatives, output=tmp_path / "sheet.jpg")
     with pytest.raises(NemoError, match="folder does not exist"):
@@ -207,17 +211,40 @@ def test_bad_arguments_and_places(files, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_sheet_and_nothing_else(files, tmp_path, monkeypatch):
-    output = tmp_path / "sheet.png"
-    output.write_bytes(b"old")
+    path = tmp_path / "sheet.png"
+    preview(files.dataset, files.negatives, output=path, count=1, size=32)
+    old, write = path.read_bytes(), os.write
 
-    write_bytes = Path.write_bytes
-
-    def half(self, content):
-        write_bytes(self, content[: len(content) // 2])
+    def half(descriptor, content):
+        write(descriptor, content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(output.os, "write", half)
     with pytest.raises(NemoError, match="No space left on device"):
-        preview(files.dataset, files.negatives, output=output, count=1, size=32)
-    assert output.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [output]
+        preview(files.dataset, files.negatives, output=path, count=1, seed=1, size=32)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_sheet_is_replaced_and_that_is_told_before_the_work(files, tmp_path, monkeypatch):
+    path = tmp_path / "sheet.png"
+    preview(files.dataset, files.negatives, output=path, count=1, size=32)
+    old = path.read_bytes()
+    preview(files.dataset, files.negatives, output=path, count=1, seed=1, size=32)
+    assert path.read_bytes() != old
+    monkeypatch.setattr(module, "draw_sheet", None)
+    Image.new("RGB", (9, 9)).save(path)
+    foreign = path.read_bytes()
+    with pytest.raises(NemoError, match="it exists and is not a sheet"):
+        preview(files.dataset, files.negatives, output=path, count=1, size=32)
+    assert path.read_bytes() == foreign
+    path.unlink()
+    path.symlink_to(files.dataset)
+    with pytest.raises(NemoError, match="it is the input"):
+        preview(files.dataset, files.negatives, output=path, count=1, size=32)
+
+
+def test_what_would_turn_a_line_round_is_drawn_as_its_number():
+    width = [10_000]
+    assert module._fit("a\x1b[2J\u202eb\u200d\x00", module._font(16), width) == ["a\\x1b[2J\\u202eb\\u200d\\x00"]
+    assert module._fit("a\nb\u2028c\x85d", module._font(16), width) == ["a b c d"]

@@ -13,15 +13,16 @@ import pytest
 from PIL import Image
 
 from nemo_dali.commands.cli import main
-from nemo_dali.commands.report.page import _shown_ranks, report
+from nemo_dali.commands.report.page import _shown_ranks, json_in_html, report
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.io.output import partial_name
 from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.tune import propose
 from tests.helpers.files import index_refer
 from tests.helpers.tables import write_ranked_table
 
-NASTY = "</script><script>document.title='taken'</script><b>\"'& ü"
+NASTY = "</script><script>document.title='taken'</script><b>\"'& ü<!--<script>/*PLOTLY*//*DATA*/\u2028]]>\x9b"
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,30 @@ def test_the_page_holds_the_curves_and_pictures(data, page):
     for photo, address in list(found["thumbs"].items())[:20]:
         picture = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
         assert picture.size[0] / picture.size[1] == pytest.approx(width[int(photo)] / height[int(photo)], rel=0.05)
+
+
+def test_nothing_in_the_data_ends_the_script_or_begins_another():
+    value = [NASTY, "/*DATA*/", "<!--<script>"]
+    text = json_in_html(value)
+    assert json.loads(text) == value and text.isascii() and not set(text) & set("<>&\x7f")
+
+
+def test_only_a_report_is_replaced_and_that_is_told_before_the_work(data, page, tmp_path, monkeypatch):
+    dataset, table = data
+    path = tmp_path / "r.html"
+    shutil.copy(page, path)
+    partial_name(path).write_bytes(page.read_bytes()[:100_000])  # as a killed run leaves it
+    report(dataset.path, table.path, output=path, examples=1)
+    assert len(content(path)["examples"]) == 1 and [*tmp_path.iterdir()] == [path]
+    monkeypatch.setattr("nemo_dali.commands.report.page.measure_curves", None)
+    path.write_text("<!doctype html><title>My thesis</title>")
+    before = path.read_bytes()
+    with pytest.raises(NemoError, match="it exists and is not a report"):
+        report(dataset.path, table.path, output=path)
+    partial_name(tmp_path / "new.html").write_text("mine")
+    with pytest.raises(NemoError, match=r"new\.html\.partial is no unfinished file"):
+        report(dataset.path, table.path, output=tmp_path / "new.html")
+    assert path.read_bytes() == before and partial_name(tmp_path / "new.html").read_text() == "mine"
 
 
 def test_the_target_is_outlined(data, page):

@@ -345,11 +345,48 @@ def test_the_photos_can_lie_elsewhere(files, tmp_path):
         ({"num_threads": 0}, "num_threads"),
         ({"mean": (0.5, 0.5)}, "mean"),
         ({"std": (0.5, 0.5, 0.0)}, "std"),
+        *(
+            ({name: value}, name)
+            for name in ("batch_size", "size", "prefetch", "num_threads", "context_length", "seed")
+            for value in (10**30, 10**5000, float("inf"), float("nan"))
+        ),
+        ({"num_threads": 100_000}, "num_threads"),
+        ({"prefetch": 100_000}, "prefetch"),
+        ({"size": 100_000}, "size"),
+        ({"batch_size": 100_000}, "batch_size"),
+        ({"context_length": 100_000}, "context_length"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_name(files, wrong, name):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=rf"\b{name} ") as error:
         make(files, **wrong)
+    assert len(str(error.value)) < 300
+
+
+def test_batches_larger_than_the_memory_are_refused_before_it_is_taken(files, monkeypatch):
+    monkeypatch.setattr("nemo_dali.loader._frames.memory_bytes", lambda: 3 * 4 * 64 * 64 * 13 - 1)
+    with pytest.raises(NemoError, match=r"3 batches of 4 samples of 64x64 pixels .*Lower batch_size, size or prefetch"):
+        make(files, batch_size=4, size=64, dtype="float32")
+    make(files, batch_size=4, size=64, dtype="float32", prefetch=1)
+
+
+TOO_MANY_THREADS = """
+import resource, sys
+from nemo_dali.errors import NemoError
+from nemo_dali.pipeline.graphs import StreamPipeline
+mapped = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**30, mapped + 2**30))
+try:
+    StreamPipeline(max_cells=4, num_threads=64, prefetch=2)
+except NemoError as error:
+    print(error)
+"""
+
+
+@pytest.mark.process
+def test_threads_that_the_system_does_not_start_are_told(files):
+    done = fork_server.run(TOO_MANY_THREADS)
+    assert "does not start the 64 threads" in done.stdout and not done.returncode, done.stderr
 
 
 def test_an_epoch_without_a_single_step_is_refused(files):

@@ -155,7 +155,8 @@ def answer(steps: tuple[str, ...]) -> None:
                 line = [step, _STEPS[what](*words), None]
             except Exception as error:  # a library may raise anything
                 line = [step, None, _one_line(f"{type(error).__name__}: {error}")]
-            print(json.dumps(line), file=out, flush=True)
+            out.write(json.dumps(line) + "\n")
+            out.flush()
 
 
 def _one_line(text: str) -> str:

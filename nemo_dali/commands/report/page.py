@@ -7,6 +7,7 @@ photos ──▶ thumbnails ────────────────┴�
 import base64
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.resources import files
@@ -17,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from nemo_dali._checks import MOST, integer
 from nemo_dali.commands.preview import outline
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.photos import FORMATS
 from nemo_dali.data.s3 import photo_file
-from nemo_dali.errors import NemoError
-from nemo_dali.io.h5 import write_bytes
+from nemo_dali.io.output import check_inputs, check_place, write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
@@ -34,6 +35,8 @@ THUMB, OWN = 128, 320  # pixels of the longer side
 MOST_BINS = 120  # of a distribution; fewer where there are few sentences
 SHOWN_RANKS = (1, 10, 100)  # whose similarities the page compares, and the last one's
 MOST_DRAWN = 12  # photos shown
+PAGE = "a report of nemo-dali's"
+MARK = b'<meta name="generator" content="nemo-dali report">'  # within the first bytes of a page
 
 
 def report(
@@ -52,7 +55,7 @@ def report(
     Args:
         dataset_path: a .ris.h5 file.
         table_path: its .neg.h5 file.
-        output: the .html file; one that exists is replaced only when the new one is complete.
+        output: the .html file; an earlier report is replaced when the new one is complete, anything else is not.
         examples: expressions with their candidates as pictures; some 0.4 MB each.
         seed: other examples.
         images: where the photos are, if not where they were when the data set file was made.
@@ -66,25 +69,33 @@ def report(
         NemoError: a file cannot be read or written.
     """
     output = Path(output)
-    if examples < 1:
-        raise ValueError(f"examples ({examples}) must be at least 1")
+    examples = integer("examples", examples, least=1, most=MOST)
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"output ({output}) must end in .html")
-    if not output.absolute().parent.is_dir():  # told now, not after the work
-        raise NemoError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
+    seed = integer("seed", seed, least=0)
+    check_inputs(output, (dataset_path, table_path))
+    check_place(output, is_ours=_is_page, kind=PAGE)  # told now, not after the work
     script = _plotly()
     dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
     curves = measure_curves(dataset, table)
     proposal = propose(curves, passing=passing, grid=grid)
-    if seed < 0:
-        raise ValueError(f"seed ({seed}) must be >= 0")
     content = _curves(curves, proposal, passing, grid) | _pictures(dataset, curves, proposal, examples, seed)
     content["about"] = _about(dataset, table)
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    page = (files("nemo_dali.commands.report") / "page.html").read_text(encoding="utf-8")
-    page = page.replace("/*DATA*/", text).replace("/*PLOTLY*/", script)
-    write_bytes(output, page.encode())
+    template = (files("nemo_dali.commands.report") / "page.html").read_text(encoding="utf-8")
+    parts = {"/*DATA*/": json_in_html(content), "/*PLOTLY*/": script}
+    page = re.sub(r"/\*(DATA|PLOTLY)\*/", lambda place: parts[place[0]], template)  # in one pass: a part may hold these
+    write_bytes(output, page.encode(), is_ours=_is_page, kind=PAGE)
     return proposal
+
+
+def json_in_html(content: Any) -> str:
+    """JSON for a script element, in ASCII: nothing in it ends the element or begins another."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
+
+
+def _is_page(head: bytes) -> bool:
+    return MARK in head
 
 
 def _plotly() -> str:

@@ -9,6 +9,7 @@ file's choice and which pyarrow dropped: those are refused.
 import hashlib
 import io
 import os
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord
 from nemo_dali.data.photos import FORMATS
 from nemo_dali.data.rle import area, of_pixels
 from nemo_dali.data.s3 import image_root, is_remote
-from nemo_dali.errors import AnnotationError, NemoError
-from nemo_dali.io.h5 import write_bytes
+from nemo_dali.errors import AnnotationError, FileFormatError, NemoError
+from nemo_dali.io.output import write_bytes
 from nemo_dali.io.progress import progress
 
 MAX_REFS = 100_000_000  # in one file; the published ones have 45,000 at most
@@ -183,13 +184,27 @@ def _extract(root: Path, name: str, content: bytes) -> str:
     stem, end = os.path.splitext(name)
     for candidate in (name, f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}{end}"):
         target = root / candidate
-        if target.is_file():
-            if target.stat().st_size == len(content) and target.read_bytes() == content:
-                return candidate
-            continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(target, content)
+        if not os.path.lexists(target):
+            try:
+                # What an interrupted run left of this photo begins as it does.
+                write_bytes(target, content, is_ours=content.startswith, kind="this photo")
+            except FileFormatError as error:
+                raise NemoError(str(error).removesuffix("-o.") + "--images.") from error
+        elif not _holds(target, content):
+            continue
         return candidate
     raise NemoError(
         f"{root / name} and {candidate} beside it hold something else. Choose another folder with --images."
     )
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a name is that of a regular file, not of a link to one, of this content."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        return stat.S_ISREG(status.st_mode) and status.st_size == len(content) and file.read() == content

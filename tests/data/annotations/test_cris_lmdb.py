@@ -106,6 +106,35 @@ def test_names_taken_by_other_content_get_a_part_of_its_hash(tmp_path: Path) -> 
     assert {name: (photos / name).stat().st_mtime_ns for name in os.listdir(photos)} == before
 
 
+def test_links_under_the_photos_names_are_neither_followed_nor_replaced(tmp_path: Path) -> None:
+    values, _ = records()
+    path, photos = write(tmp_path / "train.lmdb", values), tmp_path / "photos"
+    photos.mkdir()
+    (tmp_path / "same").write_bytes(values[0]["img"])  # even to the same content, which its owner may change
+    (photos / values[0]["img_name"]).symlink_to(tmp_path / "same")
+    (photos / values[2]["img_name"]).symlink_to(tmp_path / "nowhere")
+    found = read_cris_lmdb(path, images=photos)
+    taken = {values[0]["img_name"], values[2]["img_name"]}
+    assert not taken & set(found.images.file_name) and not (tmp_path / "nowhere").exists()
+    assert {name for name in os.listdir(photos) if (photos / name).is_symlink()} == taken
+
+
+def test_what_an_interrupted_run_left_of_a_photo_is_taken_over_and_nothing_else(tmp_path: Path) -> None:
+    values, _ = records()
+    path, photos = write(tmp_path / "train.lmdb", values), tmp_path / "photos"
+    photos.mkdir()
+    partial = photos / f"{values[0]['img_name']}.partial"
+    partial.write_bytes(values[0]["img"][:100])
+    read_cris_lmdb(path, images=photos)
+    assert len(os.listdir(photos)) == 3 and not partial.exists()
+    (photos / values[0]["img_name"]).unlink()
+    partial.symlink_to(tmp_path / "victim")
+    (tmp_path / "victim").write_bytes(b"")
+    with pytest.raises(NemoError, match=r"partial is a symbolic link\. Remove it, .* with --images\."):
+        read_cris_lmdb(path, images=photos)
+    assert (tmp_path / "victim").read_bytes() == b""
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values, masks = records()
     path = write(tmp_path / "val.lmdb", values)

@@ -1,0 +1,91 @@
+"""What is shown to a person: lines that hold nothing that a terminal would obey.
+
+Names and sentences come from strangers' files. A terminal takes an escape sequence in them for a command, and a
+character of writing direction turns the rest of a line round; so does a page of a log. Everything that the commands
+print or log goes through here. What they write into files is escaped there, as the file's format wants it.
+
+Exceptions and log records carry names and sentences as they are: whoever prints them otherwise escapes them.
+"""
+
+import json
+import logging
+import os
+import sys
+import unicodedata
+from contextlib import suppress
+from typing import Any, TextIO
+
+
+def printable(text: str) -> str:
+    """The text with ``\\x1b``, ``\\u202e``, ``\\n``, ... for all characters that are no letter, sign or space.
+
+    Escaped are control and format characters, separators of lines, halves of surrogate pairs (which stand for bytes of
+    a file name that are not UTF-8 and are shown as these), and what Unicode has not assigned.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return ascii(character)[1:-1]
+
+
+def say(*lines: str, error: bool = False) -> None:
+    """Print lines on stdout, or on stderr; a line end inside one is shown as such.
+
+    Where nobody reads on, the rest is dropped: that is no reason to stop the work.
+
+    Raises:
+        OSError: the stream is a file on a full disk, say.
+    """
+    _write([printable(line) for line in lines], sys.stderr if error else sys.stdout)
+
+
+def say_json(value: Any) -> None:
+    """Print a value as JSON on stdout, in ASCII."""
+    _write([json.dumps(value, indent=2).replace("\x7f", "\\u007f")], sys.stdout)
+
+
+def _write(lines: list[str], stream: TextIO | None) -> None:
+    if stream is None:
+        return
+    text = "".join(f"{line}\n" for line in lines)
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except BrokenPipeError:
+        _drop(stream)
+
+
+def _drop(stream: TextIO) -> None:
+    """Let a stream lead nowhere from now on, what it still holds included: no complaint at exit either."""
+    with suppress(OSError, ValueError):  # a stream of a test's has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def open_closed_streams() -> None:
+    """Let standard streams that the process was started without lead nowhere.
+
+    Otherwise the next file that is opened gets their number, and a library that prints writes into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # for the life of the process
+
+
+class Formatter(logging.Formatter):
+    """A log record's text, a traceback's lines as they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
