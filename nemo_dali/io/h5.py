@@ -203,18 +203,25 @@ class CheckedRows:
 
 
 class Strings(Sequence[str]):
-    """A column of UTF-8 strings, decoded when they are used.
+    """A column of UTF-8 strings, made when they are used.
 
     Raises:
-        FileFormatError: it is not there, or damaged; when a string is used: it is not UTF-8.
+        FileFormatError: it is not there, damaged, or not UTF-8.
     """
 
     def __init__(self, file: MappedFile, name: str) -> None:
-        self._file, self._name = file, name
+        self._file = file
         self._bytes = file.array(name, "|u1", (None,))
         self._offsets = offsets = file.array(name + OFFSETS, "<i8", (None,))
         if not len(offsets) or offsets[0] or offsets[-1] != len(self._bytes) or (np.diff(offsets) < 0).any():
             raise file.damage(f"/{name}{OFFSETS} do not lie side by side")
+        inner = offsets[1:-1][offsets[1:-1] < len(self._bytes)]
+        try:
+            self._bytes.tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise file.damage(f"/{name} is not UTF-8") from error
+        if ((self._bytes[inner] & 0xC0) == 0x80).any():
+            raise file.damage(f"/{name} has a string that begins within a character")
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -228,20 +235,14 @@ class Strings(Sequence[str]):
             return [self[one] for one in range(*row.indices(len(self)))]
         row = range(len(self))[row]
         self._file.check()
-        return self._decoded(self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes())
+        return self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes().decode("utf-8")
 
     def __iter__(self) -> Iterator[str]:
         self._file.check()
         whole, offsets = self._bytes.tobytes(), self._offsets.tolist()
-        ascii_text = self._decoded(whole) if whole.isascii() else None
+        ascii_text = whole.decode("ascii") if whole.isascii() else None
         for begin, end in pairwise(offsets):
-            yield self._decoded(whole[begin:end]) if ascii_text is None else ascii_text[begin:end]
-
-    def _decoded(self, encoded: bytes) -> str:
-        try:
-            return encoded.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self._file.damage(f"/{self._name} is not UTF-8") from error
+            yield whole[begin:end].decode("utf-8") if ascii_text is None else ascii_text[begin:end]
 
 
 def _open(path: Path, remedy: str) -> int:

@@ -73,6 +73,7 @@ def open_task(
         given = NegativeTable.open(embeddings)
         given.check_dataset(dataset)
         given.check_embeddings()
+        given.check_all_rows()  # not read, but who mines anew from a damaged table should know
     else:
         dataset.photo_path(0)  # a folder that is not there is told before a model is loaded
     clips = [load_clip(*pair, device=device) for pair in zip(models, weights, strict=True)]

@@ -99,22 +99,6 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path, output: Path) ->
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_text_is_decoded_when_first_used(files: ReferFiles, output: Path) -> None:
-    index(files, output)
-
-    def spoil(parts: Parts) -> None:
-        parts.arrays["sentences/text"][0] = 255
-
-    forge(output, spoil)
-    found = Dataset.open(output)  # to decode 120,000 of them would take longer than all the rest
-    assert found.sentences.text[1]
-    for read in (lambda: found.sentences.text[0], lambda: list(found.sentences.text)):
-        with pytest.raises(
-            FileFormatError, match=r"a\.ris\.h5 is damaged: /sentences/text is not UTF-8.* nemo-dali index"
-        ):
-            read()
-
-
 @pytest.mark.parametrize("remove", [False, True])
 def test_a_file_replaced_or_removed_meanwhile_stays_what_it_was(
     tmp_path: Path, files: ReferFiles, output: Path, remove: bool

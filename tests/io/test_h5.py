@@ -134,6 +134,7 @@ def offsets(*values: int) -> Any:
         lambda parts: parts.arrays.pop("group/names_offsets"),
         lambda parts: parts.arrays.pop("group/names"),
         lambda parts: parts.arrays.update({"group/names": np.frombuffer(b"\xff" * 18, np.uint8)}),
+        offsets(0, 0, 11, 19),
     ],
 )
 def test_strings_that_cannot_be_are_refused(tmp_path: Path, edit: Any) -> None:

@@ -119,7 +119,10 @@ def test_two_writers_in_one_process_are_refused_too(tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written_are_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    for path, reason in ((tmp_path / "folder", "it is a folder"), (tmp_path / "no" / "a.h5", "its folder does not exist")):
+    for path, reason in (
+        (tmp_path / "folder", "it is a folder"),
+        (tmp_path / "no" / "a.h5", "its folder does not exist"),
+    ):
         with pytest.raises(FileFormatError, match=reason), write_h5(path, **KIND):
             pytest.fail("the block must not run")
 
