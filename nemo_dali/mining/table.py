@@ -134,12 +134,12 @@ class NegativeTable:
         rows = np.asarray(rows, np.int64)[new]
         self._rows["neighbors"].check(rows)
         self._rows["similarity"].check(rows)
-        bad = first_bad_row(
-            np.full(len(rows), -1, np.int64) if own is None else np.asarray(own, np.int64)[new],
-            self.neighbors[rows],
-            self.similarity[rows].astype(np.float32),
-            self._seen,
-        )
+        others = np.full(len(rows), -1, np.int64) if own is None else np.asarray(own, np.int64)[new]
+        if self.similarity.dtype == np.float32:
+            bad = first_bad_row(rows, others, self.neighbors, self.similarity, self._seen)
+        else:  # Numba has no half on the CPU
+            some = self.similarity[rows].astype(np.float32)
+            bad = first_bad_row(np.arange(len(rows)), others, self.neighbors[rows], some, self._seen)
         if bad >= 0:
             raise self.mapped.damage(
                 f"the candidates of sentence {rows[bad]} are not distinct photos by descending similarity"
