@@ -310,7 +310,7 @@ def index_dataset(
     check_names(root, annotations.images.file_name)
     output = Path(output)
     with write_h5(output, format=FORMAT, version=VERSION) as file:
-        corrupt = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
+        corrupt = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt).corrupt
         kept = _without(annotations, corrupt)
         columns = _flat_columns(kept)
         for name, column in columns.items():

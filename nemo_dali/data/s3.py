@@ -7,7 +7,6 @@ connection or three seconds without a byte.
 """
 
 import errno
-import io
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -71,23 +70,21 @@ def failed_address(error: object) -> str | None:
     return f"s3://{found[1]}/{found[2]}" if found is not None else None
 
 
-def photo_file(path: str) -> str | io.BytesIO:
-    """What Pillow opens: the path of a local photo, the bytes of a remote one.
+def read_object(address: str) -> bytes:
+    """The bytes of a photo at an address.
 
     Raises:
         FileNotFoundError: there is no such object, though its bucket can be listed.
         OSError: the server does not answer, or not now; another try may succeed.
         NemoError: nothing can be read there: no such bucket, or credentials or certificates are not accepted.
     """
-    if not is_remote(path):
-        return path
     # The server does not say why it refuses an object; a listing it does not refuse. It may just have been busy: again.
     for _ in range(2):
-        read = _try(lambda: _read(path))
+        read = _try(lambda: _read(address))
         if isinstance(read, bytes):
-            return io.BytesIO(read)
-        _raise_refusal(path, read)
-    raise FileNotFoundError(errno.ENOENT, "No such object, or not for these credentials", path)
+            return read
+        _raise_refusal(address, read)
+    raise FileNotFoundError(errno.ENOENT, "No such object, or not for these credentials", address)
 
 
 def _raise_refusal(address: str, text: str) -> None:

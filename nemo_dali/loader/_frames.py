@@ -17,7 +17,7 @@ from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import encode_path
+from nemo_dali.pipeline.graphs import NOTHING, encode_path
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.placement import ResidentTiles
 
@@ -78,6 +78,7 @@ class FrameAllocator:
         table = np.ascontiguousarray(normalisation_table(format.mean, format.std, format.dtype))
         self._itemsize = table.itemsize
         self.nbytes = batch_size * format.size**2 * (3 * table.itemsize + 1)
+        self._fit = np.zeros(len(corpus.photo_width), bool)  # photos whose files were looked at
         self._pool = BufferPool(self.nbytes, most=resources.prefetch + SPARE_BLOCKS)
         self._recipe = recipe_of(table, format.mean, format.std, format.dtype)
         self._table: Any = table  # keeps what the address points to
@@ -128,7 +129,7 @@ class FrameAllocator:
         if self._resident is not None:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
         else:
-            paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
+            paths = [self._path(row) for row in photo.tolist()]
         if self._device_id is not None:
             stream = gpu.current_stream(self._device_id)
             work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
@@ -136,6 +137,16 @@ class FrameAllocator:
         return PreparedBatch(
             image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
         )
+
+    def _path(self, photo: int) -> npt.NDArray[np.uint8]:
+        """Of a photo. Its file is looked at when it is used for the first time: a network may take its time for it."""
+        path = encode_path(self._corpus.photo_path(photo), looked_at=self._fit[photo])
+        self._fit[photo] = path is not NOTHING
+        return path
+
+    def look_again(self) -> None:
+        """Look at every photo's file when it is used next: something was wrong with one."""
+        self._fit[:] = False
 
     def _by_sample(self, tiles: TileRecords, sample: npt.NDArray[np.int64], batch: int) -> TileRecords:
         """Records [cells] as [B, most cells], behind each sample's cells empty ones."""

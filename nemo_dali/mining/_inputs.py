@@ -89,8 +89,10 @@ class Photos:
         prefetch = min(2, len(batches))
         pipeline = _PhotoPipeline(max_cells=count, num_threads=self._num_threads, prefetch=prefetch)
 
+        sizes = np.stack([dataset.images.height, dataset.images.width], axis=1)
+
         def feed(batch: list[int]) -> None:
-            pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], None, batch)
+            pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], sizes[batch], batch)
 
         ahead = iter(batches)
         try:
@@ -102,8 +104,7 @@ class Photos:
                         photos = pipeline.wait()
                     except RuntimeError as error:
                         raise dataset.batch_error(batch, error) from error
-                    sizes = np.array([photo.shape[:2] for photo in photos])
-                    if (sizes != np.stack([dataset.images.height[batch], dataset.images.width[batch]], 1)).any():
+                    if (np.array([photo.shape[:2] for photo in photos]) != sizes[batch]).any():
                         raise dataset.batch_error(batch, "a photo has another size than annotated")
                     if (following := next(ahead, None)) is not None:
                         feed(following)
@@ -123,13 +124,19 @@ class Photos:
 
 
 class _PhotoPipeline(StreamPipeline):
-    """Reads and decodes photos; ``wait`` gives them as uint8 [height, width, 3]. There is no other work."""
+    """Reads and decodes photos; ``wait`` gives them as uint8 [height, width, 3].
+
+    ``feed`` takes as work the heights and widths that they should have, int32 [photos, 2].
+    """
 
     def _write(self, encoded: Any) -> Any:
         return self._decode(encoded)
 
     def _feed(self, work: Any) -> None:
         pass
+
+    def _photo_sizes(self, work: Any) -> Any:
+        return work
 
     def wait(self) -> Any:
         with self._use:

@@ -1,12 +1,13 @@
 """The DALI graph: one DALI sample is one cell, so a single costs one read and one decode, a 3x3 nine.
 
-    paths ──▶ io.file.read ──▶ decoders.image ──▶ write_tiles ──▶ status
-    tiles ────────────────────────────────────────▲   └─▶ pixels and masks, into the frames that the tiles name
+    paths ──▶ io.file.read ──▶ headers ──▶ decoders.image ──▶ write_tiles ──▶ status
+    sizes ──────────────────────▲                              ▲   └─▶ pixels and masks, into the frames that the
+    tiles ─────────────────────────────────────────────────────┘       tiles name
 
 Frames are ordinary memory of the caller's, so DALI never copies a finished batch. On a GPU the photos stay there, and
 the kernels are launched once a batch, from a Python function of DALI's thread on DALI's stream:
 
-    paths ──▶ io.file.read ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
+    paths ──▶ io.file.read ──▶ headers ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
 """
 
 import atexit
@@ -21,16 +22,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.photo_file import is_unfit
+from nemo_dali.data.s3 import is_remote
 from nemo_dali.errors import NemoError
 from nemo_dali.pipeline import gpu
 
 DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
+NOTHING = np.frombuffer(os.fsencode(f"{os.devnull}/no photo"), np.uint8)  # a path where nothing ever lies
 OTHER_FILES = 256  # open files that a training process has besides photos: libraries, sockets, logs
 
 
-def encode_path(path: str) -> npt.NDArray[np.uint8]:
-    """A path as ``io.file.read`` takes it: its bytes, uint8 [length]."""
+def encode_path(path: str, *, looked_at: bool = False) -> npt.NDArray[np.uint8]:
+    """A path as ``io.file.read`` takes it: its bytes, uint8 [length].
+
+    It is NOTHING where something else lies than a file that can be a photo's: DALI then fails, where it would wait for
+    ever for a FIFO's writer, deaf to an interrupt. DALI opens by path, so whatever is put there between this look and
+    DALI's opening, some batches later, is opened.
+
+    Args:
+        looked_at: it was found fit before, and is not looked at again.
+    """
+    if not (looked_at or is_remote(path)) and is_unfit(path):
+        return NOTHING
     return np.frombuffer(os.fsencode(path), np.uint8)
+
+
+def is_wrong_size(error: object) -> bool:
+    """Whether a batch failed because a photo's header tells another size than annotated."""
+    return "`nvidia.dali.fn.reshape`" in str(error)
 
 
 class StreamPipeline:
@@ -79,13 +98,16 @@ class StreamPipeline:
         from nvidia.dali import fn, types
 
         paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
+        sizes = fn.external_source(name="sizes", ndim=1, dtype=types.INT32)
         # Without mmap: a file cut short under a mapping would end the process.
         encoded = fn.io.file.read(paths, dont_use_mmap=True)
         # A header that cannot be parsed must not reach DALI's decoder (2.4): it parses on several threads, and when one
-        # fails it goes away under the others. So all headers are parsed here first; the rest is there to make the
-        # decoder wait for that, and copies nothing.
-        shape = fn.peek_image_shape(encoded, dtype=types.FLOAT)
-        return self._write(fn.reshape(encoded, rel_shape=shape[:1] * 0 + 1))
+        # fails it goes away under the others. And one that tells another size than annotated must not: a file of some
+        # kilobytes may hold a photo of gigabytes. So all headers are parsed here first; the decoder gets the bytes in
+        # a shape that is theirs where the sizes agree, which copies nothing, and fails the batch elsewhere.
+        found = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False)
+        agree = fn.reductions.min(fn.cast(found[:2] == sizes, dtype=types.FLOAT), keep_dims=True)
+        return self._write(fn.reshape(encoded, rel_shape=agree))
 
     def _write(self, encoded: Any) -> Any:
         """The graph behind the files' bytes."""
@@ -118,6 +140,7 @@ class StreamPipeline:
             self.running.append(keep)  # before DALI learns the addresses
             if paths:
                 self._pipe.feed_input("paths", paths)
+                self._pipe.feed_input("sizes", self._photo_sizes(work))
             self._feed(work)
             if self._started:
                 self._pipe.schedule_run()
@@ -129,11 +152,17 @@ class StreamPipeline:
     def _feed(self, work: Any) -> None:
         self._pipe.feed_input("tiles", work.view(np.uint8).reshape(len(work), -1))
 
+    def _photo_sizes(self, work: Any) -> npt.NDArray[np.int32]:
+        """Height and width of each photo as annotated, int32 [cells, 2]. If it gets several tiles, they are alike."""
+        tiles = work.reshape(-1, work.shape[-1])[0]
+        return np.stack([tiles["photo_height"], tiles["photo_width"]], axis=1)
+
     def wait(self) -> npt.NDArray[np.uint8]:
         """Wait for the oldest batch; its status, uint8 [cells].
 
         Raises:
-            RuntimeError: DALI could not read or decode a photo; the other batches are not affected.
+            RuntimeError: DALI could not read or decode a photo, or ``is_wrong_size``; the other batches are not
+                affected.
         """
         with self._use:
             self._owed -= 1
@@ -199,6 +228,9 @@ class CudaPipeline(StreamPipeline):
     def _feed(self, work: Any) -> None:
         self._to_write.append(work)
         self._to_deliver.append(work)
+
+    def _photo_sizes(self, work: Any) -> npt.NDArray[np.int32]:
+        return super()._photo_sizes(work.tiles)
 
     def wait(self) -> npt.NDArray[np.uint8]:
         with self._use:
