@@ -15,6 +15,7 @@ from PIL.ImageFile import ImageFile
 
 from nemo_dali.data.s3 import is_remote, read_object
 
+TOO_MANY_FILES = "Too many files are open at once. Raise the limit (ulimit -n)."
 MOST_BYTES = 2**30  # of a photo's file
 MOST_PIXELS = 2**28 // 3 * 2  # of a photo, half a gigabyte of RGB: where Pillow's Image.open stops too
 MOST_HEADER = 2**24  # bytes before the first pixels: profiles and thumbnails have some MB at most

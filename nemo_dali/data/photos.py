@@ -14,7 +14,15 @@ import numpy.typing as npt
 from PIL.ImageFile import ImageFile
 
 from nemo_dali.data.columns import Images
-from nemo_dali.data.photo_file import MOST_BYTES, MOST_PIXELS, TOO_LONG, open_file, open_photo, orientation_of
+from nemo_dali.data.photo_file import (
+    MOST_BYTES,
+    MOST_PIXELS,
+    TOO_LONG,
+    TOO_MANY_FILES,
+    open_file,
+    open_photo,
+    orientation_of,
+)
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.io.progress import progress
 
@@ -211,7 +219,7 @@ def _problem_of(error: Exception, name: str) -> Problem:
     if isinstance(error, MemoryError):
         raise NemoError(f"There is no memory left to decode {name}. Lower batch_size or prefetch.") from error
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        raise NemoError("Too many files are open at once. Raise the limit (ulimit -n).") from error
+        raise NemoError(TOO_MANY_FILES) from error
     if isinstance(error, OSError) and error.errno is not None:
         return Problem("missing", f"{name} ({error.strerror or os.strerror(error.errno)})", error.errno in PASSING)
     return Problem("corrupt", f"{name} ({error})")

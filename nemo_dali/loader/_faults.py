@@ -24,14 +24,14 @@ from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import StreamPipeline, encode_path, is_wrong_size
+from nemo_dali.pipeline.graphs import MEMORY, StreamPipeline, is_wrong_size
+from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.planner import Planner, Replaced
 
 logger = logging.getLogger("nemo_dali")
 
 PAUSES = (0.1, 0.5, 2.0)  # seconds before a batch is made for the second, third and last time
 READING = re.compile(r"`nvidia\.dali\.fn\.(io\.file\.read|peek_image_shape|reshape|decoders\.image)`")
-MEMORY = re.compile("out of memory|bad_alloc|MemoryAllocation", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From plan rows to what a pipeline needs: memory for the frames, and the tile records that say what goes where."""
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import NOTHING, encode_path
+from nemo_dali.pipeline.paths import NOTHING, encode_path
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.placement import ResidentTiles
 
@@ -95,7 +96,7 @@ class FrameAllocator:
         """Allocate a batch for plan rows, dtype ``plan.PLAN`` [n], n at most the batch size.
 
         Raises:
-            NemoError: the GPU has no memory left.
+            NemoError: there is no memory left.
         """
         import torch
 
@@ -159,12 +160,15 @@ class FrameAllocator:
         """Memory for the images and then the masks of a batch, uint8 [bytes], of undefined content."""
         import torch
 
-        if self._device_id is None:
-            return torch.from_numpy(self._pool.take())
         try:
+            if self._device_id is None:
+                return torch.from_numpy(self._pool.take())
             return torch.empty(self.nbytes, dtype=torch.uint8, device=gpu.place(self._device_id))
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, OSError, torch.OutOfMemoryError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                raise
+            where = "This process" if self._device_id is None else f"GPU {self._device_id}"
             raise NemoError(
-                f"GPU {self._device_id} has no room for a further batch of {self.nbytes / 2**20:.0f} MiB. Lower "
-                "batch_size, size or prefetch, or use a smaller dtype."
+                f"{where} has no room for a further batch of {self.nbytes / 2**20:.0f} MiB. Lower batch_size, size or "
+                "prefetch, or use a smaller dtype."
             ) from error

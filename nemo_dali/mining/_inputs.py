@@ -13,7 +13,8 @@ import numpy.typing as npt
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.clip import Clip
-from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
+from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.text.tokens import encode, too_long
 
 if TYPE_CHECKING:
@@ -140,9 +141,8 @@ class _PhotoPipeline(StreamPipeline):
 
     def wait(self) -> Any:
         with self._use:
-            self._owed -= 1
             try:
-                (photos,) = self._pipe.share_outputs()
+                (photos,) = self._outputs(self._pipe.share_outputs)
                 copies = [np.array(photos.at(i)) for i in range(len(photos))]
                 self._pipe.release_outputs()
             finally:
