@@ -22,7 +22,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.gpu import hardware_share
-from nemo_dali.pipeline.graphs import encode_path
+from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.policy import MosaicPolicy
 
 POLICIES = {"2x2": MosaicPolicy(p_mined=1.0), "single": MosaicPolicy(p_mined=0.0)}

@@ -16,7 +16,8 @@ from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import DECODING, CudaStreamPipeline, encode_path
+from nemo_dali.pipeline.graphs import DECODING, CudaStreamPipeline
+from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.planner import Planner
 
 BUSY_MS = 500  # that the GPU has other work while batches are asked for

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.errors import NemoError
+from nemo_dali.data.photos import find_problem
+from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.sources import Corpus
@@ -105,10 +106,17 @@ def dataloader(loader: Loader, rows: PlanRows, *, batches: int) -> Any:
         batches: how many, over the rows again and again.
 
     Raises:
+        PhotoError: a photo is missing, or not as annotated; workers decode whatever they find.
         NemoError: OpenCV is missing.
     """
     import torch
     from torch.utils.data import DataLoader
+
+    corpus = loader.corpus
+    for photo in np.unique(rows["images"][rows["images"] >= 0]).tolist():
+        size = int(corpus.photo_width[photo]), int(corpus.photo_height[photo])
+        if (problem := find_problem(corpus.photo_path(photo), *size, decode=False)) is not None:
+            raise PhotoError(f"{problem.sentence()}. {problem.remedy()}")
 
     if loader.resample == "cv2-linear":
         try:

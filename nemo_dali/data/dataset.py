@@ -299,21 +299,21 @@ def index_dataset(
     check_names(root, annotations.images.file_name)
     output = Path(output)
     with write_h5(output, format=FORMAT, version=VERSION) as write:
-        corrupt = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
-        kept = _without(annotations, corrupt)
+        checked = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
+        kept = _without(annotations, checked.corrupt)
         files = PhotoFiles(
-            digest=np.zeros((len(kept.images.id), 32), np.uint8),
-            orientation=np.zeros(len(kept.images.id), np.uint8),
+            digest=np.delete(checked.digest, checked.corrupt, axis=0),
+            orientation=np.delete(checked.orientation, checked.corrupt),
             coco_id=np.array([coco_id(name) for name in kept.images.file_name], np.int64),
         )
-        digest = write_columns(write, kept, files, image_root=root, left_out=len(corrupt))
+        digest = write_columns(write, kept, files, image_root=root, left_out=len(checked.corrupt))
     return IndexReport(
         output=output,
         fingerprint=digest,
         photos=len(kept.images.id),
         refs=len(kept.refs.ref_id),
         sentences=len(kept.sentences.sent_id),
-        left_out=tuple(annotations.images.file_name[row] for row in corrupt),
+        left_out=tuple(annotations.images.file_name[row] for row in checked.corrupt),
         left_out_refs=len(annotations.refs.ref_id) - len(kept.refs.ref_id),
     )
 

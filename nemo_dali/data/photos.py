@@ -1,20 +1,31 @@
 """Photo files against their annotations: there, readable, and of the size that the masks were drawn on."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+import numpy.typing as npt
+from PIL.ImageFile import ImageFile
 
 from nemo_dali.data.columns import Images
-from nemo_dali.data.s3 import photo_file
+from nemo_dali.data.photo_file import (
+    MOST_BYTES,
+    MOST_PIXELS,
+    TOO_LONG,
+    TOO_MANY_FILES,
+    open_file,
+    open_photo,
+    orientation_of,
+)
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.io.progress import progress
 
-FORMATS = ("JPEG", "PNG")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # DALI's CPU decoder and Pillow agree on these, not on 16 bits
 MAX_NAMED = 50  # photos named in one message
 PASSING = frozenset(  # of a disk, a network file system or the network, none of a photo
@@ -47,24 +58,50 @@ class Problem(NamedTuple):
         }[self.kind]
 
 
-def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool) -> list[int]:
-    """Look at every photo; return the rows of those that are corrupt, if these are to be skipped.
+@dataclass(frozen=True, eq=False)
+class CheckedPhotos:
+    """What ``check_photos`` found, of M photos.
+
+    Attributes:
+        corrupt: rows of the photos to leave out.
+        digest: uint8 [M, 32], sha256 of each file's bytes; 0 where it could not be read.
+        orientation: uint8 [M], by EXIF 1 to 8; 0 where the file does not say or cannot be read.
+    """
+
+    corrupt: list[int]
+    digest: npt.NDArray[np.uint8]
+    orientation: npt.NDArray[np.uint8]
+
+
+class _Looked(NamedTuple):
+    problem: Problem | None
+    digest: bytes = bytes(32)
+    orientation: int = 0
+
+
+def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool) -> CheckedPhotos:
+    """Look at every photo. Each file is opened once, and read as a whole.
 
     Whatever Pillow decodes here, DALI's CPU decoder decodes to the same pixels; Pillow refuses a little more.
 
     Args:
         verify: decode the whole photo instead of reading its header only.
+        skip_corrupt: give the rows of corrupt photos instead of failing.
 
     Raises:
         PhotoError: a photo is missing or has another size than annotated; or is corrupt, unless skipped.
     """
     total = len(images.id)
-    check = partial(_problem, root, verify)
-    with ThreadPoolExecutor() as pool:  # reading waits for the disk, decoding releases the GIL
-        found = pool.map(check, images.file_name, images.width.tolist(), images.height.tolist())
-        what = "decoding photos" if verify else "reading photo headers"
-        checked = enumerate(progress(found, total=total, what=what, unit="photo"))
-        problems = {row: problem for row, problem in checked if problem is not None}
+    look = partial(_look, root, verify, True)
+    digest, orientation = np.zeros((total, 32), np.uint8), np.zeros(total, np.uint8)
+    problems: dict[int, Problem] = {}
+    with ThreadPoolExecutor() as pool:  # reading waits for the disk, hashing and decoding release the GIL
+        found = pool.map(look, images.file_name, images.width.tolist(), images.height.tolist())
+        what = "decoding photos" if verify else "reading photos"
+        for row, looked in enumerate(progress(found, total=total, what=what, unit="photo")):
+            digest[row], orientation[row] = np.frombuffer(looked.digest, np.uint8), looked.orientation
+            if looked.problem is not None:
+                problems[row] = looked.problem
     for kind, what, remedy in (
         ("missing", f"cannot be opened in {root}", "Check --images."),
         ("size", "have another size than annotated", "Use the photos that the annotations were made on."),
@@ -74,7 +111,7 @@ def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool)
         if texts and not (kind == "corrupt" and skip_corrupt):
             more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
             raise PhotoError(f"{len(texts)} of {total} photos {what}: {', '.join(texts[:MAX_NAMED])}{more}. {remedy}")
-    return list(problems)
+    return CheckedPhotos(list(problems), digest, orientation)
 
 
 def photo_problem(path: str, width: int, height: int) -> str | None:
@@ -87,9 +124,9 @@ def photo_problem(path: str, width: int, height: int) -> str | None:
     return None if problem is None else f"{problem.sentence()}. {problem.remedy()}"
 
 
-def find_problem(path: str, width: int, height: int) -> Problem | None:
-    """The same for a program. One decode by Pillow."""
-    return _problem("", True, path, width, height)
+def find_problem(path: str, width: int, height: int, *, decode: bool = True) -> Problem | None:
+    """The same for a program. One decode by Pillow, or else its header is all that is looked at."""
+    return _look("", decode, False, path, width, height).problem
 
 
 def batch_error(paths: Sequence[str], width: Sequence[int], height: Sequence[int], error: object) -> NemoError:
@@ -109,39 +146,80 @@ def header_size(root: str, name: str) -> tuple[int, int]:
     """Width and height of a photo by its header.
 
     Raises:
-        PhotoError: it is missing, or neither JPEG nor PNG.
+        PhotoError: it is missing, neither JPEG nor PNG, or larger than any photo that is read.
         NemoError: nothing can be read at its address.
     """
     try:
-        with Image.open(photo_file(os.path.join(root, name)), formats=FORMATS) as photo:
-            return photo.size
+        with open_file(os.path.join(root, name)) as file:
+            size = open_photo(file).size
     except NemoError:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "neither JPEG nor PNG"
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PhotoError(f"The size of {name} cannot be read in {root} ({why}). Check --images.") from error
+    if (many := _too_many_pixels(*size)) is not None:
+        raise PhotoError(f"The photo {name} in {root} has {many}. Replace it by a smaller one.")
+    return size
 
 
-def _problem(root: str, verify: bool, name: str, width: int, height: int) -> Problem | None:
+def _look(root: str, decode: bool, hashed: bool, name: str, width: int, height: int) -> _Looked:
+    """See what is wrong with a photo; with ``hashed``, what its file's digest and orientation are too."""
+    digest, orientation = bytes(32), 0
     try:
-        with Image.open(photo_file(os.path.join(root, name)), formats=FORMATS) as photo:
-            if photo.size != (width, height):
-                found_width, found_height = photo.size
-                return Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})")
-            if photo.mode not in MODES:
-                return Problem("corrupt", f"{name} (16 bits a channel)")
-            if verify:
+        with open_file(os.path.join(root, name)) as file:
+            if hashed:
+                digest = _sha256(file)
+            photo = open_photo(file)
+            orientation = orientation_of(photo)
+            problem = _mismatch(photo, name, width, height)
+            if decode and problem is None:
                 photo.load()
-    except UnidentifiedImageError:
-        return Problem("corrupt", f"{name} (neither JPEG nor PNG)")
-    except NemoError:  # of no photo alone: credentials, say
-        raise
-    except MemoryError as error:
-        raise NemoError(f"There is no memory left to decode {name}. Lower batch_size or prefetch.") from error
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise NemoError("Too many files are open at once. Raise the limit (ulimit -n).") from error
-        if isinstance(error, OSError) and error.errno is not None:
-            return Problem("missing", f"{name} ({error.strerror or os.strerror(error.errno)})", error.errno in PASSING)
-        return Problem("corrupt", f"{name} ({error})")
+        problem = _problem_of(error, name)
+    return _Looked(problem, digest, orientation)
+
+
+def _sha256(file: BinaryIO) -> bytes:
+    """Of all bytes of a file, which is at its beginning before and after."""
+    digest = hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+        if file.tell() > MOST_BYTES:  # it grows
+            raise OSError(errno.EFBIG, TOO_LONG)
+    file.seek(0)
+    return digest.digest()
+
+
+def _mismatch(photo: ImageFile, name: str, width: int, height: int) -> Problem | None:
+    """What a photo's header says against it."""
+    if photo.size != (width, height):
+        found_width, found_height = photo.size
+        return Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})")
+    if (why := _too_many_pixels(width, height)) is not None:
+        return Problem("corrupt", f"{name} ({why})")
+    if photo.mode not in MODES:
+        return Problem("corrupt", f"{name} (16 bits a channel)")
     return None
+
+
+def _too_many_pixels(width: int, height: int) -> str | None:
+    if width * height <= MOST_PIXELS:
+        return None
+    return f"{width}x{height} pixels, more than the {MOST_PIXELS:,} that are read"
+
+
+def _problem_of(error: Exception, name: str) -> Problem:
+    """The problem that an error means.
+
+    Raises:
+        NemoError: it is of no photo alone: credentials, memory, the limits of the process.
+    """
+    if isinstance(error, NemoError):
+        raise error
+    if isinstance(error, MemoryError):
+        raise NemoError(f"There is no memory left to decode {name}. Lower batch_size or prefetch.") from error
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        raise NemoError(TOO_MANY_FILES) from error
+    if isinstance(error, OSError) and error.errno is not None:
+        return Problem("missing", f"{name} ({error.strerror or os.strerror(error.errno)})", error.errno in PASSING)
+    return Problem("corrupt", f"{name} ({error})")

@@ -3,22 +3,30 @@
 DALI's own reader fetches them; nothing else is needed. Server, region and credentials are where the AWS SDK looks for
 them (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws/credentials, ...) and nowhere else: no option, file or message of ours
 holds any. The SDK tries a request AWS_MAX_ATTEMPTS times (3), and gives an attempt up after a second without a
-connection or three seconds without a byte.
+connection or three seconds without a byte. To a server that sends a byte now and then it listens for ever: who waits
+for DALI here does so for a time only, and leaves the pipeline behind if nothing comes.
 """
 
+import ctypes
 import errno
-import io
+import functools
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from nemo_dali.data.columns import is_inside
 from nemo_dali.errors import NemoError, PhotoError
 
+T = TypeVar("T")
+
+LONGEST_READ = 60  # seconds for one object, the SDK's attempts included
+SILENT = ("5", "6", "7", "28", "52")  # curl's codes for a server that is not found, not there, or says nothing
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 REFUSED = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed")
 CERTIFICATES = "/etc/pki/tls/certs/ca-bundle.crt"  # where DALI's wheel looks for them, whatever the system
 
@@ -53,7 +61,13 @@ def check_names(root: str, names: Iterable[str]) -> None:
 
     Raises:
         PhotoError: naming the first.
+        NemoError: the server's own address holds credentials.
     """
+    if is_remote(root) and "@" in os.environ.get("AWS_ENDPOINT_URL", ""):
+        raise NemoError(
+            "AWS_ENDPOINT_URL holds a user's name or password, which the AWS SDK takes for the server's. Take them "
+            "out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
     if is_remote(root) and (name := next((name for name in names if not _readable(name)), None)) is not None:
         raise PhotoError(
             f"The photo {name} cannot be read from {root}: DALI takes '?' and '#' for the end of an address. Rename "
@@ -71,29 +85,92 @@ def failed_address(error: object) -> str | None:
     return f"s3://{found[1]}/{found[2]}" if found is not None else None
 
 
-def photo_file(path: str) -> str | io.BytesIO:
-    """What Pillow opens: the path of a local photo, the bytes of a remote one.
+def scrubbed(text: str) -> str:
+    """A text from DALI or a server without this process's credentials, which a server may have sent back."""
+    for secret in filter(None, map(os.environ.get, SECRETS)):
+        text = text.replace(secret, "…")
+    return re.sub(r"(?<=//)[^/\s]*@|(?<=[?&])X-Amz-[^\s&]*", "…", text)
+
+
+class Waiting(Generic[T]):
+    """A call into DALI that may never return, made in a thread of its own.
+
+    At the end of the process nobody waits for it.
+    """
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._done = threading.Event()
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="nemo-dali object storage", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._call()
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for it; an interrupt ends that."""
+        return self._done.wait(seconds)
+
+    def result(self) -> T:
+        """What it returned, or raises what it raised, when it has ended."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it holds this frame
+        return self._result  # type: ignore[return-value]  # of type T by then
+
+
+def abandon(pipeline: Any) -> None:
+    """Leave a DALI pipeline behind whose threads wait for a server: to shut it down would wait for them.
+
+    Its memory and threads stay, until the server is done or the process ends; what they write into must be kept.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline._pipe))  # never destroyed
+    pipeline._pipe = None
+    _end_without_destructors()
+
+
+@functools.cache
+def _end_without_destructors() -> None:
+    """Let the process end right behind Python's own end, with its exit status.
+
+    DALI's destructor of the S3 client would wake the threads that wait, and those would look for a Python gone by then.
+    """
+    libc = ctypes.CDLL(None)
+    libc.on_exit(libc._exit, None)
+
+
+def read_object(address: str) -> bytes:
+    """The bytes of a photo at an address.
 
     Raises:
         FileNotFoundError: there is no such object, though its bucket can be listed.
-        OSError: the server does not answer, or not now; another try may succeed.
+        OSError: the server does not answer, or not now; another try may succeed. Or it announces more bytes than there
+            is memory.
         NemoError: nothing can be read there: no such bucket, or credentials or certificates are not accepted.
     """
-    if not is_remote(path):
-        return path
     # The server does not say why it refuses an object; a listing it does not refuse. It may just have been busy: again.
     for _ in range(2):
-        read = _try(lambda: _read(path))
+        read = _try(lambda: _read(address), address)
         if isinstance(read, bytes):
-            return io.BytesIO(read)
-        _raise_refusal(path, read)
-    raise FileNotFoundError(errno.ENOENT, "No such object, or not for these credentials", path)
+            return read
+        _raise_refusal(address, read)
+    raise FileNotFoundError(errno.ENOENT, "No such object, or not for these credentials", address)
 
 
 def _raise_refusal(address: str, text: str) -> None:
     """Tell why DALI could not read an object: as it said, or as it says to a listing. Nothing: it is missing."""
+    if "bad_alloc" in text:
+        raise OSError(errno.EFBIG, "The server announces more bytes than there is memory for", address)
     if "curlCode" not in text:
-        listed = _try(lambda: _list(address))
+        listed = _try(lambda: _list(address), address)
         if not isinstance(listed, str) or "No files found" in listed:
             return
         text = listed
@@ -104,7 +181,9 @@ def _raise_refusal(address: str, text: str) -> None:
                 f"The photo {address} cannot be read: the server's certificate cannot be checked. DALI trusts those in "
                 f"{CERTIFICATES}: link the system's there (/etc/ssl/certs/ca-certificates.crt)."
             )
-        raise TimeoutError(errno.ETIMEDOUT, f"The server does not answer ({curl[2].lower()})", address)
+        if curl[1] in SILENT:
+            raise TimeoutError(errno.ETIMEDOUT, f"The server does not answer ({curl[2].lower()})", address)
+        raise OSError(errno.EIO, f"The server's answer cannot be used ({curl[2].lower()})", address)
     code = found[1] if (found := re.search(r"^(\w+): ", text, re.MULTILINE)) is not None else "no reason given"
     if code == "NoSuchBucket":
         raise NemoError(f"The photo {address} cannot be read: there is no such bucket. {where}")
@@ -121,12 +200,14 @@ def _raise_refusal(address: str, text: str) -> None:
     raise OSError(errno.EIO, f"The server refuses to give it ({code})", address)
 
 
-def _try(read: Callable[[], bytes]) -> bytes | str:
+def _try(read: Callable[[], bytes], address: str) -> bytes | str:
     """The bytes, or what DALI says instead of them. No exception is kept: its frames would hold a pipeline."""
     try:
         return read()
     except RuntimeError as error:
-        return str(error).partition("encountered:")[2].strip()
+        return scrubbed(str(error).partition("encountered:")[2].strip())
+    except TimeoutError as error:
+        raise TimeoutError(errno.ETIMEDOUT, str(error), address) from None
 
 
 def _read(address: str) -> bytes:
@@ -150,5 +231,9 @@ def _run(graph: Callable[[], Any]) -> bytes:
     with pipe:
         pipe.set_outputs(graph())
     pipe.build()
-    (output,) = pipe.run()
+    running = Waiting(pipe.run)
+    if not running.ends_within(LONGEST_READ):
+        abandon(pipe)
+        raise TimeoutError(f"The server did not send it within {LONGEST_READ} s")
+    (output,) = running.result()
     return np.asarray(output[0]).tobytes()

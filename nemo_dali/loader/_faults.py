@@ -24,14 +24,14 @@ from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
+from nemo_dali.pipeline.graphs import MEMORY, StreamPipeline, is_wrong_size
+from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.planner import Planner, Replaced
 
 logger = logging.getLogger("nemo_dali")
 
 PAUSES = (0.1, 0.5, 2.0)  # seconds before a batch is made for the second, third and last time
-READING = re.compile(r"`nvidia\.dali\.fn\.(io\.file\.read|peek_image_shape|decoders\.image)`")
-MEMORY = re.compile("out of memory|bad_alloc|MemoryAllocation", re.IGNORECASE)
+READING = re.compile(r"`nvidia\.dali\.fn\.(io\.file\.read|peek_image_shape|reshape|decoders\.image)`")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class PhotoFaults:
             raise NemoError(
                 f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})"
             ) from error
-        if error is None:
+        if error is None or is_wrong_size(error):
             raise NemoError(
                 "A photo's size did not match its annotation when the batch was read, but does now. Restart the run; "
                 "if it recurs, look for a process that rewrites the photos."
@@ -190,7 +190,7 @@ def refused(
             status = pipeline.wait()
         except RuntimeError as error:
             if end - begin == 1:
-                found[begin] = str(error)
+                found[begin] = None if is_wrong_size(error) else str(error)
                 return
             middle = (begin + end) // 2
             look(begin, middle)

@@ -1,5 +1,6 @@
 """From plan rows to what a pipeline needs: memory for the frames, and the tile records that say what goes where."""
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import encode_path
+from nemo_dali.pipeline.paths import NOTHING, encode_path
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.placement import ResidentTiles
 
@@ -86,6 +87,7 @@ class FrameAllocator:
                 f"{needed / 2**30:.1f} GiB of memory, and this machine has {memory / 2**30:.1f}. Lower batch_size, "
                 "size or prefetch, or use a smaller dtype."
             )
+        self._fit = np.zeros(len(corpus.photo_width), bool)  # photos whose files were looked at
         self._pool = BufferPool(self.nbytes, most=resources.prefetch + SPARE_BLOCKS)
         self._recipe = recipe_of(table, format.mean, format.std, format.dtype)
         self._table: Any = table  # keeps what the address points to
@@ -102,7 +104,7 @@ class FrameAllocator:
         """Allocate a batch for plan rows, dtype ``plan.PLAN`` [n], n at most the batch size.
 
         Raises:
-            NemoError: the GPU has no memory left.
+            NemoError: there is no memory left.
         """
         import torch
 
@@ -136,7 +138,7 @@ class FrameAllocator:
         if self._resident is not None:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
         else:
-            paths = [encode_path(self._corpus.photo_path(row)) for row in photo.tolist()]
+            paths = [self._path(row) for row in photo.tolist()]
         if self._device_id is not None:
             stream = gpu.current_stream(self._device_id)
             work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
@@ -144,6 +146,16 @@ class FrameAllocator:
         return PreparedBatch(
             image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
         )
+
+    def _path(self, photo: int) -> npt.NDArray[np.uint8]:
+        """Of a photo. Its file is looked at when it is used for the first time: a network may take its time for it."""
+        path = encode_path(self._corpus.photo_path(photo), looked_at=self._fit[photo])
+        self._fit[photo] = path is not NOTHING
+        return path
+
+    def look_again(self) -> None:
+        """Look at every photo's file when it is used next: something was wrong with one."""
+        self._fit[:] = False
 
     def _by_sample(self, tiles: TileRecords, sample: npt.NDArray[np.int64], batch: int) -> TileRecords:
         """Records [cells] as [B, most cells], behind each sample's cells empty ones."""
@@ -156,12 +168,15 @@ class FrameAllocator:
         """Memory for the images and then the masks of a batch, uint8 [bytes], of undefined content."""
         import torch
 
-        if self._device_id is None:
-            return torch.from_numpy(self._pool.take())
         try:
+            if self._device_id is None:
+                return torch.from_numpy(self._pool.take())
             return torch.empty(self.nbytes, dtype=torch.uint8, device=gpu.place(self._device_id))
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, OSError, torch.OutOfMemoryError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                raise
+            where = "This process" if self._device_id is None else f"GPU {self._device_id}"
             raise NemoError(
-                f"GPU {self._device_id} has no room for a further batch of {self.nbytes / 2**20:.0f} MiB. Lower "
-                "batch_size, size or prefetch, or use a smaller dtype."
+                f"{where} has no room for a further batch of {self.nbytes / 2**20:.0f} MiB. Lower batch_size, size or "
+                "prefetch, or use a smaller dtype."
             ) from error

@@ -97,6 +97,7 @@ class Prefetcher:
                 except RuntimeError as error:
                     failure = error
                 tries = self._faults.settle(epoch, step.plan, failure, tries)
+                self._frames.look_again()
             self._start_ahead(pipeline, *self._schedule.behind(epoch, seen))
         except BaseException:  # an interrupt, say: what DALI has taken cannot be taken back
             self.close()

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.clip import Clip
-from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
+from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.text.tokens import encode, too_long
 
 if TYPE_CHECKING:
@@ -89,8 +90,10 @@ class Photos:
         prefetch = min(2, len(batches))
         pipeline = _PhotoPipeline(max_cells=count, num_threads=self._num_threads, prefetch=prefetch)
 
+        sizes = np.stack([dataset.images.height, dataset.images.width], axis=1)
+
         def feed(batch: list[int]) -> None:
-            pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], None, batch)
+            pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], sizes[batch], batch)
 
         ahead = iter(batches)
         try:
@@ -102,8 +105,7 @@ class Photos:
                         photos = pipeline.wait()
                     except RuntimeError as error:
                         raise dataset.batch_error(batch, error) from error
-                    sizes = np.array([photo.shape[:2] for photo in photos])
-                    if (sizes != np.stack([dataset.images.height[batch], dataset.images.width[batch]], 1)).any():
+                    if (np.array([photo.shape[:2] for photo in photos]) != sizes[batch]).any():
                         raise dataset.batch_error(batch, "a photo has another size than annotated")
                     if (following := next(ahead, None)) is not None:
                         feed(following)
@@ -123,7 +125,10 @@ class Photos:
 
 
 class _PhotoPipeline(StreamPipeline):
-    """Reads and decodes photos; ``wait`` gives them as uint8 [height, width, 3]. There is no other work."""
+    """Reads and decodes photos; ``wait`` gives them as uint8 [height, width, 3].
+
+    ``feed`` takes as work the heights and widths that they should have, int32 [photos, 2].
+    """
 
     def _write(self, encoded: Any) -> Any:
         return self._decode(encoded)
@@ -131,11 +136,13 @@ class _PhotoPipeline(StreamPipeline):
     def _feed(self, work: Any) -> None:
         pass
 
+    def _photo_sizes(self, work: Any) -> Any:
+        return work
+
     def wait(self) -> Any:
         with self._use:
-            self._owed -= 1
             try:
-                (photos,) = self._pipe.share_outputs()
+                (photos,) = self._outputs(self._pipe.share_outputs)
                 copies = [np.array(photos.at(i)) for i in range(len(photos))]
                 self._pipe.release_outputs()
             finally:

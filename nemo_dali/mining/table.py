@@ -131,20 +131,20 @@ class NegativeTable:
         new = ~self._sound[rows]
         if not new.any():
             return
-        rows = np.asarray(rows, np.int64)[new]
-        self._rows["neighbors"].check(rows)
-        self._rows["similarity"].check(rows)
-        others = np.full(len(rows), -1, np.int64) if own is None else np.asarray(own, np.int64)[new]
+        some = np.asarray(rows, np.int64)[new]
+        self._rows["neighbors"].check(some)
+        self._rows["similarity"].check(some)
+        others = np.full(len(some), -1, np.int64) if own is None else np.asarray(own, np.int64)[new]
         if self.similarity.dtype == np.float32:
-            bad = first_bad_row(rows, others, self.neighbors, self.similarity, self._seen)
+            bad = first_bad_row(some, others, self.neighbors, self.similarity, self._seen)
         else:  # Numba has no half on the CPU
-            some = self.similarity[rows].astype(np.float32)
-            bad = first_bad_row(np.arange(len(rows)), others, self.neighbors[rows], some, self._seen)
+            widened = self.similarity[some].astype(np.float32)
+            bad = first_bad_row(np.arange(len(some)), others, self.neighbors[some], widened, self._seen)
         if bad >= 0:
             raise self.mapped.damage(
-                f"the candidates of sentence {rows[bad]} are not distinct photos by descending similarity"
+                f"the candidates of sentence {some[bad]} are not distinct photos by descending similarity"
             )
-        self._sound[rows] = True
+        self._sound[some] = True
 
     def check_all_rows(self) -> None:
         """``check_rows`` for every sentence; the candidates are read wholly."""

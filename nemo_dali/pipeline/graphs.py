@@ -1,38 +1,46 @@
 """The DALI graph: one DALI sample is one cell, so a single costs one read and one decode, a 3x3 nine.
 
-    paths ──▶ io.file.read ──▶ decoders.image ──▶ write_tiles ──▶ status
-    tiles ────────────────────────────────────────▲   └─▶ pixels and masks, into the frames that the tiles name
+    paths ──▶ io.file.read ──▶ headers ──▶ decoders.image ──▶ write_tiles ──▶ status
+    sizes ──────────────────────▲                              ▲   └─▶ pixels and masks, into the frames that the
+    tiles ─────────────────────────────────────────────────────┘       tiles name
 
 Frames are ordinary memory of the caller's, so DALI never copies a finished batch. On a GPU the photos stay there, and
 the kernels are launched once a batch, from a Python function of DALI's thread on DALI's stream:
 
-    paths ──▶ io.file.read ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
+    paths ──▶ io.file.read ──▶ headers ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
 """
 
 import atexit
 import ctypes
 import os
-import resource
+import re
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.s3 import Waiting, abandon, is_remote, scrubbed
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import can_start
 from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.paths import OTHER_FILES, allow_open_files, check_open_files
 
 DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
 OTHER_THREADS = 8  # that a pipeline starts besides its workers; where the system refuses one, DALI ends the process
-OTHER_FILES = 256  # open files that a training process has besides photos: libraries, sockets, logs
+MEMORY = re.compile("out of memory|bad_alloc|MemoryAllocation|Resource temporarily unavailable", re.IGNORECASE)
+LONGEST_WAIT = 300  # seconds for a batch from object storage
+LONGEST_DRAIN = 30  # seconds for one that nobody wants any more
+
+_left_behind: list[Any] = []  # pipelines that wait for a server, and what they will write into
 
 
-def encode_path(path: str) -> npt.NDArray[np.uint8]:
-    """A path as ``io.file.read`` takes it: its bytes, uint8 [length]."""
-    return np.frombuffer(os.fsencode(path), np.uint8)
+def is_wrong_size(error: object) -> bool:
+    """Whether a batch failed because a photo's header tells another size than annotated."""
+    return "`nvidia.dali.fn.reshape`" in str(error)
 
 
 class StreamPipeline:
@@ -48,7 +56,8 @@ class StreamPipeline:
         device_id: of the GPU that DALI is to use, if any.
 
     Raises:
-        NemoError: the system does not let a process open as many files as a batch has cells, or start the threads.
+        NemoError: the system does not let a process open as many files as a batch has cells, does not start the
+            threads, or gives it no more files, memory or threads now.
     """
 
     broken = False  # whether it can only be closed
@@ -56,7 +65,7 @@ class StreamPipeline:
     def __init__(self, *, max_cells: int, num_threads: int, prefetch: int, device_id: int | None = None) -> None:
         from nvidia.dali import Pipeline
 
-        _allow_open_files(max_cells + OTHER_FILES)
+        allow_open_files(max_cells + OTHER_FILES)
         if not can_start(num_threads + OTHER_THREADS):
             raise NemoError(
                 f"The system does not start the {num_threads} threads of a pipeline. Lower num_threads, or raise what "
@@ -65,6 +74,9 @@ class StreamPipeline:
         self._prefetch = prefetch
         self.running: deque[Any] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._owed = 0  # batches that DALI has started and that were not taken from it yet
+        self._addresses: deque[list[str]] = deque()  # of the photos on object storage of each of these batches
+        self._waiting: Waiting[Any] | None = None  # for the oldest of them, if it has any
+        self._draining = False
         self._process = os.getpid()
         self._use = threading.RLock()  # whoever asks DALI for something
         pipe = Pipeline(
@@ -76,7 +88,15 @@ class StreamPipeline:
         )
         with pipe:
             pipe.set_outputs(self._graph())
-        pipe.build()
+        try:
+            pipe.build()
+        except RuntimeError as error:
+            check_open_files()
+            if MEMORY.search(str(error)):
+                raise NemoError(
+                    "There is no memory or thread left for a DALI pipeline. Lower batch_size, num_threads or prefetch."
+                ) from error
+            raise
         self._pipe: Any = pipe
         self._started = False
         # Registered after DALI's own hook, hence run before it: DALI would shut the graph down under running batches.
@@ -86,13 +106,16 @@ class StreamPipeline:
         from nvidia.dali import fn, types
 
         paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
+        sizes = fn.external_source(name="sizes", ndim=1, dtype=types.INT32)
         # Without mmap: a file cut short under a mapping would end the process.
         encoded = fn.io.file.read(paths, dont_use_mmap=True)
         # A header that cannot be parsed must not reach DALI's decoder (2.4): it parses on several threads, and when one
-        # fails it goes away under the others. So all headers are parsed here first; the rest is there to make the
-        # decoder wait for that, and copies nothing.
-        shape = fn.peek_image_shape(encoded, dtype=types.FLOAT)
-        return self._write(fn.reshape(encoded, rel_shape=shape[:1] * 0 + 1))
+        # fails it goes away under the others. And one that tells another size than annotated must not: a file of some
+        # kilobytes may hold a photo of gigabytes. So all headers are parsed here first; the decoder gets the bytes in
+        # a shape that is theirs where the sizes agree, which copies nothing, and fails the batch elsewhere.
+        found = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False)
+        agree = fn.reductions.min(fn.cast(found[:2] == sizes, dtype=types.FLOAT), keep_dims=True)
+        return self._write(fn.reshape(encoded, rel_shape=agree))
 
     def _write(self, encoded: Any) -> Any:
         """The graph behind the files' bytes."""
@@ -123,8 +146,11 @@ class StreamPipeline:
         """
         with self._use:
             self.running.append(keep)  # before DALI learns the addresses
+            self._addresses.append([at for path in paths if is_remote(at := os.fsdecode(path.tobytes()))])
             if paths:
                 self._pipe.feed_input("paths", paths)
+                if (sizes := self._photo_sizes(work)) is not None:
+                    self._pipe.feed_input("sizes", sizes)
             self._feed(work)
             if self._started:
                 self._pipe.schedule_run()
@@ -136,27 +162,68 @@ class StreamPipeline:
     def _feed(self, work: Any) -> None:
         self._pipe.feed_input("tiles", work.view(np.uint8).reshape(len(work), -1))
 
+    def _photo_sizes(self, work: Any) -> npt.NDArray[np.int32] | None:
+        """Height and width of each photo as annotated, int32 [cells, 2]: of the first of its tiles."""
+        tiles = work.reshape(-1, work.shape[-1])[0]
+        return np.stack([tiles["photo_height"], tiles["photo_width"]], axis=1)
+
     def wait(self) -> npt.NDArray[np.uint8]:
         """Wait for the oldest batch; its status, uint8 [cells].
 
         Raises:
-            RuntimeError: DALI could not read or decode a photo; the other batches are not affected.
+            RuntimeError: DALI could not read or decode a photo, or ``is_wrong_size``; the other batches are not
+                affected.
+            NemoError: object storage did not send the photos within ``LONGEST_WAIT``; the pipeline is closed.
         """
         with self._use:
-            self._owed -= 1
             try:
-                (status,) = self._pipe.share_outputs()
+                (status,) = self._outputs(self._pipe.share_outputs)
                 codes = np.array(status.as_array()[:, 0])
                 self._pipe.release_outputs()
             finally:
                 self.running.popleft()
             return codes
 
+    def _outputs(self, share: Callable[[], Any]) -> Any:
+        """What ``share`` gives, which takes the oldest batch from DALI. Object storage has a time for it."""
+        self._owed -= 1
+        addresses = self._addresses.popleft()
+        if not addresses:
+            return share()
+        self._waiting = self._waiting or Waiting(share)
+        seconds = LONGEST_DRAIN if self._draining else LONGEST_WAIT
+        try:
+            ended = self._waiting.ends_within(seconds)
+        except BaseException:  # an interrupt: the batch is still to come
+            self._owed += 1
+            self._addresses.appendleft(addresses)
+            self.running.appendleft(self.running[0])
+            raise
+        if not ended:
+            self._leave_behind()
+            raise NemoError(
+                f"Object storage did not send {len(addresses)} photos of a batch within {seconds} s, {addresses[0]} "
+                "among them. Check the server and the network, lower batch_size, or use a local copy of the photos."
+            )
+        waiting, self._waiting = self._waiting, None
+        try:
+            return waiting.result()
+        except RuntimeError as error:
+            raise RuntimeError(scrubbed(str(error))) from None
+
+    def _leave_behind(self) -> None:
+        _left_behind.append((self, list(self.running)))
+        abandon(self._pipe)
+        self._pipe, self._owed, self.broken = None, 0, True
+        atexit.unregister(self._close_at_exit)
+
     def drain(self) -> None:
         """Wait for all batches and drop them, the failed ones too."""
+        self._draining = True
         while self._owed:
-            with suppress(RuntimeError):
+            with suppress(RuntimeError, NemoError):
                 self.wait()
+        self._draining = False
 
     def _close_at_exit(self) -> None:
         if not self.inherited:
@@ -174,6 +241,8 @@ class StreamPipeline:
             self._pipe._pipe = None
         else:
             self.drain()
+            if self._pipe is None:  # left behind
+                return
             self._pipe._shutdown()  # here, and not in its destructor, where Python drops an interrupt
         self._pipe = None
         self.running.clear()  # only now: the graph is gone, or will never run here
@@ -207,12 +276,19 @@ class CudaPipeline(StreamPipeline):
         self._to_write.append(work)
         self._to_deliver.append(work)
 
+    def _photo_sizes(self, work: Any) -> npt.NDArray[np.int32] | None:
+        return super()._photo_sizes(work.tiles)
+
     def wait(self) -> npt.NDArray[np.uint8]:
+        stream = gpu.current_stream(self._device)
+
+        def share() -> Any:
+            with gpu.on(self._device):  # a stream without a number of its own is the current device's
+                return self._pipe.share_outputs(cuda_stream=stream)
+
         with self._use:
-            self._owed -= 1
             try:
-                with gpu.on(self._device):  # a stream without a number of its own is the current device's
-                    self._pipe.share_outputs(cuda_stream=gpu.current_stream(self._device))
+                self._outputs(share)
                 self._pipe.release_outputs()
             except RuntimeError:
                 self.broken = True
@@ -284,18 +360,6 @@ class CudaResidentPipeline(CudaPipeline):
         from nemo_dali.pipeline.operators import call_on_stream
 
         return call_on_stream(self._next_batch, device_id=self._device)
-
-
-def _allow_open_files(count: int) -> None:
-    """``io.file.read`` opens all photos of a batch at once: raise the soft limit if need be."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        if hard != resource.RLIM_INFINITY and hard < count:
-            raise NemoError(
-                f"A batch opens up to {count - OTHER_FILES} photos at once, but this process may open {hard} files. "
-                f"Raise the limit to {count} (ulimit -n), or lower batch_size."
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def open_pipeline(

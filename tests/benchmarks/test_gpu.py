@@ -24,7 +24,7 @@ from nemo_dali.kernels.mask.cpu import TARGET
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader.loader import Loader
-from nemo_dali.pipeline.graphs import encode_path
+from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.cuda_host import GATHER_KERNELS, KERNELS, launch, needs_compiler
 from tests.helpers.paths import ROOT

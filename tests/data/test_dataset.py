@@ -1,5 +1,6 @@
 """The data set file: what index writes is what opens; wrong photos and damaged files are told; nothing half-written."""
 
+import hashlib
 import os
 import pickle
 import signal
@@ -71,6 +72,10 @@ def test_what_is_indexed_is_opened(files: ReferFiles, output: Path) -> None:
     assert (found.path, found.name, found.left_out) == (output, "refcoco-unc-train", 0)
     assert found.image_root == str(files.photos)
     assert Path(found.photo_path(2)) == files.photos / found.images.file_name[2]
+    photos = [Path(found.photo_path(row)).read_bytes() for row in range(6)]
+    assert list(map(bytes, found.photo_files.digest)) == [hashlib.sha256(photo).digest() for photo in photos]
+    assert found.photo_files.coco_id.tolist() == found.images.id.tolist()
+    assert (found.exif, found.box_format, found.refs.no_target.tolist()) == ("ignore", "", [-1] * 12)
     assert found.sentences.text[1:3] == [found.sentences.text[1], found.sentences.text[2]]
 
 
@@ -169,6 +174,9 @@ def test_grey_cmyk_png_and_rotated_photos_are_taken_as_stored(files: ReferFiles,
     exif[0x0112] = 6  # a viewer would turn it by 90 degrees
     save_again(photos[3], "RGB", exif=exif)
     assert index(files, output, verify=True).photos == 6
+    found = Dataset.open(output)
+    of = dict(zip(found.images.file_name, found.photo_files.orientation.tolist(), strict=True))
+    assert [of[photo.name] for photo in photos] == [0, 0, 0, 6, 0, 0]
 
 
 def missing(path: Path) -> None:
@@ -446,10 +454,10 @@ index_dataset(annotations, images=sys.argv[2], output=sys.argv[3])
 """
 
 
-WAIT = """
+WAITING = """
 import time
-from nemo_dali.data import dataset
-dataset.check_photos = lambda *_, **__: time.sleep(60)
+from nemo_dali.data import photos
+photos.open_file = lambda path: time.sleep(600)  # as a disk may
 """
 
 
@@ -457,7 +465,7 @@ dataset.check_photos = lambda *_, **__: time.sleep(60)
 def test_a_run_killed_while_indexing_leaves_the_old_file(files: ReferFiles, output: Path) -> None:
     index(files, output)
     old = output.read_bytes()
-    process = fork_server.start(WAIT + INDEX, files.root, files.photos, output)
+    process = fork_server.start(WAITING + INDEX, files.root, files.photos, output)
     partial = output.with_name("a.ris.h5.partial")
     deadline = time.monotonic() + 60
     while not partial.exists() and time.monotonic() < deadline:

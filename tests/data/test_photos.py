@@ -1,5 +1,7 @@
 """What index takes for a sound photo, DALI's CPU decoder decodes later, and to Pillow's pixels."""
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nemo_dali.data import photo_file
 from nemo_dali.data.columns import Images
 from nemo_dali.data.photos import MODES, check_photos
 from nemo_dali.errors import PhotoError
@@ -32,7 +35,7 @@ def is_sound(path: Path, size: tuple[int, int]) -> bool:
     one, numbers = np.ones(1, np.int64), np.array([size], np.int32)
     images = Images(one, numbers[:, 0], numbers[:, 1], [path.name], one, numbers[:, 0])
     try:
-        check_photos(images, path.parent, verify=True, skip_corrupt=False)
+        check_photos(images, str(path.parent), verify=True, skip_corrupt=False)
     except PhotoError:
         return False
     return True
@@ -55,6 +58,32 @@ def test_sound_photos_have_the_same_pixels_in_dali(tmp_path: Path, mode: str, op
     assert is_sound(path, photo.size)
     with Image.open(path) as stored:
         np.testing.assert_array_equal(decode_with_dali(path), np.asarray(stored.convert("RGB")))
+
+
+def test_every_files_digest_and_orientation_are_given(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    photo = Image.new("RGB", (8, 6), (90, 60, 30))
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    photo.save(tmp_path / "b.png")
+    (tmp_path / "c.jpg").write_bytes(b"not a photo")
+    names = ["a.jpg", "b.png", "c.jpg"]
+    row = np.arange(3)
+    images = Images(row, np.full(3, 8, np.int32), np.full(3, 6, np.int32), names, row, row.astype(np.int32))
+    for verify in (False, True):
+        found = check_photos(images, str(tmp_path), verify=verify, skip_corrupt=True)
+        assert found.corrupt == [2]
+        assert found.orientation.tolist() == [6, 0, 0] and found.orientation.dtype == np.uint8
+        digests = [hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in names]
+        assert found.digest.shape == (3, 32) and list(map(bytes, found.digest)) == digests
+
+
+def test_each_file_is_opened_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    opened, real = [], os.open
+    monkeypatch.setattr(photo_file.os, "open", lambda path, flags: opened.append(path) or real(path, flags))
+    assert is_sound(tmp_path / "a.png", (8, 6))
+    assert opened == [str(tmp_path / "a.png")]
 
 
 def test_photos_that_dali_refuses_are_not_sound(tmp_path: Path) -> None:

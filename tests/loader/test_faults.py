@@ -202,7 +202,8 @@ def test_a_photo_without_a_header_does_not_end_the_process(tmp_path):
     code = f"""
 import numpy as np
 from nemo_dali.kernels.tile import TILE
-from nemo_dali.pipeline.graphs import StreamPipeline, encode_path
+from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.paths import encode_path
 paths = [encode_path(path) for path in {others!r} * 30] + [encode_path({first!r})]
 pipeline = StreamPipeline(max_cells=211, num_threads=32, prefetch=1)
 for _ in range(300):

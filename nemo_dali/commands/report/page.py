@@ -21,8 +21,7 @@ from PIL import Image
 from nemo_dali._checks import MOST, integer
 from nemo_dali.commands.preview import outline
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.data.photos import FORMATS
-from nemo_dali.data.s3 import photo_file
+from nemo_dali.data.photo_file import open_file, open_photo
 from nemo_dali.io.output import check_inputs, check_place, write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
@@ -265,10 +264,13 @@ def _picture(dataset: Dataset, photo: int | None, ref: int | None) -> str:
     row = int(dataset.refs.image[ref]) if photo is None else photo
     side = THUMB if photo is not None else OWN
     try:
-        with Image.open(photo_file(dataset.photo_path(row)), formats=FORMATS) as opened:
+        with open_file(dataset.photo_path(row)) as file:
+            opened = open_photo(file)
+            if opened.size != (dataset.images.width[row], dataset.images.height[row]):
+                return ""  # of any size
             opened.draft("RGB", (2 * side, 2 * side))
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow's decoders raise
+    except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise
         return ""
     image.thumbnail((side, side))
     if ref is not None:

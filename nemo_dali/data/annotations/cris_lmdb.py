@@ -21,7 +21,7 @@ from PIL import Image
 from nemo_dali.data.annotations._unpickle import unpickle_builtins
 from nemo_dali.data.annotations._untrusted import checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
-from nemo_dali.data.photos import FORMATS
+from nemo_dali.data.photo_file import open_photo
 from nemo_dali.data.rle import area, of_pixels
 from nemo_dali.data.s3 import image_root, is_remote
 from nemo_dali.errors import AnnotationError, FileFormatError, NemoError
@@ -150,8 +150,7 @@ def _sentences(record: Any, where: str) -> list[tuple[int, str, str]]:
 def _size(content: bytes, where: str) -> tuple[int, int]:
     """Width and height of a photo; its pixels are not decoded."""
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as photo:
-            size = photo.size
+        size = open_photo(io.BytesIO(content)).size
     except Exception as error:  # Pillow may raise anything on damaged bytes
         raise AnnotationError(f"The photo of {where} is neither JPEG nor PNG. Write the LMDB again.") from error
     if max(size) > MAX_SIDE:
