@@ -277,7 +277,7 @@ def test_a_hostile_value_is_never_printed(tmp_path: Path, key: str, value: Any) 
 
 def test_the_names_of_splits_are_cut(tmp_path: Path) -> None:
     files = write(
-        tmp_path, "grefcoco", lambda refs, _: [r.update(split=f"{i}" + "x" * 9999) for i, r in enumerate(refs)]
+        tmp_path, "grefcoco", lambda refs, _: [r.update(split=f"{i}" + "x" * 9000) for i, r in enumerate(refs)]
     )
     with pytest.raises(AnnotationError, match=r"has no split 'train'; it has 0xxx.* Choose with --split") as caught:
         read(files, "grefcoco")
