@@ -14,7 +14,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
     Raises:
         OSError: it cannot be opened, is no regular file, or is larger than that; ``strerror`` says which.
     """
-    with os.fdopen(_open_regular(path), "rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise OSError(0, f"it has {size:,} bytes, and at most {most:,} are read")
         return file.read(size)
@@ -26,15 +26,19 @@ def check_regular(path: str | Path) -> int:
     Raises:
         OSError: it cannot be opened or is no regular file; ``strerror`` says which.
     """
-    descriptor = _open_regular(path)
+    descriptor = open_regular(path)
     try:
         return os.fstat(descriptor).st_size
     finally:
         os.close(descriptor)
 
 
-def _open_regular(path: str | Path) -> int:
-    """A descriptor for reading; a pipe that nobody writes to does not block."""
+def open_regular(path: str | Path) -> int:
+    """A descriptor for reading; the caller closes it. A pipe that nobody writes to does not block.
+
+    Raises:
+        OSError: it cannot be opened or is no regular file; ``strerror`` says which.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:
