@@ -14,6 +14,9 @@ from nemo_dali.io.files import read_regular
 
 MAX_NAME = 1000  # characters of a photo's file name; a path may have 4,095 bytes
 MAX_TEXT = 10_000  # characters of an expression or another text; the longest published expression has a few hundred
+# Run lengths of all masks together, 4 bytes each and twice in memory for a moment; RefCOCO has 12 million. A polygon of
+# a few bytes in a photo said to be huge has as many as that photo has columns.
+FREE_RUNS, RUNS_PER_BYTE = 100_000_000, 1
 MAX_FILE_BYTES = 4 << 30  # the largest published annotation file has under 0.5 GB
 
 
@@ -27,6 +30,26 @@ def read_bytes(path: Path) -> bytes:
         return read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
         raise AnnotationError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+
+
+class RunBudget:
+    """How many run lengths the masks of annotation files may still have; a size in bytes gives them."""
+
+    def __init__(self, size: int) -> None:
+        self._left = FREE_RUNS + RUNS_PER_BYTE * size
+
+    def take(self, runs: int, where: str) -> None:
+        """Count those of a mask, or of one that goes into a mask.
+
+        Raises:
+            AnnotationError: they are too many.
+        """
+        self._left -= runs
+        if self._left < 0:
+            raise AnnotationError(
+                f"The masks up to {where} take far more memory than the file's size explains. Check the photos' sizes "
+                "in it, or index it in parts."
+            )
 
 
 def field(record: Any, key: str, kind: type, where: str) -> Any:
