@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,21 @@ def check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
         raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
     if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
         raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
+
+
+def short_repr(value: Any) -> str:
+    """A value of any kind for a message, on one line: of what may be endless, deep or huge only what it is."""
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]!r}..."
+    if isinstance(value, Mapping | Sequence) and len(value) > 12:
+        return f"a {type(value).__name__} of {len(value)} values"
+    try:
+        text = ascii(value)
+    except Exception:  # as deep as the stack, or a number of too many digits in it
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 2 * LONGEST_VALUE else f"{text[: 2 * LONGEST_VALUE]}..."
 
 
 def shorten(*values: str) -> list[str]:

@@ -9,6 +9,7 @@ from pycocotools import mask as coco_mask
 MAX_OUTLINE = (
     4_000_000  # pixels along a polygon: pycocotools takes 40 bytes for each, and does not check that it got them
 )
+_NUMBERS = frozenset({int, float})  # text among them would make an array as wide as the longest, in every place
 MAX_COUNT_CHARACTERS = 7  # a difference of two uint32 in groups of five bits
 
 
@@ -71,10 +72,12 @@ def area(runs: npt.NDArray[np.uint32]) -> int:
 
 
 def _polygon(part: Any, *, width: int, height: int) -> npt.NDArray[np.float64]:
-    numbers = np.asarray(part) if isinstance(part, list) and not any(isinstance(x, list) for x in part) else np.zeros(1)
-    if numbers.size == 0:
+    if not isinstance(part, list) or not _NUMBERS.issuperset(map(type, part)) or len(part) % 2:
+        raise ValueError("a polygon is not a flat list of x and y")
+    if not part:
         return np.empty(0)
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iuf" or len(numbers) % 2:
+    numbers = np.asarray(part)
+    if numbers.dtype.kind not in "iuf":  # a number that no type of 64 bits holds
         raise ValueError("a polygon is not a flat list of x and y")
     points = numbers.astype(np.float64).reshape(-1, 2)
     size = np.array([width, height])
@@ -91,8 +94,13 @@ def _checked_counts(rle: dict[Any, Any], *, width: int, height: int) -> npt.NDAr
         raise ValueError(f"its run lengths are not for the photo's {width}x{height} pixels")
     if isinstance(counts, str):
         counts = counts.encode("ascii", "replace")
-    runs = decode_counts(counts) if isinstance(counts, bytes) else np.asarray(counts)
-    if runs.ndim != 1 or runs.dtype.kind not in "iu" or runs.min(initial=0) < 0 or runs.max(initial=0) > width * height:
+    if isinstance(counts, bytes):
+        runs = decode_counts(counts)
+    elif isinstance(counts, list) and set(map(type, counts)) == {int}:
+        runs = np.asarray(counts)
+    else:
+        raise ValueError("its run lengths are not a list of whole numbers within the photo")
+    if runs.dtype.kind not in "iu" or runs.min(initial=0) < 0 or runs.max(initial=0) > width * height:
         raise ValueError("its run lengths are not a list of whole numbers within the photo")
     if int(runs.sum(dtype=np.int64)) != width * height:
         raise ValueError(f"its run lengths do not add up to the photo's {width * height} pixels")

@@ -1,11 +1,13 @@
 """Where a loader stands: which samples were delivered, in terms that hold for any number of ranks, saved and loaded."""
 
 import logging
+import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_dali._checks import short_repr
 from nemo_dali.errors import NemoError, StateError
 from nemo_dali.plan.schedule import Schedule
 
@@ -13,6 +15,7 @@ logger = logging.getLogger("nemo_dali")
 
 VERSION = 1
 ONE_THREAD = "Make one Loader per thread, or let one thread iterate and hand its batches to the others in a queue."
+_REMEDY = "Give what state_dict made."
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
 
@@ -136,27 +139,46 @@ def read_state(state: Any, *, seed: int, fingerprints: dict[str, list[str]]) -> 
     Raises:
         StateError: it is no state, or one of another version, seed, data set or table.
     """
-    try:
-        version, other_seed, prints = state["version"], state["seed"], state["fingerprints"]
-        epoch, seen = int(state["epoch"]), int(state["samples_seen"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise StateError(f"This is not a state of a nemo_dali Loader: {error!r}. Give what state_dict made.") from None
+    if not isinstance(state, dict):
+        raise StateError(f"This is not a state of a nemo_dali Loader: {short_repr(state)}. {_REMEDY}")
+    for key in ("version", "seed", "fingerprints", "epoch", "samples_seen"):
+        if key not in state:
+            raise StateError(f"This is not a state of a nemo_dali Loader: it has no '{key}'. {_REMEDY}")
+    version = _whole_number("version", state["version"])
+    other_seed = _whole_number("seed", state["seed"])
+    epoch, seen = _whole_number("epoch", state["epoch"]), _whole_number("samples_seen", state["samples_seen"])
+    prints = state["fingerprints"]
     if version != VERSION:
         raise StateError(f"The state is version {version}; this nemo-dali reads version {VERSION}.")
     if other_seed != seed:
         raise StateError(f"The state has seed {other_seed}, this loader {seed}. Make the loader with that seed.")
     for kind, here in fingerprints.items():
         there = prints.get(kind) if isinstance(prints, dict) else None
-        if there != here:
+        if not isinstance(there, list | tuple) or not all(isinstance(one, str) for one in there):
+            there = []
+        if list(there) != here:
             raise StateError(
                 f"The state was saved with other files ({kind}): {_short(there)}, here {_short(here)}. Give the loader "
                 "the files that the interrupted run used, or start without the state."
             )
-    if not 0 <= epoch <= LAST_EPOCH or seen < 0:
-        raise StateError(f"The state's epoch ({epoch}) and samples_seen ({seen}) are out of range.")
+    if not 0 <= epoch <= LAST_EPOCH or not 0 <= seen <= LAST_EPOCH:
+        raise StateError(f"The state's epoch ({epoch}) and samples_seen ({seen}) are out of range. {_REMEDY}")
     return epoch, seen
 
 
-def _short(prints: Any) -> str:
+def _whole_number(key: str, value: Any) -> int:
+    """A number of a state, which may come back as a NumPy scalar or a tensor from where it was saved."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or abs(number) >= 2**64:
+        raise StateError(f"The state's '{key}' ({short_repr(value)}) must be a whole number of 64 bits. {_REMEDY}")
+    return number
+
+
+def _short(prints: Sequence[str]) -> str:
     """Fingerprints as a person compares them."""
-    return ", ".join(str(one)[:12] for one in prints) if prints else "none"
+    return ", ".join(repr(one[:12])[1:-1] for one in prints[:8]) or "none"

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from nemo_dali.errors import NemoError
+from nemo_dali.io.files import check_regular
 from nemo_dali.io.h5 import fingerprint
+from nemo_dali.mining._model_config import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -64,8 +67,12 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
 
     torch_device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name, preprocess = model_name(model)
-    stored = _check_weights(_find_weights(model, name, pretrained))
+    weights = _find_weights(model, name, pretrained)
+    size = _check_file(weights)
+    stored = _check_weights(weights)
     try:
+        if model.endswith(".json"):
+            _check_size(name, size, model, pretrained, stored)
         network, transform = open_clip.create_model_from_pretrained(
             name,
             pretrained,
@@ -138,8 +145,7 @@ def _processor(device: "torch.device") -> str:
 def model_name(model: str) -> tuple[str, dict[str, Any]]:
     """The name that open_clip knows a model by, and the preprocessing that its config file asks for.
 
-    A file is a model config, or the open_clip_config.json of a model on the Hugging Face hub. It is registered under a
-    name of its own, so that it never replaces one of open_clip's models.
+    A config file is registered under a name of its own, so that it never replaces one of open_clip's models.
     """
     import open_clip
 
@@ -150,27 +156,14 @@ def model_name(model: str) -> tuple[str, dict[str, Any]]:
             hint = f"Did you mean {' or '.join(close)}?" if close else "open_clip.list_models() lists all."
             raise NemoError(f"open_clip has no model '{model}'. {hint}")
         return name, {}
-    try:
-        text = Path(model).read_text(encoding="utf-8")
-        config = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise NemoError(f"The model config {model} cannot be read ({_first_line(error)}). Give another.") from error
-    whole = config if isinstance(config, dict) else {}
-    config = whole.get("model_cfg", whole)
-    for key, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)):
-        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-            raise NemoError(f"The model config {model} has no '{key}'. Give a config in the layout of open_clip's.")
-    if "trust_remote_code" in json.dumps(config):
-        raise NemoError(
-            f"The model config {model} asks for code to be run (trust_remote_code), which is refused. Take that out."
-        )
-    name = f"{Path(model).stem}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    content, config, preprocess = read_config(model)
+    name = f"{Path(model).stem}-{hashlib.sha256(content).hexdigest()[:12]}"
     if name not in open_clip.list_models():
         with TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.json"
             path.write_text(json.dumps(config), encoding="utf-8")
             open_clip.add_model_config(path)
-    return name, whole.get("preprocess_cfg", {})
+    return name, preprocess
 
 
 def _find_weights(model: str, name: str, pretrained: str) -> Path:
@@ -192,6 +185,41 @@ def _find_weights(model: str, name: str, pretrained: str) -> Path:
             + (f", or one of the tags {', '.join(tags)}." if tags else ".")
         )
     return Path(pretrained)
+
+
+def _check_file(path: Path) -> int:
+    """The size of a weights file; one that would take more memory than that is refused."""
+    try:
+        size = check_regular(path)
+        if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
+                raise NemoError(
+                    f"{path} is packed, which PyTorch's files are not, and could take any memory. "
+                    "Save the model's state_dict() with torch.save or as .safetensors."
+                )
+    except OSError as error:
+        raise NemoError(f"The weights {path} cannot be read: {error.strerror}. Check the path.") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise NemoError(f"{path} is damaged ({_first_line(error)}). Get the file again.") from error
+    return size
+
+
+def _check_size(name: str, size: int, model: str, pretrained: str, stored: dict[str, tuple[int, ...]]) -> None:
+    """Refuse weights that cannot fill a model, built here without memory: a value takes a byte of a file or more."""
+    import open_clip
+    import torch
+
+    with torch.device("meta"):
+        network = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
+    values = sum(tensor.numel() for tensor in network.state_dict().values())
+    if values > size:
+        raise NemoError(
+            f"{model} describes a model of {values:,} values, but {pretrained} has {size:,} bytes. "
+            "Give the model that the weights were trained as."
+        )
+    _check_positions(stored, network, model, pretrained)
 
 
 def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:

@@ -12,15 +12,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from nemo_dali._checks import PathLike
+from nemo_dali._checks import PathLike, short_repr
 from nemo_dali.errors import NemoError
+from nemo_dali.io.files import read_regular
 from nemo_dali.io.output import cannot_write, check_place, write_bytes
 
 logger = logging.getLogger("nemo_dali")
 
 POLICY = "a policy file"
+MAX_FILE_BYTES = 1 << 20
+MAX_WEIGHT = 1e100  # of a grid: so that the sum of weights stays finite
 NOTES = ("tuned_for", "why")  # in a policy file, besides the policy
 TargetCell = Literal["uniform", "positional"]
 
@@ -57,35 +60,20 @@ class MosaicPolicy:
     target_cell: TargetCell = "uniform"
 
     def __post_init__(self) -> None:
-        for name in ("p_mined", "p_random", "mine_after_epoch", "top_k", "jitter"):
-            if not isinstance(getattr(self, name), int | float):
-                raise ValueError(f"{name} ({getattr(self, name)!r}) must be a number")
-        if not isinstance(self.grids, Mapping):
-            raise ValueError(f"grids ({self.grids!r}) must map 2, 3 or both to their weights")
         for name in ("p_mined", "p_random"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be between 0 and 1")
+            _number(name, getattr(self, name), least=0, most=1)
         if self.p_mined + self.p_random > 1 + 1e-12:
             raise ValueError(f"p_mined + p_random ({self.p_mined + self.p_random}) must be at most 1")
-        if not isinstance(self.mine_after_epoch, int) or self.mine_after_epoch < 0:
-            raise ValueError(f"mine_after_epoch ({self.mine_after_epoch}) must be an integer >= 0")
+        _whole_number("mine_after_epoch", self.mine_after_epoch, least=0, most=2**62)
         for name in ("max_similarity", "max_similarity_no_target"):
-            tau = getattr(self, name)
-            if tau is not None and not (isinstance(tau, int | float) and -1 <= tau <= 1):
-                raise ValueError(f"{name} ({tau!r}) must be None or between -1 and 1")
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), least=-1, most=1, instead="None or ")
+        _check_grids(self.grids)
         object.__setattr__(self, "grids", dict(self.grids))
-        if not self.grids or not set(self.grids) <= {2, 3}:
-            raise ValueError(f"grids ({self.grids}) must weigh 2 (2x2), 3 (3x3) or both")
-        if not all(math.isfinite(weight) and weight >= 0 for weight in self.grids.values()) or not any(
-            self.grids.values()
-        ):
-            raise ValueError(f"grids ({self.grids}) must have weights >= 0, one of them > 0")
-        if not isinstance(self.top_k, int) or not self.most_negatives <= self.top_k < 2**31:
-            raise ValueError(f"top_k ({self.top_k}) must be an integer >= {self.most_negatives}, the cells to fill")
-        if not 0 <= self.jitter <= 0.5:
-            raise ValueError(f"jitter ({self.jitter}) must be between 0 and 0.5")
-        if self.target_cell not in get_args(TargetCell):
-            raise ValueError(f"target_cell ({self.target_cell!r}) must be one of {get_args(TargetCell)}")
+        _whole_number("top_k", self.top_k, least=self.most_negatives, most=2**31 - 1)
+        _number("jitter", self.jitter, least=0, most=0.5)
+        if not isinstance(self.target_cell, str) or self.target_cell not in get_args(TargetCell):
+            raise ValueError(f"target_cell ({short_repr(self.target_cell)}) must be one of {get_args(TargetCell)}")
 
     def __hash__(self) -> int:
         return hash(self.to_json())
@@ -113,12 +101,43 @@ class MosaicPolicy:
         Raises:
             ValueError: not a JSON object, an unknown key, or a value out of range.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("a policy must not nest values") from error
         if not isinstance(values, dict) or not set(values) <= set(cls.__dataclass_fields__):
             raise ValueError(f"a policy must be a JSON object with keys among {sorted(cls.__dataclass_fields__)}")
         if isinstance(values.get("grids"), dict):
-            values["grids"] = {int(grid): weight for grid, weight in values["grids"].items()}
+            names = {"2": 2, "3": 3}  # JSON's keys are text
+            values["grids"] = {names.get(grid, grid): weight for grid, weight in values["grids"].items()}
         return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that arithmetic with floats bears: none of 400 digits, and no bool."""
+    return (isinstance(value, float) and math.isfinite(value)) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
+    )
+
+
+def _number(name: str, value: Any, *, least: float, most: float, instead: str = "") -> None:
+    if not (_is_number(value) and least <= value <= most):
+        raise ValueError(f"{name} ({short_repr(value)}) must be {instead}a number between {least} and {most}")
+
+
+def _whole_number(name: str, value: Any, *, least: int, most: int) -> None:
+    if not (_is_number(value) and isinstance(value, int) and least <= value <= most):
+        raise ValueError(f"{name} ({short_repr(value)}) must be a whole number between {least} and {most}")
+
+
+def _check_grids(grids: Any) -> None:
+    shown = short_repr(grids)
+    if not isinstance(grids, Mapping) or not grids or not all(_is_number(key) and key in (2, 3) for key in grids):
+        raise ValueError(f"grids ({shown}) must weigh 2 (2x2), 3 (3x3) or both")
+    if not all(_is_number(weight) and 0 <= weight <= MAX_WEIGHT for weight in grids.values()):
+        raise ValueError(f"grids ({shown}) must have numbers between 0 and {MAX_WEIGHT:g} as weights")
+    if not any(grids.values()):
+        raise ValueError(f"grids ({shown}) must have a weight > 0")
 
 
 def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
@@ -129,17 +148,19 @@ def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
     """
     remedy = f"Propose one with: nemo-dali tune F.ris.h5 F.neg.h5 -o {path}"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, MAX_FILE_BYTES).decode())
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
         notes = {name: content.pop(name) for name in NOTES if name in content}
+        tuned_for = notes.get("tuned_for")
+        if not isinstance(tuned_for, str | None):
+            raise ValueError(f"tuned_for ({short_repr(tuned_for)}) must be the fingerprint of a negative table")
         policy = MosaicPolicy.from_json(json.dumps(content))
     except OSError as error:
         raise NemoError(f"The policy file {path} cannot be read: {error.strerror}. {remedy}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise NemoError(f"The policy file {path} cannot be used: {error}. {remedy}") from error
-    tuned_for = notes.get("tuned_for")
-    return policy, None if tuned_for is None else str(tuned_for)
+    return policy, tuned_for
 
 
 def check_policy_place(path: str | Path) -> None:

@@ -208,10 +208,21 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(files, tmp_pat
         ({**state, "samples_seen": -4}, "samples_seen"),
         ({"epoch": 1}, "not a state"),
         ("state", "not a state"),
+        (None, "not a state"),
+        ({**state, "samples_seen": 2**63}, "samples_seen"),
+        ({**state, "epoch": 2**62 + 1}, "out of range"),
+        *({**state, "fingerprints": value} for value in (None, 5, [], {"dataset": 5}, {"dataset": [5]})),
     ]
+    wrong = [one if isinstance(one, tuple) else (one, "other files") for one in wrong]
+    deep = []
+    for _ in range(10**5):
+        deep = [deep]
+    for value in (json.loads("1e999"), 1.5, 1.0, float("nan"), True, None, "1", [1], {}, 10**400, 10**5000, deep):
+        wrong += [({**state, key: value}, f"'{key}'") for key in ("version", "seed", "epoch", "samples_seen")]
     for bad, reason in wrong:
-        with pytest.raises(StateError, match=reason):
+        with pytest.raises(StateError, match=reason) as caught:
             loader.load_state_dict(bad)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 400
     assert loader.state_dict() == state
 
 

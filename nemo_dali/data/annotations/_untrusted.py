@@ -10,8 +10,13 @@ from typing import Any
 
 from nemo_dali.data.columns import MAX_SIDE, is_inside, is_storable
 from nemo_dali.errors import AnnotationError
+from nemo_dali.io.files import read_regular
 
 MAX_NAME = 1000  # characters of a photo's file name; a path may have 4,095 bytes
+MAX_TEXT = 10_000  # characters of an expression or another text; the longest published expression has a few hundred
+# Run lengths of all masks together, 4 bytes each and twice in memory for a moment; RefCOCO has 12 million. A polygon of
+# a few bytes in a photo said to be huge has as many as that photo has columns.
+FREE_RUNS, RUNS_PER_BYTE = 100_000_000, 1
 MAX_FILE_BYTES = 4 << 30  # the largest published annotation file has under 0.5 GB
 
 
@@ -19,14 +24,32 @@ def read_bytes(path: Path) -> bytes:
     """The content of an annotation file.
 
     Raises:
-        AnnotationError: it cannot be read, or is far too large to be one.
+        AnnotationError: it cannot be read, is no regular file, or is far too large to be one.
     """
     try:
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise AnnotationError(f"{path} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read. Check the file.")
-        return path.read_bytes()
+        return read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise AnnotationError(f"{path} cannot be read: {error.strerror}. Check the folder given.") from error
+        raise AnnotationError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+
+
+class RunBudget:
+    """How many run lengths the masks of annotation files may still have; a size in bytes gives them."""
+
+    def __init__(self, size: int) -> None:
+        self._left = FREE_RUNS + RUNS_PER_BYTE * size
+
+    def take(self, runs: int, where: str) -> None:
+        """Count those of a mask, or of one that goes into a mask.
+
+        Raises:
+            AnnotationError: they are too many.
+        """
+        self._left -= runs
+        if self._left < 0:
+            raise AnnotationError(
+                f"The masks up to {where} take far more memory than the file's size explains. Check the photos' sizes "
+                "in it, or index it in parts."
+            )
 
 
 def field(record: Any, key: str, kind: type, where: str) -> Any:
@@ -44,6 +67,8 @@ def checked(value: Any, kind: type, what: str) -> Any:
         raise AnnotationError(f"{what} is a {type(value).__name__}, not a {kind.__name__}. Check the file.")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise AnnotationError(f"{what} does not fit 64 bits. Check the file.")
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        raise AnnotationError(f"{what} has more than {MAX_TEXT:,} characters. Check the file.")
     if isinstance(value, str) and not is_storable(value):
         raise AnnotationError(f"{what} holds a null character or half a surrogate pair. Check the file.")
     return value
@@ -69,7 +94,7 @@ def photo_name(record: Any, key: str, where: str) -> str:
 
 def no_split(path: Path, split: str, found: Iterable[str], unit: str) -> AnnotationError:
     """The error that a file has no such split, with those it has."""
-    counts = [f"{name[:40]} ({count} {unit})" for name, count in sorted(Counter(found).items())[:12]]
+    counts = [f"{repr(name[:40])[1:-1]} ({count} {unit})" for name, count in sorted(Counter(found).items())[:12]]
     return AnnotationError(f"{path} has no split '{split}'; it has {named(counts)}. Choose with --split.")
 
 

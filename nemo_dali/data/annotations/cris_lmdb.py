@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from nemo_dali.data.annotations._lmdb import Lmdb
 from nemo_dali.data.annotations._unpickle import unpickle_builtins
 from nemo_dali.data.annotations._untrusted import checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
@@ -46,42 +47,35 @@ def read_cris_lmdb(path: str | Path, *, images: str | Path) -> Annotations:
 
     Raises:
         AnnotationError: it is no such LMDB, damaged, hostile, or written by pyarrow.
-        NemoError: the package lmdb is not installed, or a photo cannot be written.
+        NemoError: a photo cannot be written.
         ValueError: ``images`` is not a folder.
     """
     path, root = Path(path), image_root(images)
     if is_remote(root):
         raise ValueError(f"images ({images}) must be a folder, into which the photos of the LMDB are extracted")
+    data = path / "data.mdb" if path.is_dir() else path
     try:
-        import lmdb
-    except ImportError as error:
-        raise NemoError("Reading an LMDB needs the package lmdb: pip install 'nemo-dali[lmdb]'.") from error
+        database = Lmdb(data)
+    except OSError as error:
+        raise AnnotationError(f"{data} cannot be read: {error.strerror}. Check the path.") from error
     try:
-        with lmdb.open(str(path), subdir=path.is_dir(), readonly=True, create=False, lock=False, readahead=False) as db:
-            data = path / "data.mdb" if path.is_dir() else path
-            if (db.info()["last_pgno"] + 1) * db.stat()["psize"] > data.stat().st_size:  # the map would end in SIGBUS
-                raise AnnotationError(f"{path} is cut short. Get the file again.")
-            with db.begin() as transaction:
-                return _read(transaction, path, Path(root))
-    except lmdb.Error as error:
-        raise AnnotationError(
-            f"{path} cannot be read as an LMDB ({error}). Check the path, or get it again."
-        ) from error
+        with database:
+            return _read(database, path, Path(root))
     except OSError as error:
         raise NemoError(
             f"The photos of {path} cannot be written to {root}: {error.strerror}. Check --images."
         ) from error
 
 
-def _read(transaction: Any, path: Path, root: Path) -> Annotations:
-    keys = _keys(transaction, path)
+def _read(database: Lmdb, path: Path, root: Path) -> Annotations:
+    keys = _keys(database, path)
     root.mkdir(parents=True, exist_ok=True)
     image_id_of: dict[str, int] = {}  # by the name of the extracted file
     photos: dict[int, PhotoRecord] = {}
     refs: list[RefRecord] = []
     for number, key in enumerate(progress(keys, total=len(keys), what="extracting photos", unit="ref")):
         where = f"value {number} of {path}"
-        record = _value(transaction, key, where)
+        record = _value(database, key, where)
         content = field(record, "img", bytes, where)
         size = _size(content, where)
         name = _extract(root, photo_name(record, "img_name", where), content)
@@ -111,20 +105,20 @@ def _read(transaction: Any, path: Path, root: Path) -> Annotations:
     )
 
 
-def _keys(transaction: Any, path: Path) -> list[bytes]:
-    keys: list[bytes] = checked(
-        _value(transaction, b"__keys__", f"'__keys__' of {path}"), list, f"'__keys__' of {path}"
-    )
-    length = checked(_value(transaction, b"__len__", f"'__len__' of {path}"), int, f"'__len__' of {path}")
+def _keys(database: Lmdb, path: Path) -> list[bytes]:
+    keys: list[bytes] = checked(_value(database, b"__keys__", f"'__keys__' of {path}"), list, f"'__keys__' of {path}")
+    length = checked(_value(database, b"__len__", f"'__len__' of {path}"), int, f"'__len__' of {path}")
     if length != len(keys) or not 0 < length <= MAX_REFS:
         raise AnnotationError(f"{path} lists {len(keys)} keys, but says it has {length}. Write the LMDB again.")
     for key in keys:
         checked(key, bytes, f"a key of {path}")
+    if len(set(keys)) != len(keys):
+        raise AnnotationError(f"{path} lists a key twice. Write the LMDB again.")
     return keys
 
 
-def _value(transaction: Any, key: bytes, where: str) -> Any:
-    value = transaction.get(key) if 0 < len(key) <= 511 else None  # LMDB's longest key
+def _value(database: Lmdb, key: bytes, where: str) -> Any:
+    value = database.get(key)
     if value is None:
         raise AnnotationError(f"{where} is missing. Check that CRIS's folder2lmdb.py wrote it, and write it again.")
     if value[:1] != b"\x80":  # pickle's protocols from 2 on; pyarrow's data begins with a count of tensors

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.annotations._untrusted import checked, field, named, no_split, photo_name, photo_size, read_bytes
+from nemo_dali.data.annotations._untrusted import (
+    RunBudget,
+    checked,
+    field,
+    named,
+    no_split,
+    photo_name,
+    photo_size,
+    read_bytes,
+)
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.data.photos import header_size
 from nemo_dali.data.rle import area, run_lengths
@@ -68,7 +77,7 @@ def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAUL
     if not chosen:
         raise no_split(path, split, [line.split for line in lines], "lines")
     sizes = _sizes([lines[number] for number in chosen], image_root(images))
-    refs = []
+    refs, budget = [], RunBudget(path.stat().st_size)
     for number in progress(chosen, total=len(chosen), what="reading refs", unit="ref"):
         line = lines[number]
         category = line.record.get("category")
@@ -76,7 +85,7 @@ def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAUL
             RefRecord(
                 ref_id=ref_ids[number],
                 image_id=image_ids[number],
-                runs=_mask(line, *sizes[line.photo]),
+                runs=_mask(line, *sizes[line.photo], budget),
                 sentences=[(first_sentence[number] + i, text, text) for i, text in enumerate(line.expressions)],
                 ann_id=line.record.get("ann_id", -1),
                 category=-1 if category is None else category_row[category],
@@ -179,7 +188,7 @@ def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def _mask(line: _Line, width: int, height: int) -> npt.NDArray[np.uint32] | None:
+def _mask(line: _Line, width: int, height: int, budget: RunBudget) -> npt.NDArray[np.uint32] | None:
     if line.record.get("no_target", False):
         return None
     try:
@@ -187,6 +196,7 @@ def _mask(line: _Line, width: int, height: int) -> npt.NDArray[np.uint32] | None
         runs = run_lengths(segmentation, width=width, height=height)
     except ValueError as error:
         raise AnnotationError(f"The mask of {line.where} cannot be used: {error}. Mend the line.") from error
+    budget.take(len(runs), line.where)
     if area(runs) == 0:
         raise AnnotationError(
             f"The mask of {line.where} has no pixel. If nothing fits the expressions, say '\"no_target\": true'."

@@ -13,7 +13,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.data.annotations._unpickle import unpickle_builtins
-from nemo_dali.data.annotations._untrusted import checked, field, named, no_split, photo_name, photo_size, read_bytes
+from nemo_dali.data.annotations._untrusted import (
+    RunBudget,
+    checked,
+    field,
+    named,
+    no_split,
+    photo_name,
+    photo_size,
+    read_bytes,
+)
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.data.rle import area, run_lengths, union
 from nemo_dali.errors import AnnotationError
@@ -91,6 +100,8 @@ class _Instances:
     photos: dict[int, Any]
     annotations: dict[int, Any]
     categories: dict[int, Any]
+    _: KW_ONLY
+    budget: RunBudget
     runs: dict[int, npt.NDArray[np.uint32]] = dataclass_field(default_factory=dict)
 
 
@@ -105,7 +116,7 @@ def _read_instances(path: Path) -> _Instances:
                 raise AnnotationError(f"{path} describes {what} {record_id} twice. Get the file again.")
             table[record_id] = record
         tables.append(table)
-    return _Instances(path, *tables)
+    return _Instances(path, *tables, budget=RunBudget(path.stat().st_size))
 
 
 def _read_json(path: Path) -> Any:
@@ -193,7 +204,7 @@ def _ref(
     distractors = field(ref, "distractors", int, where) if "distractors" in ref else -1
     if not -1 <= distractors < 2**31:
         raise AnnotationError(f"'distractors' of {where} is not a number of objects. Check the file.")
-    annotations = [_annotation(ann_id, image_id, where, instances) for ann_id in ann_ids]
+    annotations = [_annotation(ann_id, image_id, where, instances) for ann_id in dict.fromkeys(ann_ids)]
     categories = {category_row.get(annotation["category_id"], -1) for annotation in annotations}
     return RefRecord(
         ref_id=ref_id,
@@ -279,6 +290,7 @@ def _mask(
         except ValueError as error:
             raise AnnotationError(f"The mask of {its} cannot be used: {error}. {remedy}.") from error
         masks.append(instances.runs[annotation["id"]])
+        instances.budget.take(len(masks[-1]), where)
     if not masks:
         raise AnnotationError(f"{where} names only annotations of crowds, which gRefCOCO leaves out. {remedy}.")
     merged = union(masks, width=width, height=height)

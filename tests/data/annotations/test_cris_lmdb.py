@@ -3,20 +3,28 @@
 import io
 import os
 import pickle
-import sys
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lmdb
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_annotations
+from nemo_dali.data.annotations._lmdb import Lmdb
 from nemo_dali.data.annotations.cris_lmdb import read_cris_lmdb
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import AnnotationError, NemoError
+from tests.helpers.bounds import fuzz, mutate_bytes
+from tests.helpers.counts import examples
 from tests.helpers.refer import stored_mask
 
 # The number 5, written by pyarrow 11's serialize.
@@ -214,7 +222,7 @@ def test_a_mask_without_pixels_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_path_another_file_or_one_cut_short(tmp_path: Path) -> None:
-    with pytest.raises(AnnotationError, match=r"nowhere\.lmdb cannot be read as an LMDB .*Check the path"):
+    with pytest.raises(AnnotationError, match=r"nowhere\.lmdb cannot be read: No such file.*Check the path"):
         read_cris_lmdb(tmp_path / "nowhere.lmdb", images=tmp_path / "photos")
     assert not (tmp_path / "nowhere.lmdb").exists()
     (tmp_path / "text.lmdb").write_text("no database" * 1000)
@@ -223,7 +231,7 @@ def test_a_wrong_path_another_file_or_one_cut_short(tmp_path: Path) -> None:
     path = write(tmp_path / "train.lmdb", records(40)[0])
     with open(path, "r+b") as file:
         file.truncate(3 * 4096)
-    with pytest.raises(AnnotationError, match=r"train\.lmdb is cut short"):
+    with pytest.raises(AnnotationError, match=r"train\.lmdb .*it is cut short"):
         read_cris_lmdb(path, images=tmp_path / "photos")
 
 
@@ -233,8 +241,85 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         read_cris_lmdb(write(tmp_path / "train.lmdb", records()[0]), images=tmp_path / "file" / "below")
 
 
-def test_without_the_package_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "train.lmdb", records()[0])
-    monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(NemoError, match=r"needs the package lmdb: pip install 'nemo-dali\[lmdb\]'"):
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fuzz
+@given(st.integers(0, 2**32), st.sampled_from([1, 30, 3000]), st.sampled_from([20, 3000, 30_000]))
+@settings(max_examples=examples(60), deadline=None)
+def test_values_are_those_that_the_library_reads(seed: int, count: int, longest: int) -> None:
+    random = Random(seed)
+    names = [random.randbytes(random.randint(1, 40)) for _ in range(count)]
+    content = {name: random.randbytes(random.randint(0, longest)) for name in names}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "x.lmdb"
+        with lmdb.open(str(path), subdir=False, map_size=1 << 28) as database:
+            for part in range(3):  # pages are used again
+                with database.begin(write=True) as transaction:
+                    for key in [key for number, key in enumerate(content) if number % 3 == part]:
+                        transaction.put(key, b"old" * 100)
+                        transaction.put(key, content[key])
+                    for key in random.sample(sorted(content), len(content) // 20):
+                        transaction.delete(key)
+            with database.begin() as transaction:
+                expected = {key: transaction.get(key) for key in [*content, b"absent", b"\xff" * 9]}
+        with Lmdb(path) as ours:
+            assert {key: ours.get(key) for key in expected} == expected
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.lmdb")
+    (tmp_path / "data.lmdb").mkdir()
+    os.mkfifo(tmp_path / "data.lmdb" / "data.mdb")
+    (tmp_path / "zero.lmdb").symlink_to("/dev/zero")
+    for name in ("train.lmdb", "data.lmdb", "zero.lmdb"):
+        with pytest.raises(AnnotationError, match="it is no regular file"):
+            read_cris_lmdb(tmp_path / name, images=tmp_path / "photos")
+
+
+def test_the_same_bytes_are_not_read_again_and_again(tmp_path: Path) -> None:
+    values, _ = records(2)
+    path = write(tmp_path / "train.lmdb", values, extra={b"__keys__": [b"0"] * 1000, b"__len__": 1000})
+    with pytest.raises(AnnotationError, match="lists a key twice"):
         read_cris_lmdb(path, images=tmp_path / "photos")
+
+
+def _read(path: Path) -> object:
+    return read_cris_lmdb(path, images=path.parent / "photos")
+
+
+def _mutate(random: Random, seeds: Sequence[bytes]) -> bytes:
+    """Bytes of the first words of pages and of anything."""
+    data = bytearray(random.choice(seeds))
+    for _ in range(random.randint(1, 4)):
+        begin = 4096 * random.randrange(len(data) // 4096)
+        place = begin + random.randrange(random.choice((20, 160, 4096)))
+        data[place : place + 1] = random.choice((b"\0", b"\1", b"\2", b"\xff", random.randbytes(1)))
+    if random.random() < 0.1:
+        del data[random.randrange(len(data)) :]
+    return bytes(data)
+
+
+@pytest.mark.fuzz
+def test_any_damage_to_a_file_is_read_or_refused(tmp_path: Path) -> None:
+    seeds = [write(tmp_path / f"{count}.lmdb", records(count)[0]).read_bytes() for count in (2, 60)]
+    assert fuzz(_read, seeds, _mutate, tmp_path / "x.lmdb", examples(1000)) > 0
+
+
+def _read_value(path: Path) -> object:
+    """Read an LMDB of one ref, whose pickled value is the file."""
+    folder = path.parent / "lmdb"
+    shutil.rmtree(folder, ignore_errors=True)
+    write(folder / "x.lmdb", [path.read_bytes()])
+    return read_cris_lmdb(folder / "x.lmdb", images=path.parent / "photos")
+
+
+def _mutate_value(random: Random, seeds: Sequence[bytes]) -> bytes:
+    pieces = [bytes([code]) for code in range(256)] + [b"2\x86", b"h\0", b"K\5", b"\x8a\1\xff", b"]", b"}", b"\x8f"]
+    return mutate_bytes(random, seeds, pieces=pieces)
+
+
+@pytest.mark.fuzz
+def test_any_value_is_read_or_refused(tmp_path: Path) -> None:
+    seeds = [pickle.dumps(records(2)[0][1], protocol) for protocol in (2, 4)]
+    assert fuzz(_read_value, seeds, _mutate_value, tmp_path / "value", examples(2000)) > 0

@@ -1,8 +1,12 @@
 """One's own data as JSON lines ▸ columns, against pycocotools, and the reader against the JSON Schema."""
 
 import json
+import os
+import re
+from collections.abc import Sequence
 from importlib.resources import files as resources
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import jsonschema
@@ -14,11 +18,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from nemo_dali.commands.cli import main
-from nemo_dali.data.annotations import read_annotations
+from nemo_dali.data.annotations import _untrusted, read_annotations
 from nemo_dali.data.annotations.json_lines import KEYS, read_json_lines
 from nemo_dali.data.columns import Annotations, is_inside
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import AnnotationError, PhotoError
+from tests.helpers.bounds import fuzz, mutate_bytes, outcome
+from tests.helpers.counts import examples
 from tests.helpers.refer import stored_mask
 
 SCHEMA = json.loads((resources("nemo_dali") / "json_lines.schema.json").read_text())
@@ -265,10 +271,79 @@ def test_a_missing_file_is_told(photos: Path) -> None:
 
 @pytest.mark.parametrize("key", sorted(KEYS))
 def test_a_hostile_value_is_never_printed(photos: Path, key: str) -> None:
-    for value in ("x" * 100_000, ["x" * 100_000], {"x" * 100_000: 1}):
+    for value in ("x" * 100_000, ["x" * 100_000], {"x" * 100_000: 1}, "\x1b[31m" * 3000, float("nan"), 10**400):
         try:
             read(photos, line(**{"mask": None if key in ("box", "no_target") else POLYGONS, key: value}))
         except (AnnotationError, PhotoError) as error:
-            assert len(str(error)) < 1000
+            assert len(str(error)) < 1000 and str(error).isprintable()
         else:
-            assert key in ("expressions", "category", "photo_categories", "source") and isinstance(value, str | list)
+            pytest.fail(f"{key} may not be so long")
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+def test_polygons_in_a_photo_said_to_be_huge_take_no_more_than_their_file_explains(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_untrusted, "FREE_RUNS", 1_000_000)
+    huge = line(width=65535, height=65535, mask=[[0, 0, 65535, 65535, 0, 65535]], photo="b.jpg")
+    with pytest.raises(AnnotationError, match=r"masks up to line 8 of .* take far more memory"):
+        read(photos, *[huge] * 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "is not valid JSON"),
+        ('{"photo": ' * 100_000, "is not valid JSON"),
+        ('{"photo": "a.jpg", "ref_id": ' + "9" * 100_000 + "}", "is not valid JSON"),
+        (json.dumps(line(ref_id=10**400)), "does not fit 64 bits"),
+        (json.dumps(line(width=1)).replace("1}", "1e999, " + '"height": 5}'), "'width' of line 1 .* is a float"),
+        (json.dumps(line(mask=None, box=[0, 0, 5, 5])).replace("5]", "1e999]"), "reaches more than a photo's size"),
+        (json.dumps(line(mask=[["x" * 1_000_000] + [1] * 99_999])), "not a flat list of x and y"),
+        (json.dumps(line(mask={"size": [30, 40], "counts": ["x" * 1_000_000] + [1] * 100_000})), "whole numbers"),
+        (json.dumps(line(mask=[[[]] * 500_000])), "not a flat list of x and y"),
+        (json.dumps(line(expressions=["a" * 10_001])), "more than 10,000 characters"),
+        (json.dumps(line(split="\x1b[31mred")), r"it has \\x1b\[31mred \(1 lines\)"),
+        ("[" + "[]," * 1_000_000 + "[]]", "is a list, not a record"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_hostile_lines_are_refused_within_bounds(photos: Path, text: str, reason: str) -> None:
+    (photos.parent / "x.jsonl").write_text(text)
+    assert re.search(reason, outcome(_read, photos.parent / "x.jsonl", memory=250 << 20))
+
+
+def test_a_pipe_is_not_waited_for(photos: Path) -> None:
+    os.mkfifo(photos.parent / "x.jsonl")
+    assert "it is no regular file" in outcome(_read, photos.parent / "x.jsonl")
+
+
+def _read(path: Path) -> object:
+    return read_json_lines(path, images=path.parent / "photos")
+
+
+PIECES = [
+    *(b"1e999", b"-1", b"NaN", b"Infinity", b"9" * 400, b"9" * 5000, b"true", b"null", b"[", b"{", b"]", b"}", b"[[]]"),
+    *(b'"x"', b'"\\ud800"', b'"\\u0000"', b'"../x"', b"\xff", b"\0", b"0.5", b",", b":", b"\n", b'"width":65535, '),
+    *(b'"counts": "oooooooo", ', b'"no_target": true, ', b'"box": [0, 0, 1e308, 1e308], ', b'"ref_id": 1, ', b"1,"),
+]  # fmt: skip
+
+
+def _mutate(random: Random, seeds: Sequence[bytes]) -> bytes:
+    return mutate_bytes(random, seeds, pieces=PIECES)
+
+
+@pytest.mark.fuzz
+def test_any_file_is_read_or_refused(photos: Path) -> None:
+    lines = [
+        line(width=WIDTH, height=HEIGHT, ref_id=1, ann_id=2, image_id=3),
+        line(mask=RLE, category="cup", photo_categories=["dog"], source="s", split="train"),
+        line(mask={"size": [HEIGHT, WIDTH], "counts": "T31"}),
+        line(mask=None, box=[1.5, 2, 3, 4], no_target=False),
+        line(mask=None, no_target=True),
+    ]
+    seeds = [json.dumps(record).encode() for record in lines]
+    seeds.append(b"\n".join(seeds[1:]))
+    assert fuzz(_read, seeds, _mutate, photos.parent / "x.jsonl", examples(5000)) > 0

@@ -1,7 +1,10 @@
 """gRefCOCO, Ref-ZOM and RefCLEF ▸ columns, against pycocotools and the records that were written."""
 
 import logging
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -10,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from nemo_dali.data.annotations import read_annotations, read_refer
+from nemo_dali.data.annotations import _untrusted, read_annotations, read_refer
 from nemo_dali.data.columns import Annotations
 from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.data.rle import area, of_pixels, run_lengths, union
 from nemo_dali.errors import AnnotationError
+from tests.helpers.bounds import fuzz, mutate_bytes
+from tests.helpers.counts import examples
 from tests.helpers.refer import ReferFiles, stored_mask, write_refer
 
 LAYOUTS = {
@@ -277,7 +282,7 @@ def test_a_hostile_value_is_never_printed(tmp_path: Path, key: str, value: Any) 
 
 def test_the_names_of_splits_are_cut(tmp_path: Path) -> None:
     files = write(
-        tmp_path, "grefcoco", lambda refs, _: [r.update(split=f"{i}" + "x" * 9999) for i, r in enumerate(refs)]
+        tmp_path, "grefcoco", lambda refs, _: [r.update(split=f"{i}" + "x" * 9000) for i, r in enumerate(refs)]
     )
     with pytest.raises(AnnotationError, match=r"has no split 'train'; it has 0xxx.* Choose with --split") as caught:
         read(files, "grefcoco")
@@ -307,3 +312,72 @@ def test_arguments_that_do_not_go_with_the_source(tmp_path: Path) -> None:
         read_annotations(tmp_path / "train.lmdb", images=files.photos, split="val")
     with pytest.raises(AnnotationError, match=r"instances\.json is neither a folder, nor a \.jsonl file"):
         read_annotations(files.root / "grefcoco" / "instances.json", images=files.photos)
+
+
+# --- hostile files ---------------------------------------------------------------------------------------------------
+
+
+def _read_instances(path: Path) -> object:
+    """Read RefCOCO's refs of the folder with the file as instances.json."""
+    shutil.copyfile(path, path.parent / "refer" / "refcoco" / "instances.json")
+    return read_refer(path.parent / "refer", dataset="refcoco", split_by="unc", split="train")
+
+
+def _read_refs(path: Path) -> object:
+    """Read gRefCOCO's refs from the file."""
+    shutil.copyfile(path, path.parent / "refer" / "grefcoco" / "grefs(unc).json")
+    return read_refer(path.parent / "refer", dataset="grefcoco", split_by="unc", split="train")
+
+
+PIECES = [
+    *(b"1e999", b"-1", b"NaN", b"Infinity", b"9" * 400, b"9" * 5000, b"true", b"null", b"[", b"{", b"]", b"}", b"[[]]"),
+    *(b'"x"', b'"\\ud800"', b'"\\u001b[31m"', b'"../x"', b"\xff", b"\0", b"0.5", b",", b":", b"65535", b"[-1]", b"300"),
+    *(b'"counts": "oooooooo", ', b'"segmentation": ', b'"source": "zero", ', b'"iscrowd": 1, ', b'"size": [1, 1], '),
+]  # fmt: skip
+
+
+def _mutate(random: Random, seeds: Sequence[bytes]) -> bytes:
+    return mutate_bytes(random, seeds, pieces=PIECES)
+
+
+@pytest.mark.fuzz
+def test_any_instances_are_read_or_refused(tmp_path: Path) -> None:
+    files = write_refer(tmp_path, photos=2)
+    seed = (files.root / "refcoco" / "instances.json").read_bytes()
+    assert fuzz(_read_instances, [seed], _mutate, tmp_path / "x.json", examples(5000)) > 0
+
+
+@pytest.mark.fuzz
+def test_any_refs_are_read_or_refused(tmp_path: Path) -> None:
+    files = write(tmp_path, "grefcoco")
+    seed = (files.root / "grefcoco" / "grefs(unc).json").read_bytes()
+    assert fuzz(_read_refs, [seed], _mutate, tmp_path / "x.json", examples(5000)) > 0
+
+
+def test_a_mask_named_again_and_again_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_untrusted, "FREE_RUNS", 20_000)
+
+    def times(count: int) -> Any:
+        def edit(refs: list[Any], _: Any) -> None:
+            refs[0].update({key: refs[0][key] * count for key in ("ann_id", "category_id")})
+
+        return edit
+
+    found = read(write(tmp_path / "once", "grefcoco", times(1)), "grefcoco")
+    repeated = read(write(tmp_path / "again", "grefcoco", times(1000)), "grefcoco")
+    assert np.array_equal(repeated.rle_counts, found.rle_counts)
+
+
+def test_a_huge_mask_shared_by_many_refs_takes_no_more_than_its_file_explains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def edit(refs: list[Any], instances: dict[str, list[Any]]) -> None:
+        instances["images"] = [photo | {"width": 65535, "height": 65535} for photo in instances["images"]]
+        of_photo = [a for a in instances["annotations"] if a["image_id"] == refs[0]["image_id"] and not a["iscrowd"]]
+        of_photo[0]["segmentation"] = [[0, 0, 65535, 65535, 0, 65535]]
+        refs[:] = [refs[0] | {"ref_id": number, "ann_id": of_photo[0]["id"]} for number in range(20)]
+
+    monkeypatch.setattr(_untrusted, "FREE_RUNS", 1_000_000)
+    files = write_refer(tmp_path, edit=edit)
+    with pytest.raises(AnnotationError, match=r"masks up to ref 7 of .* take far more memory"):
+        read_refer(files.root, dataset="refcoco", split_by="unc", split="train")
