@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 import json
 import warnings
 import zipfile
@@ -9,15 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_dali.errors import NemoError
 from nemo_dali.io.files import check_regular
 from nemo_dali.io.h5 import fingerprint
+from nemo_dali.io.unpickle import check_structure
 from nemo_dali.mining._model_config import read_config
 
 if TYPE_CHECKING:
     import torch
+
+MAX_PICKLE = 64 << 20  # bytes of what is no tensor in a file of PyTorch before 1.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,19 +195,35 @@ def _check_file(path: Path) -> int:
     """The size of a weights file; one that would take more memory than that is refused."""
     try:
         size = check_regular(path)
-        if path.suffix != ".safetensors" and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                parts = archive.infolist()
-            if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
-                raise NemoError(
-                    f"{path} is packed, which PyTorch's files are not, and could take any memory. "
-                    "Save the model's state_dict() with torch.save or as .safetensors."
-                )
+        if path.suffix != ".safetensors":
+            with open(path, "rb") as file:
+                if file.read(4) == b"PK\3\4":  # as PyTorch tells them apart
+                    _check_archive(file, size, path)
+                else:
+                    file.seek(0)
+                    for _ in range(
+                        5
+                    ):  # what PyTorch before 1.6 wrote: three about the file, the tensors, their storages
+                        check_structure(file, min(size, MAX_PICKLE), path)
     except OSError as error:
         raise NemoError(f"The weights {path} cannot be read: {error.strerror}. Check the path.") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise NemoError(f"{path} is damaged ({_first_line(error)}). Get the file again.") from error
     return size
+
+
+def _check_archive(file: BinaryIO, size: int, path: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
+            raise NemoError(
+                f"{path} is packed, which PyTorch's files are not, and could take any memory. "
+                "Save the model's state_dict() with torch.save or as .safetensors."
+            )
+        for part in parts:
+            if part.filename.endswith(".pkl"):
+                with archive.open(part) as pickled:
+                    check_structure(io.BytesIO(pickled.read()), part.file_size, path)
 
 
 def _check_size(name: str, size: int, model: str, pretrained: str, stored: dict[str, tuple[int, ...]]) -> None:

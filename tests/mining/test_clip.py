@@ -149,6 +149,41 @@ def packed(content: bytes) -> bytes:
     return file.getvalue()
 
 
+def archive(content: bytes, pickled: bytes) -> bytes:
+    """A file of PyTorch's with another pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
+        for part in old.infolist():
+            new.writestr(part.filename, pickled if part.filename.endswith("data.pkl") else old.read(part))
+    return file.getvalue()
+
+
+def legacy() -> bytes:
+    """The tiny model's kind of file as PyTorch before 1.6 wrote it."""
+    file = io.BytesIO()
+    torch.save({"x": torch.zeros(10**7)}, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+DOUBLED_KEY = b"\x80\2}N" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(40)) + b"K\1s."
+
+
+def test_files_of_every_form_and_of_training_are_read(clip, tmp_path):
+    path = write(tmp_path, clip)
+    state = clip[1].state_dict()
+    optimizer = torch.optim.AdamW(copy.deepcopy(clip[1]).parameters())
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    steps = {number: {"step": number} for number in range(3000)}
+    checkpoint = {"epoch": 3, "name": "x", "state_dict": state, "optimizer": optimizer.state_dict(), "steps": steps}
+    for content in (state, checkpoint):
+        for new in (True, False):
+            torch.save(content, tmp_path / "tiny.pt", _use_new_zipfile_serialization=new)
+            assert outcome(read, path) == "None"
+
+
 def expanded() -> bytes:
     file = io.BytesIO()
     tensors = {"positional_embedding": torch.zeros(1, 1).expand(10**9, 32), "x": torch.zeros(10**7)}
@@ -167,6 +202,12 @@ def expanded() -> bytes:
         ("safetensors", lambda _: safetensors(b"[" * 10**6), "is damaged"),
         ("pt", packed, "is packed"),
         ("pt", lambda _: expanded(), "another image size or context length"),
+        ("pt", lambda content: archive(content, DOUBLED_KEY), "as the key of a dict"),
+        ("pt", lambda content: archive(content, b"\x80\2]" + 2_000_000 * b"\x8f" + b"."), "more containers"),
+        ("pt", lambda content: archive(content, b"\x80\2}N" + 1_000_000 * b"\x85" + b"K\1s."), "more containers"),
+        ("pt", lambda _: DOUBLED_KEY * 5, "as the key of a dict"),
+        ("pt", lambda _: legacy()[:300] + DOUBLED_KEY * 5, "is damaged"),
+        ("pt", lambda _: legacy(), "cannot be loaded"),
         ("pt", lambda _: b"\x80\x02]" + b"\x8f" * 100, "is damaged"),
         ("pt", lambda content: content[: len(content) // 2], "is damaged"),
         ("pt", lambda _: b"", "is damaged"),

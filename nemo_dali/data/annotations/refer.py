@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.annotations._unpickle import unpickle_builtins
 from nemo_dali.data.annotations._untrusted import (
     RunBudget,
     checked,
@@ -36,6 +35,7 @@ from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_colum
 from nemo_dali.data.rle import area, run_lengths, union
 from nemo_dali.errors import AnnotationError
 from nemo_dali.io.progress import progress
+from nemo_dali.io.unpickle import unpickle_builtins
 
 logger = logging.getLogger("nemo_dali")
 

@@ -16,10 +16,10 @@ from pycocotools import mask as coco_mask
 
 from nemo_dali.data.annotations import _untrusted as untrusted
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.annotations._unpickle import unpickle_builtins
 from nemo_dali.data.columns import Annotations
 from nemo_dali.data.rle import decode_counts, run_lengths
 from nemo_dali.errors import AnnotationError
+from nemo_dali.io.unpickle import unpickle_builtins
 from tests.helpers.counts import examples
 from tests.helpers.refer import ReferFiles, stored_mask, write_refer
 

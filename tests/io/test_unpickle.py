@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nemo_dali.data.annotations import _unpickle
-from nemo_dali.data.annotations._unpickle import unpickle_builtins
 from nemo_dali.data.annotations._untrusted import read_bytes
 from nemo_dali.errors import AnnotationError
+from nemo_dali.io import unpickle
+from nemo_dali.io.unpickle import unpickle_builtins
 from tests.helpers.bounds import fuzz, mutate_bytes, outcome
 from tests.helpers.counts import examples
 
@@ -56,9 +56,9 @@ def test_refs_are_far_from_every_bound(
 ) -> None:
     value = refs(1000, tokens=tokens, sentences=sentences)
     for name, share in (("CONTAINERS_PER_BYTE", 2 / 3), ("STEPS_PER_BYTE", 3 / 4), ("BYTES_PER_BYTE", 1 / 3)):
-        monkeypatch.setattr(_unpickle, name, share * getattr(_unpickle, name))
+        monkeypatch.setattr(unpickle, name, share * getattr(unpickle, name))
     for name in ("FREE_CONTAINERS", "FREE_STEPS", "FREE_BYTES"):
-        monkeypatch.setattr(_unpickle, name, 0)
+        monkeypatch.setattr(unpickle, name, 0)
     assert unpickle_builtins(pickle.dumps(value, protocol), "refs.p") == value
 
 
@@ -158,11 +158,14 @@ def test_a_large_file_that_is_not_refused_stays_within_bounds(tmp_path: Path) ->
         assert outcome(read, tmp_path / "x.p", memory=MEMORY) == "None", step
 
 
-def test_few_numbers_may_be_keys() -> None:
+def test_few_numbers_may_be_keys_or_those_that_count() -> None:
     value = [{i: None for i in range(100)}, set(range(100)), {None: 1, True: 2, 1.5: 3, b"x": 4, "y": 5}]
     assert unpickle_builtins(pickle.dumps(value), "x.p") == value
-    with pytest.raises(AnnotationError, match="numbers among more than 100"):
-        unpickle_builtins(pickle.dumps({i: None for i in range(101)}), "x.p")
+    counted = [dict.fromkeys(range(5000)), set(range(5000))]
+    assert unpickle_builtins(pickle.dumps(counted), "x.p") == counted
+    for value in (dict.fromkeys(range(1000, 1101)), {*map(str, range(100)), 1.5}, {*range(101), -1}):
+        with pytest.raises(AnnotationError, match="numbers among more than 100"):
+            unpickle_builtins(pickle.dumps(value), "x.p")
 
 
 PIECES = [

@@ -8,13 +8,13 @@ import pickle
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, ClassVar, NoReturn
 
-from nemo_dali.errors import AnnotationError
+from nemo_dali.errors import AnnotationError, NemoError
 
 MAX_DEPTH = 32  # of values in values; a token of RefCOCO is 6 deep
 MAX_KEY = 1000  # characters; equal keys are compared whole
-MAX_NUMBERS = 100  # keys of a dict or items of a set where one is a number: others can be made to collide
+MAX_NUMBERS = 100  # keys of a dict or items of a set, unless they count: others can be made to collide
 MAX_LINE = 1000  # bytes of a number written out, or of a name
 # Containers per byte of a file (RefCOCO has one in 40 to 60 bytes), and those that a small file may have at least.
 CONTAINERS_PER_BYTE = 1 / 8
@@ -37,11 +37,40 @@ def unpickle_builtins(data: bytes, path: Path | str) -> Any:
             time or memory.
     """
     try:
-        value = _BuiltinsUnpickler(data, path).load()
+        value = _BuiltinsUnpickler(io.BytesIO(data), len(data)).load()
+        _check_tree(value, len(data))
+    except _Refused as error:
+        raise AnnotationError(
+            f"{path} {error}, which no annotation file needs, so it was not opened. Get the file again from its "
+            "publisher."
+        ) from None
     except _MALFORMED as error:
         raise AnnotationError(f"{path} is not a pickle, damaged, or cut short. Get the file again.") from error
-    _check_tree(value, len(data), path)
     return value
+
+
+def check_structure(file: BinaryIO, size: int, path: Path | str) -> None:
+    """Look through a pickle that another unpickler, which refuses what runs code, is to read: it has the same bounds.
+
+    Keys of dicts and items of sets are plain; objects may be anything, and are not made.
+
+    Args:
+        file: positioned at the pickle, and then behind it.
+        size: of the pickle in bytes, or more.
+
+    Raises:
+        NemoError: it is malformed, or made to take time or memory.
+    """
+    try:
+        _StructureUnpickler(file, size).load()
+    except _Refused as error:
+        raise NemoError(f"{path} {error}, and was not opened. Get the file again from its publisher.") from None
+    except _MALFORMED as error:
+        raise NemoError(f"{path} is damaged, or cut short. Get the file again.") from error
+
+
+class _Refused(Exception):
+    """A pickle is made to take time or memory, or wants what it may not; says so, without its path."""
 
 
 _MALFORMED = (
@@ -50,13 +79,11 @@ _MALFORMED = (
 )
 
 
-def _refuse(path: Path | str, what: str) -> NoReturn:
-    raise AnnotationError(
-        f"{path} {what}, which no annotation file needs, so it was not opened. Get the file again from its publisher."
-    )
+def _refuse(what: str) -> NoReturn:
+    raise _Refused(what)
 
 
-def _check_tree(value: Any, size: int, path: Path | str) -> None:
+def _check_tree(value: Any, size: int) -> None:
     """Refuse values that are deep, or far larger than the file because parts of them come again and again."""
     room = size * BYTES_PER_BYTE + FREE_BYTES
     level = [value] if type(value) in _NESTED else []
@@ -73,11 +100,11 @@ def _check_tree(value: Any, size: int, path: Path | str) -> None:
                 elif kind in _NESTED:
                     deeper.append(child)
         if room < 0:
-            _refuse(path, "repeats its values until they are far larger than the file")
+            _refuse("repeats its values until they are far larger than the file")
         if not deeper:
             return
         level = deeper
-    _refuse(path, f"nests values more than {MAX_DEPTH} deep")
+    _refuse(f"nests values more than {MAX_DEPTH} deep")
 
 
 def _to_bytes(text: Any, encoding: Any) -> bytes:
@@ -110,13 +137,13 @@ class _BuiltinsUnpickler(pickle._Unpickler):
     holds; here reads end with the data and keys are plain. It takes 3 s for the 50,000 refs of RefCOCO.
     """
 
-    def __init__(self, data: bytes, path: Path | str) -> None:
-        file = io.BytesIO(data)
+    steps: ClassVar[dict[bytes, Any]]
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file, fix_imports=False, encoding="utf-8")
         self.read, self.readline = file.read, file.readline
-        self._path = path
-        self._size = len(data)
-        self._containers_left = int(len(data) * CONTAINERS_PER_BYTE) + FREE_CONTAINERS
+        self._size = size
+        self._containers_left = int(size * CONTAINERS_PER_BYTE) + FREE_CONTAINERS
         self._memo: list[Any] = []  # a list, as a dict takes ten times as much for an entry
         self.stack: list[Any] = []
         self.metastack: list[list[Any]] = []
@@ -124,21 +151,18 @@ class _BuiltinsUnpickler(pickle._Unpickler):
 
     def load(self) -> Any:
         """The value; frames are passed over, as all the data is there."""
-        read, steps = self.read, _STEPS
+        read, steps = self.read, self.steps
         try:
             for _ in range(int(self._size * STEPS_PER_BYTE) + FREE_STEPS):
                 steps[read(1)](self)  # at the end of the data there is no step
         except pickle._Stop as stop:  # type: ignore[attr-defined]
             return stop.value
-        _refuse(self._path, "has more steps than its size explains")
+        _refuse("has more steps than its size explains")
 
     def find_class(self, module: str, name: str) -> Any:
         harmless = _HARMLESS.get(f"{module.replace('__builtin__', 'builtins')}.{name}")
         if harmless is None:
-            raise AnnotationError(
-                f"{self._path} wants to use {f'{module}.{name}'[:100]!a}, which no annotation file needs, so it "
-                "was not opened. Get the file again from its publisher."
-            )
+            _refuse(f"wants to use {f'{module}.{name}'[:100]!a}")
         return harmless
 
     def _decode_string(self, value: bytes) -> str:
@@ -159,7 +183,7 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         """Count containers, by what they take: one is 80 bytes."""
         self._containers_left -= containers
         if self._containers_left < 0:
-            _refuse(self._path, "has more containers than its size explains")
+            _refuse("has more containers than its size explains")
 
     def _check_keys(self, keys: Sequence[Any], already: int) -> None:
         """Refuse keys of a dict, or items of a set, that take long to hash or to compare; ``already`` are in it."""
@@ -167,12 +191,14 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         if not kinds <= _TEXT:
             if not kinds <= _KEYS:
                 kind = min(kind.__name__ for kind in kinds - _KEYS)
-                _refuse(self._path, f"has a {kind} as the key of a dict or in a set")
-            if len(keys) + already > MAX_NUMBERS:
-                _refuse(self._path, f"has numbers among more than {MAX_NUMBERS} keys of a dict or items of a set")
+                _refuse(f"has a {kind} as the key of a dict or in a set")
+            count = len(keys) + already
+            numbers = [key for key in keys if type(key) not in _TEXT]
+            if count > MAX_NUMBERS and not all(type(key) is int and 0 <= key < 2 * count for key in numbers):
+                _refuse(f"has numbers among more than {MAX_NUMBERS} keys of a dict or items of a set")
             keys = [key for key in keys if type(key) in _TEXT]
         if keys and max(map(len, keys)) > MAX_KEY:
-            _refuse(self._path, f"has a key or an item of a set of more than {MAX_KEY} characters")
+            _refuse(f"has a key or an item of a set of more than {MAX_KEY} characters")
 
     def _line(self) -> bytes:
         """The rest of the line, a number or a name, without its end."""
@@ -183,73 +209,73 @@ class _BuiltinsUnpickler(pickle._Unpickler):
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    def frame(self) -> None:
+    def load_frame(self) -> None:
         self.read(8)
 
-    def int_(self) -> None:
+    def load_int(self) -> None:
         line = self._line()
         self.append(line == b"01" if line in (b"00", b"01") else int(line, 0))
 
-    def long(self) -> None:
+    def load_long(self) -> None:
         self.append(int(self._line().removesuffix(b"L"), 0))
 
-    def float_(self) -> None:
+    def load_float(self) -> None:
         self.append(float(self._line()))
 
-    def mark(self) -> None:
+    def load_mark(self) -> None:
         if len(self.metastack) > 2 * MAX_DEPTH:  # a dict in a list is two
-            _refuse(self._path, f"nests values more than {MAX_DEPTH} deep")
+            _refuse(f"nests values more than {MAX_DEPTH} deep")
         self.metastack.append(self.stack)
         self.stack = []
         self.append = self.stack.append
 
-    def empty_list(self) -> None:
+    def load_empty_list(self) -> None:
         self._charge(1)
         self.append([])
 
-    def empty_dict(self) -> None:
+    def load_empty_dictionary(self) -> None:
         self._charge(1)
         self.append({})
 
-    def empty_set(self) -> None:
+    def load_empty_set(self) -> None:
         self._charge(3)
         self.append(set())
 
-    def list_(self) -> None:
+    def load_list(self) -> None:
         self._charge(1)
         items = self.pop_mark()
         self.append(items)
 
-    def tuple_(self) -> None:
+    def load_tuple(self) -> None:
         self._charge(1)
         items = self.pop_mark()
         self.append(tuple(items))
 
-    def tuple1(self) -> None:
+    def load_tuple1(self) -> None:
         self._charge(1)
         self.stack[-1:] = [(self.stack[-1],)]
 
-    def tuple2(self) -> None:
+    def load_tuple2(self) -> None:
         self._charge(1)
         self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
 
-    def tuple3(self) -> None:
+    def load_tuple3(self) -> None:
         self._charge(1)
         self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
 
-    def dict_(self) -> None:
+    def load_dict(self) -> None:
         self._charge(1)
         items = self.pop_mark()
         self.append({})
         self._set_items(items)
 
-    def frozenset_(self) -> None:
+    def load_frozenset(self) -> None:
         self._charge(3)
         items = self.pop_mark()
         self._check_keys(items, 0)
         self.append(frozenset(items))
 
-    def setitem(self) -> None:
+    def load_setitem(self) -> None:
         stack = self.stack
         value, key, target = stack.pop(), stack.pop(), stack[-1]
         if type(target) is not dict:
@@ -258,7 +284,7 @@ class _BuiltinsUnpickler(pickle._Unpickler):
             self._check_keys([key], len(target))
         target[key] = value
 
-    def setitems(self) -> None:
+    def load_setitems(self) -> None:
         self._set_items(self.pop_mark())
 
     def _set_items(self, items: list[Any]) -> None:
@@ -268,7 +294,7 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         self._check_keys(keys, len(target))
         target.update(zip(keys, items[1::2], strict=True))
 
-    def additems(self) -> None:
+    def load_additems(self) -> None:
         items = self.pop_mark()
         target = self.stack[-1]
         if type(target) is not set:
@@ -276,14 +302,14 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         self._check_keys(items, len(target))
         target.update(items)
 
-    def inst(self) -> None:
+    def load_inst(self) -> None:
         self.find_class(self._line().decode("ascii"), self._line().decode("ascii"))
         raise pickle.UnpicklingError("an instance of what Python itself writes in another way")
 
-    def global_(self) -> None:
+    def load_global(self) -> None:
         self.append(self.find_class(self._line().decode(), self._line().decode()))
 
-    def reduce(self) -> None:
+    def load_reduce(self) -> None:
         arguments = self.stack.pop()
         function = self.stack[-1]
         if type(arguments) is not tuple:
@@ -300,13 +326,13 @@ class _BuiltinsUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("a call of what is no function")
         self.stack[-1] = function(*arguments)
 
-    def get(self) -> None:
+    def load_get(self) -> None:
         self._recall(int(self._line()))
 
-    def binget(self) -> None:
+    def load_binget(self) -> None:
         self._recall(self.read(1)[0])
 
-    def long_binget(self) -> None:
+    def load_long_binget(self) -> None:
         self._recall(int.from_bytes(self.read(4), "little"))
 
     def _recall(self, index: int) -> None:
@@ -315,13 +341,13 @@ class _BuiltinsUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError("nothing was put there")
         self.append(value)
 
-    def put(self) -> None:
+    def load_put(self) -> None:
         self._put(int(self._line()))
 
-    def binput(self) -> None:
+    def load_binput(self) -> None:
         self._put(self.read(1)[0])
 
-    def long_binput(self) -> None:
+    def load_long_binput(self) -> None:
         self._put(int.from_bytes(self.read(4), "little"))
 
     def _put(self, index: int) -> None:
@@ -334,47 +360,46 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         memo.extend([_GAP] * (index + 1 - len(memo)))
         memo[index] = self.stack[-1]
 
-    def memoize(self) -> None:
+    def load_memoize(self) -> None:
         self._memo.append(self.stack[-1])
+
+
+class _StructureUnpickler(_BuiltinsUnpickler):
+    """Goes through a pickle of objects: a dict stands for each, as most are filled like one."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return None
+
+    def load_reduce(self) -> None:
+        self._charge(1)
+        self.stack.pop()
+        self.stack[-1] = {}
+
+    load_newobj = load_reduce
+
+    def load_build(self) -> None:
+        self.stack.pop()
+
+    def load_binpersid(self) -> None:
+        self.stack[-1] = None
 
 
 # Not among them: BUILD, OBJ, NEWOBJ and EXT make objects, PERSID asks the reader for them, a bytearray takes memory
 # ahead of its data, and buffers live outside the file.
-_OWN = {
-    pickle.FRAME: _BuiltinsUnpickler.frame,
-    pickle.INT: _BuiltinsUnpickler.int_,
-    pickle.LONG: _BuiltinsUnpickler.long,
-    pickle.FLOAT: _BuiltinsUnpickler.float_,
-    pickle.MARK: _BuiltinsUnpickler.mark,
-    pickle.EMPTY_LIST: _BuiltinsUnpickler.empty_list,
-    pickle.EMPTY_DICT: _BuiltinsUnpickler.empty_dict,
-    pickle.EMPTY_SET: _BuiltinsUnpickler.empty_set,
-    pickle.LIST: _BuiltinsUnpickler.list_,
-    pickle.TUPLE: _BuiltinsUnpickler.tuple_,
-    pickle.TUPLE1: _BuiltinsUnpickler.tuple1,
-    pickle.TUPLE2: _BuiltinsUnpickler.tuple2,
-    pickle.TUPLE3: _BuiltinsUnpickler.tuple3,
-    pickle.DICT: _BuiltinsUnpickler.dict_,
-    pickle.FROZENSET: _BuiltinsUnpickler.frozenset_,
-    pickle.SETITEM: _BuiltinsUnpickler.setitem,
-    pickle.SETITEMS: _BuiltinsUnpickler.setitems,
-    pickle.ADDITEMS: _BuiltinsUnpickler.additems,
-    pickle.INST: _BuiltinsUnpickler.inst,
-    pickle.GLOBAL: _BuiltinsUnpickler.global_,
-    pickle.REDUCE: _BuiltinsUnpickler.reduce,
-    pickle.GET: _BuiltinsUnpickler.get,
-    pickle.BINGET: _BuiltinsUnpickler.binget,
-    pickle.LONG_BINGET: _BuiltinsUnpickler.long_binget,
-    pickle.PUT: _BuiltinsUnpickler.put,
-    pickle.BINPUT: _BuiltinsUnpickler.binput,
-    pickle.LONG_BINPUT: _BuiltinsUnpickler.long_binput,
-    pickle.MEMOIZE: _BuiltinsUnpickler.memoize,
-}
-_INHERITED = (
-    *(pickle.PROTO, pickle.STOP, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
-    *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.EMPTY_TUPLE),
-    *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.UNICODE, pickle.BINUNICODE, pickle.BINUNICODE8),
-    *(pickle.SHORT_BINUNICODE, pickle.BINBYTES, pickle.BINBYTES8, pickle.SHORT_BINBYTES, pickle.APPEND, pickle.APPENDS),
-    pickle.STACK_GLOBAL,
-)
-_STEPS: dict[bytes, Any] = {code: pickle._Unpickler.dispatch[code[0]] for code in _INHERITED} | _OWN
+_PLAIN = """
+    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT
+    BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8 SHORT_BINUNICODE BINBYTES BINBYTES8
+    SHORT_BINBYTES EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM
+    SETITEMS EMPTY_SET ADDITEMS FROZENSET GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL
+    STACK_GLOBAL INST REDUCE
+""".split()
+
+
+def _steps(unpickler: type[_BuiltinsUnpickler], *names: str) -> dict[bytes, Any]:
+    """The unpickler's methods, called as its parent's, by the codes of these names."""
+    codes = [getattr(pickle, name) for name in names]
+    return {code: getattr(unpickler, pickle._Unpickler.dispatch[code[0]].__name__) for code in codes}
+
+
+_BuiltinsUnpickler.steps = _steps(_BuiltinsUnpickler, *_PLAIN)
+_StructureUnpickler.steps = _steps(_StructureUnpickler, *_PLAIN, "NEWOBJ", "BUILD", "BINPERSID")
