@@ -12,11 +12,12 @@ import numpy.typing as npt
 from nvidia.dali import Pipeline, fn, types
 
 from nemo_dali.commands.bench import NOTHING, WARM_UP, DecodeOnly, Spread
+from nemo_dali.data.decoding import DECODING
 from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import DECODING, CudaStreamPipeline
+from nemo_dali.pipeline.graphs import CudaStreamPipeline
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.planner import Planner
 

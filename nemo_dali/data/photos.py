@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL.ImageFile import ImageFile
 
 from nemo_dali.data.columns import Images
+from nemo_dali.data.decoding import is_decodable
 from nemo_dali.data.photo_file import (
     MOST_BYTES,
     MOST_PIXELS,
@@ -82,10 +83,11 @@ class _Looked(NamedTuple):
 def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool) -> CheckedPhotos:
     """Look at every photo. Each file is opened once, and read as a whole.
 
-    Whatever Pillow decodes here, DALI's CPU decoder decodes to the same pixels; Pillow refuses a little more.
+    A verified photo decodes to the same pixels in Pillow and DALI's CPU decoder, unless it is CMYK: then they may
+    differ by a level, and DALI's are inverted where Adobe's marker is missing.
 
     Args:
-        verify: decode the whole photo instead of reading its header only.
+        verify: decode the whole photo, by Pillow and by DALI, instead of reading its header only.
         skip_corrupt: give the rows of corrupt photos instead of failing.
 
     Raises:
@@ -163,7 +165,7 @@ def header_size(root: str, name: str) -> tuple[int, int]:
 
 
 def _look(root: str, decode: bool, hashed: bool, name: str, width: int, height: int) -> _Looked:
-    """See what is wrong with a photo; with ``hashed``, what its file's digest and orientation are too."""
+    """See what is wrong with a photo; with ``hashed``, also for DALI, and its file's digest and orientation."""
     digest, orientation = bytes(32), 0
     try:
         with open_file(os.path.join(root, name)) as file:
@@ -174,6 +176,9 @@ def _look(root: str, decode: bool, hashed: bool, name: str, width: int, height: 
             problem = _mismatch(photo, name, width, height)
             if decode and problem is None:
                 photo.load()
+                file.seek(0)
+                if hashed and not is_decodable(file.read(), width, height):
+                    problem = Problem("corrupt", f"{name} (DALI cannot decode it, though Pillow can)")
     except Exception as error:  # a decoder may raise anything on damaged bytes
         problem = _problem_of(error, name)
     return _Looked(problem, digest, orientation)

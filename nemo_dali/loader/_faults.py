@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.decoding import is_wrong_size
 from nemo_dali.data.photos import Problem, find_problem
 from nemo_dali.data.s3 import failed_address, is_remote
 from nemo_dali.errors import NemoError, PhotoError
@@ -24,7 +25,7 @@ from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import TILE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import MEMORY, StreamPipeline, is_wrong_size
+from nemo_dali.pipeline.graphs import MEMORY, StreamPipeline
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.planner import Planner, Replaced
 

@@ -23,24 +23,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.decoding import DECODING, of_size
 from nemo_dali.data.s3 import Waiting, abandon, is_remote, scrubbed
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import can_start
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.paths import OTHER_FILES, allow_open_files, check_open_files
 
-DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
 OTHER_THREADS = 8  # that a pipeline starts besides its workers; where the system refuses one, DALI ends the process
 MEMORY = re.compile("out of memory|bad_alloc|MemoryAllocation|Resource temporarily unavailable", re.IGNORECASE)
 LONGEST_WAIT = 300  # seconds for a batch from object storage
 LONGEST_DRAIN = 30  # seconds for one that nobody wants any more
 
 _left_behind: list[Any] = []  # pipelines that wait for a server, and what they will write into
-
-
-def is_wrong_size(error: object) -> bool:
-    """Whether a batch failed because a photo's header tells another size than annotated."""
-    return "`nvidia.dali.fn.reshape`" in str(error)
 
 
 class StreamPipeline:
@@ -109,13 +104,7 @@ class StreamPipeline:
         sizes = fn.external_source(name="sizes", ndim=1, dtype=types.INT32)
         # Without mmap: a file cut short under a mapping would end the process.
         encoded = fn.io.file.read(paths, dont_use_mmap=True)
-        # A header that cannot be parsed must not reach DALI's decoder (2.4): it parses on several threads, and when one
-        # fails it goes away under the others. And one that tells another size than annotated must not: a file of some
-        # kilobytes may hold a photo of gigabytes. So all headers are parsed here first; the decoder gets the bytes in
-        # a shape that is theirs where the sizes agree, which copies nothing, and fails the batch elsewhere.
-        found = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False)
-        agree = fn.reductions.min(fn.cast(found[:2] == sizes, dtype=types.FLOAT), keep_dims=True)
-        return self._write(fn.reshape(encoded, rel_shape=agree))
+        return self._write(of_size(encoded, sizes))
 
     def _write(self, encoded: Any) -> Any:
         """The graph behind the files' bytes."""
@@ -171,8 +160,8 @@ class StreamPipeline:
         """Wait for the oldest batch; its status, uint8 [cells].
 
         Raises:
-            RuntimeError: DALI could not read or decode a photo, or ``is_wrong_size``; the other batches are not
-                affected.
+            RuntimeError: DALI could not read or decode a photo, or its header tells another size; the other batches are
+                not affected.
             NemoError: object storage did not send the photos within ``LONGEST_WAIT``; the pipeline is closed.
         """
         with self._use:

@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from nemo_dali import Loader, MosaicPolicy, NemoError
 from nemo_dali.commands.torch_baseline import Samples, check_equal, dataloader
+from nemo_dali.errors import PhotoError
+from tests.helpers.files import make_files
+from tests.helpers.hostile_photos import NO_PHOTOS, png
 from tests.helpers.lanes import lanes
 
 POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.3, max_similarity=0.4)
@@ -30,6 +35,20 @@ def test_workers_deliver_the_plan_in_order(files):
     expected = list(ours)[:2]
     for batch, theirs in zip(expected * 2, batches, strict=True):
         check_equal(batch, theirs)
+
+
+@pytest.mark.parametrize("what", ["a FIFO", "another size"])
+def test_photos_are_looked_at_before_workers_decode_them(tmp_path, what):
+    files = make_files(tmp_path)
+    ours = loader(files)
+    rows = ours.plan(0, range(16))
+    path = Path(ours.corpus.photo_path(int(rows["images"][0].max())))
+    if what == "a FIFO":
+        NO_PHOTOS[what][0](path)
+    else:
+        path.write_bytes(png(20000, 20000))
+    with pytest.raises(PhotoError, match=f"{path} \\((Is not a regular file|20000x20000 pixels, not )"):
+        dataloader(ours, rows, batches=2)
 
 
 def test_a_difference_is_told(files):
