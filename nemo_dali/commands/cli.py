@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ToldElsewhere:
         return 1
     except NemoError as error:
-        return _fail(str(error))
+        flag = "--json" if options.command == "bench loader" else "-o"
+        return _fail(str(error).replace("another place with -o.", f"another place with {flag}."))
     except UnicodeEncodeError as error:
         return _fail(f"The name '{error.object}' is not UTF-8, and files and pages hold names as UTF-8. Rename it.")
     except ValueError as error:

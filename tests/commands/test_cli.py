@@ -372,6 +372,21 @@ def test_errors_and_logs_hold_nothing_that_a_terminal_obeys(mined, tmp_path, cap
     assert fork_server.run(code).stderr.endswith("\n\\x1b[2J\n")
 
 
+def test_names_from_annotations_are_spelt_on_the_terminal(tmp_path, capsys):
+    name = "\u202e\u2066\u2028\u200b\xad.jpg"  # index itself refuses control characters
+
+    def edit(refs, instances):
+        instances["images"][2]["file_name"] = name
+
+    refer = write_refer(tmp_path, edit=edit)
+    (refer.photos / name).write_bytes(b"no photo")
+    shown = name.encode("ascii", "backslashreplace").decode()
+    assert shown in fails_in_one_line(capsys, index(refer, tmp_path / "a.ris.h5"))
+    assert index(refer, tmp_path / "a.ris.h5", "--verify", "--skip-corrupt") == 0
+    out, err = capsys.readouterr()
+    assert shown in out and all(line.isprintable() for line in (out + err).split("\n"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [300_000, 2_000_000, 5_000_000])
 def test_too_little_address_space_is_told(mined, tmp_path, kilobytes):
