@@ -359,6 +359,9 @@ def test_a_name_that_cannot_be_stored_ends_in_one_line(tmp_path, capsys):
     code = index(refer._replace(photos=photos), tmp_path / "out.ris.h5")
     fails_in_one_line(capsys, code, "photos\\xe9", "UTF-8")
     assert not (tmp_path / "out.ris.h5").exists()
+    demo = tmp_path / os.fsdecode(b"demo\xe9")
+    fails_in_one_line(capsys, run("demo", "--out", demo), "demo\\xe9", "UTF-8")
+    assert not demo.exists()
 
 
 def test_errors_and_logs_hold_nothing_that_a_terminal_obeys(mined, tmp_path, capsys):
