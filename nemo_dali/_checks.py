@@ -46,10 +46,17 @@ def one_of(name: str, choice: Any, choices: Sequence[Any]) -> None:
 
 def check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuse what cannot be a mean and a standard deviation per channel."""
-    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
-        raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
-    if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
-        raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
+    if len(mean) != 3 or not all(map(_is_finite, mean)):
+        raise ValueError(f"mean ({mean!s:.{LONGEST_VALUE}}) must be three numbers, one per channel")
+    if len(std) != 3 or not all(_is_finite(value) and value > 0 for value in std):
+        raise ValueError(f"std ({std!s:.{LONGEST_VALUE}}) must be three numbers > 0, one per channel")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def short_repr(value: Any) -> str:

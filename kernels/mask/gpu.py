@@ -1,16 +1,17 @@
 """Launches ``mask.kernel``: the masks of all samples of a batch at once, on a stream of the caller's.
 
 Numba compiles the kernel at first use. CuPy launches it, as it does ``mosaic.cu``, so that Numba need not manage the
-GPU as well. The machine code is kept in ``cache.cache_folder()``, a file for each GPU architecture and type of mask; it
-holds nothing that cannot be made again.
+GPU as well. The machine code is kept in the cache (``io.cache``), a file for each GPU architecture and type of mask.
 
 No GPU has run this yet. ``pytest -m gpu tests/kernels/mask/test_gpu.py`` does.
 """
 
 import functools
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from numba import carray
 
 from nemo_dali.errors import NemoError
-from nemo_dali.io.cache import cache_folder, keep
+from nemo_dali.io.cache import cached
 from nemo_dali.kernels.arrays import I64, U32, U64
 from nemo_dali.kernels.device import current
 from nemo_dali.kernels.jit import jit
@@ -121,41 +122,45 @@ def compile_ptx(dtype: str, cc: tuple[int, int]) -> str:
     return ptx.replace(entry[1], _ENTRY)
 
 
-def compiled_kernel(dtype: str, cc: tuple[int, int], *, anew: bool = False) -> Path:
-    """A file with the kernel's machine code, made if it is missing or ``anew``; no GPU is needed.
+def compiled_kernel(dtype: str, cc: tuple[int, int]) -> bytes:
+    """The kernel's machine code, from the cache or made; no GPU is needed.
 
     Raises:
-        NemoError: Numba finds no compiler, or none that fits the linker; or the cache cannot be written.
+        NemoError: Numba finds no compiler, or none that fits the linker.
     """
     sources = b"".join((Path(__file__).parents[1] / name).read_bytes() for name in _SOURCES)
     parts = [hashlib.sha256(sources).hexdigest(), version("numba-cuda"), dtype, cc]
-    path = cache_folder() / f"mask-{hashlib.sha256(repr(parts).encode()).hexdigest()}.cubin"
-    if path.exists() and not anew:
-        return path
+    return cached(
+        f"mask-{hashlib.sha256(repr(parts).encode()).hexdigest()}",
+        np.uint8,
+        (None,),
+        make=lambda: np.frombuffer(_compile(dtype, cc), np.uint8),
+        fits=lambda code: code.tobytes().startswith(b"\x7fELF"),
+    ).tobytes()
+
+
+def _compile(dtype: str, cc: tuple[int, int]) -> bytes:
     try:
         from cuda.core import Linker, LinkerOptions, ObjectCode
 
         # Machine code, because PTX does not load where the driver is older than the compiler.
         ptx = ObjectCode.from_ptx(compile_ptx(dtype, cc).encode())
-        code = Linker(ptx, options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}")).link("cubin").code
+        return bytes(Linker(ptx, options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}")).link("cubin").code)
     except Exception as error:  # Numba and the libraries behind it raise many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise NemoError(
             f"The mask kernel cannot be compiled for compute capability {cc[0]}.{cc[1]} ({reason}). Install the "
             "compiler of your CUDA version: pip install 'nemo-dali[cuda12]' or 'nemo-dali[cuda13]'."
         ) from error
-    _write(path, code)
-    return path
 
 
-def _write(path: Path, code: bytes) -> None:
-    try:
-        keep(path, lambda file: file.write(code))
-    except OSError as error:
-        raise NemoError(
-            f"The mask kernel cannot be kept in '{path.parent}' ({error.strerror}). Set NEMO_DALI_CACHE to a folder "
-            "that can be written."
-        ) from error
+@contextmanager
+def as_file(content: bytes) -> Iterator[str]:
+    """A path that leads to this content while the block runs: CuPy loads machine code from files only."""
+    with open(os.memfd_create("nemo-dali"), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 @functools.cache
@@ -169,13 +174,13 @@ def load_kernel(dtype: str, device: int) -> Any:
 
     with cupy.cuda.Device(device) as here:
         digits = here.compute_capability  # "90", "120"
-        for anew in (False, True):  # a damaged file in the cache must not be the end
-            path = compiled_kernel(dtype, (int(digits[:-1]), int(digits[-1])), anew=anew)
+        with as_file(compiled_kernel(dtype, (int(digits[:-1]), int(digits[-1])))) as path:
             try:
-                return cupy.RawModule(path=str(path)).get_function(_ENTRY)
+                return cupy.RawModule(path=path).get_function(_ENTRY)
             except cupy.cuda.driver.CUDADriverError as error:
-                refusal = error
-    raise NemoError(f"GPU {device} does not take the mask kernel ({refusal}). Update NVIDIA's driver.") from refusal
+                raise NemoError(
+                    f"GPU {device} does not take the mask kernel ({error}). Update NVIDIA's driver."
+                ) from error
 
 
 def write_masks(

@@ -6,12 +6,14 @@ import logging
 import os
 import resource
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from nemo_dali.commands._arguments import command_line
 from nemo_dali.errors import NemoError, ToldElsewhere
 from nemo_dali.io.output import check_inputs
 from nemo_dali.io.terminal import Formatter, open_closed_streams, say, say_json
 
+LONGEST_NAME = 4096  # characters around one that is not UTF-8
 INPUTS = ("source", "dataset", "negatives", "embeddings", "exclude_photos_of", "pretrained", "model", "policy", "tiles")
 
 
@@ -28,9 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ToldElsewhere:
         return 1
     except NemoError as error:
-        return _fail(str(error))
+        flag = "--json" if options.command == "bench loader" else "-o"
+        return _fail(str(error).replace("another place with -o.", f"another place with {flag}."))
     except UnicodeEncodeError as error:
-        return _fail(f"The name '{error.object}' is not UTF-8, and files and pages hold names as UTF-8. Rename it.")
+        name = error.object[: error.end][-LONGEST_NAME:] + error.object[error.end :][:LONGEST_NAME]
+        return _fail(f"The name '{name}' is not UTF-8, and files and pages hold names as UTF-8. Rename it.")
     except ValueError as error:
         parser.error(str(error))
     except ImportError as error:
@@ -44,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; files under their real names are complete")
     return 0
+
+
+def _must_be_utf8(path: str | Path) -> None:
+    """Raise a UnicodeEncodeError for a name that a file is to record, now and not after the work."""
+    os.path.abspath(path).encode()
 
 
 def _fail(reason: str) -> int:
@@ -78,6 +87,7 @@ def _check_output(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from nemo_dali.commands.demo import run_demo
 
+    _must_be_utf8(options.out)
     run_demo(options.out)
 
 
@@ -106,6 +116,7 @@ def _index(options: argparse.Namespace) -> None:
     from nemo_dali.data.annotations import read_annotations
     from nemo_dali.data.dataset import index_dataset
 
+    _must_be_utf8(options.images)
     annotations = read_annotations(
         options.source,
         images=options.images,

@@ -1,10 +1,46 @@
-"""Where things are kept that can be made again: tokens, compiled kernels."""
+"""Where arrays are kept that can be made again: tokens, where sentences have nouns, machine code.
 
+A file of the cache is ``magic (16 bytes) | xxh3_64 of all behind it (8) | up to 5 lengths (8 each, -1 where there is no
+further one) | elements``, all little-endian. The folder is ``$NEMO_DALI_CACHE``, else ``$XDG_CACHE_HOME/nemo-dali``,
+else ``~/.cache/nemo-dali``, and may be deleted.
+
+Nobody else may have a hand in it: folder and file must belong to this user or to root, and be writable by no others.
+The checksum finds what a disk or a copy damaged.
+"""
+
+import functools
+import logging
+import math
+import mmap
 import os
+import stat
+import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+T = TypeVar("T", bound=np.integer[Any])
+
+MAGIC = b"nemo-dali cache\n"
+SUMMED = len(MAGIC) + 8  # bytes in front of what the checksum is of
+LENGTHS = struct.Struct("<5q")
+BEGIN = SUMMED + LENGTHS.size  # of the elements
+
+logger = logging.getLogger("nemo_dali")
+
+
+class _Unusable(Exception):
+    """Why a file of the cache is made anew."""
+
+
+class _Distrusted(Exception):
+    """The folder is not used."""
 
 
 def cache_folder() -> Path:
@@ -14,20 +50,138 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "nemo-dali"
 
 
-def keep(path: Path, write: Callable[[Any], object]) -> None:
-    """Make a file by ``write(file)``, whole or not at all: many ranks may come here at once.
+def cached(
+    name: str,
+    dtype: type[T],
+    shape: tuple[int | None, ...],
+    *,
+    make: Callable[[], npt.NDArray[T]],
+    fits: Callable[[npt.NDArray[T]], bool],
+) -> npt.NDArray[T]:
+    """An array from the cache; where it is missing there or cannot be used it is made, and kept for the next time.
 
-    Raises:
-        OSError: the folder cannot be made or written.
+    Args:
+        name: of the file, without its ending; it must tell everything that the array depends on.
+        dtype: of the array.
+        shape: of the array, None where a length is not known.
+        make: makes it.
+        fits: a last look at what was kept.
+
+    Returns:
+        The array, or a read-only view of the mapped file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.partial")
+    folder, name = cache_folder(), f"{name}.cache"
     try:
-        with open(partial, "wb") as file:
-            write(file)
+        with _opened(folder) as inside:
+            found = _read(inside, name, dtype, shape)
+            if fits(found):
+                return found
+            raise _Unusable("its content is not what it should be")
+    except _Distrusted:
+        return make()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (_Unusable, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        logger.warning("%s is made anew: %s.", folder / name, reason)
+    made = make()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _opened(folder) as inside:
+            _keep(inside, name, made)
+    except _Distrusted:
+        pass
+    except OSError as error:
+        _log_unwritable(str(folder), error.strerror or str(error))
+    return made
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """The descriptor of a folder that nobody else has a hand in."""
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if reason := _distrust(os.fstat(inside)):
+            _warn_distrusted(str(folder), reason)
+            raise _Distrusted
+        yield inside
+    finally:
+        os.close(inside)
+
+
+def _distrust(status: os.stat_result) -> str | None:
+    """Why a file or folder may have been made by somebody else; None: it was not."""
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to another user ({status.st_uid})"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "others than its owner may write it"
+    return None
+
+
+def _read(inside: int, name: str, dtype: type[T], shape: tuple[int | None, ...]) -> npt.NDArray[T]:
+    """Map a file. What is checked is what is mapped, whatever has the name by then."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _Unusable("it is no regular file")
+        if reason := _distrust(status):
+            raise _Unusable(reason)
+        head = os.pread(descriptor, BEGIN, 0)
+        if len(head) < BEGIN or not head.startswith(MAGIC):
+            raise _Unusable("it is no file of the cache")
+        lengths = LENGTHS.unpack_from(head, SUMMED)
+        found, rest = lengths[: len(shape)], lengths[len(shape) :]
+        wanted = [length if known is None else known for known, length in zip(shape, found, strict=True)]
+        if min(found) < 0 or any(length != -1 for length in rest) or list(found) != wanted:
+            raise _Unusable("it has another shape")
+        if BEGIN + np.dtype(dtype).itemsize * math.prod(found) != status.st_size:
+            raise _Unusable("it was cut short or lengthened")
+        mapped = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+    if xxhash.xxh3_64_intdigest(memoryview(mapped)[SUMMED:]) != int.from_bytes(head[len(MAGIC) : SUMMED], "little"):
+        raise _Unusable("its checksum does not match")
+    return np.ndarray(found, dtype, mapped, BEGIN)
+
+
+def _keep(inside: int, name: str, array: npt.NDArray[Any]) -> None:
+    """Write a file, whole or not at all: many ranks may come here at once."""
+    content = np.ascontiguousarray(array)
+    lengths = LENGTHS.pack(*array.shape, *[-1] * (5 - array.ndim))
+    digest = xxhash.xxh3_64(lengths)
+    digest.update(content.data)
+    partial = f"{uuid.uuid4().hex}.partial"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(partial, flags, 0o644, dir_fd=inside)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(MAGIC + digest.intdigest().to_bytes(8, "little") + lengths)
+            file.write(content.data)
             file.flush()
-            os.fsync(file.fileno())  # the name must not survive a power cut without the content
-        os.replace(partial, path)
+            os.fsync(descriptor)  # the name must not survive a power cut without the content
+        os.replace(partial, name, src_dir_fd=inside, dst_dir_fd=inside)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(partial, dir_fd=inside)
         raise
+
+
+@functools.cache
+def _log_unwritable(folder: str, reason: str) -> None:
+    """Once a process: a slower start is worth a line, not a line per file."""
+    logger.info(
+        "Nothing is cached, because %s cannot be written (%s); set NEMO_DALI_CACHE to a folder that can.",
+        folder,
+        reason,
+    )
+
+
+@functools.cache
+def _warn_distrusted(folder: str, reason: str) -> None:
+    logger.warning(
+        "Nothing is cached in %s: %s. Take that right away (chmod go-w), or set NEMO_DALI_CACHE to a folder of "
+        "your own.",
+        folder,
+        reason,
+    )

@@ -6,7 +6,6 @@ A small array is compared with its checksum when it is opened, a row of a large 
 import hashlib
 import mmap
 import os
-import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import xxhash
 
 from nemo_dali.errors import FileFormatError
+from nemo_dali.io.files import open_regular
 from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, DamagedIndex, Index, Line, checksum, decode, first_line
 from nemo_dali.io.output import HEAD
 
@@ -246,18 +246,12 @@ class Strings(Sequence[str]):
 
 
 def _open(path: Path, remedy: str) -> int:
-    """Open a regular file for reading; anything else might never answer."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open_regular(path)
     except FileNotFoundError as error:
         raise FileFormatError(f"{path} does not exist. {remedy}") from error
     except OSError as error:
-        what = "may not be read by this user" if isinstance(error, PermissionError) else f"is not readable ({error})"
-        raise FileFormatError(f"{path} {what}. {remedy}") from error
-    if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise FileFormatError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}. {remedy}")
-    return descriptor
+        raise FileFormatError(f"{path} cannot be read: {error.strerror}. {remedy}") from error
 
 
 def _first_line(head: bytes, path: str | Path, remedy: str) -> Line:

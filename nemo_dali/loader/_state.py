@@ -16,6 +16,7 @@ logger = logging.getLogger("nemo_dali")
 VERSION = 1
 ONE_THREAD = "Make one Loader per thread, or let one thread iterate and hand its batches to the others in a queue."
 _REMEDY = "Give what state_dict made."
+PATIENCE_S = 60.0  # with a thread that finishes the last step of a pass that was given up
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
 
@@ -28,9 +29,25 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a thread that was interrupted at a bad moment can still go on itself
+        self._lock = threading.RLock()  # a thread that was interrupted at a bad moment can still go on itself
         self._newest = 0  # number of the pass that was begun last
         self._thread = 0  # that began it, or took its last step
+
+    def take(self, patience: float) -> None:
+        """Keep other threads out until ``give``.
+
+        Args:
+            patience: seconds to wait for the thread that is inside.
+
+        Raises:
+            NemoError: it is still inside then.
+        """
+        if not self._lock.acquire(timeout=patience):
+            raise NemoError(f"Another thread waits for a batch of this Loader at this moment. {ONE_THREAD}")
+
+    def give(self) -> None:
+        """Let other threads in again."""
+        self._lock.release()
 
     def begin(self, number: int) -> None:
         """The pass of this number is the newest from now on."""
@@ -59,12 +76,11 @@ class Pass(Iterator[Any]):
         self._turns, self._batches = turns, batches
 
     def __next__(self) -> Any:
-        if not self._turns.lock.acquire(blocking=False):
-            raise NemoError(f"Another thread waits for a batch of this Loader at this moment. {ONE_THREAD}")
+        self._turns.take(0)
         try:
             return next(self._batches)
         finally:
-            self._turns.lock.release()
+            self._turns.give()
 
 
 @dataclass
@@ -104,14 +120,21 @@ class Position:
         self.move(epoch, 0)
 
     def begin(self, schedule: Schedule) -> tuple[int, int, int]:
-        """Begin a pass: its number, its epoch, and the samples of it that it leaves out."""
-        with self.turns.lock:  # behind the step that another thread takes
+        """Begin a pass: its number, its epoch, and the samples of it that it leaves out.
+
+        Raises:
+            NemoError: another thread takes a step, and does not come to its end.
+        """
+        self.turns.take(PATIENCE_S)
+        try:
             epoch, seen = self.epoch, self.seen if self.resumed else 0
             if self.resumed and not self.confirmed and not schedule.steps_after(seen):
                 epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
             self.move(epoch, seen)
             self.turns.begin(self.passes)
             return self.passes, epoch, seen
+        finally:
+            self.turns.give()
 
     def advance(self, number: int, epoch: int, seen: int) -> None:
         """A pass, by its number, has come this far."""

@@ -21,11 +21,11 @@ import numpy.typing as npt
 
 from nemo_dali._checks import integer
 from nemo_dali.errors import NemoError
-from nemo_dali.io.cache import cache_folder, keep
+from nemo_dali.io.cache import cached
 from nemo_dali.kernels.plan.masking import replace_nouns, replace_tokens
 from nemo_dali.text.tokens import MAX_CONTEXT_LENGTH
 
-RUNS_VERSION = 1  # of the cached array; part of its name
+RUNS_VERSION = 2  # of the cached array; part of its name
 MASK = 103  # [MASK] of bert-base-uncased
 SPECIAL = (0, 100, 101, 102, 103)  # its [PAD], [UNK], [CLS], [SEP] and [MASK]
 VOCABULARY_SIZE = 30522  # its tokens
@@ -172,19 +172,13 @@ def noun_runs(
         return _runs(sentences, textblob_nouns, context_length)
     _import_textblob()  # first, for its message is better than that of version()
     parts = [RUNS_VERSION, nouns, version("textblob"), version("nltk"), context_length, fingerprint]
-    path = cache_folder() / f"nouns-{hashlib.sha256(repr(parts).encode()).hexdigest()}.npy"
-    try:
-        cached: npt.NDArray[np.int32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if cached.dtype == np.int32 and cached.ndim == 3 and (len(cached), cached.shape[2]) == (len(sentences), 2):
-            return cached
-    except (OSError, ValueError, EOFError, SyntaxError):  # missing, cut short or not an array: it is made anew
-        pass
-    made = _runs(sentences, textblob_nouns, context_length)
-    try:
-        keep(path, lambda file: np.save(file, made, allow_pickle=False))
-    except OSError:
-        pass  # text.tokenize tells of a folder that cannot be written
-    return made
+    return cached(
+        f"nouns-{hashlib.sha256(repr(parts).encode()).hexdigest()}",
+        np.int32,
+        (len(sentences), None, 2),
+        make=lambda: _runs(sentences, textblob_nouns, context_length),
+        fits=lambda runs: bool(((runs >= 0) & (runs <= context_length)).all()),
+    )
 
 
 def textblob_nouns(sentence: str) -> list[int]:

@@ -1,17 +1,14 @@
 """Tokenizers: a data set's sentences become one int32 array, made once and kept on disk.
 
-A file of the cache is a plain ``.npy``: int32 [sentences, context_length + 1], the last column is the number of tokens.
-Its name is a sha256 over what the tokens depend on; it holds nothing that cannot be made again and may be deleted.
-The folder is ``$NEMO_DALI_CACHE``, else ``$XDG_CACHE_HOME/nemo-dali``, else ``~/.cache/nemo-dali``.
+What is kept is int32 [sentences, context_length + 1], the last column the number of tokens; ``io.cache`` says where and
+how. Its name is a sha256 over what the tokens depend on.
 """
 
 import difflib
 import functools
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +16,14 @@ import numpy.typing as npt
 
 from nemo_dali._checks import integer
 from nemo_dali.errors import NemoError
-from nemo_dali.io.cache import cache_folder, keep
+from nemo_dali.io.cache import cached
 from nemo_dali.text.wordpiece import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
 
-TOKENS_VERSION = 1  # of the cached array; part of its name
+TOKENS_VERSION = 2  # of the cached array; part of its name
 MAX_CONTEXT_LENGTH = 4096  # of any text encoder known; bounds the memory that a mistyped number could take
 
 Tokenizer = Callable[[list[str]], npt.ArrayLike]
 Int32 = npt.NDArray[np.int32]
-
-_log = logging.getLogger("nemo_dali")
 
 
 def tokenize(
@@ -87,11 +82,13 @@ def tokenize(
     else:
         made_by = [source, version("open_clip_torch")]
     parts = [TOKENS_VERSION, *made_by, context_length, fingerprint, *([] if keep_end else ["end may be cut"])]
-    path = cache_folder() / f"tokens-{hashlib.sha256(repr(parts).encode()).hexdigest()}.npy"
-    packed = _read(path, len(sentences), context_length)
-    if packed is None:
-        packed = _make(sentences, source, context_length, keep_end)
-        _write(path, packed)
+    packed = cached(
+        f"tokens-{hashlib.sha256(repr(parts).encode()).hexdigest()}",
+        np.int32,
+        (len(sentences), None if context_length is None else context_length + 1),
+        make=lambda: _make(sentences, source, context_length, keep_end),
+        fits=_are_tokens,
+    )
     return _split(packed)
 
 
@@ -215,31 +212,6 @@ def _load(name: str, context_length: int | None) -> Any:
         raise ValueError(f"tokenizer ({name!r}) must be one that can be loaded: {error}") from error
 
 
-def _read(path: Path, count: int, context_length: int | None) -> Int32 | None:
-    try:
-        packed: Int32 = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError):  # missing, cut short or not an array: it is made anew
-        return None
-    fits = packed.dtype == np.int32 and packed.ndim == 2 and len(packed) == count
-    if not fits or (context_length is not None and packed.shape[1] != context_length + 1):
-        return None
-    if packed.shape[1] < 2 or not ((packed[:, -1] >= 0) & (packed[:, -1] < packed.shape[1])).all():
-        return None
-    return packed
-
-
-def _write(path: Path, packed: Int32) -> None:
-    try:
-        keep(path, lambda file: np.save(file, packed, allow_pickle=False))
-    except OSError as error:
-        _log_unwritable(str(path.parent), error.strerror or str(error))
-
-
-@functools.cache
-def _log_unwritable(folder: str, reason: str) -> None:
-    """Once a process: a slower start is worth a line, not a line per data set."""
-    _log.info(
-        "Tokens are not cached, because %s cannot be written (%s); set NEMO_DALI_CACHE to a folder that can.",
-        folder,
-        reason,
-    )
+def _are_tokens(packed: Int32) -> bool:
+    width = packed.shape[1]
+    return width >= 2 and bool(((packed[:, -1] >= 0) & (packed[:, -1] < width)).all())

@@ -41,6 +41,7 @@ def test_only_a_result_is_replaced_and_that_is_told_before_the_work(files, tmp_p
         assert main([*command.split(), *(["--policy", str(path)] if content == policy else [])]) == 1
         err = capsys.readouterr().err
         assert "it is the input" in err or "it exists and is not a result" in err
+        assert "Choose another place with --json." in err
         assert path.read_text() == content
 
 

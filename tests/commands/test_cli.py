@@ -357,6 +357,9 @@ def test_a_name_that_cannot_be_stored_ends_in_one_line(tmp_path, capsys):
     code = index(refer._replace(photos=photos), tmp_path / "out.ris.h5")
     fails_in_one_line(capsys, code, "photos\\xe9", "UTF-8")
     assert not (tmp_path / "out.ris.h5").exists()
+    demo = tmp_path / os.fsdecode(b"demo\xe9")
+    fails_in_one_line(capsys, run("demo", "--out", demo), "demo\\xe9", "UTF-8")
+    assert not demo.exists()
 
 
 def test_errors_and_logs_hold_nothing_that_a_terminal_obeys(mined, tmp_path, capsys):
@@ -368,6 +371,21 @@ def test_errors_and_logs_hold_nothing_that_a_terminal_obeys(mined, tmp_path, cap
     code = "import logging, sys; from nemo_dali.commands.cli import main; main(['inspect', 'x']);"
     code += "logging.getLogger('nemo_dali').warning('%s', '\\x1b[2J')"
     assert fork_server.run(code).stderr.endswith("\n\\x1b[2J\n")
+
+
+def test_names_from_annotations_are_spelt_on_the_terminal(tmp_path, capsys):
+    name = "\u202e\u2066\u2028\u200b\xad.jpg"  # index itself refuses control characters
+
+    def edit(refs, instances):
+        instances["images"][2]["file_name"] = name
+
+    refer = write_refer(tmp_path, edit=edit)
+    (refer.photos / name).write_bytes(b"no photo")
+    shown = name.encode("ascii", "backslashreplace").decode()
+    assert shown in fails_in_one_line(capsys, index(refer, tmp_path / "a.ris.h5"))
+    assert index(refer, tmp_path / "a.ris.h5", "--verify", "--skip-corrupt") == 0
+    out, err = capsys.readouterr()
+    assert shown in out and all(line.isprintable() for line in (out + err).split("\n"))
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_other_files_are_refused_with_the_remedy(tmp_path: Path) -> None:
 
     path = tmp_path / "a.h5"
     assert "does not exist" in message(path)
-    assert "is a folder" in message(tmp_path)
+    assert "cannot be read: it is a folder" in message(tmp_path)
     path.write_bytes(b"not HDF5")
     assert "is not an HDF5 file of nemo-dali's, or has been cut short" in message(path)
     path.unlink()

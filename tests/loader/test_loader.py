@@ -361,6 +361,8 @@ def test_the_photos_can_lie_elsewhere(files, tmp_path):
             for name in ("batch_size", "size", "prefetch", "num_threads", "context_length", "seed")
             for value in (10**30, 10**5000, float("inf"), float("nan"))
         ),
+        ({"mean": (10**400, 0, 0)}, "mean"),
+        ({"std": (1, float("nan"), 1)}, "std"),
         ({"num_threads": 100_000}, "num_threads"),
         ({"prefetch": 100_000}, "prefetch"),
         ({"size": 100_000}, "size"),

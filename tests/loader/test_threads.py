@@ -153,6 +153,29 @@ def test_two_threads_do_not_wait_at_the_same_time(files, epochs, monkeypatch, sh
     assert same([*shown, *passes], epochs[0])
 
 
+def test_a_new_pass_waits_for_the_last_step_of_one_that_was_given_up(files, epochs, monkeypatch):
+    loader = make(files)
+    passes, inside = iter(loader), threading.Event()
+    step = loader._prefetcher.step
+
+    def slow(*arguments):
+        inside.set()
+        time.sleep(0.3)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(loader._prefetcher, "step", slow)
+        waiting = pool.submit(next, passes)
+        assert inside.wait(60)
+        patch.setattr("nemo_dali.loader._state.PATIENCE_S", 0.01)
+        with pytest.raises(NemoError, match=REMEDY):
+            iter(loader)
+        patch.setattr("nemo_dali.loader._state.PATIENCE_S", 60)
+        newer = iter(loader)
+        assert waiting.done() or waiting.result() is not None
+    assert same(list(newer), epochs[0])
+
+
 def test_an_interrupted_step_keeps_nobody_out(files, epochs, monkeypatch):
     loader = make(files)
 

@@ -162,7 +162,7 @@ def test_the_command_writes_a_policy_and_says_why(tmp_path, capsys):
     assert f"max_similarity {policy.max_similarity}, top_k {policy.top_k}" in out
     (tmp_path / "notes.json").write_text('{"mine": 1}')
     assert main([*words[:-1], str(tmp_path / "notes.json")]) == 1
-    assert "is no policy file" in capsys.readouterr().err and (tmp_path / "notes.json").read_text() == '{"mine": 1}'
+    assert "is not a policy file" in capsys.readouterr().err and (tmp_path / "notes.json").read_text() == '{"mine": 1}'
     assert main([*words[:-1], str(tmp_path / "policy.json")]) == 0
     with pytest.raises(SystemExit):
         main([*words[:-1], str(tmp_path / "policy.txt")])

@@ -167,8 +167,10 @@ def test_the_tokens_are_kept_by_what_they_depend_on(vocabulary, cache, tmp_path,
 
 def test_the_name_of_clips_tokens_has_not_changed(cache):
     tokenize(["a"], fingerprint="f")
-    parts = [1, "clip", version("open_clip_torch"), None, "f"]
-    assert [path.name for path in cache.iterdir()] == [f"tokens-{hashlib.sha256(repr(parts).encode()).hexdigest()}.npy"]
+    parts = [2, "clip", version("open_clip_torch"), None, "f"]
+    assert [path.name for path in cache.iterdir()] == [
+        f"tokens-{hashlib.sha256(repr(parts).encode()).hexdigest()}.cache"
+    ]
     tokenize(["a"], fingerprint="f", keep_end=False)
     assert len(list(cache.iterdir())) == 2
 
