@@ -175,7 +175,7 @@ class FrameAllocator:
         except (MemoryError, OSError, torch.OutOfMemoryError) as error:
             if isinstance(error, OSError) and error.errno != errno.ENOMEM:
                 raise
-            where = "This process" if self._device_id is None else f"GPU {self._device_id}"
+            where = "This process's memory" if self._device_id is None else f"GPU {self._device_id}"
             raise NemoError(
                 f"{where} has no room for a further batch of {self.nbytes / 2**20:.0f} MiB. Lower batch_size, size or "
                 "prefetch, or use a smaller dtype."
