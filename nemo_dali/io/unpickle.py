@@ -91,16 +91,14 @@ def _check_tree(value: Any, size: int) -> None:
         deeper: list[Any] = []
         for container in level:
             room -= 8 * len(container)
-            if room < 0:
-                break
             for child in container.values() if type(container) is dict else container:
                 kind = type(child)
                 if kind is str or kind is bytes:
                     room -= len(child)
                 elif kind in _NESTED:
                     deeper.append(child)
-        if room < 0:
-            _refuse("repeats its values until they are far larger than the file")
+            if room < 0:
+                _refuse("repeats its values until they are far larger than the file")
         if not deeper:
             return
         level = deeper
@@ -113,18 +111,14 @@ def _to_bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes() -> bytes:
-    return b""
-
-
 _NESTED = frozenset({dict, list, tuple})  # sets hold no containers
 _TEXT = frozenset({str, bytes})
 _KEYS = _TEXT | {int, float, bool, type(None)}
 _GAP = object()  # in the memo, where nothing was put
-# What Python itself writes for sets and bytes below protocols 4 and 3; a stand-in, as bytes(n) would take n bytes.
+# What Python itself writes for sets and bytes below protocols 4 and 3; bytes only for none, as bytes(n) takes n bytes.
 _HARMLESS: dict[str, Any] = {
     "_codecs.encode": _to_bytes,
-    "builtins.bytes": _no_bytes,
+    "builtins.bytes": bytes,
     "builtins.frozenset": frozenset,
     "builtins.set": set,
 }
@@ -322,7 +316,7 @@ class _BuiltinsUnpickler(pickle._Unpickler):
             self._check_keys(items, 0)
         elif function is _to_bytes:
             self._charge(sum(len(text) // 64 for text in arguments if type(text) is str))
-        elif function is not _no_bytes:
+        elif function is not bytes or arguments:
             raise pickle.UnpicklingError("a call of what is no function")
         self.stack[-1] = function(*arguments)
 

@@ -15,6 +15,7 @@ from nemo_dali.io import unpickle
 from nemo_dali.io.unpickle import unpickle_builtins
 from tests.helpers.bounds import fuzz, mutate_bytes, outcome
 from tests.helpers.counts import examples
+from tests.helpers.lanes import lanes
 
 LARGE = 4_000_000  # bytes; RefCOCO's have five times as many
 MEMORY = 250 << 20  # for a file as large
@@ -144,7 +145,10 @@ HOSTILE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+SLOW = {"dicts", "lists", "LISTs", "tuples", "dicts of one", "memo", "nothing", "marks", "popped", "very deep key"}
+
+
+@pytest.mark.parametrize("name", lanes(HOSTILE, fast=set(HOSTILE) - SLOW))
 def test_hostile_pickles_are_refused_within_bounds(tmp_path: Path, name: str) -> None:
     make, reason = HOSTILE[name]
     (tmp_path / "x.p").write_bytes(make())
@@ -152,6 +156,7 @@ def test_hostile_pickles_are_refused_within_bounds(tmp_path: Path, name: str) ->
     assert sentence.startswith(str(tmp_path / "x.p")) and reason in sentence
 
 
+@pytest.mark.slow
 def test_a_large_file_that_is_not_refused_stays_within_bounds(tmp_path: Path) -> None:
     for step in (b"}K\0Ns" + b"\x8c\2\xc4\x80" * 4, b"\x8c\2\xc4\x80", b"\x8a\2\xff\0", b"I9\n", b"C\2ab\x94"):
         (tmp_path / "x.p").write_bytes(many(step))
