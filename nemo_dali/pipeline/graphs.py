@@ -13,6 +13,7 @@ import atexit
 import ctypes
 import os
 import resource
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -22,11 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
+from nemo_dali.io.memory import address_space_left
 from nemo_dali.io.threads import can_start
 from nemo_dali.pipeline import gpu
 
 DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
 OTHER_THREADS = 8  # that a pipeline starts besides its workers; where the system refuses one, DALI ends the process
+# Address space, as measured and half as much again; of it little is ever memory.
+DALI_SPACE, PIPELINE_SPACE = 2**30, 2**30 - 2**28
+THREAD_SPACE = 72 * 2**20  # a stack of 8 MiB and an arena of glibc's
 OTHER_FILES = 256  # open files that a training process has besides photos: libraries, sockets, logs
 
 
@@ -48,12 +53,14 @@ class StreamPipeline:
         device_id: of the GPU that DALI is to use, if any.
 
     Raises:
-        NemoError: the system does not let a process open as many files as a batch has cells, or start the threads.
+        NemoError: the system does not let a process open as many files as a batch has cells, start the threads, or map
+            the memory.
     """
 
     broken = False  # whether it can only be closed
 
     def __init__(self, *, max_cells: int, num_threads: int, prefetch: int, device_id: int | None = None) -> None:
+        _check_address_space(num_threads)
         from nvidia.dali import Pipeline
 
         _allow_open_files(max_cells + OTHER_FILES)
@@ -284,6 +291,20 @@ class CudaResidentPipeline(CudaPipeline):
         from nemo_dali.pipeline.operators import call_on_stream
 
         return call_on_stream(self._next_batch, device_id=self._device)
+
+
+def _check_address_space(num_threads: int) -> None:
+    """Refuse to start a pipeline, or to load DALI for one, where it would find no room and end the process.
+
+    Raises:
+        NemoError: this process may not map what a pipeline with that many threads maps.
+    """
+    needed = PIPELINE_SPACE + num_threads * THREAD_SPACE + (0 if "nvidia.dali" in sys.modules else DALI_SPACE)
+    if (left := address_space_left()) < needed:
+        raise NemoError(
+            f"A pipeline of {num_threads} threads maps up to {needed / 2**30:.1f} GiB, and this process may map "
+            f"{max(left, 0) / 2**30:.1f} GiB more. Raise its limit (ulimit -v), or lower num_threads."
+        )
 
 
 def _allow_open_files(count: int) -> None:
