@@ -4,7 +4,10 @@ import argparse
 import json
 import logging
 import os
+import re
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from nemo_dali.errors import NemoError, ToldElsewhere
 from nemo_dali.io.output import check_inputs
 from nemo_dali.io.terminal import Formatter, open_closed_streams, say, say_json
 
+LOAD_MUCH = ("demo", "mine", "tiles", "preview", "bench loader")  # torch and DALI
+ROOM_ENOUGH = 8 * 2**30  # bytes of address space for both, built for GPUs
 LONGEST_NAME = 4096  # characters around one that is not UTF-8
 INPUTS = ("source", "dataset", "negatives", "embeddings", "exclude_photos_of", "pretrained", "model", "policy", "tiles")
 
@@ -26,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = options.parser
         _log(verbose=options.verbose)
         _check_output(options)
+        if options.command in LOAD_MUCH:
+            _check_address_space()
         RUN[options.command](options)
     except ToldElsewhere:
         return 1
@@ -38,9 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     except ImportError as error:
-        return _fail(f"A library cannot be loaded ({error}). {_limit()}Look for the cause with: nemo-dali doctor")
+        return _fail(
+            f"A library cannot be loaded ({_gist(error)}). {_limit()}Look for the cause with: nemo-dali doctor"
+        )
     except (OSError, MemoryError) as error:  # the system's own refusals
-        return _fail(f"{error or 'out of memory'}. {_limit()}Free disk space or memory, or ask for less.")
+        return _fail(f"{_gist(error) or 'out of memory'}. {_limit()}Free disk space or memory, or ask for less.")
     except RuntimeError as error:
         if "can't start new thread" not in str(error):
             raise
@@ -60,12 +69,36 @@ def _fail(reason: str) -> int:
     return 1
 
 
+def _gist(error: BaseException) -> str:
+    """What the innermost cause says, on one line: some libraries wrap it into a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split()).rstrip(".")
+
+
 def _limit() -> str:
     """The remedy for a limit of the address space, which libraries for GPUs need much of."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return ""
     return f"This process may map {limit / 2**30:.1f} GiB only: raise that first (ulimit -v). "
+
+
+def _check_address_space() -> None:
+    """Where it is limited, load torch and DALI in another process first: with too little of it they end theirs.
+
+    Raises:
+        NemoError: they did.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if not 0 <= limit < ROOM_ENOUGH:
+        return
+    done = subprocess.run([sys.executable, "-c", "import torch, nvidia.dali"], capture_output=True)
+    if done.returncode < 0 or re.search(b"failed to map|[Aa]llocat|MemoryError", done.stderr):
+        raise NemoError(
+            f"torch and DALI cannot be loaded within the {limit / 2**30:.1f} GiB that this process may map. Raise its "
+            f"limit (ulimit -v), to {ROOM_ENOUGH >> 30} GiB, say."
+        )
 
 
 def _log(*, verbose: bool) -> None:

@@ -389,10 +389,11 @@ def test_names_from_annotations_are_spelt_on_the_terminal(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kilobytes", [300_000, 2_000_000, 5_000_000])
-def test_too_little_address_space_is_told(mined, tmp_path, kilobytes):
-    data = f"{mined / 'train.ris.h5'} {mined / 'train.neg.h5'}"
-    done = shell(f"ulimit -v {kilobytes}; $NEMO preview {data} --count 2 --size 32 -o {tmp_path / 'sheet.png'}")
+@pytest.mark.parametrize("kilobytes", [150_000, 2_000_000, 5_000_000])
+@pytest.mark.parametrize("command", ["preview {0} {1} --count 2", "tiles {0}"])
+def test_too_little_address_space_is_told(mined, tmp_path, command, kilobytes):
+    command = command.format(mined / "train.ris.h5", mined / "train.neg.h5")
+    done = shell(f"ulimit -v {kilobytes}; $NEMO {command} --size 32 -o {tmp_path / 'out.png'}")
     *_, line = done.stderr.decode().splitlines()
     assert done.returncode == 1 and line.startswith("nemo-dali: ") and "(ulimit -v)" in line and not done.stdout
     assert b"Traceback" not in done.stderr and not list(tmp_path.iterdir())

@@ -383,22 +383,27 @@ def test_batches_larger_than_the_memory_are_refused_before_it_is_taken(files, mo
     make(files, batch_size=4, size=64, dtype="float32", prefetch=1)
 
 
-TOO_MANY_THREADS = """
+TOO_LITTLE = """
 import resource, sys
 from nemo_dali.errors import NemoError
-from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.io.memory import address_space_left
+from nemo_dali.pipeline import graphs
+assert address_space_left() == float("inf")
+left, graphs.PIPELINE_SPACE = (int(word) for word in sys.argv[1:])
 mapped = int(open("/proc/self/statm").read().split()[0]) * 4096
-resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**30, mapped + 2**30))
+resource.setrlimit(resource.RLIMIT_AS, (mapped + left, mapped + left))
 try:
-    StreamPipeline(max_cells=4, num_threads=64, prefetch=2)
+    graphs.StreamPipeline(max_cells=4, num_threads=64, prefetch=2)
 except NemoError as error:
     print(error)
 """
 
 
 @pytest.mark.process
-def test_threads_that_the_system_does_not_start_are_told(files):
-    done = fork_server.run(TOO_MANY_THREADS)
+def test_too_little_room_for_a_pipeline_is_told():
+    done = fork_server.run(TOO_LITTLE, 2**30, 2**30)
+    assert "64 threads maps up to 5.5 GiB, and this process may map 1.0 GiB more" in done.stdout, done.stderr
+    done = fork_server.run(TOO_LITTLE, 2**28, -(2**40))  # as if another limit, on threads, were in the way
     assert "does not start the 64 threads" in done.stdout and not done.returncode, done.stderr
 
 
