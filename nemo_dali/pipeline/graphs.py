@@ -14,7 +14,6 @@ import atexit
 import ctypes
 import os
 import re
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,18 +26,12 @@ import numpy.typing as npt
 from nemo_dali.data.decoding import DECODING, of_size
 from nemo_dali.data.s3 import Waiting, abandon, is_remote, scrubbed
 from nemo_dali.errors import NemoError
-from nemo_dali.io.memory import address_space_left
-from nemo_dali.io.threads import can_start
 from nemo_dali.pipeline import gpu
-from nemo_dali.pipeline.paths import OTHER_FILES, allow_open_files, check_open_files
+from nemo_dali.pipeline.limits import allow_open_files, check_address_space, check_open_files, check_threads
 
-OTHER_THREADS = 8  # that a pipeline starts besides its workers; where the system refuses one, DALI ends the process
 MEMORY = re.compile("out of memory|bad_alloc|MemoryAllocation|Resource temporarily unavailable", re.IGNORECASE)
 LONGEST_WAIT = 300  # seconds for a batch from object storage
 LONGEST_DRAIN = 30  # seconds for one that nobody wants any more
-# Address space, as measured and half as much again; of it little is ever memory.
-DALI_SPACE, PIPELINE_SPACE = 2**30, 2**30 - 2**28
-THREAD_SPACE = 72 * 2**20  # a stack of 8 MiB and an arena of glibc's
 
 _left_behind: list[Any] = []  # pipelines that wait for a server, and what they will write into
 
@@ -63,15 +56,11 @@ class StreamPipeline:
     broken = False  # whether it can only be closed
 
     def __init__(self, *, max_cells: int, num_threads: int, prefetch: int, device_id: int | None = None) -> None:
-        _check_address_space(num_threads)
+        check_address_space(num_threads)
         from nvidia.dali import Pipeline
 
-        allow_open_files(max_cells + OTHER_FILES)
-        if not can_start(num_threads + OTHER_THREADS):
-            raise NemoError(
-                f"The system does not start the {num_threads} threads of a pipeline. Lower num_threads, or raise what "
-                "this process may have of threads and address space (ulimit -u, ulimit -v)."
-            )
+        allow_open_files(max_cells)
+        check_threads(num_threads)
         self._prefetch = prefetch
         self.running: deque[Any] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._owed = 0  # batches that DALI has started and that were not taken from it yet
@@ -355,31 +344,6 @@ class CudaResidentPipeline(CudaPipeline):
         from nemo_dali.pipeline.operators import call_on_stream
 
         return call_on_stream(self._next_batch, device_id=self._device)
-
-    ####def _check_address_space(num_threads: int) -> None:
-    """Refuse to start a pipeline, or to load DALI for one, where it would find no room and end the process.
-
-    Raises:
-        NemoError: this process may not map what a pipeline with that many threads maps.
-    """
-    needed = PIPELINE_SPACE + num_threads * THREAD_SPACE + (0 if "nvidia.dali" in sys.modules else DALI_SPACE)
-    if (left := address_space_left()) < needed:
-        raise NemoError(
-            f"A pipeline of {num_threads} threads maps up to {needed / 2**30:.1f} GiB, and this process may map "
-            f"{max(left, 0) / 2**30:.1f} GiB more. Raise its limit (ulimit -v), or lower num_threads."
-        )
-
-
-def _allow_open_files(count: int) -> None:
-    """``io.file.read`` opens all photos of a batch at once: raise the soft limit if need be."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        if hard != resource.RLIM_INFINITY and hard < count:
-            raise NemoError(
-                f"A batch opens up to {count - OTHER_FILES} photos at once, but this process may open {hard} files. "
-                f"Raise the limit to {count} (ulimit -n), or lower batch_size."
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def open_pipeline(

@@ -357,7 +357,7 @@ def test_remedies_install_what_the_project_asks_for():
 
 
 def test_the_limit_on_open_files_is_the_pipelines():
-    from nemo_dali.pipeline.paths import OTHER_FILES
+    from nemo_dali.pipeline.limits import OTHER_FILES
 
     assert rules.OTHER_FILES == OTHER_FILES
 
