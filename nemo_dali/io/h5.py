@@ -260,8 +260,8 @@ def _first_line(head: bytes, path: str | Path, remedy: str) -> Line:
         return line
     if head.startswith(HDF5):
         raise FileFormatError(
-            f"{path} has no index of nemo-dali's: it is of version 1, whose files are no longer read, or an HDF5 file "
-            f"that is not one of ours. {remedy}"
+            f"{path} is of version 1, whose files this nemo-dali no longer reads, or an HDF5 file of something else. "
+            f"{remedy}"
         )
     raise FileFormatError(f"{path} is not an HDF5 file of nemo-dali's, or has been cut short. {remedy}")
 

@@ -60,7 +60,7 @@ def test_other_files_are_refused_with_the_remedy(tmp_path: Path) -> None:
     path.unlink()
     with h5py.File(path, "w") as file:
         file.attrs["format"] = "nemo-dali/test"
-    assert "is of version 1, whose files are no longer read" in message(path)
+    assert "is of version 1, whose files this nemo-dali no longer reads" in message(path)
     path.unlink()
     os.mkfifo(path)
     assert "is no regular file" in message(path)
