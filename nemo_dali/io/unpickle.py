@@ -50,9 +50,7 @@ def unpickle_builtins(data: bytes, path: Path | str) -> Any:
 
 
 def check_structure(file: BinaryIO, size: int, path: Path | str) -> None:
-    """Look through a pickle that another unpickler, which refuses what runs code, is to read: it has the same bounds.
-
-    Keys of dicts and items of sets are plain; objects may be anything, and are not made.
+    """Look through a pickle of weights that PyTorch's unpickler, which runs no code, is to read: same bounds.
 
     Args:
         file: positioned at the pickle, and then behind it.
@@ -66,7 +64,10 @@ def check_structure(file: BinaryIO, size: int, path: Path | str) -> None:
     except _Refused as error:
         raise NemoError(f"{path} {error}, and was not opened. Get the file again from its publisher.") from None
     except _MALFORMED as error:
-        raise NemoError(f"{path} is damaged, or cut short. Get the file again.") from error
+        raise NemoError(
+            f"{path} is damaged or holds objects other than tensors, which could run code and are refused. "
+            "Save the model's state_dict() with torch.save or as .safetensors."
+        ) from error
 
 
 class _Refused(Exception):
