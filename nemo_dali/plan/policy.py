@@ -114,10 +114,8 @@ class MosaicPolicy:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that arithmetic with floats bears: none of 400 digits, and no bool."""
-    return (isinstance(value, float) and math.isfinite(value)) or (
-        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64
-    )
+    """Whether it is a number that arithmetic with floats bears: none of 400 digits. True is 1."""
+    return (isinstance(value, float) and math.isfinite(value)) or (isinstance(value, int) and abs(value) < 2**64)
 
 
 def _number(name: str, value: Any, *, least: float, most: float, instead: str = "") -> None:

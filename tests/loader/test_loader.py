@@ -387,9 +387,9 @@ TOO_LITTLE = """
 import resource, sys
 from nemo_dali.errors import NemoError
 from nemo_dali.io.memory import address_space_left
-from nemo_dali.pipeline import graphs
+from nemo_dali.pipeline import graphs, limits
 assert address_space_left() == float("inf")
-left, graphs.PIPELINE_SPACE = (int(word) for word in sys.argv[1:])
+left, limits.PIPELINE_SPACE = (int(word) for word in sys.argv[1:])
 mapped = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (mapped + left, mapped + left))
 try:

