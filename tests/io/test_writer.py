@@ -1,5 +1,6 @@
 """Writing files of ours: whole or not at all, the same bytes each time, and open to h5py."""
 
+import json
 import os
 import re
 import signal
@@ -9,12 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import xxhash
 
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.index import UNFINISHED
 from nemo_dali.io.writer import write_h5
 from tests.helpers import fork_server
-from tests.helpers.h5_files import KIND, assert_views_agree, begin, content, fill, opened, write
+from tests.helpers.h5_files import ATTRIBUTES, KIND, assert_views_agree, begin, content, fill, opened, write
 from tests.helpers.lanes import lanes
 
 
@@ -27,6 +29,28 @@ def test_h5py_shows_what_the_index_says(tmp_path: Path) -> None:
         offsets = file["group/names_offsets"][:]
         names = [file["group/names"][a:b].tobytes().decode() for a, b in pairwise(offsets)]
     assert names == ["", "blue jay", "größer 犬"]
+
+
+def test_a_reader_written_from_the_description_alone_finds_everything(tmp_path: Path) -> None:
+    """docs/file-formats.md."""
+    values = np.arange(60, dtype=np.int32).reshape(20, 3)
+    write(tmp_path / "a.h5", values)
+    raw = (tmp_path / "a.h5").read_bytes()
+    line, rest = raw.split(b"\n", 1)
+    kind, version, user_block, length, digest = line.split()
+    text = rest[: int(length)]
+    assert (kind, version, int(user_block)) == (b"nemo-dali/test", b"3", 16384)
+    assert digest.decode() == xxhash.xxh3_64_hexdigest(text)
+    found = {}
+    for name, entry in json.loads(text)["arrays"].items():
+        count = int(np.prod(entry["shape"]))
+        array = np.frombuffer(raw, entry["dtype"], count, entry["offset"]).reshape(entry["shape"])
+        assert xxhash.xxh3_64_hexdigest(array.tobytes()) == entry["checksum"]
+        found[name] = array
+    np.testing.assert_array_equal(found["values"], values)
+    begins = found["group/names_offsets"].tolist()
+    assert [found["group/names"][a:b].tobytes().decode() for a, b in pairwise(begins)] == ["", "blue jay", "größer 犬"]
+    assert json.loads(text)["attributes"] == ATTRIBUTES
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
