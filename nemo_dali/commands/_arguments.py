@@ -111,6 +111,7 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="photos, by file name; for a folder")
     parser.add_argument("--verify", action="store_true", help="decode every photo")
+    parser.add_argument("--skip-empty", action="store_true", help="skip sentences without text, and refs without any")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave corrupt photos out")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.ris.h5")
 

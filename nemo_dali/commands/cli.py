@@ -157,6 +157,7 @@ def _index(options: argparse.Namespace) -> None:
         split_by=options.split_by,
         split=options.split,
         leave_out=options.leave_out,
+        skip_empty=options.skip_empty,
     )
     report = index_dataset(
         annotations,

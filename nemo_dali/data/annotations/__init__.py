@@ -25,6 +25,7 @@ def read_annotations(
     split_by: str | None = None,
     split: str | None = None,
     leave_out: Sequence[str] = (),
+    skip_empty: bool = False,
 ) -> Annotations:
     """Read one split of a data set in any of the layouts.
 
@@ -33,6 +34,8 @@ def read_annotations(
             ``read_cris_lmdb``.
         images: the folder of photos; photos of an LMDB are written there.
         dataset, split_by, leave_out: for ``read_refer`` only; the first two must be given then.
+        skip_empty: skip sentences without text, and refs without a sentence, instead of refusing them; the log says how
+            many.
         split: must be given for ``read_refer``; ``train`` by default for JSON lines; an LMDB is one split.
 
     Raises:
@@ -46,13 +49,16 @@ def read_annotations(
             if value:
                 raise ValueError(f"{name} ({value}) must be left out with {source.name}")
         if source.suffix == ".jsonl":
-            return read_json_lines(source, images=images, split=DEFAULT_SPLIT if split is None else split)
+            split = DEFAULT_SPLIT if split is None else split
+            return read_json_lines(source, images=images, split=split, skip_empty=skip_empty)
         if split not in (None, source.stem):
             raise ValueError(f"split ({split}) must be left out with {source.name}, which holds one split")
-        return read_cris_lmdb(source, images=images)
+        return read_cris_lmdb(source, images=images, skip_empty=skip_empty)
     if source.is_file():
         raise AnnotationError(f"{source} is neither a folder, nor a .jsonl file, nor a .lmdb. Check the path.")
     if dataset is None or split_by is None or split is None:
         given = f"dataset ({dataset}), split_by ({split_by}) and split ({split})"
         raise ValueError(f"{given} must be given with {source}, a folder in REFER's layout")
-    return read_refer(source, dataset=dataset, split_by=split_by, split=split, leave_out=leave_out)
+    return read_refer(
+        source, dataset=dataset, split_by=split_by, split=split, leave_out=leave_out, skip_empty=skip_empty
+    )

@@ -3,6 +3,7 @@
 Values are never printed: the ``repr`` of a hostile one may be endless.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from nemo_dali.data.columns import MAX_SIDE, is_inside, is_storable
 from nemo_dali.errors import AnnotationError
 from nemo_dali.io.files import read_regular
+
+logger = logging.getLogger("nemo_dali")
 
 MAX_NAME = 1000  # characters of a photo's file name; a path may have 4,095 bytes
 MAX_TEXT = 10_000  # characters of an expression or another text; the longest published expression has a few hundred
@@ -90,6 +93,55 @@ def photo_name(record: Any, key: str, where: str) -> str:
     if not is_inside(name):
         raise AnnotationError(f"{where} has the file name {name!r}, which leaves the folder of photos. Check the file.")
     return name
+
+
+class EmptyTexts:
+    """Sentences without text, and refs without a sentence: refused, or skipped and counted.
+
+    Args:
+        skip: skip them.
+        remedy: what to do about them in the file, as a sentence.
+    """
+
+    def __init__(self, *, skip: bool, remedy: str) -> None:
+        self._skip, self._remedy = skip, remedy
+        self.sentences = self.refs = 0
+
+    def has_text(self, text: str, where: str) -> bool:
+        """Whether a sentence has text.
+
+        Raises:
+            AnnotationError: it has none, and is not to be skipped.
+        """
+        if text.strip():
+            return True
+        if not self._skip:
+            raise AnnotationError(f"{where} is empty. {self._remedy} Or skip all such with --skip-empty.")
+        self.sentences += 1
+        return False
+
+    def skip_ref(self, where: str, *, always: bool = False) -> None:
+        """Count a ref that has no sentence.
+
+        Args:
+            always: its publisher says that such are to be skipped.
+
+        Raises:
+            AnnotationError: it is not to be skipped.
+        """
+        if not (self._skip or always):
+            raise AnnotationError(f"{where} has no sentence. {self._remedy} Or skip all such with --skip-empty.")
+        self.refs += 1
+
+    def report(self, path: Path) -> None:
+        """Say what was skipped, if anything was."""
+        if self.sentences or self.refs:
+            logger.warning(
+                "%s: %d sentences without text and %d refs without a sentence were skipped",
+                path,
+                self.sentences,
+                self.refs,
+            )
 
 
 def no_split(path: Path, split: str, found: Iterable[str], unit: str) -> AnnotationError:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from nemo_dali.data.annotations._lmdb import Lmdb
-from nemo_dali.data.annotations._untrusted import checked, field, photo_name
+from nemo_dali.data.annotations._untrusted import EmptyTexts, checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.data.photo_file import open_photo
 from nemo_dali.data.rle import area, of_pixels
@@ -37,13 +37,14 @@ def is_lmdb(path: Path) -> bool:
     return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
-def read_cris_lmdb(path: str | Path, *, images: str | Path) -> Annotations:
+def read_cris_lmdb(path: str | Path, *, images: str | Path, skip_empty: bool = False) -> Annotations:
     """Read an LMDB, and extract its photos.
 
     Args:
         path: ``train.lmdb`` say, a file or a folder.
         images: the folder that the photos go to, made if need be. A photo is written once, under its name in the LMDB;
             where that name is taken by other content, with a part of its hash in the name. Nothing is overwritten.
+        skip_empty: skip sentences without text, and refs without any, instead of refusing them.
 
     Raises:
         AnnotationError: it is no such LMDB, damaged, hostile, or written by pyarrow.
@@ -60,14 +61,14 @@ def read_cris_lmdb(path: str | Path, *, images: str | Path) -> Annotations:
         raise AnnotationError(f"{data} cannot be read: {error.strerror}. Check the path.") from error
     try:
         with database:
-            return _read(database, path, Path(root))
+            return _read(database, path, Path(root), EmptyTexts(skip=skip_empty, remedy="Write the LMDB again."))
     except OSError as error:
         raise NemoError(
             f"The photos of {path} cannot be written to {root}: {error.strerror}. Check --images."
         ) from error
 
 
-def _read(database: Lmdb, path: Path, root: Path) -> Annotations:
+def _read(database: Lmdb, path: Path, root: Path, empty: EmptyTexts) -> Annotations:
     keys = _keys(database, path)
     root.mkdir(parents=True, exist_ok=True)
     image_id_of: dict[str, int] = {}  # by the name of the extracted file
@@ -76,6 +77,8 @@ def _read(database: Lmdb, path: Path, root: Path) -> Annotations:
     for number, key in enumerate(progress(keys, total=len(keys), what="extracting photos", unit="ref")):
         where = f"value {number} of {path}"
         record = _value(database, key, where)
+        if not (sentences := _sentences(record, where, empty)):
+            continue
         content = field(record, "img", bytes, where)
         size = _size(content, where)
         name = _extract(root, photo_name(record, "img_name", where), content)
@@ -86,10 +89,13 @@ def _read(database: Lmdb, path: Path, root: Path) -> Annotations:
                 ref_id=field(record, "seg_id", int, where),
                 image_id=image_id,
                 runs=_mask(field(record, "mask", bytes, where), size, where),
-                sentences=_sentences(record, where),
+                sentences=sentences,
                 category=field(record, "cat", int, where),
             )
         )
+    empty.report(path)
+    if not refs:
+        raise AnnotationError(f"No ref of {path} has a sentence. Write the LMDB again.")
     twice = [ref_id for ref_id, count in Counter(ref.ref_id for ref in refs).items() if count > 1]
     if twice:
         raise AnnotationError(f"{path} has ref {twice[0]} twice. Write the LMDB again.")
@@ -129,16 +135,16 @@ def _value(database: Lmdb, key: bytes, where: str) -> Any:
     return unpickle_builtins(value, where)
 
 
-def _sentences(record: Any, where: str) -> list[tuple[int, str, str]]:
+def _sentences(record: Any, where: str, empty: EmptyTexts) -> list[tuple[int, str, str]]:
     sentences = field(record, "sents", list, where)
     for text in sentences:
-        if not checked(text, str, f"a sentence of {where}").strip():
-            raise AnnotationError(f"{where} has an empty sentence. Write the LMDB again.")
-    if not sentences:
-        raise AnnotationError(f"{where} has no sentence. Write the LMDB again.")
+        checked(text, str, f"a sentence of {where}")
     if (number := field(record, "num_sents", int, where)) != len(sentences):
         raise AnnotationError(f"{where} has {len(sentences)} sentences, but says {number}. Write the LMDB again.")
-    return [(-1, text, text) for text in sentences]
+    kept = [(-1, text, text) for text in sentences if empty.has_text(text, f"a sentence of {where}")]
+    if not kept:
+        empty.skip_ref(where)
+    return kept
 
 
 def _size(content: bytes, where: str) -> tuple[int, int]:

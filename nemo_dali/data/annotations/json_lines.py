@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.data.annotations._untrusted import (
+    EmptyTexts,
     RunBudget,
     checked,
     field,
@@ -51,7 +52,9 @@ class _Line(NamedTuple):
     categories: set[str]  # of objects in the photo
 
 
-def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAULT_SPLIT) -> Annotations:
+def read_json_lines(
+    path: str | Path, *, images: str | Path, split: str = DEFAULT_SPLIT, skip_empty: bool = False
+) -> Annotations:
     """Read one split of a file of JSON lines.
 
     Every line is checked, whatever its split, so that ids do not depend on the split.
@@ -61,19 +64,22 @@ def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAUL
         images: the folder, or the address s3://bucket/prefix, that photos are relative to. The sizes of those without
             ``width`` and ``height`` are read from there.
         split: lines whose ``split`` is this; a line without one is of ``train``.
+        skip_empty: skip expressions without text, and lines without any, instead of refusing them.
 
     Raises:
         AnnotationError: a line cannot be used; the message gives its number.
         PhotoError: a photo whose size is needed cannot be read.
     """
     path = Path(path)
-    lines = _read_lines(path)
+    empty = EmptyTexts(skip=skip_empty, remedy="Mend the line.")
+    lines = _read_lines(path, empty)
+    empty.report(path)
     ref_ids = _ids(lines, "ref_id", [f"line {number}" for number in range(len(lines))])
     image_ids = _ids(lines, "image_id", [line.photo for line in lines])
     names = sorted(set[str]().union(*(line.categories for line in lines)))
     category_row = {name: row for row, name in enumerate(names)}
     first_sentence = np.cumsum([1] + [len(line.expressions) for line in lines]).tolist()
-    chosen = [number for number, line in enumerate(lines) if line.split == split]
+    chosen = [number for number, line in enumerate(lines) if line.split == split and line.expressions]
     if not chosen:
         raise no_split(path, split, [line.split for line in lines], "lines")
     sizes = _sizes([lines[number] for number in chosen], image_root(images))
@@ -90,6 +96,7 @@ def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAUL
                 ann_id=line.record.get("ann_id", -1),
                 category=-1 if category is None else category_row[category],
                 source=line.record.get("source", ""),
+                no_target=int(line.record.get("no_target", -1)),
             )
         )
     columns = in_columns(
@@ -102,7 +109,7 @@ def read_json_lines(path: str | Path, *, images: str | Path, split: str = DEFAUL
     return replace(columns, box_format="xywh") if any("box" in lines[number].record for number in chosen) else columns
 
 
-def _read_lines(path: Path) -> list[_Line]:
+def _read_lines(path: Path, empty: EmptyTexts) -> list[_Line]:
     lines = []
     for number, text in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if text.strip():
@@ -111,23 +118,23 @@ def _read_lines(path: Path) -> list[_Line]:
                 record = json.loads(text.decode())
             except (ValueError, RecursionError) as error:
                 raise AnnotationError(f"{where} is not valid JSON ({error}). Mend the line.") from error
-            lines.append(_line(record, where))
+            lines.append(_line(record, where, empty))
     if not lines:
         raise AnnotationError(f"{path} has no line. Write one JSON object per ref.")
     return lines
 
 
-def _line(record: Any, where: str) -> _Line:
+def _line(record: Any, where: str, empty: EmptyTexts) -> _Line:
     photo = photo_name(record, "photo", where)
     unknown = sorted(set(record) - KEYS)
     if unknown:
         raise AnnotationError(f"{where} has the unknown key {unknown[0][:40]!r}. Known are {named(sorted(KEYS))}.")
     expressions = field(record, "expressions", list, where)
     for text in expressions:
-        if not checked(text, str, f"an expression of {where}").strip():
-            raise AnnotationError(f"{where} has an empty expression. Remove it.")
+        checked(text, str, f"an expression of {where}")
+    expressions = [text for text in expressions if empty.has_text(text, f"an expression of {where}")]
     if not expressions:
-        raise AnnotationError(f"{where} has no expression. Add one or remove the line.")
+        empty.skip_ref(where)
     if ("width" in record) != ("height" in record):
         raise AnnotationError(f"{where} has only one of 'width' and 'height'. Give both or none.")
     for key, kind in (("ref_id", int), ("ann_id", int), ("image_id", int), ("source", str), ("no_target", bool)):

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.data.annotations._untrusted import (
+    EmptyTexts,
     RunBudget,
     checked,
     field,
@@ -41,7 +42,13 @@ logger = logging.getLogger("nemo_dali")
 
 
 def read_refer(
-    root: str | Path, *, dataset: str, split_by: str, split: str, leave_out: Sequence[str] = ()
+    root: str | Path,
+    *,
+    dataset: str,
+    split_by: str,
+    split: str,
+    leave_out: Sequence[str] = (),
+    skip_empty: bool = False,
 ) -> Annotations:
     """Read one split of RefCOCO, RefCOCO+, RefCOCOg, RefCLEF, gRefCOCO or Ref-ZOM.
 
@@ -56,6 +63,8 @@ def read_refer(
             ``final``.
         split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``.
         leave_out: file names of photos that are left out with their refs.
+        skip_empty: skip sentences without text, and refs without a sentence, instead of refusing them. Refs of gRefCOCO
+            without a sentence are always skipped, as its authors do.
 
     Raises:
         AnnotationError: a file is missing, malformed or hostile, the split does not exist, or refs, annotations and
@@ -69,7 +78,10 @@ def read_refer(
     refs = _select_split(_read_refs(refs_path), split, refs_path)
     instances = _read_instances(folder / "instances.json")
     refs = _without(refs, leave_out, refs_path, instances)
-    return _columns(refs, refs_path, instances, name=f"{dataset}-{split_by}-{split}")
+    empty = EmptyTexts(skip=skip_empty, remedy="Remove it from the file.")
+    columns = _columns(refs, refs_path, instances, empty, name=f"{dataset}-{split_by}-{split}")
+    empty.report(refs_path)
+    return columns
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -167,13 +179,16 @@ def _without(refs: list[Any], names: Sequence[str], refs_path: Path, instances: 
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-def _columns(refs: list[Any], refs_path: Path, instances: _Instances, *, name: str) -> Annotations:
+def _columns(refs: list[Any], refs_path: Path, instances: _Instances, empty: EmptyTexts, *, name: str) -> Annotations:
     category_row = {category_id: row for row, category_id in enumerate(instances.categories)}
     generalised, zom = refs_path.name.startswith("grefs"), any("source" in ref for ref in refs)
     records = [
-        _ref(ref, refs_path, instances, category_row, generalised=generalised, zom=zom)
+        _ref(ref, refs_path, instances, category_row, empty, generalised=generalised, zom=zom)
         for ref in progress(refs, total=len(refs), what="reading refs", unit="ref")
     ]
+    records = [record for record in records if record.sentences]
+    if not records:
+        raise AnnotationError(f"No ref of the split has a sentence in {refs_path}. Check the file.")
     twice = [ref_id for ref_id, count in Counter(record.ref_id for record in records).items() if count > 1]
     if twice and (generalised or zom):  # their publishers' readers go on too
         logger.warning("%s: %d ref ids come more than once; every ref is kept", refs_path, len(twice))
@@ -188,8 +203,16 @@ def _columns(refs: list[Any], refs_path: Path, instances: _Instances, *, name: s
 
 
 def _ref(
-    ref: Any, refs_path: Path, instances: _Instances, category_row: dict[int, int], *, generalised: bool, zom: bool
+    ref: Any,
+    refs_path: Path,
+    instances: _Instances,
+    category_row: dict[int, int],
+    empty: EmptyTexts,
+    *,
+    generalised: bool,
+    zom: bool,
 ) -> RefRecord:
+    """A ref as its file has it; without sentences where it is to be skipped."""
     ref_id = field(ref, "ref_id", int, f"a ref of {refs_path}")
     where = f"ref {ref_id} of {refs_path}"
     image_id = field(ref, "image_id", int, where)
@@ -210,12 +233,30 @@ def _ref(
         ref_id=ref_id,
         image_id=image_id,
         runs=_mask(annotations, image_id, where, instances, skip_crowds=generalised) if ann_ids else None,
-        sentences=_sentences(ref, where),
+        sentences=_sentences(ref, where, empty, generalised=generalised),
         ann_id=ann_ids[0] if len(set(ann_ids)) == 1 else -1,
         category=min(categories) if len(categories) == 1 else -1,
         source=source,
         distractors=distractors,
+        no_target=_no_target(ref, where, named=bool(ann_ids)),
     )
+
+
+def _no_target(ref: Any, where: str, *, named: bool) -> int:
+    """The ref's own field of that name, 0 or 1; -1 where it has none.
+
+    Args:
+        named: the ref names annotations.
+    """
+    if "no_target" not in ref:
+        return -1
+    said = ref["no_target"]
+    if type(said) not in (bool, int) or said not in (0, 1):
+        raise AnnotationError(f"'no_target' of {where} is neither true nor false. Check the file.")
+    if bool(said) == named:
+        what = "names annotations" if named else "names none"
+        raise AnnotationError(f"{where} {what}, but its 'no_target' is {bool(said)}. Get the file again.")
+    return int(said)
 
 
 def _generalised_targets(ref: Any, where: str) -> list[int]:
@@ -299,18 +340,21 @@ def _mask(
     return merged
 
 
-def _sentences(ref: Any, where: str) -> list[tuple[int, str, str]]:
-    """(sent_id, text, raw) of each of the ref's sentences."""
+def _sentences(ref: Any, where: str, empty: EmptyTexts, *, generalised: bool) -> list[tuple[int, str, str]]:
+    """(sent_id, text, raw) of each of the ref's sentences; none where the ref is to be skipped.
+
+    gRefCOCO is published with refs that have none; its authors skip them.
+    """
     rows = []
     for sentence in field(ref, "sentences", list, where):
         sent_id = field(sentence, "sent_id", int, f"a sentence of {where}")
         its = f"sentence {sent_id} of {where}"
         text = field(sentence, "sent", str, its)
-        if not text.strip():
-            raise AnnotationError(f"{its} is empty. Remove it from the file.")
+        if not empty.has_text(text, its):
+            continue
         rows.append((sent_id, text, field(sentence, "raw", str, its) if "raw" in sentence else text))
     if not rows:
-        raise AnnotationError(f"{where} has no sentence. Remove it from the file.")
+        empty.skip_ref(where, always=generalised and not ref["sentences"])
     return rows
 
 

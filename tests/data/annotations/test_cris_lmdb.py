@@ -154,6 +154,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         read_cris_lmdb(path, images="s3://bucket/photos")
 
 
+def test_empty_sentences_are_skipped_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given, _ = records()
+    given[0].update(sents=["", " "], num_sents=2)
+    path = write(tmp_path / "train.lmdb", given)
+    found = read_cris_lmdb(path, images=tmp_path / "photos", skip_empty=True)
+    assert found.refs.ref_id.tolist() == [record["seg_id"] for record in given[1:]]
+    assert "2 sentences without text and 1 refs without a sentence were skipped" in caplog.text
+
+
 class Hostile:
     def __reduce__(self) -> Any:
         return os.system, ("touch hacked",)
@@ -173,9 +182,9 @@ class Hostile:
         ({"seg_id": 99}, "train.lmdb has ref 99 twice"),
         ({"seg_id": "5"}, "'seg_id' of value 0 of .* is a str, not a int"),
         ({"cat": None}, "'cat' of value 0 of .* is a NoneType, not a int"),
-        ({"sents": []}, "value 0 of .* has no sentence"),
+        ({"sents": [], "num_sents": 0}, "value 0 of .* has no sentence.* --skip-empty"),
         ({"num_sents": 2}, "value 0 of .* has 1 sentences, but says 2"),
-        ({"sents": [" "]}, "value 0 of .* has an empty sentence"),
+        ({"sents": [" "]}, "a sentence of value 0 of .* is empty.* --skip-empty"),
         ({"sents": [5]}, "a sentence of value 0 of .* is a int, not a str"),
         ({"sents": Hostile()}, r"value 0 of .*train.lmdb wants to use 'posix.system', which no annotation file needs"),
         ({"cat": np.int64(3)}, r"value 0 of .*train.lmdb wants to use 'numpy.*'"),

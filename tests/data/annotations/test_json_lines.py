@@ -68,6 +68,7 @@ def test_columns_hold_what_the_lines_hold(photos: Path) -> None:
     assert found.images.width.tolist() == [WIDTH] * 2 and found.images.height.tolist() == [HEIGHT] * 2
     assert found.refs.ref_id.tolist() == [1, 3, 4]  # line 2 is of another split, but counts
     assert found.refs.ann_id.tolist() == [-1, -1, 77]
+    assert found.refs.no_target.tolist() == [-1, 1, 0]
     assert found.refs.empty.tolist() == [0, 1, 0] and found.refs.rle_count[1] == 0
     assert list(found.refs.source) == ["", "made up", ""]
     assert found.sentences.sent_id.tolist() == [1, 2, 5, 6]
@@ -141,6 +142,15 @@ def test_the_command_and_the_file_that_it_writes(photos: Path, capsys: pytest.Ca
     assert "has no split 'test'; it has train (2 lines), val (1 lines)" in capsys.readouterr().err
 
 
+def test_empty_expressions_are_skipped_on_request(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = photos.parent / "mine.jsonl"
+    lines = [line(expressions=["a", " "]), line(expressions=[""]), line(expressions=["b"], photo="c.jpg")]
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found = read_json_lines(path, images=photos, skip_empty=True)
+    assert list(found.sentences.text) == ["a", "b"] and found.refs.ref_id.tolist() == [1, 3]
+    assert "2 sentences without text and 1 refs without a sentence were skipped" in caplog.text
+
+
 # Lines that cannot be used. Those of the first list break the schema, too; of the others it cannot tell.
 WRONG = [
     ("7", "line 2 of .* is a int, not a record"),
@@ -150,8 +160,8 @@ WRONG = [
     (line(photo="../a.jpg"), "line 2 of .* has the file name '../a.jpg', which leaves the folder"),
     (line(expressions=None), "line 2 of .* has no 'expressions'"),
     (line(expressions="red cup"), "'expressions' of line 2 of .* is a str, not a list"),
-    (line(expressions=[]), "line 2 of .* has no expression"),
-    (line(expressions=["a", " "]), "line 2 of .* has an empty expression"),
+    (line(expressions=[]), "line 2 of .* has no sentence.* --skip-empty"),
+    (line(expressions=["a", " "]), "an expression of line 2 of .* is empty.* --skip-empty"),
     (line(expressions=[5]), "an expression of line 2 of .* is a int, not a str"),
     (line(expressions=["a\0b"]), "an expression of line 2 of .* holds a null character"),
     (line(mask=None), "line 2 of .* has no mask. Give one of 'mask', 'box' and"),

@@ -250,7 +250,10 @@ def only_crowds(refs: list[Any], instances: dict[str, list[Any]]) -> None:
         ("grefcoco", ref(0, ann_id=[300, 5]), "ref 70 of .* names annotation 5, which .* lacks"),
         ("grefcoco", ref(0, ann_id=[300, 306]), r"ref 70 of .* is about photo \d+, but annotation 306 of .* about"),
         ("grefcoco", ref(1, image_id=5), "ref 72 of .* names photo 5, which .* lacks"),
-        ("grefcoco", ref(1, sentences=[]), "ref 72 of .* has no sentence"),
+        ("grefcoco", ref(1, no_target=False), "ref 72 of .* names none, but its 'no_target' is False"),
+        ("grefcoco", ref(0, no_target=True), "ref 70 of .* names annotations, but its 'no_target' is True"),
+        ("grefcoco", ref(1, no_target="yes"), "'no_target' of ref 72 of .* is neither true nor false"),
+        ("ref-zom", ref(1, sentences=[]), "ref 72 of .* has no sentence.* --skip-empty"),
         ("grefcoco", blank, "The mask of ref 70 of .* has no pixel, though the ref has a target"),
         ("grefcoco", only_crowds, "ref 70 of .* names only annotations of crowds"),
         ("ref-zom", ref(0, ann_id=[]), "ref 70 of .* names no annotation, but its 'source' is not 'zero'"),
@@ -266,6 +269,46 @@ def test_refs_that_do_not_fit_are_told_in_one_sentence(tmp_path: Path, layout: s
     with pytest.raises(AnnotationError, match=reason) as caught:
         read(write(tmp_path, layout, edit), layout)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["grefcoco", "grefcoco-pickle"])
+def test_refs_of_grefcoco_without_a_sentence_are_skipped_as_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, layout: str
+) -> None:
+    files = write(tmp_path, layout, ref(2, sentences=[]))
+    found = read(files, layout)
+    assert found.refs.ref_id.tolist() == [ref["ref_id"] for ref in files.refs if ref["sentences"]]
+    assert found.sentences.ref.max() == len(found.refs.ref_id) - 1 == len(files.refs) - 2
+    assert "0 sentences without text and 1 refs without a sentence were skipped" in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["grefcoco", "ref-zom"])
+def test_empty_sentences_are_skipped_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture, layout: str) -> None:
+    def edit(refs: list[Any], _: Any) -> None:
+        refs[0]["sentences"][0]["sent"] = " "
+        for sentence in refs[3]["sentences"]:
+            sentence["sent"] = ""
+
+    files = write(tmp_path, layout, edit)
+    with pytest.raises(AnnotationError, match=r"sentence \d+ of ref \d+ of .* is empty\. .* --skip-empty\."):
+        read(files, layout)
+    found = read(files, layout, skip_empty=True)
+    texts = [s["sent"] for number, ref in enumerate(files.refs) if number != 3 for s in ref["sentences"]]
+    assert list(found.sentences.text) == [text for text in texts if text.strip()]
+    empty = 1 + len(files.refs[3]["sentences"])
+    assert f"{empty} sentences without text and 1 refs without a sentence were skipped" in caplog.text
+
+
+def test_the_published_field_no_target_is_kept(tmp_path: Path) -> None:
+    def edit(refs: list[Any], _: Any) -> None:
+        for number, ref in enumerate(refs):
+            if number != 2:
+                ref["no_target"] = ref["ann_id"] == [-1]
+
+    found = read(write(tmp_path, "grefcoco", edit), "grefcoco")
+    expected = found.refs.empty.astype(int)
+    expected[2] = -1
+    assert found.refs.no_target.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("key", ["ref_id", "ann_id", "category_id", "image_id", "split", "sentences", "file_name"])
