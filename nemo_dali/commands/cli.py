@@ -19,7 +19,18 @@ from nemo_dali.io.terminal import Formatter, open_closed_streams, say, say_json
 LOAD_MUCH = ("demo", "mine", "tiles", "preview", "bench loader")  # torch and DALI
 ROOM_ENOUGH = 8 * 2**30  # bytes of address space for both, built for GPUs
 LONGEST_NAME = 4096  # characters around one that is not UTF-8
-INPUTS = ("source", "dataset", "negatives", "embeddings", "exclude_photos_of", "pretrained", "model", "policy", "tiles")
+INPUTS = (
+    "source",
+    "dataset",
+    "negatives",
+    "embeddings",
+    "exclude_photos_of",
+    "leave_out",
+    "pretrained",
+    "model",
+    "policy",
+    "tiles",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,7 +167,7 @@ def _index(options: argparse.Namespace) -> None:
         dataset=options.dataset,
         split_by=options.split_by,
         split=options.split,
-        leave_out=options.leave_out,
+        leave_out=[name for name in options.leave_out if not name.endswith(".ris.h5")],
         skip_empty=options.skip_empty,
     )
     report = index_dataset(
@@ -165,11 +176,15 @@ def _index(options: argparse.Namespace) -> None:
         output=options.output,
         verify=options.verify,
         skip_corrupt=options.skip_corrupt,
+        photos_of=[name for name in options.leave_out if name.endswith(".ris.h5")],
     )
     say(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
+    for name, count in report.shared:
+        say(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
     if report.left_out:
-        names = " ".join(report.left_out)
-        say(f"left out: {len(report.left_out)} corrupt photos with {report.left_out_refs} refs: {names}")
+        say(f"left out: {len(report.left_out)} corrupt photos: {' '.join(report.left_out)}")
+    if report.left_out_refs:
+        say(f"left out with them: {report.left_out_refs} refs")
 
 
 def _mine(options: argparse.Namespace) -> None:

@@ -2,13 +2,19 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields, replace
+from itertools import compress
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.errors import PhotoError
+
 MAX_SIDE = 65535  # of a photo, in pixels: the most a JPEG can have; an area then fits a uint32
+
+
+Table = TypeVar("Table", "Images", "Refs", "Sentences")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +36,17 @@ class PhotoFiles:
     digest: npt.NDArray[np.uint8]  # [photos, 32], sha256 of the file
     orientation: npt.NDArray[np.uint8]  # EXIF's, 1 to 8; 0 where the file has none
     coco_id: npt.NDArray[np.int64]  # COCO's id of the photo, if it is called as COCO's photos are; else -1
+
+
+def shared_photos(photos: PhotoFiles, others: PhotoFiles) -> npt.NDArray[np.bool_]:
+    """Which photos are among others, bool [photos]: by COCO's id where both have one, and by the files' content.
+
+    File names do not tell: data sets call one photo differently, and different photos alike.
+    """
+    same_id = (photos.coco_id >= 0) & np.isin(photos.coco_id, others.coco_id)
+    known = set(map(bytes, others.digest))
+    shared: npt.NDArray[np.bool_] = same_id | np.array([bytes(digest) in known for digest in photos.digest], bool)
+    return shared
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,3 +203,39 @@ def is_inside(name: str) -> bool:
 def is_storable(text: str) -> bool:
     """Whether ``text`` survives UTF-8 and HDF5, which ends strings at a null character."""
     return "\0" not in text and (text.isascii() or re.search("[\ud800-\udfff]", text) is None)
+
+
+def with_photos(annotations: Annotations, keep: npt.NDArray[np.bool_]) -> Annotations:
+    """The same with the photos that are to be kept, bool [photos], and their refs.
+
+    Raises:
+        PhotoError: there is none.
+    """
+    images, refs = annotations.images, annotations.refs
+    keep_ref = keep[refs.image]
+    if not keep_ref.any():
+        raise PhotoError("No photo is left, so there is nothing to index. Replace corrupt ones, or leave fewer out.")
+    kept_images, kept_refs = _rows(images, keep), _rows(refs, keep_ref)
+    new_row = np.cumsum(keep_ref, dtype=np.int32) - 1
+    kept_sentences = _rows(annotations.sentences, np.repeat(keep_ref, refs.sentence_count))
+    return replace(
+        annotations,
+        images=replace(kept_images, category_begin=begins(kept_images.category_count)),
+        refs=replace(
+            kept_refs,
+            image=(np.cumsum(keep, dtype=np.int32) - 1)[kept_refs.image],
+            sentence_begin=begins(kept_refs.sentence_count),
+            rle_begin=begins(kept_refs.rle_count),
+        ),
+        sentences=replace(kept_sentences, ref=new_row[kept_sentences.ref]),
+        image_categories=annotations.image_categories[np.repeat(keep, images.category_count)],
+        rle_counts=annotations.rle_counts[np.repeat(keep_ref, refs.rle_count)],
+    )
+
+
+def _rows(table: Table, keep: npt.NDArray[np.bool_]) -> Table:
+    """The rows of every column that are kept."""
+    columns: dict[str, Any] = {f.name: getattr(table, f.name) for f in fields(table)}
+    for name, column in columns.items():
+        columns[name] = column[keep] if isinstance(column, np.ndarray) else list(compress(column, keep))
+    return type(table)(**columns)

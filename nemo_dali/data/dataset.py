@@ -8,9 +8,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import compress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +24,8 @@ from nemo_dali.data.columns import (
     begins,
     coco_id,
     is_inside,
+    shared_photos,
+    with_photos,
 )
 from nemo_dali.data.photos import batch_error, check_photos
 from nemo_dali.data.s3 import check_names, image_root, is_remote
@@ -64,8 +65,6 @@ COLUMNS = {
 }
 PHOTO_COLUMNS = {"images/orientation": "|u1", "images/coco_id": "<i8"}
 OTHER_COLUMNS = {"image_categories": "<i4", "categories/id": "<i8", "categories/name": "", "rle/counts": "<u4"}
-
-Table = TypeVar("Table", Images, Refs, Sentences)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -270,7 +269,8 @@ class IndexReport:
     refs: int
     sentences: int
     left_out: tuple[str, ...]  # file names of corrupt photos
-    left_out_refs: int
+    left_out_refs: int  # of these and of the following
+    shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
 
 
 def index_dataset(
@@ -280,6 +280,7 @@ def index_dataset(
     output: str | Path,
     verify: bool = False,
     skip_corrupt: bool = False,
+    photos_of: Sequence[str | Path] = (),
 ) -> IndexReport:
     """Check every photo against its annotation and write the data set file.
 
@@ -288,6 +289,7 @@ def index_dataset(
         output: the .ris.h5 file; one that exists is replaced only when the new one is complete.
         verify: decode every photo instead of only reading its header.
         skip_corrupt: leave out photos that cannot be read, with their refs, instead of failing.
+        photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:
         PhotoError: a photo is missing, cannot be read, or has another size than annotated.
@@ -298,14 +300,20 @@ def index_dataset(
         raise PhotoError(f"{root} is no folder of photos. Say where they are with --images.")
     check_names(root, annotations.images.file_name)
     output = Path(output)
+    others = [Dataset.open(path) for path in photos_of]
     with write_h5(output, format=FORMAT, version=VERSION) as write:
         checked = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
-        kept = _without(annotations, checked.corrupt)
-        files = PhotoFiles(
-            digest=np.delete(checked.digest, checked.corrupt, axis=0),
-            orientation=np.delete(checked.orientation, checked.corrupt),
-            coco_id=np.array([coco_id(name) for name in kept.images.file_name], np.int64),
-        )
+        ids = np.array([coco_id(name) for name in annotations.images.file_name], np.int64)
+        files = PhotoFiles(checked.digest, checked.orientation, ids)
+        keep = np.ones(len(ids), bool)
+        keep[checked.corrupt] = False
+        shared = []
+        for other in others:
+            found = shared_photos(files, other.photo_files)
+            shared.append((other.name, int(found.sum())))
+            keep &= ~found
+        kept = with_photos(annotations, keep)
+        files = PhotoFiles(files.digest[keep], files.orientation[keep], files.coco_id[keep])
         digest = write_columns(write, kept, files, image_root=root, left_out=len(checked.corrupt))
     return IndexReport(
         output=output,
@@ -315,6 +323,7 @@ def index_dataset(
         sentences=len(kept.sentences.sent_id),
         left_out=tuple(annotations.images.file_name[row] for row in checked.corrupt),
         left_out_refs=len(annotations.refs.ref_id) - len(kept.refs.ref_id),
+        shared=tuple(shared),
     )
 
 
@@ -359,37 +368,3 @@ def _photo_columns(files: PhotoFiles) -> dict[str, npt.NDArray[Any] | list[str]]
 
 def _fingerprint(columns: Mapping[str, npt.NDArray[Any] | list[str]], exif: str) -> str:
     return fingerprint({**columns, "exif": exif})
-
-
-def _without(annotations: Annotations, photos: list[int]) -> Annotations:
-    """The same less these photos and their refs."""
-    images, refs = annotations.images, annotations.refs
-    keep = np.ones(len(images.id), bool)
-    keep[photos] = False
-    keep_ref = keep[refs.image]
-    if not keep_ref.any():
-        raise PhotoError("No photo is left, so there is nothing to index. Replace the photos.")
-    kept_images, kept_refs = _rows(images, keep), _rows(refs, keep_ref)
-    new_row = np.cumsum(keep_ref, dtype=np.int32) - 1
-    kept_sentences = _rows(annotations.sentences, np.repeat(keep_ref, refs.sentence_count))
-    return replace(
-        annotations,
-        images=replace(kept_images, category_begin=begins(kept_images.category_count)),
-        refs=replace(
-            kept_refs,
-            image=(np.cumsum(keep, dtype=np.int32) - 1)[kept_refs.image],
-            sentence_begin=begins(kept_refs.sentence_count),
-            rle_begin=begins(kept_refs.rle_count),
-        ),
-        sentences=replace(kept_sentences, ref=new_row[kept_sentences.ref]),
-        image_categories=annotations.image_categories[np.repeat(keep, images.category_count)],
-        rle_counts=annotations.rle_counts[np.repeat(keep_ref, refs.rle_count)],
-    )
-
-
-def _rows(table: Table, keep: npt.NDArray[np.bool_]) -> Table:
-    """The rows of every column that are kept."""
-    columns: dict[str, Any] = {f.name: getattr(table, f.name) for f in fields(table)}
-    for name, column in columns.items():
-        columns[name] = column[keep] if isinstance(column, np.ndarray) else list(compress(column, keep))
-    return type(table)(**columns)

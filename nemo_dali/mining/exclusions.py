@@ -1,5 +1,6 @@
 """Exclusions: photos that a sentence does not get as negatives, whatever tau and K are chosen later."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from nemo_dali.data.columns import shared_photos
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.ranking import Excluded
 from nemo_dali.mining.table_writer import rules_as_attributes
+
+logger = logging.getLogger("nemo_dali")
 
 ALWAYS = ["own photo", "photos outside the split"]  # a data set file holds the photos of its split only
 
@@ -26,7 +30,7 @@ class Exclusions:
         category: photos that show an object of the target's category.
         siblings: photos more similar than this to another sentence of the same ref: if "man in red" finds a photo, "guy
             on the left" should not get it; None: none.
-        photos_of: other data set files, whose photos are left out, by file name: what is tested on, say.
+        photos_of: other data set files, whose photos are left out, by COCO's id or by content: what is tested on, say.
     """
 
     similar_photos: float | None = None
@@ -44,7 +48,8 @@ class Exclusions:
         """For the ranking, and as attributes of the table.
 
         Raises:
-            NemoError: no ref of the data set has a category, or a file in ``photos_of`` is no data set file.
+            NemoError: no ref of the data set has a category, every photo is left out, or a file in ``photos_of`` is no
+                data set file.
         """
         words, others = list(ALWAYS), list[str]()
         shown = category = never = None
@@ -59,14 +64,20 @@ class Exclusions:
         if self.siblings is not None:
             words.append(f"photos more similar than {float(self.siblings)!r} to another sentence of the ref")
         if self.photos_of:
-            names = np.array([name.rpartition("/")[2] for name in dataset.images.file_name])
-            never = np.zeros(len(names), bool)
+            never = np.zeros(len(dataset.images.id), bool)
             for path in self.photos_of:
                 other = Dataset.open(path)
-                common = np.isin(names, [name.rpartition("/")[2] for name in other.images.file_name])
+                common = shared_photos(dataset.photo_files, other.photo_files)
+                if not common.any():
+                    logger.warning("%s has none of the photos of %s: nothing is left out for it.", dataset.path, path)
                 never |= common
                 others.append(other.fingerprint)
                 words.append(f"photos of {other.name} ({other.fingerprint[:12]}): {common.sum()}")
+        if never is not None and never.all():
+            raise NemoError(
+                f"All {len(never)} photos of {dataset.path} are among those to be left out, so there are no negatives. "
+                "Leave some of the data sets out of --exclude-photos-of."
+            )
         bounds = {"similar_above": self.similar_photos, "siblings_above": self.siblings}
         rules = rules_as_attributes(
             category=self.category, similar_photos=self.similar_photos, siblings=self.siblings, photos_of=others

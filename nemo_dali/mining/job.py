@@ -24,7 +24,7 @@ import numpy.typing as npt
 from nemo_dali._checks import LARGEST_BATCH, MOST, as_list, integer
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
-from nemo_dali.errors import FileFormatError
+from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.io.output import check_inputs
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
@@ -221,7 +221,7 @@ def _mine(
     seconds_ranking = time.monotonic() - start
 
     def report(made: Unfinished[NegativeTable]) -> MiningReport:
-        own_rank = (table := finish_table(made)).own_rank
+        own_rank = (table := _finished(made)).own_rank
         of_photos, of_sentences = stages[::2], stages[1::2]
         seconds = sum(stage.seconds for stage in of_photos)
         return MiningReport(
@@ -241,6 +241,8 @@ def _mine(
             recall_at_1=float((own_rank <= 1).mean()),
             recall_at_10=float((own_rank <= 10).mean()),
             short=int((table.neighbors[:, -1] < 0).sum()),
+            empty=int((table.neighbors[:, 0] < 0).sum()),
+            left_out=tuple(text for text in table.exclusions if text.startswith("photos of ")),
             cut=tuple(dict.fromkeys(cut)),
             recall=tuple((int(n), float(share)) for n, share in table.recall),
             advice=depth_advice(curves := measure_curves(dataset, table), propose(curves)),
@@ -249,6 +251,16 @@ def _mine(
     reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))
     assert reports[0] is not None
     return reports[0]
+
+
+def _finished(made: Unfinished[NegativeTable]) -> NegativeTable:
+    """The complete table, unless it has no candidate for any sentence."""
+    if (made.file.neighbors[:, 0] < 0).all():
+        raise NemoError(
+            f"No sentence has a candidate: all photos are left out by the exclusions. Exclude less, and remove "
+            f"{made.path}, or choose another place with -o."
+        )
+    return finish_table(made)
 
 
 def _check_progress(made: Unfinished[NegativeTable], output: Path, stages: int) -> None:

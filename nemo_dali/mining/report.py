@@ -28,13 +28,16 @@ class MiningReport:
     recall_at_1: float  # share of the sentences whose own photo comes first
     recall_at_10: float
     short: int  # sentences with fewer candidates than neighbors, because the others are excluded
+    empty: int  # of these, sentences without any
+    left_out: tuple[str, ...]  # of which other data sets photos are left out, and how many
     cut: tuple[str, ...]  # sentences with more tokens than the model takes
     recall: tuple[tuple[int, float], ...]  # (N, recall@N) of an approximate first stage
     advice: str  # on the depth
 
     def __str__(self) -> str:
         lines = [
-            f"{self.output}: {self.neighbors} negatives for each of {self.sentences} sentences, "
+            f"{self.output}: {'up to ' if self.short else ''}{self.neighbors} negatives for each of {self.sentences} "
+            "sentences, "
             f"from {self.photos} photos",
             f"own photo: median rank {self.median_rank:g}, first for {self.recall_at_1:.1%} of the sentences, "
             f"among the first ten for {self.recall_at_10:.1%}",
@@ -45,8 +48,12 @@ class MiningReport:
         if self.photos_per_s:
             slow = "reading and decoding photos" if self.starved > 0.5 else "the model"
             lines.append(f"what limited embedding photos: {slow}; the model waited {self.starved:.0%} of the time")
+        lines += [f"left out: {text}" for text in self.left_out]
         if self.short:
-            lines.append(f"{self.short} sentences have fewer candidates than {self.neighbors}: the others are excluded")
+            lines.append(
+                f"{self.short} sentences have fewer candidates than {self.neighbors}, {self.empty} of them none: the "
+                "others are excluded"
+            )
         if self.cut:
             lines.append(f"{len(self.cut)} sentences are longer than the model takes and were cut: '{self.cut[0]}' ...")
         if self.recall:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.columns import Annotations, coco_id
 from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, PHOTO_COLUMNS, Dataset, IndexReport, index_dataset
@@ -309,6 +310,28 @@ def test_corrupt_photos_are_left_out_on_request(files: ReferFiles, output: Path)
     assert not gone & set(found.images.file_name)
 
 
+def test_the_photos_of_other_data_sets_are_left_out_with_their_refs(
+    tmp_path: Path, files: ReferFiles, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index(files, output)
+    other = tmp_path / "other.ris.h5"
+
+    def keep_two(parts: Parts) -> None:
+        parts.arrays["images/coco_id"][2:] = -1
+        parts.arrays["images/digest"][2:] = 0
+
+    forge(output, keep_two, other)
+    words = ["index", files.root, "--dataset", "refcoco", "--split-by", "unc", "--split", "train"]
+    words += ["--images", files.photos, "--leave-out", other, "-o", tmp_path / "b.ris.h5"]
+    assert main([str(word) for word in words]) == 0
+    assert "left out: 2 photos of refcoco-unc-train\nleft out with them: 4 refs\n" in capsys.readouterr().out
+    whole, rest = Dataset.open(output), Dataset.open(tmp_path / "b.ris.h5")
+    assert rest.images.id.tolist() == whole.images.id.tolist()[2:]
+    np.testing.assert_array_equal(rest.photo_files.digest, whole.photo_files.digest[2:])
+    assert main([str(word) for word in [*words[:-3], output, "-o", tmp_path / "c.ris.h5"]]) == 1
+    assert "No photo is left" in capsys.readouterr().err
+
+
 def test_nothing_to_index_is_an_error(files: ReferFiles, output: Path) -> None:
     for photo in files.photos.iterdir():
         empty(photo)
@@ -447,6 +470,7 @@ def test_a_file_cut_short_anywhere_is_refused(files: ReferFiles, output: Path) -
 
 INDEX = """
 import sys
+from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import index_dataset
 annotations = read_refer(sys.argv[1], dataset="refcoco", split_by="unc", split="train")

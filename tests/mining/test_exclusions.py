@@ -1,19 +1,16 @@
 """Exclusions as a user asks for them: what they leave out, and what the table says."""
 
-import json
-
 import numpy as np
 import pytest
 
 from nemo_dali.commands.cli import main
-from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.mining.exclusions import ALWAYS, Exclusions
 from nemo_dali.mining.job import mine
 from nemo_dali.mining.table import NegativeTable
 from tests.helpers.files import index_refer
-from tests.helpers.refer import write_refer
+from tests.helpers.forged import forge
 
 
 @pytest.fixture(scope="module")
@@ -82,31 +79,6 @@ def test_photos_that_another_sentence_of_the_ref_finds(dataset, clip, tmp_path):
     assert table.exclusions[-1] == f"photos more similar than {float(bound)!r} to another sentence of the ref"
 
 
-def test_photos_of_another_data_set(dataset, clip, tmp_path):
-    """By name, wherever they lie there."""
-
-    def rename(refs, instances):
-        for number, photo in enumerate(instances["images"]):
-            if number % 2:
-                photo["file_name"] = f"other_{photo['file_name']}"
-
-    opened = Dataset.open(dataset)
-    (tmp_path / "other").mkdir()
-    other = write_refer(tmp_path / "other", photos=14, split="val")
-    for number, photo in enumerate(other.instances["images"]):
-        if number % 2:
-            (other.photos / photo["file_name"]).rename(other.photos / f"other_{photo['file_name']}")
-    rename(None, other.instances)
-    (other.root / "refcoco" / "instances.json").write_text(json.dumps(other.instances))
-    annotations = read_refer(other.root, dataset="refcoco", split_by="unc", split="val")
-    index_dataset(annotations, images=other.photos, output=tmp_path / "val.ris.h5")
-    common = {row for row, name in enumerate(opened.images.file_name) if name in annotations.images.file_name}
-    assert len(common) == 7
-    table, _ = mined(dataset, clip, tmp_path, photos_of=[tmp_path / "val.ris.h5"])
-    assert rows(table) == [every - common for every in others(opened)]
-    assert table.exclusions[-1].startswith("photos of refcoco-unc-val (") and table.exclusions[-1].endswith("): 7")
-
-
 def test_without_categories_they_cannot_be_excluded(tmp_path, clip):
     def forget(refs, instances):
         instances["categories"] = []
@@ -127,10 +99,61 @@ def test_bounds_out_of_range(name, bound):
         Exclusions(**{name: bound})
 
 
-def test_the_command_takes_them_all(dataset, clip, tmp_path):
+def test_the_command_takes_them_all(dataset, clip, tmp_path, capsys):
     weights = ["--model", clip[0] / "tiny.json", "--pretrained", clip[0] / "tiny.pt"]
     rules = ["--exclude-similar-photos", 0.99, "--exclude-category", "--exclude-siblings", 0.5]
-    words = ["mine", dataset, *weights, *rules, "--exclude-photos-of", dataset, "-o", tmp_path / "a.neg.h5"]
-    assert main([str(word) for word in words]) == 0
+    opened = Dataset.open(dataset)
+
+    def keep_three(parts):
+        names = parts.strings("images/file_name")
+        parts.set_strings("images/file_name", [name if row < 3 else f"x{row}.jpg" for row, name in enumerate(names)])
+        parts.arrays["images/coco_id"][3:] = -1
+        parts.arrays["images/digest"][3:] = 0
+
+    forge(dataset, keep_three, tmp_path / "three.ris.h5")
+    words = ["mine", dataset, *weights, *rules, "--exclude-photos-of", tmp_path / "three.ris.h5"]
+    assert main([str(word) for word in [*words, "-o", tmp_path / "a.neg.h5"]]) == 0
     table = NegativeTable.open(tmp_path / "a.neg.h5")
-    assert len(table.exclusions) == 6 and (np.asarray(table.neighbors) == -1).all()  # its own photos are all there are
+    assert len(table.exclusions) == 6 and not np.isin(table.neighbors, [0, 1, 2]).any()
+    assert np.flatnonzero(table.excluded_photos).tolist() == [0, 1, 2] and len(opened.images.id) > 3
+    said = capsys.readouterr().out
+    assert "left out: photos of refcoco-unc-train (" in said and "): 3\n" in said
+    short, none = ((np.asarray(table.neighbors)[:, place] < 0).sum() for place in (-1, 0))
+    assert f"{short} sentences have fewer candidates than" in said and f"{none} of them none" in said
+
+
+def test_a_data_set_without_a_photo_left_is_refused_before_the_work(dataset, clip, tmp_path):
+    with pytest.raises(NemoError, match=r"All 14 photos of .* are among those to be left out"):
+        mined(dataset, clip, tmp_path, photos_of=[dataset])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_without_candidates_is_refused(dataset, clip, tmp_path):
+    with pytest.raises(NemoError, match=r"No sentence has a candidate: .* Exclude less, and remove .*partial, or"):
+        mined(dataset, clip, tmp_path, similar_photos=-1.0)
+    assert not (tmp_path / "a.neg.h5").exists()
+
+
+@pytest.mark.parametrize("what", ["id", "content", "name"])
+def test_photos_of_other_data_sets_are_told_by_id_and_content_not_by_name(dataset, clip, tmp_path, what, caplog):
+    """COCO calls a photo differently in 2014 and in 2017; two folders may have photos of one name."""
+
+    def edit(parts):
+        names = parts.strings("images/file_name")
+        if what == "id":
+            parts.set_strings("images/file_name", [f"train2017/{name.rpartition('_')[2]}" for name in names])
+            parts.arrays["images/digest"][:] = 7
+        elif what == "content":
+            parts.set_strings("images/file_name", [f"kitchen/{row}.jpg" for row in range(len(names))])
+            parts.arrays["images/coco_id"][:] = -1
+        else:
+            parts.arrays["images/coco_id"][:] = -1
+            parts.arrays["images/digest"][:] = 7
+        parts.arrays["images/coco_id"][4:] = -1
+        parts.arrays["images/digest"][4:] = 9
+
+    forge(dataset, edit, tmp_path / "other.ris.h5")
+    table, _ = mined(dataset, clip, tmp_path, photos_of=[tmp_path / "other.ris.h5"])
+    expected = [] if what == "name" else [0, 1, 2, 3]
+    assert np.flatnonzero(table.excluded_photos).tolist() == expected
+    assert ("has none of the photos of" in caplog.text) == (what == "name")

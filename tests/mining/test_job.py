@@ -285,7 +285,7 @@ def test_no_place_for_the_table_is_told_before_the_work(dataset, clip, tmp_path)
 
 def test_a_kill_between_the_arrays_of_a_block_costs_that_block_only(dataset, clip, tmp_path):
     """Rows that were not recorded as done may hold anything; those that were stay."""
-    table = _mine(dataset, clip, tmp_path / "whole.neg.h5", exclusions=Exclusions(similar_photos=0.9)).output
+    table = _mine(dataset, clip, tmp_path / "whole.neg.h5").output
     whole = NegativeTable.open(table)
     sentences, photos = len(whole.neighbors), len(whole.image_embedding)
     attributes = dict(whole.mapped.index.attributes)
@@ -317,20 +317,13 @@ def test_a_table_too_shallow_for_a_mosaic_is_finished_and_told(dataset, clip, tm
 
 
 @pytest.mark.parametrize("approximate", [False, True])
-def test_where_everything_is_excluded_nothing_breaks(dataset, clip, tmp_path, approximate):
+def test_where_everything_is_excluded_that_is_told(dataset, clip, tmp_path, approximate):
     if approximate:
         pytest.importorskip("faiss")
-    report = _mine(
-        dataset,
-        clip,
-        tmp_path / "empty.neg.h5",
-        exclusions=Exclusions(similar_photos=-1.0),
-        approximate=approximate,
-    )
-    table = NegativeTable.open(report.output)
-    assert (table.neighbors == -1).all() and report.short == len(table.neighbors)
-    why = " ".join(propose(measure_curves(Dataset.open(dataset), table)).why)
-    assert "too much is excluded" in why and "nan" not in why
+    exclusions = Exclusions(similar_photos=-1.0)
+    with pytest.raises(NemoError, match=r"No sentence has a candidate: .* remove .*empty\.neg\.h5\.partial, or choose"):
+        _mine(dataset, clip, tmp_path / "empty.neg.h5", exclusions=exclusions, approximate=approximate)
+    assert not (tmp_path / "empty.neg.h5").exists()
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
