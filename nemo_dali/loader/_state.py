@@ -16,6 +16,10 @@ logger = logging.getLogger("nemo_dali")
 VERSION = 1
 ONE_THREAD = "Make one Loader per thread, or let one thread iterate and hand its batches to the others in a queue."
 _REMEDY = "Give what state_dict made."
+_RESTARTED = (
+    "Epoch %d is begun anew for the second time: passes that are given up early show its first samples each time. Call "
+    "set_epoch before each pass, or keep one iterator of a Loader with infinite=True and take the steps from it."
+)
 PATIENCE_S = 60.0  # with a thread that finishes the last step of a pass that was given up
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
@@ -93,6 +97,8 @@ class Position:
         resumed: the next pass starts behind ``seen``, not at the epoch's beginning.
         confirmed: ``set_epoch`` has named the loaded epoch: it is shown even if nothing of it is left.
         passes: how often the position was moved; only the newest pass moves it on.
+        restarts: passes over this epoch that were given up and begun anew since it was chosen.
+        told: so much was said.
         turns: which pass may take a step.
     """
 
@@ -101,6 +107,8 @@ class Position:
     resumed: bool = False
     confirmed: bool = False
     passes: int = 0
+    restarts: int = 0
+    told: bool = False
     turns: Turns = field(default_factory=Turns)
 
     def move(self, epoch: int, seen: int, *, resumed: bool = False) -> None:
@@ -108,10 +116,23 @@ class Position:
         self.epoch, self.seen, self.resumed, self.confirmed = epoch, seen, resumed, False
         self.passes += 1
 
+    def load(self, epoch: int, seen: int) -> None:
+        """Let the next pass start behind these samples."""
+        self.restarts = 0
+        self.move(epoch, seen, resumed=True)
+
     def choose(self, epoch: int, schedule: Schedule) -> None:
-        """Choose the epoch of the next pass. That of a loaded state keeps the loaded position."""
-        if epoch == self.epoch:
+        """Choose the epoch of the next pass. That of a loaded state keeps the loaded position.
+
+        Named after its last batch was delivered, an epoch is shown again.
+        """
+        self.restarts = 0
+        complete = self._is_complete(schedule)
+        if epoch == self.epoch and not complete:
             self.confirmed = self.resumed
+            return
+        if epoch == self.epoch + 1 and complete:  # where the pass is about to go; one without end does go on
+            self.epoch, self.seen = epoch, 0
             return
         if self.resumed and schedule.steps_after(self.seen):
             logger.warning(
@@ -122,14 +143,22 @@ class Position:
     def begin(self, schedule: Schedule) -> tuple[int, int, int]:
         """Begin a pass: its number, its epoch, and the samples of it that it leaves out.
 
+        It shows the next epoch if the last batch of this one was delivered, and otherwise begins it anew.
+
         Raises:
             NemoError: another thread takes a step, and does not come to its end.
         """
         self.turns.take(PATIENCE_S)
         try:
             epoch, seen = self.epoch, self.seen if self.resumed else 0
-            if self.resumed and not self.confirmed and not schedule.steps_after(seen):
-                epoch, seen = epoch + 1, 0  # the state was saved in the last step of its epoch
+            saved_in_last_step = self.resumed and not self.confirmed and not schedule.steps_after(seen)
+            if saved_in_last_step or self._is_complete(schedule):
+                epoch, seen, self.restarts = epoch + 1, 0, 0
+            elif self.seen and not self.resumed:
+                self.restarts += 1
+                if self.restarts > 1 and not self.told and schedule.pad:  # an evaluation shows the same anyway
+                    self.told = True
+                    logger.warning(_RESTARTED, epoch)
             self.move(epoch, seen)
             self.turns.begin(self.passes)
             return self.passes, epoch, seen
@@ -139,7 +168,13 @@ class Position:
     def advance(self, number: int, epoch: int, seen: int) -> None:
         """A pass, by its number, has come this far."""
         if number == self.passes:
+            if epoch != self.epoch:
+                self.restarts = 0
             self.epoch, self.seen = epoch, seen
+
+    def _is_complete(self, schedule: Schedule) -> bool:
+        """Whether a pass has delivered the epoch's last batch, and perhaps was not asked for one more."""
+        return self.seen > 0 and not self.resumed and not schedule.steps_after(self.seen)
 
 
 def make_state(*, seed: int, epoch: int, samples_seen: int, fingerprints: dict[str, list[str]]) -> dict[str, Any]:

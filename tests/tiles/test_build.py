@@ -533,7 +533,9 @@ def test_mistakes_end_in_one_line(files, interrupted, tmp_path, capsys):
     assert "half built" in fails("inspect", partial_of(interrupted))
     assert "photos are done for size" in fails("tiles", files.dataset, "--size", 50, "-o", interrupted)
     assert "it is the input" in fails("tiles", files.dataset, "--size", 50, "-o", files.dataset)
-    assert "its folder does not exist" in fails("tiles", files.dataset, "--size", 50, "-o", tmp_path / "none" / "a.tiles.h5")
+    assert "its folder does not exist" in fails(
+        "tiles", files.dataset, "--size", 50, "-o", tmp_path / "none" / "a.tiles.h5"
+    )
     with pytest.raises(SystemExit) as usage:
         run("tiles", files.dataset, "--size", 50, "--grids", 4, "-o", tmp_path / "a.tiles.h5")
     assert usage.value.code == 2
