@@ -1,5 +1,6 @@
 """Where a loader stands: which samples were delivered, in terms that hold for any number of ranks, saved and loaded."""
 
+import json
 import logging
 import operator
 import threading
@@ -9,11 +10,13 @@ from typing import Any
 
 from nemo_dali._checks import short_repr
 from nemo_dali.errors import NemoError, StateError
+from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.plan.schedule import Schedule
 
 logger = logging.getLogger("nemo_dali")
 
 VERSION = 1
+SAMPLING = "sampling"  # among a state's fingerprints: what decides samples besides the files
 ONE_THREAD = "Make one Loader per thread, or let one thread iterate and hand its batches to the others in a queue."
 _REMEDY = "Give what state_dict made."
 _RESTARTED = (
@@ -188,14 +191,21 @@ def make_state(*, seed: int, epoch: int, samples_seen: int, fingerprints: dict[s
     }
 
 
-def read_state(state: Any, *, seed: int, fingerprints: dict[str, list[str]]) -> tuple[int, int]:
+def sampling_facts(policy: MosaicPolicy, *, samples: str, split_mode: str, size: int) -> list[str]:
+    """What decides which samples an epoch has, "name=value" each; batch size and ranks do not."""
+    facts = {"samples": samples, "split_mode": split_mode, "size": size, **json.loads(policy.to_json())}
+    return [f"{name}={json.dumps(value)}" for name, value in facts.items()]
+
+
+def read_state(state: Any, *, seed: int, fingerprints: dict[str, list[str]], strict: bool = True) -> tuple[int, int]:
     """Epoch and samples seen of a state.
 
     Args:
         seed, fingerprints: of the loader that is to go on.
+        strict: refuse a state that was saved with another policy, ``samples``, ``split_mode`` or ``size``; else warn.
 
     Raises:
-        StateError: it is no state, or one of another version, seed, data set or table.
+        StateError: it is no state, or one of another version, seed, data set or table, or of other samples.
     """
     if not isinstance(state, dict):
         raise StateError(f"This is not a state of a nemo_dali Loader: {short_repr(state)}. {_REMEDY}")
@@ -214,14 +224,44 @@ def read_state(state: Any, *, seed: int, fingerprints: dict[str, list[str]]) -> 
         there = prints.get(kind) if isinstance(prints, dict) else None
         if not isinstance(there, list | tuple) or not all(isinstance(one, str) for one in there):
             there = []
-        if list(there) != here:
+        if kind != SAMPLING and list(there) != here:
             raise StateError(
                 f"The state was saved with other files ({kind}): {_short(there)}, here {_short(here)}. Give the loader "
                 "the files that the interrupted run used, or start without the state."
             )
     if not 0 <= epoch <= LAST_EPOCH or not 0 <= seen <= LAST_EPOCH:
         raise StateError(f"The state's epoch ({epoch}) and samples_seen ({seen}) are out of range. {_REMEDY}")
+    _check_sampling(prints.get(SAMPLING), fingerprints.get(SAMPLING, []), strict=strict)
     return epoch, seen
+
+
+def _check_sampling(there: Any, here: list[str], *, strict: bool) -> None:
+    """Compare what decides samples, as ``sampling_facts`` gives it; None where the state is older than that."""
+    if there is None:
+        logger.warning(
+            "The state was saved by an older nemo-dali and does not say with which policy, samples, split_mode and "
+            "size. The epoch goes on rightly only if they are the same."
+        )
+        return
+    if not isinstance(there, list | tuple) or not all(isinstance(fact, str) for fact in there):
+        raise StateError(f"The state's fingerprints of '{SAMPLING}' must be a list of strings. {_REMEDY}")
+    old, new = (dict(fact.partition("=")[::2] for fact in facts) for facts in (there, here))
+    differing = [name for name in old | new if old.get(name) != new.get(name)]
+    if not differing:
+        return
+    words = ", ".join(
+        "{} {}, here {}".format(
+            *(repr(part)[1:-1][:28] for part in (name, old.get(name, "none"), new.get(name, "none")))
+        )
+        for name in differing[:4]
+    )
+    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+    if strict:
+        raise StateError(
+            f"The state was saved with other samples: {words}{more}. Make the loader with the options of the "
+            "interrupted run, or accept other samples by load_state_dict(state, strict=False)."
+        )
+    logger.warning("The epoch goes on with other samples than it began with: %s%s.", words, more)
 
 
 def _whole_number(key: str, value: Any) -> int:

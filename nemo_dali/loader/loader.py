@@ -15,7 +15,7 @@ from nemo_dali.loader._faults import PhotoFaults, Substituted
 from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader._prefetch import Prefetcher, Step
 from nemo_dali.loader._sentences import SentenceTokens
-from nemo_dali.loader._state import LAST_EPOCH, Pass, Position, make_state, read_state
+from nemo_dali.loader._state import LAST_EPOCH, SAMPLING, Pass, Position, make_state, read_state, sampling_facts
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import (
     DType,
@@ -255,6 +255,8 @@ class Loader:
         )
         warn_if_unbounded(policy)
         self._position = Position()
+        sampling = sampling_facts(policy, samples=format.samples, split_mode=split_mode, size=format.size)
+        self._fingerprints = {**self.corpus.fingerprints(), SAMPLING: sampling}
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
@@ -324,16 +326,23 @@ class Loader:
         """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
         position = self._position
         return make_state(
-            seed=self.seed, epoch=position.epoch, samples_seen=position.seen, fingerprints=self.corpus.fingerprints()
+            seed=self.seed, epoch=position.epoch, samples_seen=position.seen, fingerprints=self._fingerprints
         )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Let the next pass go on behind the samples that the saved one delivered.
 
+        Args:
+            state: what ``state_dict`` gave. One that is older than ``sampling`` among its fingerprints is accepted with
+                a warning.
+            strict: refuse a state that was saved with another policy, ``samples``, ``split_mode`` or ``size``, under
+                which the rest of the epoch is not what was left of it. False: accept it, with a warning.
+
         Raises:
-            StateError: the state is of another version, seed, data set or table; nothing is changed then.
+            StateError: the state is of another version, seed, data set or table, or of other samples; nothing is
+                changed then.
         """
-        epoch, seen = read_state(state, seed=self.seed, fingerprints=self.corpus.fingerprints())
+        epoch, seen = read_state(state, seed=self.seed, fingerprints=self._fingerprints, strict=strict)
         self._position.load(epoch, seen)
 
     def close(self) -> None:
