@@ -30,6 +30,8 @@ CENTER_Y = 5  # y
 CELL_COUNT = 6  # values of cell
 CELL = 7  # cell
 SHAPE = 8  # nothing
+RUN_SUM = 9  # what the run lengths add up to, or the largest int32
+NEGATIVE_RUN = 10  # its place
 
 FRAME = np.dtype(  # what to make of a sample; all but the center is the same for every sample
     [
@@ -48,6 +50,7 @@ FRAME = np.dtype(  # what to make of a sample; all but the center is the same fo
 Frame = Record  # of dtype FRAME
 CENTER_VALUES, VALUES = 2, FRAME.itemsize // 4
 
+_MOST = np.int64(2**31 - 1)  # a photo has fewer pixels
 TARGET_VALUES = 8  # of a mask, for the GPU: 0, run lengths, the cell's y0, x0, y1, x1, the photo's height and width
 
 
@@ -143,11 +146,26 @@ def run_mosaic(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _
 
 
 @jit()
+def _covers(runs: I64, pixels: Int, verdict: I32) -> bool:
+    """Whether run lengths are those of a photo of so many pixels; else fill the verdict."""
+    total = np.int64(0)
+    for i in range(runs.size):
+        if runs[i] < 0:
+            verdict[0], verdict[1] = -NEGATIVE_RUN, i
+            return False
+        total = min(total + min(runs[i], _MOST), _MOST)
+    if total != pixels:
+        verdict[0], verdict[1] = -RUN_SUM, total
+        return False
+    return True
+
+
+@jit()
 def _find_target(data: U64, shapes: U64, verdict: I32, target: I64) -> bool:
     """Fill ``target``, int64 [TARGET_VALUES], or else the verdict; whether all is well.
 
     Inputs of the sample: one that is not looked at, int32 [VALUES] as FRAME, cell int32 [1], photo's shape int64 [2 or
-    more], run lengths uint32 [n].
+    more], run lengths int64 [n].
     """
     frame = carray(as_pointer(data[1]), 1, FRAME)[0]
     if _center_is_wrong(frame, carray(as_pointer(shapes[1]), 1, np.int64)[0], verdict):
@@ -169,6 +187,8 @@ def _find_target(data: U64, shapes: U64, verdict: I32, target: I64) -> bool:
         return False
     row, column = cell // frame.grid, cell % frame.grid
     target[0], target[1] = 0, carray(as_pointer(shapes[4]), 1, np.int64)[0]
+    if target[1] and not _covers(carray(as_pointer(data[4]), target[1], np.int64), height * width, verdict):
+        return False
     target[2], target[4] = _edge(frame, row, frame.y), _edge(frame, row + 1, frame.y)
     target[3], target[5] = _edge(frame, column, frame.x), _edge(frame, column + 1, frame.x)
     target[6], target[7] = height, width
@@ -191,7 +211,7 @@ def run_mask(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _e:
     if not _find_target(data, carray(as_pointer(in_shapes), inputs, np.uint64), verdict, target):
         return
     frame = carray(as_pointer(data[1]), 1, FRAME)[0]
-    runs = carray(as_pointer(data[4]), target[1], np.uint32)
+    runs = carray(as_pointer(data[4]), target[1], np.int64).astype(np.uint32)
     shape = (frame.size, frame.size)
     if frame.itemsize == 1:
         _write_target(runs, target, frame.resample, carray(as_pointer(out[0]), shape, np.uint8))
@@ -211,7 +231,7 @@ def run_target(outs: Any, _s: Any, _d: Any, _n: Any, ins: Any, in_shapes: Any, _
     verdict = carray(as_pointer(out[1]), TARGET_VALUES, np.int32)
     if not _find_target(data, carray(as_pointer(in_shapes), inputs, np.uint64), verdict, target):
         return
-    runs = carray(as_pointer(data[4]), target[1], np.uint32)
+    runs = carray(as_pointer(data[4]), target[1], np.int64).astype(np.uint32)
     add_up(runs, target[6] * target[7], carray(as_pointer(out[0]), target[1], np.uint32))
     verdict[:] = target
 

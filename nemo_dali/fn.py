@@ -107,8 +107,8 @@ def remap_mask(
     shape, cell and center belong on the CPU.
 
     Args:
-        runs: DALI data, uint32 or int32 [n] a sample, COCO's run lengths: down the columns, zeros first. With no or
-            one run the mask is empty.
+        runs: DALI data, uint32 or int32 [n] a sample, COCO's run lengths: down the columns, zeros first. They must
+            add up to the photo's pixels, or be none at all, for an empty mask.
         shape: the photo's height and width: integers, or DALI data of integers a sample, such as ``fn.shapes`` and
             ``fn.peek_image_shape`` give; what comes behind these two is ignored.
         cell: number of the target's cell, row by row: an integer, or DALI data of one integer a sample.
@@ -134,7 +134,7 @@ def remap_mask(
     target = (
         dali.reshape(_integers(cell, types.INT32), shape=[-1]),
         _integers(shape, types.INT64),
-        _integers(runs, types.UINT32),
+        _integers(runs, types.INT64),
     )
     make = fn_gpu.mask if device == "gpu" else fn_cpu.mask
     return make(target, _geometry(size, grid, center, resample), dtype=dtype)

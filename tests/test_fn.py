@@ -172,7 +172,7 @@ def test_they_work_inside_conditionals(flags):
 
 def test_building_a_pipeline_compiles_nothing():
     photos = random_photos(np.random.default_rng(6), 4)
-    runs = [np.array([3, 2], np.uint32)] * BATCH
+    runs = [np.array([3, 2, 20], np.uint32)] * BATCH
     with event.install_recorder("numba:run_pass") as compiled:
         run(
             lambda: (

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
-from nemo_dali.kernels.arrays import F32, I32, I64, U8, U16, U64, Flags, Int
+from nemo_dali.kernels.arrays import F32, I32, I64, U8, U16, U64, Int
 from nemo_dali.kernels.jit import intrinsic, jit
 from nemo_dali.kernels.plan.rows import MINED, RANDOM, SINGLE
 
@@ -21,7 +21,6 @@ _M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)  # multi
 _W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)  # key increments (Weyl)
 _HALF = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # every float16, widened
 _MOST = 8  # negatives of a 3x3 mosaic
-_TRIES = 64  # draws of a random substitute before it is looked for in order: enough even if nine of ten photos are bad
 
 
 @intrinsic
@@ -115,15 +114,25 @@ def _draw_skipping(word: np.uint64, n: Int, taken: I64, count: int) -> np.int64:
 
 
 @jit(error_model="python")
-def _random_photos(words: U64, photos: int, found: I64, have: int, need: Int, own: Int) -> None:
-    """Fill ``found[have:need]`` with distinct photos that are neither ``own`` nor in ``found[:have]``."""
+def _random_photos(words: U64, photos: int, allowed: I32, found: I64, have: int, need: Int, own: Int) -> None:
+    """Fill ``found[have:need]`` with distinct photos that are neither ``own`` nor in ``found[:have]``.
+
+    Drawn are places in ``allowed``, int32 ascending: photos that may be shown. If it is empty, all ``photos`` may.
+    """
     taken = np.empty(_MOST + 1, np.int64)
-    taken[0] = own
-    for k in range(have):
-        taken[k + 1] = found[k]
-    taken[: have + 1].sort()
+    count = 0
+    for k in range(-1, have):
+        photo = own if k < 0 else found[k]
+        place = np.searchsorted(allowed, photo) if allowed.size else photo
+        if allowed.size == 0 or (place < allowed.size and allowed[place] == photo):
+            taken[count] = place
+            count += 1
+    taken[:count].sort()
+    among = allowed.size if allowed.size else photos
     for k in range(have, need):
-        found[k] = _draw_skipping(words[8 + k], photos, taken, k + 1)
+        place = _draw_skipping(words[8 + k], among, taken, count)
+        count += 1
+        found[k] = allowed[place] if allowed.size else place
 
 
 @jit(error_model="python")
@@ -199,6 +208,7 @@ def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold the
     sentence_count: I32,
     sentence_ref: I32,
     photos: int,
+    allowed: I32,
     neighbors: I32,
     similarity: Similarity,
     cells2: U16,
@@ -225,7 +235,8 @@ def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold the
     """Fill the plan's columns ``ref`` .. ``center`` from ``position`` and items; add to ``short`` int64 [2].
 
     ``ref`` holds the items: rows of refs or, where ``sentence_ref`` int32 [sentences] is not empty, of sentences. Refs
-    that are 1 in ``empty`` uint8 [refs] have the bound ``tau_empty`` instead of ``tau``.
+    that are 1 in ``empty`` uint8 [refs] have the bound ``tau_empty`` instead of ``tau``. For ``allowed`` see
+    ``_random_photos``.
     """
     words = np.empty(16, np.uint64)
     found = np.empty(_MOST, np.int64)
@@ -250,11 +261,11 @@ def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold the
             continue
         side = 2 if _share(words[3]) < p_two else 3
         need = side * side - 1
-        allowed = _allowed(cells2 if side == 2 else cells3, s, side)
+        bits = _allowed(cells2 if side == 2 else cells3, s, side)
         choices = 0
         for bit in range(9):
-            choices += allowed >> bit & 1
-        where = _nth_bit(allowed, _below(words[4], choices))
+            choices += bits >> bit & 1
+        where = _nth_bit(bits, _below(words[4], choices))
         have = 0
         if share < p_mined and mining:
             kind[row] = MINED
@@ -267,7 +278,7 @@ def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold the
         else:
             kind[row] = RANDOM
         if have < need:
-            _random_photos(words, photos, found, have, need, own)
+            _random_photos(words, photos, allowed, found, have, need, own)
         grid[row], cell[row] = side, where
         k = 0
         for c in range(side * side):
@@ -279,117 +290,3 @@ def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold the
         if side == 2:
             center[row, 0] = size // 2 - shift + _below(words[5], 2 * shift + 1)
             center[row, 1] = size // 2 - shift + _below(words[6], 2 * shift + 1)
-
-
-@jit(error_model="python")
-def _is_free(photo: Int, shown: I32, bad: Flags) -> bool:
-    """Whether a photo can take a bad one's place: it exists, is not bad, and ``shown`` [9] does not hold it."""
-    if photo < 0 or photo >= bad.size or bad[photo]:
-        return False
-    for other in shown:
-        if other == photo:
-            return False
-    return True
-
-
-@jit(error_model="python")
-def _next_candidate(
-    neighbors: I32,
-    similarity: Similarity,
-    top_k: int,
-    tau: float,
-    need: Int,
-    own: Int,
-    gone: Int,
-    shown: I32,
-    bad: Flags,
-) -> Int:
-    """The candidate behind ``gone`` that can take its place, or -1.
-
-    Asked are the rest of the window, its beginning, and the row's last ``need`` entries from its end.
-    """
-    begin, end, valid, _ = _window(neighbors, similarity, top_k, tau, need, own)
-    first = begin
-    for k in range(begin, end):
-        if neighbors[k] == gone:
-            first = k + 1
-    for k in range(first, end):
-        if _is_free(neighbors[k], shown, bad):
-            return neighbors[k]
-    for k in range(begin, first):
-        if _is_free(neighbors[k], shown, bad):
-            return neighbors[k]
-    for k in range(valid - 1, max(valid - need, 0) - 1, -1):
-        if _is_free(neighbors[k], shown, bad):
-            return neighbors[k]
-    return -1
-
-
-@jit(error_model="python")
-def _random_other(seed: np.uint64, epoch: np.uint64, position: Int, k: int, words: U64, shown: I32, bad: Flags) -> Int:
-    """A random photo that can take the place of a bad one in the k-th free cell, or -1; ``words`` is room for four."""
-    photo: Int = 0
-    for attempt in range(_TRIES):
-        word = 16 + 8 * attempt + k
-        philox(seed, epoch, position, word // 4, words)
-        photo = _below(words[word % 4], bad.size)
-        if _is_free(photo, shown, bad):
-            return photo
-    for _ in range(bad.size):
-        photo = (photo + 1) % bad.size
-        if _is_free(photo, shown, bad):
-            return photo
-    return -1
-
-
-@jit(error_model="python")
-def replace_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
-    seed: np.uint64,
-    epoch: np.uint64,
-    neighbors: I32,
-    similarity: Similarity,
-    top_k: int,
-    tau: float,
-    tau_empty: float,
-    empty: U8,
-    bad: Flags,
-    visible: Flags,
-    position: I64,
-    ref: I32,
-    sentence: I32,
-    kind: U8,
-    grid: U8,
-    cell: U8,
-    images: I32,
-) -> int:
-    """Replace the bad negatives in the plan's column ``images``; how many there were, or -1 if no photo was left.
-
-    ``bad`` is bool [photos]. Cells that have no pixels, False in ``visible`` bool [n, 9], are left alone.
-
-    A photo that ``bad`` is asked about and that is not bad must be shown: see ``nemo_dali.plan``.
-    """
-    words = np.empty(4, np.uint64)
-    replaced = 0
-    for row in range(position.size):
-        shown = images[row]
-        own = np.int64(shown[cell[row]])
-        cells = np.int64(grid[row]) * grid[row]
-        free = -1
-        for c in range(cells):
-            if c == cell[row]:
-                continue
-            free += 1
-            if not visible[row, c] or not bad[shown[c]]:
-                continue
-            photo: Int = -1
-            if kind[row] == MINED:
-                s = sentence[row]
-                bound = tau_empty if empty[ref[row]] else tau
-                photo = _next_candidate(neighbors[s], similarity[s], top_k, bound, cells - 1, own, shown[c], shown, bad)
-            if photo < 0:
-                photo = _random_other(seed, epoch, position[row], free, words, shown, bad)
-            if photo < 0:
-                return -1
-            shown[c] = photo
-            replaced += 1
-    return replaced

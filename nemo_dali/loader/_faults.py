@@ -27,7 +27,7 @@ from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs import MEMORY, StreamPipeline
 from nemo_dali.pipeline.paths import encode_path
-from nemo_dali.plan.planner import Planner, Replaced
+from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 
 logger = logging.getLogger("nemo_dali")
 
@@ -68,6 +68,7 @@ class PhotoFaults:
         self._bad = np.zeros(len(corpus.photo_width), bool)
         self._reasons: dict[str, str] = {}
         self._replaced = Replaced()
+        self._told = False  # of short pools: once is enough
 
     @property
     def substituted(self) -> Substituted:
@@ -84,8 +85,11 @@ class PhotoFaults:
         """Count what ``replace`` gave for a batch, once it is delivered."""
         self._replaced += replaced
 
-    def report(self, epoch: int, replaced: Replaced) -> None:
-        """Say at the end of a pass what it replaced."""
+    def report(self, epoch: int, replaced: Replaced, short: ShortPools) -> None:
+        """Say at the end of a pass what it replaced and, once, how many pools were too small so far."""
+        if short.last_valid and not self._told:
+            self._told = True
+            logger.warning("%s", short)
         if replaced != Replaced():
             logger.warning(
                 "Epoch %d: %d targets and %d negatives were replaced by others; %d bad photos are known.",

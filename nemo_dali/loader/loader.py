@@ -1,6 +1,5 @@
 """Loader: plan, pipeline and text as one iterator of batches."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from nemo_dali.loader._faults import PhotoFaults, Substituted
 from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader._prefetch import Prefetcher, Step
 from nemo_dali.loader._sentences import SentenceTokens
-from nemo_dali.loader._state import LAST_EPOCH, Pass, Position, make_state, read_state
+from nemo_dali.loader._state import LAST_EPOCH, SAMPLING, Pass, Position, make_state, read_state, sampling_facts
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import (
     DType,
@@ -45,8 +44,6 @@ from nemo_dali.tiles.placement import Placement, ResidentTiles
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger("nemo_dali")
-
 
 class Loader:
     """Iterates over mosaics made inside a DALI pipeline.
@@ -57,8 +54,9 @@ class Loader:
                 ...
 
     Sample s of step t on rank r is position ``t * world_size * batch_size + r * batch_size + s`` of the epoch, whatever
-    the rank or the machine. After a full pass the epoch advances by itself; after a ``break`` the next pass starts the
-    same epoch anew. One thread iterates at a time; another one that does so meanwhile gets a NemoError.
+    the rank or the machine. Once an epoch's last batch was delivered, the next pass shows the next epoch; after a
+    ``break`` before that it starts the same epoch anew. One thread iterates at a time; another one that does so
+    meanwhile gets a NemoError.
 
     Args:
         dataset: a .ris.h5 file, or several that are mixed.
@@ -208,28 +206,13 @@ class Loader:
         warn_if_tuned_elsewhere(policy_file, tuned_for, self.corpus.fingerprints()["negatives"])
         if together:
             agree(
-                {
-                    "version": __version__,
-                    "seed": seed,
-                    "batch_size": batch_size,
-                    "policy": policy.to_json(),
-                    "split_mode": split_mode,
-                    **format.facts(),
-                    "on_error": on_error,
-                    "drop_last": drop_last,
-                    **{f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()},
-                    "epoch length": self._planner.length,
-                    "tiles": (tiles is not None, placement, device_budget),
-                }
+                {"version": __version__, "seed": seed, "batch_size": batch_size, "policy": policy.to_json()}
+                | {"split_mode": split_mode, **format.facts(), "on_error": on_error, "drop_last": drop_last}
+                | {f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()}
+                | {"epoch length": self._planner.length, "tiles": (tiles is not None, placement, device_budget)}
             )
-        self._schedule = Schedule(
-            self._planner.length,
-            batch_size,
-            rank,
-            world_size,
-            drop_last=drop_last and not evaluate,
-            pad=not evaluate,
-        )
+        steps = {"drop_last": drop_last and not evaluate, "pad": not evaluate}
+        self._schedule = Schedule(self._planner.length, batch_size, rank, world_size, **steps)
         if not self._schedule.steps_after(0) and not evaluate:
             raise NemoError(
                 f"The data set's {self._planner.length} samples fill no global batch of {self._schedule.global_batch}. "
@@ -241,7 +224,6 @@ class Loader:
         self.device_id, self.num_threads = resources.device_id, resources.num_threads
         self.prefetch, self.hw_decoder_load = resources.prefetch, resources.hw_decoder_load
         self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
-        self._told = False  # of short pools: once is enough
         self._sentences = SentenceTokens(self.corpus, format, seed=seed)
         self.dtype, self.mean, self.std, self.resample = format.dtype, format.mean, format.std, format.resample
         self._placement = placement
@@ -273,6 +255,8 @@ class Loader:
         )
         warn_if_unbounded(policy)
         self._position = Position()
+        sampling = sampling_facts(policy, samples=format.samples, split_mode=split_mode, size=format.size)
+        self._fingerprints = {**self.corpus.fingerprints(), SAMPLING: sampling}
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
 
@@ -321,7 +305,10 @@ class Loader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position."""
+        """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position.
+
+        Named after its last batch was delivered, an epoch is shown again.
+        """
         self._position.choose(integer("epoch", epoch, least=0, most=LAST_EPOCH), self._schedule)
 
     def plan(self, epoch: int, positions: npt.ArrayLike) -> PlanRows:
@@ -339,17 +326,24 @@ class Loader:
         """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
         position = self._position
         return make_state(
-            seed=self.seed, epoch=position.epoch, samples_seen=position.seen, fingerprints=self.corpus.fingerprints()
+            seed=self.seed, epoch=position.epoch, samples_seen=position.seen, fingerprints=self._fingerprints
         )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
         """Let the next pass go on behind the samples that the saved one delivered.
 
+        Args:
+            state: what ``state_dict`` gave. One that is older than ``sampling`` among its fingerprints is accepted with
+                a warning.
+            strict: refuse a state that was saved with another policy, ``samples``, ``split_mode`` or ``size``, under
+                which the rest of the epoch is not what was left of it. False: accept it, with a warning.
+
         Raises:
-            StateError: the state is of another version, seed, data set or table; nothing is changed then.
+            StateError: the state is of another version, seed, data set or table, or of other samples; nothing is
+                changed then.
         """
-        epoch, seen = read_state(state, seed=self.seed, fingerprints=self.corpus.fingerprints())
-        self._position.move(epoch, seen, resumed=True)
+        epoch, seen = read_state(state, seed=self.seed, fingerprints=self._fingerprints, strict=strict)
+        self._position.load(epoch, seen)
 
     def close(self) -> None:
         """End the pipeline: its threads, and the batches made ahead. The next step makes a new one."""
@@ -378,11 +372,10 @@ class Loader:
             self.short_pools += step.short
             self._faults.count(step.replaced)
             replaced += step.replaced
-            yield self._batch(step)
-        self._faults.report(epoch, replaced)
-        if self.short_pools.last_valid and not self._told:
-            self._told = True
-            logger.warning("%s", self.short_pools)
+            batch = self._batch(step)
+            if not self._schedule.steps_after(seen):  # now: whoever counts steps does not ask for one more
+                self._faults.report(epoch, replaced, self.short_pools)
+            yield batch
         self._position.advance(number, epoch + 1, 0)
 
     def _batch(self, step: Step) -> Any:

@@ -166,6 +166,7 @@ class Corpus:
                     neighbors=table.neighbors if table else None,
                     similarity=table.similarity if table else None,
                     check_rows=table.check_rows if table else None,
+                    excluded=table.excluded_photos if table else None,
                     cells={grid: allowed_cells(dataset.sentences.text, grid) for grid in grids},
                 )
             )

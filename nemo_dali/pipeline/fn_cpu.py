@@ -26,7 +26,7 @@ from nemo_dali.kernels.reference import normalisation_table
 from nemo_dali.pipeline.operators import Compiled, no_collection
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...], str]  # mean, std, dtype
-Target = tuple[DataNode, DataNode, DataNode]  # CPU data: cell int32 [1], photo's shape int64 [2 or more], uint32 runs
+Target = tuple[DataNode, DataNode, DataNode]  # CPU data: cell int32 [1], photo's shape int64 [2 or more], int64 runs
 Input = tuple[DataNode, Any, int]  # data, its type, its dimensions
 
 TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8, "int64": types.INT64}
@@ -39,6 +39,11 @@ FAILURES = {
     callbacks.CELL_COUNT: "cell must have one value, not {0}",
     callbacks.CELL: "cell ({0}) must be from 0 to grid * grid - 1",
     callbacks.SHAPE: "shape must begin with the photo's height and width, each at least 1",
+    callbacks.RUN_SUM: (
+        "runs add up to {0} pixels, but must add up to the photo's, height times width of shape; pair each photo with "
+        "its own mask"
+    ),
+    callbacks.NEGATIVE_RUN: "runs[{0}] is negative, but must be a length",
 }
 
 
@@ -105,7 +110,7 @@ def target_inputs(target: Target, geometry: Geometry, *, itemsize: int = 1) -> l
         _frame(geometry, itemsize=itemsize),
         (cell, types.INT32, 1),
         (shape, types.INT64, 1),
-        (runs, types.UINT32, 1),
+        (runs, types.INT64, 1),
     ]
 
 

@@ -83,7 +83,7 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
     from nemo_dali.kernels.mask import gpu as mask_gpu
 
     size = geometry.size
-    runs = (dali.reshape(target[2], shape=[1, -1]), types.UINT32, 2)  # the first input brings the first output's shape
+    runs = (dali.reshape(target[2], shape=[1, -1]), types.INT64, 2)  # the first input brings the first output's shape
     run_ends, verdict = call(callbacks.run_target, [runs, *target_inputs(target, geometry)], types.UINT32, 1)
 
     def write(device: int, stream: int, ends: list[Any], told: list[Any]) -> "torch.Tensor":

@@ -16,6 +16,7 @@ words: those that ``numpy.random.Philox(key=[seed, epoch], counter=[0, p, 0, 0])
 
 A number below n is the high word of ``word * n``; a share is the upper 53 bits of a word. Distinct draws are made by
 skipping what was drawn before, never by drawing again, so the number of words used does not depend on their values.
+Photos that the table excludes for every sentence are no random ones either: places among the others are drawn then.
 
 Where photos turn out to be bad, ``Planner.substitute`` makes another row from a plan row:
 

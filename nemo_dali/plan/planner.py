@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.kernels.plan.draws import fill_rows, replace_photos, shuffle_keys
+from nemo_dali.kernels.plan.draws import fill_rows, shuffle_keys
 from nemo_dali.kernels.plan.rows import MINED, PLAN, PlanRows
+from nemo_dali.kernels.plan.substitution import replace_photos
 from nemo_dali.kernels.tile import cell_edges
 from nemo_dali.plan.policy import MosaicPolicy
 
@@ -32,6 +33,8 @@ class Part:
             their own photos, integer [n], too. None: they are trusted.
         empty: uint8 [refs], 1 where nothing in the photo fits the expressions.
         sentence_ref: int32 [sentences], the ref of each, where every sentence is a sample; None: every ref is one.
+        excluded: bool [photos], those that are no sample's negatives, whatever its kind; None: none are. Rows of
+            ``neighbors`` do not hold them.
         cells: for grids 2 and 3, uint16 [sentences] with bit c set where the target may lie in cell c; empty: anywhere.
     """
 
@@ -45,12 +48,19 @@ class Part:
     neighbors: npt.NDArray[np.int32] | None = None
     similarity: npt.NDArray[Any] | None = None
     check_rows: Callable[[npt.NDArray[Any], npt.NDArray[Any]], None] | None = None
+    excluded: npt.NDArray[np.bool_] | None = None
     cells: Mapping[int, npt.NDArray[np.uint16]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
         """Samples of an epoch."""
         return len(self.ref_image if self.sentence_ref is None else self.sentence_ref)
+
+    def allowed(self) -> npt.NDArray[np.int32]:
+        """int32, photos that may be negatives, ascending; empty if all may."""
+        if self.excluded is None or not self.excluded.any():
+            return np.empty(0, np.int32)
+        return np.flatnonzero(~self.excluded).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,12 @@ class Planner:
                     f"A {policy.largest_grid}x{policy.largest_grid} mosaic needs {policy.most_negatives + 1} photos, "
                     f"but a data set has {part.photos}. Use more photos or a smaller grid, or p_mined=0 and p_random=0."
                 )
+            if part.excluded is not None and (left := int((~part.excluded).sum())) <= policy.most_negatives > 0:
+                raise NemoError(
+                    f"A {policy.largest_grid}x{policy.largest_grid} mosaic needs {policy.most_negatives + 1} photos, "
+                    f"but a negative table excludes {part.photos - left} of its data set's {part.photos}. Mine it with "
+                    "fewer exclusions, use more photos or a smaller grid, or p_mined=0 and p_random=0."
+                )
             if policy.p_mined > 0 and part.neighbors is None:
                 raise NemoError(
                     "The policy draws mined negatives, but a data set has no negative table. Make one with 'nemo-dali "
@@ -130,6 +146,7 @@ class Planner:
         self.size = size
         self.length = sum(part.length for part in parts)  # samples of an epoch
         self._parts = tuple(parts)
+        self._allowed = [part.allowed() for part in parts]
         self._item_offset = np.cumsum([0, *(part.length for part in parts)])
         self._ref_offset = np.cumsum([0, *(len(part.ref_image) for part in parts)])
         self._sentence_offset = np.cumsum([0, *(part.sentences for part in parts)])
@@ -228,6 +245,7 @@ class Planner:
             part.sentence_count,
             np.empty(0, np.int32) if part.sentence_ref is None else part.sentence_ref,
             part.photos,
+            self._allowed[index],
             neighbors,
             similarity,
             part.cells.get(2, anywhere),
@@ -272,7 +290,8 @@ class Planner:
             self._tau,
             self._tau_empty,
             part.empty,
-            bad[first : first + part.photos],
+            here := bad[first : first + part.photos],
+            here if part.excluded is None else here | part.excluded,
             _visible(rows, self.size),
             rows["position"],
             rows["ref"] - self._ref_offset[index],

@@ -118,7 +118,7 @@ def assert_conditionals_work(flags):
 def failures():
     """Graphs that meet a sample which cannot be drawn, and a pattern of what DALI must say."""
     good = random_photos(np.random.default_rng(7), 1)[0]
-    runs = [np.array([1, 2], np.uint32)] * BATCH
+    runs = [np.array([1, 2, 3], np.uint32)] * BATCH
 
     def spoilt(photo):
         return [*good[:-1], photo]
@@ -139,7 +139,10 @@ def failures():
 
     def mask(**options):
         nodes = {name: feed(value) if isinstance(value, list) else value for name, value in options.items()}
-        return nemo_dali.fn.remap_mask(feed(runs), size=20, **{"shape": (2, 3), **nodes})
+        return nemo_dali.fn.remap_mask(**{"runs": feed(runs), "shape": (2, 3), "size": 20, **nodes})
+
+    def lengths(*third):
+        return lambda: mask(runs=values([1, 2, 3], [], third))
 
     return {
         "four channels": (at(1, np.zeros((4, 4, 4), np.uint8)), r"sample 2 .*: images\[1\] has 4 channels"),
@@ -156,5 +159,12 @@ def failures():
         "negative cell": (lambda: mask(grid=2, cell=values([0], [-1], [3])), r"sample 1 .*: cell \(-1\) must be"),
         "two cells": (lambda: mask(grid=2, cell=values(*[(0, 1)] * 3)), r"cell must have one value, not 2"),
         "short shape": (lambda: mask(shape=values(*[[5]] * 3)), r"shape must begin with the photo's height and width"),
+        "too few pixels": (lengths(1, 2), r"sample 2 .*: runs add up to 3 pixels, but must"),
+        "too many pixels": (lengths(1, 2, 4), r"sample 2 .*: runs add up to 7 pixels, but must"),
+        "far too many pixels": (lengths(*[2**31 - 1] * 9), r"sample 2 .*: runs add up to 2147483647 pixels"),
+        "one run": (lengths(5), r"sample 2 .*: runs add up to 5 pixels"),
+        "negative run": (lengths(1, -2, 7), r"sample 2 .*: runs\[1\] is negative"),
+        "negative run, the others right": (lengths(1, 5, -1), r"sample 2 .*: runs\[2\] is negative"),
+        "another photo's runs": (lambda: mask(shape=values([2, 3], [3, 2], [3, 3])), r"sample 2 .*: runs add up to 6"),
         "no photo": (lambda: mask(shape=values([1, 1], [0, 5], [1, 1])), r"sample 1 .*: shape must begin"),
     }

@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,10 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(files, tmp_pat
         ({**state, "samples_seen": 2**63}, "samples_seen"),
         ({**state, "epoch": 2**62 + 1}, "out of range"),
         *({**state, "fingerprints": value} for value in (None, 5, [], {"dataset": 5}, {"dataset": [5]})),
+        *(
+            ({**state, "fingerprints": {**state["fingerprints"], "sampling": value}}, "sampling|other samples")
+            for value in (5, "size=96", [5], [], ["size"], ["\n" * 500 + f"{n}=1" for n in range(99)])
+        ),
     ]
     wrong = [one if isinstance(one, tuple) else (one, "other files") for one in wrong]
     deep = []
@@ -224,6 +229,52 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(files, tmp_pat
             loader.load_state_dict(bad)
         assert str(caught.value).isprintable() and len(str(caught.value)) < 400
     assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"policy": MosaicPolicy(p_mined=0.25, top_k=15)}, ["p_mined 0.5, here 0.25", "grids", "jitter 0.5, here 0.0"]),
+        ({"policy": replace(EVERY_KIND, max_similarity=0.2)}, ["max_similarity null, here 0.2"]),
+        ({"samples": "first"}, ['samples "refs", here "first"']),
+        ({"size": 64}, ["size 96, here 64"]),
+        ({"size": None, "preset": "cris"}, ["size 96, here 416"]),
+        ({"split_mode": "eval", "policy": None}, ['split_mode "train", here "eval"']),
+    ],
+)
+def test_a_state_of_other_samples_is_refused_unless_it_is_accepted(files, caplog, options, named):
+    state = make(files).state_dict() | {"samples_seen": 8}
+    loader = make(files, **options)
+    before = loader.state_dict()
+    with pytest.raises(StateError, match="saved with other samples") as error:
+        loader.load_state_dict(state)
+    assert all(words in str(error.value) for words in (*named, "strict=False"))
+    assert loader.state_dict() == before
+    loader.load_state_dict(state, strict=False)
+    assert loader.state_dict()["samples_seen"] == 8 and loader.state_dict()["fingerprints"] == before["fingerprints"]
+    assert named[0] in caplog.text
+    with pytest.raises(StateError, match="other files"):
+        loader.load_state_dict({**state, "fingerprints": {"dataset": ["0"]}}, strict=False)
+
+
+def test_what_decides_no_sample_may_differ(files, caplog):
+    state = json.loads(json.dumps(make(files).state_dict()))
+    for options in (
+        {"batch_size": 8},
+        {"num_threads": 1, "prefetch": 4},
+        {"dtype": "float32"},
+        {"world_size": 2, "rank": 1},
+    ):
+        make(files, **options).load_state_dict(state)
+    assert not caplog.records
+
+
+def test_a_state_from_before_sampling_was_recorded_is_accepted_with_a_warning(files, caplog):
+    state = make(files).state_dict() | {"samples_seen": 8}
+    del state["fingerprints"]["sampling"]
+    loader = make(files)
+    loader.load_state_dict(state)
+    assert loader.state_dict()["samples_seen"] == 8 and "older nemo-dali" in caplog.text
 
 
 def test_prefetch_depth_and_threads_change_nothing(files):
