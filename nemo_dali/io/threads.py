@@ -2,7 +2,9 @@
 
 import os
 import threading
+from pathlib import Path
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 LEAST_MOST = 64
 
 
@@ -11,9 +13,21 @@ def most_threads() -> int:
     return max(4 * (os.cpu_count() or 1), LEAST_MOST)
 
 
+def core_quota(file: Path | None = None) -> float | None:
+    """Cores that the control group grants in the mean, which is what a container's ``--cpus`` sets; None: no limit."""
+    try:
+        quota, period = (file or CPU_MAX).read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
 def thread_count() -> int:
-    """Cores this process may use, shared by the ranks on its node, as torchrun announces them."""
-    return max(len(os.sched_getaffinity(0)) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)
+    """Cores this process may use, by affinity and quota, shared by its node's ranks, as torchrun announces them."""
+    cores = len(os.sched_getaffinity(0))
+    if (quota := core_quota()) is not None:
+        cores = min(cores, max(int(quota), 1))
+    return max(cores // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 1)
 
 
 def can_start(count: int) -> bool:

@@ -144,6 +144,10 @@ class NegativeTable:
             raise self.mapped.damage(
                 f"the candidates of sentence {some[bad]} are not distinct photos by descending similarity"
             )
+        if self.excluded_photos.any():
+            shown = self.neighbors[some]
+            if self.excluded_photos[shown[shown >= 0]].any():
+                raise self.mapped.damage("a sentence has a photo among its candidates that is excluded for all")
         self._sound[some] = True
 
     def check_all_rows(self) -> None:

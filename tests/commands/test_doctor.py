@@ -505,10 +505,3 @@ def test_the_driver_is_read_through_its_c_interface(tmp_path, monkeypatch, statu
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     answer = probe.ask(("driver",))["driver"]
     assert answer.error is None and probe._parse_driver(answer) == expected
-
-
-@pytest.mark.parametrize(("content", "cores"), [("max 100000\n", None), ("250000 100000\n", 2.5)])
-def test_a_quota_of_cores_is_read(tmp_path, content, cores):
-    (tmp_path / "cpu.max").write_text(content)
-    assert probe._core_quota(str(tmp_path / "cpu.max")) == cores
-    assert probe._core_quota(str(tmp_path / "nothing")) is None

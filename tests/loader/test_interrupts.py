@@ -16,7 +16,6 @@ import torch
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.io.threads import thread_count
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.graphs import StreamPipeline
@@ -325,15 +324,6 @@ def test_ranks_that_torch_does_not_know_of_are_warned(files, monkeypatch, caplog
         caplog.clear()
         make(files, batch_size=1, rank=1, world_size=4)
         assert not caplog.text
-
-
-def test_threads_are_shared_by_the_ranks_of_a_node(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert thread_count() == 16
-    for ranks, threads in ((4, 4), (3, 5), (32, 1)):
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        assert thread_count() == threads
 
 
 def test_numbers_of_numpy_are_numbers(files):

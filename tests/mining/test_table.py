@@ -162,7 +162,8 @@ def test_opening_reads_no_candidates(tmp_path):
 
 def test_photos_that_no_sentence_may_show_are_kept(tmp_path):
     excluded = np.arange(12) % 5 == 1
-    _write(tmp_path / "a.neg.h5", excluded_photos=excluded)
+    none = [(np.full((20, 11), -1, np.int32), np.full((20, 11), -np.inf, np.float32))]
+    _write(tmp_path / "a.neg.h5", excluded_photos=excluded, blocks=none)
     table = NegativeTable.open(tmp_path / "a.neg.h5")
     np.testing.assert_array_equal(table.excluded_photos, excluded)
     with h5py.File(tmp_path / "a.neg.h5") as file:
@@ -264,6 +265,19 @@ def test_candidates_that_cannot_be_are_refused_when_they_are_used(tmp_path, dama
     with pytest.raises(FileFormatError, match="sentence 7"):
         table.windows(None, 3)
     table.check_rows(np.array([8]))
+
+
+def test_a_photo_that_is_excluded_for_all_is_no_candidate(tmp_path):
+    path = tmp_path / "a.neg.h5"
+    neighbors, _, _ = _write(path)
+    forge(path, lambda parts: parts.arrays["excluded_photos"].__setitem__(0, 1 << 3))
+    table = NegativeTable.open(path)
+    for row in range(20):
+        if 3 in neighbors[row]:
+            with pytest.raises(FileFormatError, match="a photo among its candidates that is excluded for all"):
+                table.check_rows(np.array([row]))
+        else:
+            table.check_rows(np.array([row]))
 
 
 def test_the_own_photo_is_no_candidate(tmp_path):

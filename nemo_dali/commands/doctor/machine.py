@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any
 
 from nemo_dali._version import __version__
 from nemo_dali.commands.doctor.driver import Driver, Gpu, cuda_version, read_driver
 from nemo_dali.commands.doctor.self_check import Pixels, check_pixels
+from nemo_dali.io.threads import core_quota
 
 DEADLINE = 300  # seconds for a group of steps; the kernels' first compilation on a machine takes some 20
 LONGEST = 300  # characters of an error message that are kept
@@ -113,7 +113,7 @@ def gather() -> Facts:
         nvrtc=answers["nvrtc"],
         nvvm=answers["nvvm"],
         cores=len(os.sched_getaffinity(0)),
-        core_quota=_core_quota(),
+        core_quota=core_quota(),
         shared_memory=_folder_size("/dev/shm"),
         open_files=_limit(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         cache=answers["cache"],
@@ -248,15 +248,6 @@ def _parse_driver(found: Answer) -> Driver | None:
         return Driver(error=found.error) if found.error else None
     gpus = (Gpu(gpu["name"], tuple(gpu["compute_capability"]), gpu["memory"]) for gpu in found.value["gpus"])
     return Driver(**{**found.value, "gpus": tuple(gpus)})
-
-
-def _core_quota(file: str = "/sys/fs/cgroup/cpu.max") -> float | None:
-    """Cores that the control group grants in the mean, which is what a container's ``--cpus`` sets."""
-    try:
-        quota, period = Path(file).read_text().split()
-    except OSError:
-        return None
-    return None if quota == "max" else int(quota) / int(period)
 
 
 def _folder_size(folder: str) -> int | None:

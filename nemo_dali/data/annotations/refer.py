@@ -189,6 +189,10 @@ def _columns(refs: list[Any], refs_path: Path, instances: _Instances, empty: Emp
     records = [record for record in records if record.sentences]
     if not records:
         raise AnnotationError(f"No ref of the split has a sentence in {refs_path}. Check the file.")
+    if other := sum(record.no_target == (record.runs is not None) for record in records if record.no_target >= 0):
+        logger.warning(
+            "%s: 'no_target' of %d refs contradicts the annotations that they name, which count", refs_path, other
+        )
     twice = [ref_id for ref_id, count in Counter(record.ref_id for record in records).items() if count > 1]
     if twice and (generalised or zom):  # their publishers' readers go on too
         logger.warning("%s: %d ref ids come more than once; every ref is kept", refs_path, len(twice))
@@ -238,24 +242,17 @@ def _ref(
         category=min(categories) if len(categories) == 1 else -1,
         source=source,
         distractors=distractors,
-        no_target=_no_target(ref, where, named=bool(ann_ids)),
+        no_target=_no_target(ref, where),
     )
 
 
-def _no_target(ref: Any, where: str, *, named: bool) -> int:
-    """The ref's own field of that name, 0 or 1; -1 where it has none.
-
-    Args:
-        named: the ref names annotations.
-    """
+def _no_target(ref: Any, where: str) -> int:
+    """The ref's own field of that name, 0 or 1; -1 where it has none."""
     if "no_target" not in ref:
         return -1
     said = ref["no_target"]
     if type(said) not in (bool, int) or said not in (0, 1):
         raise AnnotationError(f"'no_target' of {where} is neither true nor false. Check the file.")
-    if bool(said) == named:
-        what = "names annotations" if named else "names none"
-        raise AnnotationError(f"{where} {what}, but its 'no_target' is {bool(said)}. Get the file again.")
     return int(said)
 
 

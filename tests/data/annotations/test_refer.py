@@ -250,8 +250,6 @@ def only_crowds(refs: list[Any], instances: dict[str, list[Any]]) -> None:
         ("grefcoco", ref(0, ann_id=[300, 5]), "ref 70 of .* names annotation 5, which .* lacks"),
         ("grefcoco", ref(0, ann_id=[300, 306]), r"ref 70 of .* is about photo \d+, but annotation 306 of .* about"),
         ("grefcoco", ref(1, image_id=5), "ref 72 of .* names photo 5, which .* lacks"),
-        ("grefcoco", ref(1, no_target=False), "ref 72 of .* names none, but its 'no_target' is False"),
-        ("grefcoco", ref(0, no_target=True), "ref 70 of .* names annotations, but its 'no_target' is True"),
         ("grefcoco", ref(1, no_target="yes"), "'no_target' of ref 72 of .* is neither true nor false"),
         ("ref-zom", ref(1, sentences=[]), "ref 72 of .* has no sentence.* --skip-empty"),
         ("grefcoco", blank, "The mask of ref 70 of .* has no pixel, though the ref has a target"),
@@ -299,16 +297,26 @@ def test_empty_sentences_are_skipped_on_request(tmp_path: Path, caplog: pytest.L
     assert f"{empty} sentences without text and 1 refs without a sentence were skipped" in caplog.text
 
 
-def test_the_published_field_no_target_is_kept(tmp_path: Path) -> None:
+def test_the_published_field_no_target_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def edit(refs: list[Any], _: Any) -> None:
         for number, ref in enumerate(refs):
             if number != 2:
                 ref["no_target"] = ref["ann_id"] == [-1]
 
-    found = read(write(tmp_path, "grefcoco", edit), "grefcoco")
+    files = write(tmp_path, "grefcoco", edit)
+    found = read(files, "grefcoco")
     expected = found.refs.empty.astype(int)
     expected[2] = -1
-    assert found.refs.no_target.tolist() == expected.tolist()
+    assert found.refs.no_target.tolist() == expected.tolist() and not caplog.text
+
+    def contradict(refs: list[Any], instances: Any) -> None:
+        edit(refs, instances)
+        refs[0]["no_target"], refs[1]["no_target"] = True, False
+
+    (tmp_path / "other").mkdir()
+    found = read(write(tmp_path / "other", "grefcoco", contradict), "grefcoco")
+    assert found.refs.no_target.tolist()[:2] == [1, 0] and found.refs.empty.tolist()[:2] == [0, 1]
+    assert "'no_target' of 2 refs contradicts the annotations that they name, which count" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["ref_id", "ann_id", "category_id", "image_id", "split", "sentences", "file_name"])
