@@ -37,7 +37,10 @@ for what in ("find_problem", "loader"):
         said[what] = f"{type(error).__name__}: {error}"
         traceback.print_exc()
     taken[what] = time.monotonic() - begin
-print(json.dumps([said, taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+print(json.dumps([said, taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]), flush=True)
+# Silence is given up by the SDK, some seconds later: not while the interpreter ends, where CPython would end the thread
+# inside C++ and with it the process. Ours waits far longer than the SDK, but for this test.
+time.sleep(10 if way == "hang" else 0)
 sys.exit(3)
 """
 NO_ANSWER = "The server does not answer (", "The server does not answer ("
