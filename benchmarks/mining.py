@@ -5,7 +5,7 @@
     python benchmarks/mining.py --model ViT-L-14    another model; its weights are random, as only the clock counts
 
 Ranking, block by block, takes turns with the matrix product alone, so that the ratio holds on a noisy machine; each of
-both runs in the process's own memory, whose peak is told. The first blocks are compared with a brute-force ranking
+both runs in the process's own memory, whose peak is reported. The first blocks are compared with a brute-force ranking
 before anything is timed. Writes mining.json.
 """
 

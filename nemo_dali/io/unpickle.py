@@ -150,7 +150,7 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         try:
             for _ in range(int(self._size * STEPS_PER_BYTE) + FREE_STEPS):
                 steps[read(1)](self)  # at the end of the data there is no step
-        except pickle._Stop as stop:  # type: ignore[attr-defined]
+        except pickle._Stop as stop:  # type: ignore[attr-defined]  # typeshed has no private names
             return stop.value
         _refuse("has more steps than its size explains")
 
