@@ -4,7 +4,7 @@ import numpy as np
 
 from nemo_dali.kernels.arrays import I64, U64, Int
 from nemo_dali.kernels.jit import jit
-from nemo_dali.kernels.plan.draws import multiply_high
+from nemo_dali.kernels.plan.words import multiply_high
 
 _NOUN_BLOCK = np.uint64(8192 // 4 + 1)  # the block that holds word 8192; a counter is raised before its block is made
 
@@ -13,7 +13,7 @@ _NOUN_BLOCK = np.uint64(8192 // 4 + 1)  # the block that holds word 8192; a coun
 def _draw(key0: np.uint64, key1: np.uint64, position: Int, counter: Int, words: U64) -> None:
     """Write the block that ``Philox(key=[key0, key1])`` makes of the counter [counter, position, 1, 0].
 
-    ``kernels.plan.draws.philox`` has 0 in place of the 1.
+    ``kernels.plan.words.philox`` has 0 in place of the 1.
     """
     c0, c1, c2, c3 = np.uint64(counter), np.uint64(position), np.uint64(1), np.uint64(0)
     m0, m1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)

@@ -4,8 +4,10 @@ import numpy as np
 
 from nemo_dali.kernels.arrays import I32, I64, U8, U64, Flags, Int
 from nemo_dali.kernels.jit import jit
-from nemo_dali.kernels.plan.draws import Similarity, _below, _window, philox
-from nemo_dali.kernels.plan.rows import MINED
+from nemo_dali.kernels.plan.draws import Similarity, window
+from nemo_dali.kernels.plan.exclusions import Exclusions, may_stand_in, room
+from nemo_dali.kernels.plan.rows import MINED, SINGLE
+from nemo_dali.kernels.plan.words import below, philox
 
 _TRIES = 64  # draws of a random substitute before it is looked for in order: enough even if nine of ten photos are bad
 
@@ -37,7 +39,7 @@ def _next_candidate(
 
     Asked are the rest of the window, its beginning, and the row's last ``need`` entries from its end.
     """
-    begin, end, valid, _ = _window(neighbors, similarity, top_k, tau, need, own)
+    begin, end, valid, _ = window(neighbors, similarity, top_k, tau, need, own)
     first = begin
     for k in range(begin, end):
         if neighbors[k] == gone:
@@ -55,20 +57,38 @@ def _next_candidate(
 
 
 @jit(error_model="python")
-def _random_other(seed: np.uint64, epoch: np.uint64, position: Int, k: int, words: U64, shown: I32, bad: Flags) -> Int:
-    """A random photo that can take the place of a bad one in the k-th free cell, or -1; ``words`` is room for four."""
+def _random_other(
+    seed: np.uint64,
+    epoch: np.uint64,
+    position: Int,
+    k: int,
+    words: U64,
+    rules: Exclusions,
+    ref: Int,
+    own: Int,
+    shown: I32,
+    bad: Flags,
+) -> Int:
+    """A random photo that can take the place of a bad one in the k-th free cell; ``words`` is room for four.
+
+    -1: the ref's exclusions leave none, though others are free; -2: no photo is free.
+    """
     photo: Int = 0
+    _, vector, part = room(rules)
     for attempt in range(_TRIES):
         word = 16 + 8 * attempt + k
         philox(seed, epoch, position, word // 4, words)
-        photo = _below(words[word % 4], bad.size)
-        if _is_free(photo, shown, bad):
+        photo = below(words[word % 4], bad.size)
+        if _is_free(photo, shown, bad) and may_stand_in(rules, ref, own, photo, vector, part):
             return photo
+    none: Int = -2
     for _ in range(bad.size):
         photo = (photo + 1) % bad.size
         if _is_free(photo, shown, bad):
-            return photo
-    return -1
+            if may_stand_in(rules, ref, own, photo, vector, part):
+                return photo
+            none = -1
+    return none
 
 
 @jit(error_model="python")
@@ -81,6 +101,7 @@ def replace_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hol
     tau: float,
     tau_empty: float,
     empty: U8,
+    rules: Exclusions,
     bad: Flags,
     barred: Flags,
     visible: Flags,
@@ -91,8 +112,11 @@ def replace_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hol
     grid: U8,
     cell: U8,
     images: I32,
+    center: I32,
 ) -> int:
     """Replace the bad negatives in the plan's column ``images``; how many there were, or -1 if no photo was left.
+
+    Where photos are left, but none that the ref's exclusions allow, the row becomes a single photo.
 
     ``bad`` is bool [photos], and ``barred`` those that may not take their place, the bad ones among them. Cells that
     have no pixels, False in ``visible`` bool [n, 9], are left alone.
@@ -120,9 +144,16 @@ def replace_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hol
                     neighbors[s], similarity[s], top_k, bound, cells - 1, own, shown[c], shown, barred
                 )
             if photo < 0:
-                photo = _random_other(seed, epoch, position[row], free, words, shown, barred)
-            if photo < 0:
+                r = ref[row]
+                photo = _random_other(seed, epoch, position[row], free, words, rules, r, own, shown, barred)
+            if photo == -2:
                 return -1
-            shown[c] = photo
             replaced += 1
+            if photo < 0:
+                kind[row], grid[row], cell[row] = SINGLE, 1, 0
+                shown[:] = -1
+                shown[0] = own
+                center[row, :] = -1
+                break
+            shown[c] = photo
     return replaced

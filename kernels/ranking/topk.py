@@ -23,7 +23,7 @@ ENOUGH = 5  # 2**-5: how many more candidates than needed are as good as none, a
 
 
 @jit(error_model="python", fastmath={"contract"})
-def _similarity(vector: F64, image: F32, photo: Int, part: F64) -> np.float32:
+def similarity_of(vector: F64, image: F32, photo: Int, part: F64) -> np.float32:
     """Of float64 [D] and row ``photo`` of float32 [M, D], float32: eight parts added, of those four, then one by one.
 
     Every step but the last treats its elements alike, so that the compiler may use vectors of any length. No views are
@@ -99,7 +99,7 @@ def _key(similarity: np.float32, photo: Int, value: F32) -> np.uint64:
 
 
 @jit(error_model="python")
-def _similarity_of(key: np.uint64, value: F32) -> np.float32:
+def _in_key(key: np.uint64, value: F32) -> np.float32:
     """The similarity in a key."""
     value.view(np.uint32)[0] = _falling(np.uint32(key >> np.uint64(32)))
     return value[0]
@@ -111,7 +111,7 @@ def own_keys(begin: Int, end: Int, text: F32, image: F32, own: I32, keys: U64) -
     vector, part, value = np.empty(text.shape[1]), np.empty(text.shape[1] // 8), np.empty(1, np.float32)
     for row in range(begin, end):
         vector[:] = text[row]
-        keys[row] = _key(_similarity(vector, image, own[row], part), own[row], value)
+        keys[row] = _key(similarity_of(vector, image, own[row], part), own[row], value)
 
 
 @jit(error_model="python")
@@ -126,7 +126,7 @@ def _mark_above(score: F32, bound: float, slack: np.float32, vector: F64, image:
     if near:
         for photo in range(len(score)):
             if lower <= score[photo] <= upper:
-                marks[photo] = _similarity(vector, image, photo, part) > bound
+                marks[photo] = similarity_of(vector, image, photo, part) > bound
 
 
 @jit(error_model="python", fastmath={"nnan", "nsz"})
@@ -203,7 +203,7 @@ def _count_ahead(
         if _count(chunk, lower) > above:
             for photo in range(begin, begin + len(chunk)):
                 if lower <= score[photo] < upper:
-                    ahead += _key(_similarity(vector, image, photo, part), first + photo, value) < own_key
+                    ahead += _key(similarity_of(vector, image, photo, part), first + photo, value) < own_key
     return ahead
 
 
@@ -288,7 +288,7 @@ def rank_groups(  # noqa: PLR0913  # Numba takes arrays, not objects that hold t
             score = scores[row]
             vector[:] = text[row]
 
-            own_similarity = _similarity_of(own_keys[row], value)
+            own_similarity = _in_key(own_keys[row], value)
             own_rank[row] += _count_ahead(
                 score, own_keys[row], own_similarity, slack, first, vector, image, part, value
             )
@@ -304,7 +304,7 @@ def rank_groups(  # noqa: PLR0913  # Numba takes arrays, not objects that hold t
 
             # A row that is full needs only what may displace its last one; another the best of this block.
             if counts[row] == depth:
-                limit = _similarity_of(keys[row, depth - 1], value) - slack
+                limit = _in_key(keys[row, depth - 1], value) - slack
             else:
                 low, high = _range(score)
                 guess = _cut(masked, depth, low, high, guess, slack)
@@ -318,7 +318,7 @@ def rank_groups(  # noqa: PLR0913  # Numba takes arrays, not objects that hold t
             candidates[:count] = keys[row, :count]
             for place in range(found):
                 photo = np.int64(places[place])
-                candidates[count] = _key(_similarity(vector, image, photo, part), first + photo, value)
+                candidates[count] = _key(similarity_of(vector, image, photo, part), first + photo, value)
                 count += 1
             _sort(candidates, count, spare, histogram)
             counts[row] = min(count, depth)
@@ -353,7 +353,7 @@ def rank_candidates(  # noqa: PLR0913  # Numba takes arrays, not objects that ho
             for photo in candidates[row]:
                 if photo < 0:
                     continue
-                key = _key(_similarity(vector, image, photo, part), photo, value)
+                key = _key(similarity_of(vector, image, photo, part), photo, value)
                 own_rank[row] += key < own_keys[row]
                 if photo == own[row] or (len(rules.never) and rules.never[photo]):
                     continue
@@ -363,14 +363,14 @@ def rank_candidates(  # noqa: PLR0913  # Numba takes arrays, not objects that ho
                         continue
                 if rules.similar_above < np.inf:
                     other[:] = image[own[row]]
-                    if _similarity(other, image, photo, part) > rules.similar_above:
+                    if similarity_of(other, image, photo, part) > rules.similar_above:
                         continue
                 ruled_out: bool | np.bool_ = False
                 if rules.siblings_above < np.inf:
                     for sibling in rows:
                         if sibling != row:
                             other[:] = text[sibling]
-                            ruled_out |= _similarity(other, image, photo, part) > rules.siblings_above
+                            ruled_out |= similarity_of(other, image, photo, part) > rules.siblings_above
                 if not ruled_out:
                     found[count] = key
                     count += 1
@@ -387,4 +387,4 @@ def unpack(begin: Int, end: Int, keys: U64, counts: I64, neighbors: I32, similar
         for i in range(keys.shape[1]):
             filled = i < counts[row]
             neighbors[row, i] = np.int64(keys[row, i] & np.uint64(0xFFFFFFFF)) if filled else -1
-            similarity[row, i] = _similarity_of(keys[row, i], value) if filled else -np.inf
+            similarity[row, i] = _in_key(keys[row, i], value) if filled else -np.inf

@@ -161,6 +161,13 @@ class MappedFile:
         values = self._attribute(name, list)
         return tuple(self._in_range(name, self._checked(name, int, value), least, most) for value in values)
 
+    def bound(self, name: str) -> float | None:
+        """An attribute that is a list of one number, or an empty one."""
+        values = [self._checked(name, float, value) for value in self._attribute(name, list)]
+        if len(values) > 1:
+            raise self.damage(f"its attribute {name} has {len(values)} numbers")
+        return values[0] if values else None
+
     def _attribute(self, name: str, kind: type) -> Any:
         return self._checked(name, kind, self.index.attributes.get(name))
 

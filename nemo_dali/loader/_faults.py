@@ -87,7 +87,7 @@ class PhotoFaults:
 
     def report(self, epoch: int, replaced: Replaced, short: ShortPools) -> None:
         """Say at the end of a pass what it replaced and, once, how many pools were too small so far."""
-        if short.last_valid and not self._told:
+        if short != ShortPools() and not self._told:
             self._told = True
             logger.warning("%s", short)
         if replaced != Replaced():

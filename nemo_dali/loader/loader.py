@@ -223,7 +223,7 @@ class Loader:
         self.size = format.size
         self.device_id, self.num_threads = resources.device_id, resources.num_threads
         self.prefetch, self.hw_decoder_load = resources.prefetch, resources.hw_decoder_load
-        self.short_pools = ShortPools(0, 0)  # of all batches delivered so far
+        self.short_pools = ShortPools()  # of all batches delivered so far
         self._sentences = SentenceTokens(self.corpus, format, seed=seed)
         self.dtype, self.mean, self.std, self.resample = format.dtype, format.mean, format.std, format.resample
         self._placement = placement
@@ -235,6 +235,7 @@ class Loader:
                 size=format.size,
                 resample=format.resample,
                 policy=policy,
+                grids=self._planner.grids,
                 placement=placement,
                 device_id=self.device_id,
                 device_budget=device_budget,

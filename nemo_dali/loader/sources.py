@@ -10,6 +10,7 @@ import numpy.typing as npt
 from nemo_dali._checks import PathLike
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.options import Samples, TextField
+from nemo_dali.mining.ranking import padded
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.planner import Part
 from nemo_dali.plan.policy import MosaicPolicy
@@ -150,6 +151,7 @@ class Corpus:
         parts = []
         for index, dataset in enumerate(self.datasets):
             table = self.tables[index] if self.tables else None
+            by_category = table is not None and table.exclude_category
             begin, count = dataset.refs.sentence_begin, dataset.refs.sentence_count
             if samples in ("first", "last"):
                 begin, count = begin if samples == "first" else begin + count - 1, np.ones_like(count)
@@ -167,6 +169,9 @@ class Corpus:
                     similarity=table.similarity if table else None,
                     check_rows=table.check_rows if table else None,
                     excluded=table.excluded_photos if table else None,
+                    category=dataset.refs.category if by_category else None,
+                    shown=dataset.shown_categories() if by_category else None,
+                    **_similar(table),
                     cells={grid: allowed_cells(dataset.sentences.text, grid) for grid in grids},
                 )
             )
@@ -189,3 +194,11 @@ class Corpus:
         if len(made) == 1:
             return made[0]
         return np.concatenate([tokens for tokens, _ in made]), np.concatenate([length for _, length in made])
+
+
+def _similar(table: NegativeTable | None) -> dict[str, Any]:
+    """What the plan needs to leave out photos similar to the own one."""
+    if table is None or table.exclude_similar_photos is None:
+        return {}
+    table.check_embeddings("image_embedding")
+    return {"embedding": padded(table.image_embedding), "similar_above": table.exclude_similar_photos}

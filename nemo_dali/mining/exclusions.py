@@ -78,6 +78,13 @@ class Exclusions:
                 f"All {len(never)} photos of {dataset.path} are among those to be left out, so there are no negatives. "
                 "Leave some of the data sets out of --exclude-photos-of."
             )
+        if never is not None and (own := int(never[dataset.refs.image].sum())):
+            logger.warning(
+                "%d of %d refs are of photos that are left out as negatives; they are shown as targets all the same. "
+                "To leave those out too, index with --leave-out.",
+                own,
+                len(dataset.refs.image),
+            )
         bounds = {"similar_above": self.similar_photos, "siblings_above": self.siblings}
         rules = rules_as_attributes(
             category=self.category, similar_photos=self.similar_photos, siblings=self.siblings, photos_of=others

@@ -115,7 +115,7 @@ class Ranker:
         if ref is not None and (np.diff(own)[np.diff(ref) == 0] != 0).any():
             raise ValueError("own_image (of sentences of one ref) must be equal")
         self.depth = min(depth, photos - 1)
-        self._text, self._image = (_padded(array) for array in (text, image))
+        self._text, self._image = (padded(array) for array in (text, image))
         self._own = own.astype(np.int32)
         self._ref = np.arange(sentences) if ref is None else np.asarray(ref)
         self._excluded = excluded = excluded or Excluded()
@@ -226,7 +226,7 @@ def rank(text_embedding: F32, image_embedding: F32, own_image: npt.ArrayLike, *,
     return np.concatenate([b.neighbors for b in blocks]), np.concatenate([b.similarity for b in blocks])
 
 
-def _padded(array: F32) -> F32:
+def padded(array: F32) -> F32:
     """With zeros that change no sum, as the kernel takes multiples of 32."""
     missing = -array.shape[1] % 32
     return np.ascontiguousarray(np.pad(array, ((0, 0), (0, missing))) if missing else array, np.float32)

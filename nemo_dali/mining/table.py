@@ -48,6 +48,8 @@ class NegativeTable:
         recall: float64 [n, 2], rows (N, the share of the exact first N that an approximate search found); n may be 0.
         progress: int64, the rows done of each stage: for each model photos and sentences embedded, then ranked.
         excluded_photos: bool [M], photos that no sentence may be shown with.
+        exclude_category: whether photos that show the target's category are excluded.
+        exclude_similar_photos: photos more similar than this to the sentence's own are excluded; None: none.
         model, pretrained: of an ensemble all of them, with " + " between.
         weights_hash: sha256 over the model's tensors, whatever file they came from.
         exclusions: what was left out of every row, for people.
@@ -76,6 +78,8 @@ class NegativeTable:
     recall: npt.NDArray[np.float64]
     progress: npt.NDArray[np.int64]
     excluded_photos: npt.NDArray[np.bool_]
+    exclude_category: bool
+    exclude_similar_photos: float | None
 
     @staticmethod
     def open(path: str | Path) -> "NegativeTable":
@@ -155,13 +159,13 @@ class NegativeTable:
         for begin in range(0, len(self.neighbors), BLOCK):
             self.check_rows(np.arange(begin, min(begin + BLOCK, len(self.neighbors))))
 
-    def check_embeddings(self) -> None:
-        """Look at all embeddings before they are read.
+    def check_embeddings(self, *names: str) -> None:
+        """Look at all embeddings, or at those of ``names``, before they are read.
 
         Raises:
             FileFormatError: not as they were written, or not finite and of unit length.
         """
-        for name in ("text_embedding", "image_embedding"):
+        for name in names or ("text_embedding", "image_embedding"):
             self._rows[name].check_all()
             array = getattr(self, name)
             for begin in range(0, len(array), BLOCK):
@@ -281,6 +285,8 @@ def read_table(path: str | Path) -> NegativeTable:
         recall=file.array("recall", "<f8", (None, 2)) if "recall" in file.index.arrays else np.empty((0, 2)),
         progress=file.array("progress", "<i8", (None,)),
         excluded_photos=np.unpackbits(excluded, count=photos, bitorder="little").astype(bool),
+        exclude_category=bool(file.integer("exclude_category", least=0, most=1)),
+        exclude_similar_photos=file.bound("exclude_similar_photos"),
     )
     if table.fingerprint == UNFINISHED:
         return table

@@ -1,6 +1,6 @@
 """Writing a negative table, in place: rows as they are made, and what is done of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ def write_table(  # noqa: PLR0913  # what a table holds
     weights_hash: str,
     exclusions: list[str],
     excluded_photos: npt.NDArray[np.bool_] | None = None,
+    rules: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a table whose rows arrive in blocks, so that it is never held in memory; return its fingerprint.
 
@@ -112,6 +113,7 @@ def write_table(  # noqa: PLR0913  # what a table holds
         text_embedding: float32 [S, D].
         image_embedding: float32 [M, D].
         excluded_photos: bool [M], photos that no sentence may be shown with; None: none.
+        rules: what ``rules_as_attributes`` takes, that the rows obey; None: none.
 
     Raises:
         FileFormatError: the file cannot be written, or the rows cannot be.
@@ -125,7 +127,7 @@ def write_table(  # noqa: PLR0913  # what a table holds
         "weights_hash": weights_hash,
         "depth": depth,
         "exclusions": exclusions,
-        **rules_as_attributes(),
+        **rules_as_attributes(**rules or {}),
         "method": "given",
         "batch_size": 0,
         "encoder": "none",

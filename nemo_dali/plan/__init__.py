@@ -16,7 +16,9 @@ words: those that ``numpy.random.Philox(key=[seed, epoch], counter=[0, p, 0, 0])
 
 A number below n is the high word of ``word * n``; a share is the upper 53 bits of a word. Distinct draws are made by
 skipping what was drawn before, never by drawing again, so the number of words used does not depend on their values.
-Photos that the table excludes for every sentence are no random ones either: places among the others are drawn then.
+Photos that are excluded for every sentence or show an excluded category are no random ones: places among the others are
+drawn then. A photo that is the target's own once more, or that is excluded as too similar to it, gives way to the next
+of those places; behind the last comes the first. Where too few are left, the target's photo is shown alone.
 
 Where photos turn out to be bad, ``Planner.substitute`` makes another row from a plan row:
 
@@ -27,7 +29,8 @@ Where photos turn out to be bad, ``Planner.substitute`` makes another row from a
   row follow, from its end, as many as there are cells to fill; then random photos.
 * A bad photo of a random sample gives way to another random one.
 * A random photo for the k-th free cell is the first that can be had of those that words 16 + k, 24 + k, 32 + k, ...
-  name; after 64 of them, the first that can be had in the rows behind the last.
+  name; after 64 of them, the first that can be had in the rows behind the last. Where the target's exclusions leave
+  none, the target's photo is shown alone.
 * A cell without pixels is left alone: its photo is never read.
 
 Every photo that is asked for on the way and found good is then shown. So it does not matter which bad photos were

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.draws import fill_rows, shuffle_keys
+from nemo_dali.kernels.plan.exclusions import Exclusions
 from nemo_dali.kernels.plan.rows import MINED, PLAN, PlanRows
 from nemo_dali.kernels.plan.substitution import replace_photos
 from nemo_dali.kernels.tile import cell_edges
@@ -35,6 +36,12 @@ class Part:
         sentence_ref: int32 [sentences], the ref of each, where every sentence is a sample; None: every ref is one.
         excluded: bool [photos], those that are no sample's negatives, whatever its kind; None: none are. Rows of
             ``neighbors`` do not hold them.
+        category: int32 [refs], of the target, whose photos are no random negatives; -1: unknown; None: any may be.
+        shown: bool [photos, categories], which a photo shows; given with ``category``.
+        twins: int32 [photos], one number for photos of the same content, that are no negatives of each other; -1 where
+            there is no second one; None: there are none.
+        embedding: float32 [photos, D] of unit length, D a multiple of 32; given with ``similar_above``.
+        similar_above: photos more similar than this to a ref's own are none of its random negatives; None: any may be.
         cells: for grids 2 and 3, uint16 [sentences] with bit c set where the target may lie in cell c; empty: anywhere.
     """
 
@@ -49,6 +56,11 @@ class Part:
     similarity: npt.NDArray[Any] | None = None
     check_rows: Callable[[npt.NDArray[Any], npt.NDArray[Any]], None] | None = None
     excluded: npt.NDArray[np.bool_] | None = None
+    category: npt.NDArray[np.int32] | None = None
+    shown: npt.NDArray[np.bool_] | None = None
+    twins: npt.NDArray[np.int32] | None = None
+    embedding: npt.NDArray[np.float32] | None = None
+    similar_above: float | None = None
     cells: Mapping[int, npt.NDArray[np.uint16]] = field(default_factory=dict)
 
     @property
@@ -56,11 +68,30 @@ class Part:
         """Samples of an epoch."""
         return len(self.ref_image if self.sentence_ref is None else self.sentence_ref)
 
-    def allowed(self) -> npt.NDArray[np.int32]:
-        """int32, photos that may be negatives, ascending; empty if all may."""
-        if self.excluded is None or not self.excluded.any():
-            return np.empty(0, np.int32)
-        return np.flatnonzero(~self.excluded).astype(np.int32)
+    @property
+    def excludes_by_ref(self) -> bool:
+        """Whether it depends on the ref which photos are excluded, so that too few may be left for a mosaic."""
+        return self.category is not None or self.similar_above is not None
+
+    def exclusions(self) -> Exclusions:
+        """The rules for random negatives, as the kernels take them."""
+        allowed = np.empty(0, np.int32)
+        if self.excluded is not None and self.excluded.any():
+            allowed = np.flatnonzero(~self.excluded).astype(np.int32)
+        begin, shown = np.zeros(1, np.int64), np.empty(0, np.int32)
+        if self.shown is not None:
+            category, place = np.nonzero((self.shown[allowed] if allowed.size else self.shown).T)
+            begin = np.searchsorted(category, np.arange(self.shown.shape[1] + 1))
+            shown = place.astype(np.int32)
+        return Exclusions(
+            allowed=allowed,
+            category=np.empty(0, np.int32) if self.category is None else self.category,
+            begin=begin,
+            shown=shown,
+            twins=np.empty(0, np.int32) if self.twins is None else self.twins,
+            embedding=np.empty((0, 0), np.float32) if self.embedding is None else self.embedding,
+            similar_above=np.inf if self.similar_above is None else float(self.similar_above),
+        )
 
 
 @dataclass(frozen=True)
@@ -70,19 +101,30 @@ class ShortPools:
     Attributes:
         last_valid: filled with the last candidates of the table's row, beyond the window.
         random: those among them whose row was too short even so and that got random photos besides.
+        single: mosaics of any kind that the exclusions left too few photos for, and that show the target's photo alone.
     """
 
-    last_valid: int
-    random: int
+    last_valid: int = 0
+    random: int = 0
+    single: int = 0
 
     def __add__(self, other: "ShortPools") -> "ShortPools":
-        return ShortPools(self.last_valid + other.last_valid, self.random + other.random)
+        return ShortPools(self.last_valid + other.last_valid, self.random + other.random, self.single + other.single)
 
     def __str__(self) -> str:
-        return (
-            f"{self.last_valid} mined samples had fewer candidates than cells and got the table's last ones, "
-            f"{self.random} of them random photos too. Raise max_similarity or top_k, mine deeper, or use more photos."
-        )
+        said = []
+        if self.last_valid:
+            said.append(
+                f"{self.last_valid} mined samples had fewer candidates than cells and got the table's last ones, "
+                f"{self.random} of them random photos too. Raise max_similarity or top_k, mine deeper, or use more "
+                "photos."
+            )
+        if self.single:
+            said.append(
+                f"{self.single} mosaics were left out, and their target's photo shown alone, because the negative "
+                "table's exclusions leave too few photos. Mine with fewer exclusions, or use more photos."
+            )
+        return " ".join(said)
 
 
 @dataclass(frozen=True)
@@ -121,17 +163,7 @@ class Planner:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed ({seed}) must be in [0, 2**64)")
         for part in parts:
-            if part.photos <= policy.most_negatives:
-                raise NemoError(
-                    f"A {policy.largest_grid}x{policy.largest_grid} mosaic needs {policy.most_negatives + 1} photos, "
-                    f"but a data set has {part.photos}. Use more photos or a smaller grid, or p_mined=0 and p_random=0."
-                )
-            if part.excluded is not None and (left := int((~part.excluded).sum())) <= policy.most_negatives > 0:
-                raise NemoError(
-                    f"A {policy.largest_grid}x{policy.largest_grid} mosaic needs {policy.most_negatives + 1} photos, "
-                    f"but a negative table excludes {part.photos - left} of its data set's {part.photos}. Mine it with "
-                    "fewer exclusions, use more photos or a smaller grid, or p_mined=0 and p_random=0."
-                )
+            _check_photos(part, policy)
             if policy.p_mined > 0 and part.neighbors is None:
                 raise NemoError(
                     "The policy draws mined negatives, but a data set has no negative table. Make one with 'nemo-dali "
@@ -146,7 +178,8 @@ class Planner:
         self.size = size
         self.length = sum(part.length for part in parts)  # samples of an epoch
         self._parts = tuple(parts)
-        self._allowed = [part.allowed() for part in parts]
+        self._exclusions = [part.exclusions() for part in parts]
+        self.grids = policy.shown_grids | ({1} if any(part.excludes_by_ref for part in parts) else set())  # of its rows
         self._item_offset = np.cumsum([0, *(part.length for part in parts)])
         self._ref_offset = np.cumsum([0, *(len(part.ref_image) for part in parts)])
         self._sentence_offset = np.cumsum([0, *(part.sentences for part in parts)])
@@ -180,7 +213,7 @@ class Planner:
         positions = np.atleast_1d(np.asarray(positions, np.int64))
         if positions.size and positions.min() < 0:
             raise ValueError(f"positions ({positions.min()}) must be >= 0")
-        short = np.zeros(2, np.int64)
+        short = np.zeros(3, np.int64)
         rows = self._make(epoch, positions, self.order(epoch)[positions % self.length], short)
         return rows, ShortPools(*short.tolist())
 
@@ -206,14 +239,14 @@ class Planner:
             replaced[gone] = True
             position = rows["position"][gone]
             items = order[(position + further) % self.length]
-            rows[gone] = self._make(epoch, position, items, np.zeros(2, np.int64))
+            rows[gone] = self._make(epoch, position, items, np.zeros(3, np.int64))
         else:
             raise NemoError(f"None of the {self.length} samples has a photo that can be read. {RESTORE}")
         negatives = 0
         for index, chosen in _of_each_part(rows, self._ref_offset):
             some = rows[chosen]
             negatives += self._replace_negatives(index, epoch, some, bad)
-            rows["images"][chosen] = some["images"]
+            rows[chosen] = some
         return rows, Replaced(int(replaced.sum()), negatives)
 
     def _make(
@@ -245,7 +278,7 @@ class Planner:
             part.sentence_count,
             np.empty(0, np.int32) if part.sentence_ref is None else part.sentence_ref,
             part.photos,
-            self._allowed[index],
+            self._exclusions[index],
             neighbors,
             similarity,
             part.cells.get(2, anywhere),
@@ -279,7 +312,7 @@ class Planner:
         rows["images"] += np.where(rows["images"] >= 0, self._image_offset[index], 0).astype(np.int32)
 
     def _replace_negatives(self, index: int, epoch: int, rows: PlanRows, bad: npt.NDArray[np.bool_]) -> int:
-        """Replace them in rows that belong to one data set, in the column ``images``; how many there were."""
+        """Replace them in rows that belong to one data set, in place; how many there were."""
         part, first = self._parts[index], self._image_offset[index]
         rows["images"] -= np.where(rows["images"] >= 0, first, 0).astype(np.int32)
         replaced: int = replace_photos(
@@ -290,18 +323,41 @@ class Planner:
             self._tau,
             self._tau_empty,
             part.empty,
+            self._exclusions[index],
             here := bad[first : first + part.photos],
             here if part.excluded is None else here | part.excluded,
             _visible(rows, self.size),
             rows["position"],
             rows["ref"] - self._ref_offset[index],
             rows["sentence"] - self._sentence_offset[index],
-            *(rows[name] for name in ("kind", "grid", "cell", "images")),
+            *(rows[name] for name in ("kind", "grid", "cell", "images", "center")),
         )
         if replaced < 0:
             raise NemoError(f"Too few of a data set's {part.photos} photos can be read to fill a mosaic. {RESTORE}")
         rows["images"] += np.where(rows["images"] >= 0, first, 0).astype(np.int32)
         return replaced
+
+
+def _check_photos(part: Part, policy: MosaicPolicy) -> None:
+    """Refuse a data set with too few photos for a mosaic."""
+    need = policy.most_negatives
+    mosaic = f"A {policy.largest_grid}x{policy.largest_grid} mosaic needs {need + 1} photos"
+    remedy = "use more photos or a smaller grid, or p_mined=0 and p_random=0."
+    if part.photos <= need:
+        raise NemoError(f"{mosaic}, but a data set has {part.photos}. {remedy.capitalize()}")
+    allowed = np.ones(part.photos, bool) if part.excluded is None else ~part.excluded
+    left = int(allowed.sum())
+    if left <= need > 0:
+        raise NemoError(
+            f"{mosaic}, but a negative table excludes {part.photos - left} of its data set's {part.photos}. Mine it "
+            f"with fewer exclusions, {remedy}"
+        )
+    if part.twins is not None and (twins := part.twins[allowed & (part.twins >= 0)]).size:
+        most = int(np.bincount(twins).max())
+        if left - most < need:
+            raise NemoError(
+                f"{mosaic}, but of the {left} that a data set has {most} are one and the same. {remedy.capitalize()}"
+            )
 
 
 def _of_each_part(rows: PlanRows, offset: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

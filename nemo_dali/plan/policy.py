@@ -90,6 +90,13 @@ class MosaicPolicy:
         """Photos beside the target's in the largest mosaic."""
         return self.largest_grid**2 - 1
 
+    @property
+    def shown_grids(self) -> set[int]:
+        """The grids of the samples that it draws; 1 for single photos."""
+        mosaic = self.p_mined + self.p_random
+        grids = {grid for grid, weight in self.grids.items() if weight > 0 and mosaic > 0}
+        return grids | {1} if mosaic < 1 else grids
+
     def to_json(self) -> str:
         """The policy as a JSON object, keys sorted."""
         return json.dumps(asdict(self), sort_keys=True)

@@ -11,7 +11,7 @@ import math
 import os
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Literal
@@ -36,20 +36,13 @@ Addresses = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 
 
-def grids_of(policy: MosaicPolicy) -> set[int]:
-    """The grids that a policy shows; 1 for single photos."""
-    grids = {1} if policy.p_mined + policy.p_random < 1 else set()
-    if policy.p_mined + policy.p_random > 0:
-        grids |= {grid for grid, weight in policy.grids.items() if weight > 0}
-    return grids
-
-
 class ResidentTiles:
     """The tiles that a policy shows, in their place. A GPU's are let go when this is.
 
     Args:
         paths: .tiles.h5 files, one for each of ``datasets``.
         size, resample, policy: of the loader.
+        grids: that its plan may have; 1 for single photos.
         placement: where they are to lie.
         device_id: CUDA device number; None: the CPU, for "host" alone.
         device_budget: for "device", bytes of GPU memory; the tiles that are read most often lie there, the rest in
@@ -73,6 +66,7 @@ class ResidentTiles:
         size: int,
         resample: str,
         policy: MosaicPolicy,
+        grids: Collection[int],
         placement: Placement = "host",
         device_id: int | None = None,
         device_budget: int | None = None,
@@ -80,7 +74,7 @@ class ResidentTiles:
     ) -> None:
         if len(paths) != len(datasets):
             raise ValueError(f"tiles ({len(paths)} given) must be one per data set ({len(datasets)})")
-        if policy.jitter > 0 and 2 in grids_of(policy):
+        if policy.jitter > 0 and 2 in policy.shown_grids:
             raise ValueError(
                 f"jitter ({policy.jitter}) must be 0 with tiles, whose sizes are fixed. Leave tiles out to decode each "
                 "photo as it is needed."
@@ -88,10 +82,10 @@ class ResidentTiles:
         self.files = [TileFile.open(path) for path in paths]
         for file, dataset in zip(self.files, datasets, strict=True):
             file.check_dataset(dataset)
-            file.check(size=size, resample=resample, grids=grids_of(policy))
+            file.check(size=size, resample=resample, grids=grids)
         if together:
             agree({"tile files": [file.fingerprint for file in self.files]})
-        arrays = [(shape, file.arrays[shape]) for shape in _most_read_first(policy, size) for file in self.files]
+        arrays = [(shape, file.arrays[shape]) for shape in _most_read_first(policy, size, grids) for file in self.files]
         self.device_bytes = self.pinned_bytes = 0
         if device_id is None:
             rows = [_rows(array.ctypes.data, array) for _, array in arrays]
@@ -183,11 +177,11 @@ class ResidentTiles:
         self._sound[shape][photos] = True
 
 
-def _most_read_first(policy: MosaicPolicy, size: int) -> list[Shape]:
-    """The sizes of cells that a policy shows, those first of which the average sample reads most tiles."""
+def _most_read_first(policy: MosaicPolicy, size: int, grids: Collection[int]) -> list[Shape]:
+    """The sizes of the cells of grids, those first of which the average sample reads most tiles."""
     mosaic = policy.p_mined + policy.p_random
     reads: dict[Shape, float] = defaultdict(float)
-    for grid in grids_of(policy):
+    for grid in grids:
         share = 1 - mosaic if grid == 1 else mosaic * policy.grids[grid] / sum(policy.grids.values())
         sides = np.diff(size * np.arange(grid + 1) // grid).tolist()
         for shape in itertools.product(sides, sides):

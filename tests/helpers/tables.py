@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from nemo_dali.mining.ranking import Ranker
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import write_table
 from tests.helpers.rankings import unit
@@ -60,3 +61,30 @@ def write_ranked_table(path, dataset, *, depth=1000, seed=0, shorten=False):
         exclusions=[],
     )
     return NegativeTable.open(path)
+
+
+def write_excluding_table(path, dataset, exclusions, *, scenes=7, seed=0):
+    """A table ranked under ``mining.Exclusions``; its photos' embeddings are those of a few scenes, with noise."""
+    rng = np.random.default_rng(seed)
+    sentences, photos = len(dataset.sentences.ref), len(dataset.images.id)
+    image = unit(rng, scenes, 32)[rng.integers(0, scenes, photos)] + 0.05 * rng.standard_normal((photos, 32))
+    image = (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float32)
+    text, ref = unit(rng, sentences, 32), dataset.sentences.ref
+    excluded, _ = exclusions.of(dataset)
+    ranker = Ranker(text, image, dataset.refs.image[ref], depth=1000, ref=ref, excluded=excluded)
+    write_table(
+        path,
+        blocks=[(block.neighbors, block.similarity) for block in (ranker.rank(*block) for block in ranker.blocks())],
+        text_embedding=text,
+        image_embedding=image,
+        depth=1000,
+        dataset_fingerprint=dataset.fingerprint,
+        dataset_name=dataset.name,
+        model="random",
+        pretrained="none",
+        weights_hash="",
+        exclusions=[],
+        excluded_photos=excluded.never,
+        rules={"category": exclusions.category, "similar_photos": exclusions.similar_photos},
+    )
+    return image

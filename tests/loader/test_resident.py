@@ -6,7 +6,6 @@ import torch
 
 from nemo_dali import FileFormatError, Loader, MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
-from nemo_dali.tiles.placement import grids_of
 from tests.helpers.files import make_files
 from tests.helpers.lanes import lanes
 from tests.helpers.resident import SIZE, loader
@@ -96,20 +95,6 @@ def test_a_grid_without_tiles_is_refused_only_where_the_policy_shows_it(files, t
     assert next(iter(loader(files, tiles=path, policy=only_mosaics))).image.shape == (4, 3, SIZE, SIZE)
     with pytest.raises(FileFormatError, match=r"no tiles for grid 1.*--grids 1 2"):
         loader(files, tiles=path, policy=MosaicPolicy(p_mined=0.9))
-
-
-@pytest.mark.parametrize(
-    ("policy", "grids"),
-    [
-        (MosaicPolicy(), {1, 2}),
-        (MosaicPolicy(p_mined=1.0), {2}),
-        (MosaicPolicy(p_mined=0.4, p_random=0.6, grids={3: 1.0, 2: 0.0}), {3}),
-        (MosaicPolicy(p_mined=0.0), {1}),
-        (MosaicPolicy(p_mined=0.0, p_random=0.1, grids={2: 1.0, 3: 2.0}), {1, 2, 3}),
-    ],
-)
-def test_which_grids_a_policy_shows(policy, grids):
-    assert grids_of(policy) == grids
 
 
 def test_a_replaced_file_does_not_disturb_a_running_loader(files, tiles, tmp_path):

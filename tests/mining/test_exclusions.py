@@ -157,3 +157,5 @@ def test_photos_of_other_data_sets_are_told_by_id_and_content_not_by_name(datase
     expected = [] if what == "name" else [0, 1, 2, 3]
     assert np.flatnonzero(table.excluded_photos).tolist() == expected
     assert ("has none of the photos of" in caplog.text) == (what == "name")
+    own = np.isin(Dataset.open(dataset).refs.image, expected)
+    assert (f"{own.sum()} of {len(own)} refs are of photos that are left out" in caplog.text) == (what != "name")

@@ -1,11 +1,11 @@
-"""No cell of any kind shows a photo that the table excludes for every sentence."""
+"""No cell of any kind shows a photo that is excluded, be it for every sentence or for this ref."""
 
 import numpy as np
 import pytest
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.plan.rows import MINED, RANDOM
+from nemo_dali.kernels.plan.rows import MINED, RANDOM, SINGLE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import write_table
@@ -22,6 +22,7 @@ POLICIES = {
     "warm-up": MosaicPolicy(p_mined=1, mine_after_epoch=3, **GRIDS),
     "short pool": MosaicPolicy(p_mined=1, max_similarity=-0.9, **GRIDS),
 }
+RULES = ["category", "twins", "similar"]
 ROWS = 20_000  # of two, four or nine cells each: more than 100,000 in all
 
 
@@ -126,3 +127,143 @@ def test_the_exclusions_of_a_file_reach_the_plan(tmp_path):
     policy = POLICIES["both"]
     rows = Planner(corpus.parts(policy), policy, seed=3, size=64).plan(0, np.arange(5000))
     assert not excluded[negatives(rows)].any()
+
+
+def rules_of(part, seed, *, similar=0.7):
+    """Categories, twins and embeddings for a data set, and which photos they forbid: bool [refs, photos]."""
+    rng = np.random.default_rng(seed)
+    refs, photos = len(part.ref_image), part.photos
+    shown = rng.random((photos, 7)) < [0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    category = rng.integers(-1, 7, refs).astype(np.int32)
+    twins = np.full(photos, -1, np.int32)
+    for group, members in enumerate(rng.permutation(photos)[:12].reshape(4, 3)):
+        twins[members] = group
+    embedding = rng.standard_normal((photos // 6, 32))[rng.integers(0, photos // 6, photos)]  # scenes
+    embedding = embedding + 0.3 * rng.standard_normal((photos, 32))
+    embedding = (embedding / np.linalg.norm(embedding, axis=1, keepdims=True)).astype(np.float32)
+    own = part.ref_image
+    rules = {
+        "category": {"category": category, "shown": shown},
+        "twins": {"twins": twins},
+        "similar": {"embedding": embedding, "similar_above": similar},
+    }
+    forbidden = {
+        "category": shown.T[category] & (category >= 0)[:, None],
+        "twins": (twins[own, None] == twins) & (twins[own] >= 0)[:, None],
+        "similar": (embedding.astype(np.float64) @ embedding.T.astype(np.float64))[own] > similar,
+    }
+    forbidden["twins"][np.arange(refs), own] = forbidden["similar"][np.arange(refs), own] = False
+    return rules, forbidden
+
+
+def part_with_rules(names, seed, photo_wide):
+    """A data set with these rules, whose table obeys them, and what they forbid: bool [refs, photos]."""
+    part = part_without(seed) if photo_wide else make_part(seed=seed)
+    rules, all_forbidden = rules_of(part, seed)
+    forbidden = np.logical_or.reduce([all_forbidden[name] for name in names])
+    if photo_wide:
+        forbidden = forbidden | part.excluded
+    neighbors, similarity = np.full_like(part.neighbors, -1), np.full_like(part.similarity, -np.inf)
+    ref = np.repeat(np.arange(len(part.ref_image)), part.sentence_count)
+    for row, candidates in enumerate(part.neighbors):
+        kept = (candidates >= 0) & ~forbidden[ref[row], candidates]
+        neighbors[row, : kept.sum()], similarity[row, : kept.sum()] = candidates[kept], part.similarity[row][kept]
+    more = {key: value for name in names for key, value in rules[name].items()}
+    return Part(**{**vars(part), "neighbors": neighbors, "similarity": similarity, **more}), forbidden
+
+
+def refs_and_negatives(rows):
+    """The ref and the photo of each cell but the targets'."""
+    shown = rows["images"] >= 0
+    shown[np.arange(len(rows)), rows["cell"]] = False
+    return np.repeat(rows["ref"], shown.sum(1)), rows["images"][shown]
+
+
+@pytest.mark.parametrize("bad_share", [0, 0.2])
+@pytest.mark.parametrize("names", [["category"], ["twins"], ["similar"], RULES], ids="+".join)
+@pytest.mark.parametrize("kind", POLICIES)
+def test_no_photo_is_shown_that_is_excluded_for_its_ref(kind, names, bad_share):
+    (one, forbidden), (two, more) = (part_with_rules(names, seed, photo_wide=seed == 1) for seed in range(2))
+    planner = Planner([one, two], POLICIES[kind], seed=3, size=64)
+    bad = np.random.default_rng(9).random(one.photos + two.photos) < bad_share
+    for epoch in (0, 5):
+        rows = planner.plan(epoch, np.arange(ROWS))
+        if bad_share:
+            rows, replaced = planner.substitute(epoch, rows, bad)
+            assert replaced.negatives > 1000 and not bad[negatives(rows)].any()
+        ref, photo = refs_and_negatives(rows)
+        assert len(ref) + ROWS > 100_000
+        first = ref < len(one.ref_image)
+        assert set(photo[first]) <= set(range(one.photos)) and photo[~first].min() >= one.photos
+        assert not forbidden[ref[first], photo[first]].any()
+        assert not more[ref[~first] - len(one.ref_image), photo[~first] - one.photos].any()
+        assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in rows["images"][:2000])
+
+
+def test_categories_leave_the_other_photos_equally_likely():
+    part, forbidden = part_with_rules(["category"], 0, photo_wide=False)
+    rows = Planner([part], POLICIES["random"], seed=3, size=64).plan(0, np.arange(200_000))
+    ref, photo = refs_and_negatives(rows)
+    for category in range(-1, 7):
+        mine = part.category[ref] == category
+        often = np.bincount(photo[mine], minlength=part.photos)
+        # The own photo is left out too, which differs from ref to ref: each is allowed for nearly all.
+        left = ~forbidden[np.flatnonzero(part.category == category)[0]] & (often > 0)
+        assert left.sum() == (~forbidden[np.flatnonzero(part.category == category)[0]]).sum()
+        assert often[left].std() / often[left].mean() < 0.15
+
+
+def test_rows_under_all_rules_equal_the_plain_python_specification():
+    part, forbidden = part_with_rules(RULES, 1, photo_wide=True)
+    rows = Planner([part], POLICIES["random"], seed=3, size=64).plan(1, np.arange(2000))
+    met = 0
+    for row in rows:
+        words = np.random.Philox(key=[3, 1], counter=[0, int(row["position"]), 0, 0]).random_raw(16)
+        own, found, used = row["images"][row["cell"]], [], [row["images"][row["cell"]]]
+        category = part.category[row["ref"]]
+        free = [
+            n for n in range(part.photos) if not part.excluded[n] and not (category >= 0 and part.shown[n, category])
+        ]
+        for k in range(row["grid"].astype(int) ** 2 - 1):
+            left = [n for n in free if n not in used]
+            place = free.index(left[int(words[8 + k]) * len(left) >> 64])
+            while forbidden[row["ref"], free[place]] or free[place] in used:  # it gives way to the next
+                met += 1
+                place = (place + 1) % len(free)
+            found.append(free[place])
+            used.append(free[place])
+        cell = int(row["cell"])
+        assert [n for n in row["images"] if n >= 0] == [*found[:cell], own, *found[cell:]]
+    assert met > 500
+
+
+def test_where_no_photo_is_left_the_target_is_shown_alone_and_counted():
+    part = make_part(seed=1)
+    shown = np.zeros((part.photos, 2), bool)
+    shown[3:, 0] = True  # three photos are left for category 0: too few for a 3x3, and for a 2x2 of one of their own
+    category = (np.arange(len(part.ref_image)) % 2).astype(np.int32)
+    part = Part(**{**vars(part), "category": category, "shown": shown})
+    policy = MosaicPolicy(p_mined=0, p_random=1, grids={2: 1.0, 3: 1.0})
+    planner = Planner([part], policy, seed=3, size=64)
+    rows, short = planner.plan_and_count(0, np.arange(5000))
+    single = rows["kind"] == SINGLE
+    assert planner.grids == {1, 2, 3} and short.single == single.sum() > 1000 and short.last_valid == 0
+    assert set(category[rows["ref"][single]]) == {0}
+    assert (rows["images"][single, 0] == part.ref_image[rows["ref"][single]]).all()
+    assert (rows["images"][single, 1:] == -1).all() and (rows["center"][single] == -1).all()
+    shrunk = rows["grid"] == 2
+    assert ((category[rows["ref"]] == 0) & shrunk).any()  # three are enough there
+    assert "exclusions leave too few photos" in str(short) and "max_similarity" not in str(short)
+    # Bad photos can leave too few as well: then too, not an error.
+    bad = np.zeros(part.photos, bool)
+    bad[1] = True
+    replaced, _ = planner.substitute(0, rows, bad)
+    assert (category[replaced["ref"][replaced["kind"] != SINGLE]] == 1).all()
+    assert not bad[negatives(replaced)].any()
+
+
+def test_too_many_twins_are_told_with_their_number():
+    part = make_part(seed=1)
+    twins = np.where(np.arange(part.photos) < part.photos - 7, 0, -1).astype(np.int32)
+    with pytest.raises(NemoError, match=r"needs 9 photos, but of the 90 that a data set has 83 are one and the same"):
+        Planner([Part(**{**vars(part), "twins": twins})], POLICIES["random"], seed=3, size=64)

@@ -200,3 +200,17 @@ def test_a_loader_takes_a_policy_file(files, tmp_path, caplog):
     assert "p.json was tuned for another negative table" in caplog.text
     with pytest.raises(NemoError, match="policy file"):
         Loader(files.dataset, files.negatives, batch_size=4, size=48, policy="nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("policy", "grids"),
+    [
+        (MosaicPolicy(), {1, 2}),
+        (MosaicPolicy(p_mined=1.0), {2}),
+        (MosaicPolicy(p_mined=0.4, p_random=0.6, grids={3: 1.0, 2: 0.0}), {3}),
+        (MosaicPolicy(p_mined=0.0), {1}),
+        (MosaicPolicy(p_mined=0.0, p_random=0.1, grids={2: 1.0, 3: 2.0}), {1, 2, 3}),
+    ],
+)
+def test_which_grids_a_policy_shows(policy, grids):
+    assert policy.shown_grids == grids

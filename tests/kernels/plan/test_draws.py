@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from nemo_dali.kernels.plan.draws import multiply_high, philox, shuffle_keys
+from nemo_dali.kernels.plan.draws import shuffle_keys
+from nemo_dali.kernels.plan.words import multiply_high, philox
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
