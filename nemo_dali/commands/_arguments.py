@@ -109,6 +109,11 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--split-by", help="unc, umd, google, berkeley or final; for a folder")
     parser.add_argument("--split", help="train, val, test, testA, ...; for a folder or a .jsonl file")
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
+    parser.add_argument(
+        "--box-format",
+        choices=["xywh", "xyxy", "rel_xywh", "rel_xyxy"],
+        help="of the boxes of a .jsonl file; default: as its lines say, else xywh",
+    )
     what = "photos, by file name, for a folder; or all of other data sets, G.ris.h5"
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="WHAT", help=what)
     parser.add_argument("--verify", action="store_true", help="decode every photo")

@@ -169,6 +169,7 @@ def _index(options: argparse.Namespace) -> None:
         split=options.split,
         leave_out=[name for name in options.leave_out if not name.endswith(".ris.h5")],
         skip_empty=options.skip_empty,
+        box_format=options.box_format,
     )
     report = index_dataset(
         annotations,

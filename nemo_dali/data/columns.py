@@ -83,7 +83,7 @@ class Annotations:
 
     Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
     ``box_format`` says what numbers the boxes are that masks were made of: "xywh" (COCO's: left, top, width, height, in
-    pixels), or "" where none was.
+    pixels), "xyxy", the same in shares of the photo's sides, "rel_xywh" and "rel_xyxy", or "" where none was.
     """
 
     name: str

@@ -26,6 +26,7 @@ def read_annotations(
     split: str | None = None,
     leave_out: Sequence[str] = (),
     skip_empty: bool = False,
+    box_format: str | None = None,
 ) -> Annotations:
     """Read one split of a data set in any of the layouts.
 
@@ -36,6 +37,7 @@ def read_annotations(
         dataset, split_by, leave_out: for ``read_refer`` only; the first two must be given then.
         skip_empty: skip sentences without text, and refs without a sentence, instead of refusing them; the log says how
             many.
+        box_format: what the boxes of JSON lines are; see ``read_json_lines``.
         split: must be given for ``read_refer``; ``train`` by default for JSON lines; an LMDB is one split.
 
     Raises:
@@ -44,13 +46,15 @@ def read_annotations(
         NemoError: something else is in the way: a photo, a package, the disk.
     """
     source = Path(source)
+    if box_format is not None and source.suffix != ".jsonl":
+        raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is no .jsonl file")
     if source.suffix == ".jsonl" or is_lmdb(source):
         for name, value in (("dataset", dataset), ("split_by", split_by), ("leave_out", list(leave_out))):
             if value:
                 raise ValueError(f"{name} ({value}) must be left out with {source.name}")
         if source.suffix == ".jsonl":
             split = DEFAULT_SPLIT if split is None else split
-            return read_json_lines(source, images=images, split=split, skip_empty=skip_empty)
+            return read_json_lines(source, images=images, split=split, skip_empty=skip_empty, box_format=box_format)
         if split not in (None, source.stem):
             raise ValueError(f"split ({split}) must be left out with {source.name}, which holds one split")
         return read_cris_lmdb(source, images=images, skip_empty=skip_empty)
