@@ -108,7 +108,8 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, refclef, grefcoco or ref-zom; for a folder")
     parser.add_argument("--split-by", help="unc, umd, google, berkeley or final; for a folder")
     parser.add_argument("--split", help="train, val, test, testA, ...; for a folder or a .jsonl file")
-    parser.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
+    where = "the folder of photos, once for each if there are several; or s3://bucket/prefix"
+    parser.add_argument("--images", required=True, action="append", metavar="DIR", help=where)
     parser.add_argument(
         "--box-format",
         choices=["xywh", "xyxy", "rel_xywh", "rel_xyxy"],

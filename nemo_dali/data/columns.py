@@ -191,6 +191,19 @@ def coco_id(name: str) -> int:
     return -1 if found is None else int(found[1])
 
 
+def other_coco_names(name: str) -> list[str]:
+    """How COCO's other release, of 2014 or of 2017, calls a photo; none for another name. Folders before it stay.
+
+    The two hold the same files, though what is in train2014 may be in val2017 and the reverse.
+    """
+    folder, slash, last = name.rpartition("/")
+    if re.fullmatch(r"COCO_(?:train|val)2014_\d{12}\.jpg", last):
+        return [f"{folder}{slash}{last[-16:]}"]
+    if re.fullmatch(r"\d{12}\.jpg", last):
+        return [f"{folder}{slash}COCO_{part}2014_{last}" for part in ("train", "val")]
+    return []
+
+
 def is_inside(name: str) -> bool:
     """Whether ``name`` is a plain relative path: no root, no drive, no step up, no backslash, no control character."""
     return (

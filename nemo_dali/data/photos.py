@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.ImageFile import ImageFile
 
-from nemo_dali.data.columns import Images
+from nemo_dali.data.columns import Images, other_coco_names
 from nemo_dali.data.decoding import is_decodable
 from nemo_dali.data.photo_file import (
     MOST_BYTES,
@@ -24,6 +24,7 @@ from nemo_dali.data.photo_file import (
     open_photo,
     orientation_of,
 )
+from nemo_dali.data.s3 import is_remote
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.io.progress import progress
 
@@ -104,16 +105,26 @@ def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool)
             digest[row], orientation[row] = np.frombuffer(looked.digest, np.uint8), looked.orientation
             if looked.problem is not None:
                 problems[row] = looked.problem
+    check = "Check --images."
+    if is_remote(root) and any(
+        problem.kind == "missing" and other_coco_names(images.file_name[row]) for row, problem in problems.items()
+    ):
+        check += " COCO's photos are found under the names of its other release in folders only, not at an address."
     for kind, what, remedy in (
-        ("missing", f"cannot be opened in {root}", "Check --images."),
+        ("missing", f"cannot be opened in {root}", check),
         ("size", "have another size than annotated", "Use the photos that the annotations were made on."),
         ("corrupt", "are corrupt", "Replace them, or leave them out with --skip-corrupt."),
     ):
         texts = [problem.text for problem in problems.values() if problem.kind == kind]
         if texts and not (kind == "corrupt" and skip_corrupt):
-            more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
-            raise PhotoError(f"{len(texts)} of {total} photos {what}: {', '.join(texts[:MAX_NAMED])}{more}. {remedy}")
+            raise PhotoError(f"{len(texts)} of {total} photos {what}: {listed(texts)}. {remedy}")
     return CheckedPhotos(list(problems), digest, orientation)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Photos for a message: the first of them, and how many more there are."""
+    more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
+    return f"{', '.join(texts[:MAX_NAMED])}{more}"
 
 
 def photo_problem(path: str, width: int, height: int) -> str | None:

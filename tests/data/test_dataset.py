@@ -227,7 +227,7 @@ def endless_scan(path: Path) -> None:
 
 
 HEADER = [
-    (missing, r"1 of 6 photos cannot be opened in .*photos: {} \(No such file or directory\)\. Check --images\."),
+    (missing, r"1 of 6 photos cannot be opened in .*photos: {} \(No such file or directory\)\. .* Check --images"),
     (folder, r"1 of 6 photos cannot be opened in .*photos: {} \(Is a directory\)"),
     (larger, r"1 of 6 photos have another size than annotated: {} \(500x400 pixels, not \d+x\d+\)\. "),
     (turned, r"1 of 6 photos have another size than annotated: {}"),

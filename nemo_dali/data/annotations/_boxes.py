@@ -114,11 +114,12 @@ def _readings(
     numbers: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], border: float
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Which boxes reach out of their photo as xywh, and which do not fit it as xyxy; bool [boxes] each."""
-    near, far = numbers[:, :2], numbers[:, 2:]
-    before = (near < -border).any(axis=1)
+    x, y, far_x, far_y = numbers.T
+    width, height = (sizes + border).T
+    before = (x < -border) | (y < -border)
     with np.errstate(over="ignore", invalid="ignore"):  # of endless numbers, which are told with their line
-        outside = before | (near + far > sizes + border).any(axis=1)
-    return outside, before | ~((near < far) & (far <= sizes + border)).all(axis=1)
+        outside = before | (x + far_x > width) | (y + far_y > height)
+    return outside, before | ~((x < far_x) & (y < far_y) & (far_x <= width) & (far_y <= height))
 
 
 def outline(box: Any, box_format: str, *, width: int, height: int) -> list[float]:

@@ -5,6 +5,7 @@ A line is a ref: a photo, what is said of it, and the mask. ``docs/datasets.md``
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali._checks import one_of
+from nemo_dali._checks import PathLike, one_of
 from nemo_dali.data.annotations._boxes import FORMATS, Box, check_format, outline, stated_format
 from nemo_dali.data.annotations._untrusted import (
     EmptyTexts,
@@ -28,9 +29,9 @@ from nemo_dali.data.annotations._untrusted import (
     read_bytes,
 )
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.photo_folders import locate
 from nemo_dali.data.photos import header_size
 from nemo_dali.data.rle import area, run_lengths
-from nemo_dali.data.s3 import check_names, image_root
 from nemo_dali.errors import AnnotationError
 from nemo_dali.io.progress import progress
 
@@ -57,7 +58,7 @@ class _Line(NamedTuple):
 def read_json_lines(
     path: str | Path,
     *,
-    images: str | Path,
+    images: PathLike | Sequence[PathLike],
     split: str = DEFAULT_SPLIT,
     skip_empty: bool = False,
     box_format: str | None = None,
@@ -68,8 +69,8 @@ def read_json_lines(
 
     Args:
         path: UTF-8; blank lines are passed over.
-        images: the folder, or the address s3://bucket/prefix, that photos are relative to. The sizes of those without
-            ``width`` and ``height`` are read from there.
+        images: the folder, folders or address s3://bucket/prefix that photos are relative to; see ``locate``. The sizes
+            of those without ``width`` and ``height`` are read from there.
         split: lines whose ``split`` is this; a line without one is of ``train``.
         skip_empty: skip expressions without text, and lines without any, instead of refusing them.
         box_format: what the boxes are: ``xywh`` or ``xyxy`` in pixels, ``rel_xywh`` or ``rel_xyxy`` in shares of the
@@ -95,7 +96,7 @@ def read_json_lines(
     chosen = [number for number, line in enumerate(lines) if line.split == split and line.expressions]
     if not chosen:
         raise no_split(path, split, [line.split for line in lines], "lines")
-    sizes = _sizes([lines[number] for number in chosen], image_root(images))
+    sizes = _sizes([lines[number] for number in chosen], images)
     boxes = [
         Box(line.where, line.record["box"], *sizes[line.photo])
         for line in (lines[number] for number in chosen)
@@ -198,7 +199,7 @@ def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
     return [line.record[key] for line in lines]
 
 
-def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
+def _sizes(lines: list[_Line], images: PathLike | Sequence[PathLike]) -> dict[str, tuple[int, int]]:
     """Width and height of every photo, as the lines say or as its header does."""
     sizes: dict[str, tuple[int, int]] = {}
     for line in lines:
@@ -206,10 +207,11 @@ def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
             size = photo_size(line.record, line.where)
             if sizes.setdefault(line.photo, size) != size:
                 raise AnnotationError(f"{line.where} has another size for its photo than an earlier line. Mend one.")
-    unknown = list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))
-    check_names(root, unknown)
+    if not (unknown := list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))):
+        return sizes
+    root, names, _ = locate(images, unknown)
     with ThreadPoolExecutor() as pool:  # reading waits for the disk
-        found = pool.map(partial(header_size, root), unknown)
+        found = pool.map(partial(header_size, root), names)
         sized = progress(found, total=len(unknown), what="reading photo headers", unit="photo")
         sizes.update(zip(unknown, sized, strict=True))
     return sizes

@@ -150,6 +150,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([str(word) for word in words]) == 0
     assert "3 photos, 6 refs, 12 sentences" in capsys.readouterr().out
     np.testing.assert_array_equal(Dataset.open(tmp_path / "a.ris.h5").mask(3), masks[3])
+    with pytest.raises(ValueError, match=r"images must be one folder with val\.lmdb, whose photos are extracted"):
+        read_annotations(path, images=[tmp_path / "photos", tmp_path])
     with pytest.raises(ValueError, match=r"images \(s3://bucket/photos\) must be a folder"):
         read_cris_lmdb(path, images="s3://bucket/photos")
 

@@ -19,9 +19,10 @@ from pycocotools import mask as coco_mask
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import _untrusted, read_annotations
+from nemo_dali.data.annotations._untrusted import photo_name
 from nemo_dali.data.annotations.json_lines import KEYS, read_json_lines
 from nemo_dali.data.columns import Annotations, is_inside
-from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import AnnotationError, PhotoError
 from tests.helpers.bounds import fuzz, mutate_bytes, outcome
 from tests.helpers.counts import examples
@@ -268,8 +269,8 @@ def test_a_file_without_boxes_records_no_format(photos: Path) -> None:
 def test_sizes_are_read_from_headers_unless_given(photos: Path) -> None:
     found = read(photos, line(photo="c.jpg"), line(photo="d.jpg", width=41, height=31))
     assert found.images.width.tolist() == [50, 41] and found.images.height.tolist() == [20, 31]
-    with pytest.raises(PhotoError, match=r"size of d\.jpg cannot be read in .*photos \(No such file or directory\)\. "):
-        read(photos, line(photo="d.jpg"))
+    with pytest.raises(PhotoError, match=r"1 of 2 photos cannot be opened in .*photos: d\.jpg \(No such file"):
+        read(photos, line(photo="c.jpg"), line(photo="d.jpg"))
     (photos / "e.jpg").write_text("no photo")
     with pytest.raises(PhotoError, match=r"size of e\.jpg cannot be read in .* \(neither JPEG nor PNG\)"):
         read(photos, line(photo="e.jpg"))
@@ -394,7 +395,44 @@ def test_the_schema_is_one_and_knows_the_readers_keys() -> None:
 
 @given(st.text(alphabet="aC:./\\\n\0ü ", max_size=8))
 def test_schema_and_reader_agree_on_file_names(name: str) -> None:
-    assert VALIDATOR.is_valid(line(photo=name)) == is_inside(name)
+    try:
+        inside = is_inside(photo_name({"photo": name}, "photo", "a line"))
+    except AnnotationError:
+        inside = False
+    assert VALIDATOR.is_valid(line(photo=name)) == inside
+
+
+def test_file_names_are_brought_into_one_form(photos: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(photos / "ab:c.jpg")
+    for name in ("sub/b.png", "./sub/b.png", "sub//b.png", "sub\\b.png", ".\\sub/./b.png"):
+        found = read(photos, line(photo=name), line(photo="sub/b.png"), line(photo="./ab:c.jpg"))
+        assert list(found.images.file_name) == ["sub/b.png", "ab:c.jpg"]
+    for name in (
+        "/sub/b.png",
+        "//sub/b.png",
+        "\\sub\\b.png",
+        "..\\a.jpg",
+        "sub\\..\\..\\a.jpg",
+        "C:\\a.jpg",
+        "./C:a.jpg",
+    ):
+        with pytest.raises(AnnotationError, match="leaves the folder"):
+            read(photos, line(photo=name))
+    for name in ("", ".", "sub/", "sub\\", "sub/."):
+        with pytest.raises(AnnotationError, match="names no file"):
+            read(photos, line(photo=name))
+
+
+def test_photos_may_lie_in_several_folders(photos: Path) -> None:
+    path = photos.parent / "mine.jsonl"
+    path.write_text("".join(json.dumps(line(photo=name)) + "\n" for name in ("b.png", "a.jpg", "c.jpg")))
+    folders = [photos, photos / "sub"]
+    found = read_annotations(path, images=folders)
+    assert found.images.width.tolist() == [WIDTH, WIDTH, 50]
+    assert list(found.images.file_name) == ["b.png", "a.jpg", "c.jpg"]
+    index_dataset(found, images=folders, output=photos.parent / "a.ris.h5")
+    dataset = Dataset.open(photos.parent / "a.ris.h5")
+    assert dataset.image_root == str(photos) and list(dataset.images.file_name) == ["sub/b.png", "a.jpg", "c.jpg"]
 
 
 @pytest.mark.parametrize(
