@@ -119,7 +119,7 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="WHAT", help=what)
     parser.add_argument("--verify", action="store_true", help="decode every photo")
     parser.add_argument("--skip-empty", action="store_true", help="skip sentences without text, and refs without any")
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave corrupt photos out")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave photos out that cannot be used")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.ris.h5")
 
 

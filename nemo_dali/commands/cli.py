@@ -186,7 +186,7 @@ def _index(options: argparse.Namespace) -> None:
     for name, count in report.shared:
         say(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
     if report.left_out:
-        say(f"left out: {len(report.left_out)} corrupt photos: {' '.join(report.left_out)}")
+        say(f"left out: {len(report.left_out)} photos that cannot be used: {' '.join(report.left_out)}")
     if report.left_out_refs:
         say(f"left out with them: {report.left_out_refs} refs")
 

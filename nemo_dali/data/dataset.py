@@ -78,7 +78,7 @@ class Dataset:
     fingerprint: str
     name: str
     image_root: str
-    left_out: int  # photos left out by index as corrupt
+    left_out: int  # photos left out by index that cannot be used
     exif: str  # what is done about a photo's EXIF orientation, one of EXIF
     box_format: str  # of the boxes that masks were made of, as in ``Annotations``
     images: Images
@@ -270,7 +270,7 @@ class IndexReport:
     photos: int
     refs: int
     sentences: int
-    left_out: tuple[str, ...]  # file names of corrupt photos
+    left_out: tuple[str, ...]  # file names of photos that cannot be used
     left_out_refs: int  # of these and of the following
     renamed: int  # photos of COCO that were found under their names of another release
     shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
@@ -292,11 +292,12 @@ def index_dataset(
             several folders, and then the image root is the one that holds them all. See ``photo_folders.locate``.
         output: the .ris.h5 file; one that exists is replaced only when the new one is complete.
         verify: decode every photo instead of only reading its header.
-        skip_corrupt: leave out photos that cannot be read, with their refs, instead of failing.
+        skip_corrupt: leave out photos that are corrupt, too large or of more than 8 bits a channel, with their refs,
+            instead of failing.
         photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:
-        PhotoError: a photo is missing, cannot be read, or has another size than annotated.
+        PhotoError: a photo is missing, cannot be used, or has another size than annotated.
         FileFormatError: the output cannot be written.
     """
     root, names, renamed = locate(images, annotations.images.file_name)

@@ -236,7 +236,7 @@ CORRUPT = [
     (empty, r"1 of 6 photos are corrupt: {} \(neither JPEG nor PNG\)\. .* --skip-corrupt\."),
     (text, r"1 of 6 photos are corrupt: {} \(neither JPEG nor PNG\)"),
     (gif, r"1 of 6 photos are corrupt: {} \(neither JPEG nor PNG\)"),
-    (sixteen_bit, r"1 of 6 photos are corrupt: {} \(16 bits a channel\)"),
+    (sixteen_bit, r"1 of 6 photos have more than 8 bits a channel, .*: {} \(16 bits a channel\)"),
 ]
 VERIFIED = [
     (cut, r"1 of 6 photos are corrupt: {} \(image file is truncated .*\)"),
