@@ -62,14 +62,14 @@ def stated_format(lines: Iterable[tuple[str, dict[str, Any]]], option: str | Non
 
 
 def check_format(boxes: Sequence[Box], *, stated: str | None) -> None:
-    """Doubt boxes that are taken for ``xywh`` and look otherwise, as a whole.
+    """Doubt boxes that are taken for ``xywh`` or ``rel_xywh`` and look otherwise, as a whole.
 
     Boxes that fit in more than one way say nothing. What a file states is taken, with a warning.
 
     Raises:
         AnnotationError: they look otherwise, and nothing states their format.
     """
-    if stated not in (None, "xywh"):
+    if stated not in (None, "xywh", "rel_xywh"):  # corners in the wrong order are told with their line
         return
     sound = []
     for box in boxes:
@@ -77,12 +77,15 @@ def check_format(boxes: Sequence[Box], *, stated: str | None) -> None:
             sound.append((box, _numbers(box.box, "xywh")))
         except ValueError:  # told with its line, later
             continue
-    if not sound or (doubt := _doubt([box for box, _ in sound], np.array([numbers for _, numbers in sound]))) is None:
+    if not sound:
+        return
+    rel = stated == "rel_xywh"
+    if (doubt := _doubt([box for box, _ in sound], np.array([numbers for _, numbers in sound]), rel=rel)) is None:
         return
     count, first, what, formats = doubt
     sentence = f"{count:,} of {len(boxes):,} boxes {what}, the first in {first}."
     if stated is not None:
-        logger.warning("%s They are taken for pixels %s, as 'box_format' says.", sentence, NUMBERS["xywh"])
+        logger.warning("%s They are taken for %s, as stated.", sentence, stated)
         return
     raise AnnotationError(
         f"{sentence} Say what the boxes are by --box-format {' or '.join(formats)} (or xywh, if they are right), or by "
@@ -90,22 +93,26 @@ def check_format(boxes: Sequence[Box], *, stated: str | None) -> None:
     )
 
 
-def _doubt(boxes: Sequence[Box], numbers: npt.NDArray[np.float64]) -> tuple[int, str, str, list[str]] | None:
-    """How many boxes look otherwise, where the first is, how they look, and what they may be instead."""
-    least = DOUBTED * len(boxes)
-    rel = (np.abs(numbers) <= 1 + REL_BORDER).all(axis=1)
-    if rel.sum() >= least:
-        outside, misfit = _readings(numbers[rel], np.ones((int(rel.sum()), 2)), REL_BORDER)
+def _doubt(
+    boxes: Sequence[Box], numbers: npt.NDArray[np.float64], *, rel: bool
+) -> tuple[int, str, str, list[str]] | None:
+    """How many boxes look otherwise, where the first is, how they look, and what they may be instead.
+
+    Args:
+        rel: they are said to be shares of the photo, not pixels.
+    """
+    least, ones = DOUBTED * len(boxes), np.ones((len(boxes), 2))
+    small = (np.abs(numbers) <= 1 + REL_BORDER).all(axis=1)
+    if not rel and small.sum() >= least:
+        outside, misfit = _readings(numbers[small], ones[small], REL_BORDER)
         corners = misfit.mean() <= SLIPS
-        formats = [
-            name for name, may_be in (("rel_xywh", not (corners and outside.any())), ("rel_xyxy", corners)) if may_be
-        ]
+        formats = ["rel_xyxy"] if corners and outside.any() else ["rel_xywh", "rel_xyxy"] if corners else ["rel_xywh"]
         what = "have no value above 1, as if they were shares of the photo's width and height"
-        return int(rel.sum()), boxes[int(rel.argmax())].where, what, formats
-    sizes = np.array([(box.width, box.height) for box in boxes], np.float64)
-    outside, misfit = _readings(numbers, sizes, BORDER)
+        return int(small.sum()), boxes[int(small.argmax())].where, what, formats
+    sizes = ones if rel else np.array([(box.width, box.height) for box in boxes], np.float64)
+    outside, misfit = _readings(numbers, sizes, REL_BORDER if rel else BORDER)
     if outside.sum() >= least and misfit.mean() <= SLIPS:
-        what = f"reach out of their photo as {NUMBERS['xywh']}, while all fit as {NUMBERS['xyxy']}"
+        what = f"reach out of their photo as {NUMBERS['xywh']}, while they fit as {NUMBERS['xyxy']}"
         return int(outside.sum()), boxes[int(outside.argmax())].where, what, ["xyxy"]
     return None
 

@@ -199,12 +199,15 @@ def test_boxes_that_look_otherwise_are_refused_where_nothing_states_a_format(
     assert str(caught.value).count("\n") == 0 and "'box_format' on every line" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["xyxy", "rel_xyxy"])
+@pytest.mark.parametrize(("name", "stated"), [("xyxy", "xywh"), ("rel_xyxy", "xywh"), ("rel_xyxy", "rel_xywh")])
 def test_a_format_that_is_stated_is_taken_with_a_warning(
-    photos: Path, name: str, caplog: pytest.LogCaptureFixture
+    photos: Path, name: str, stated: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read_boxes(photos, BOXES[name], of_lines="xywh").box_format == "xywh"
-    assert "2 boxes" in caplog.text and "They are taken for pixels [x, y, width, height], as 'box_fo" in caplog.text
+    assert read_boxes(photos, BOXES[name], of_lines=stated).box_format == stated
+    assert "of 2 boxes " in caplog.text and f"They are taken for {stated}, as stated" in caplog.text
+    caplog.clear()
+    read_boxes(photos, BOXES[stated], of_lines=stated)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
