@@ -39,7 +39,7 @@ def locate(images: PathLike | Sequence[PathLike], names: Sequence[str]) -> Locat
 
     Raises:
         ValueError: an address that is not s3://bucket/prefix, or beside something else.
-        PhotoError: a folder or a photo is not there, or photos that differ have one name.
+        PhotoError: a folder or a photo is not there, photos that differ have one name, or one photo has two.
     """
     folders = list(dict.fromkeys(map(image_root, as_list(images))))
     if any(map(is_remote, folders)):
@@ -66,6 +66,12 @@ def locate(images: PathLike | Sequence[PathLike], names: Sequence[str]) -> Locat
         found.append(f"{prefixes[folder]}/{actual}" if prefixes[folder] else actual)
     if missing:
         raise _lacking(missing, len(names), folders)
+    called: dict[str, str] = {}
+    for file_name, name in zip(found, names, strict=True):
+        if (other := called.setdefault(file_name, name)) != name:  # it would be a negative of itself
+            raise PhotoError(
+                f"{other} and {name} in the annotations are one photo, {root}/{file_name}. Call it by one."
+            )
     return Located(root, found, renamed)
 
 

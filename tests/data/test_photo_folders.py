@@ -40,8 +40,19 @@ def test_several_folders_are_below_one_root(tmp_path: Path) -> None:
     assert found == (str(tmp_path), ["y/c.jpg", "x/train/sub/b.jpg", "x/train/a.jpg"], 0)
     shutil.move(tmp_path, moved := tmp_path.with_name("moved"))
     assert all((moved / name).is_file() for name in found.file_names)
+    put(moved / "x", "d.jpg")
     for folders in ([moved / "x", moved / "x/train"], [moved / "x/train", moved / "x"]):
-        assert locate(folders, ["a.jpg", "train/a.jpg"]) == (str(moved / "x"), ["train/a.jpg", "train/a.jpg"], 0)
+        assert locate(folders, ["a.jpg", "d.jpg"]) == (str(moved / "x"), ["train/a.jpg", "d.jpg"], 0)
+
+
+@pytest.mark.parametrize(("there", "names"), [(NEW, [OLD, NEW]), (OLD, [NEW, OLD]), ("x/a.jpg", ["x/a.jpg", "a.jpg"])])
+def test_a_photo_may_not_have_two_names(tmp_path: Path, there: str, names: list[str]) -> None:
+    put(tmp_path, there, "x/b.jpg")
+    with pytest.raises(
+        PhotoError, match=f"^{names[0]} and {names[1]} in the annotations are one photo, {tmp_path}/{there}"
+    ):
+        locate([tmp_path, tmp_path / "x"], names)
+    assert locate(tmp_path, [there, there]).file_names == [there, there]  # two records of one name
 
 
 def test_folders_without_a_common_one_are_below_the_root_of_all(tmp_path: Path) -> None:
