@@ -292,8 +292,8 @@ def index_dataset(
             several folders, and then the image root is the one that holds them all. See ``photo_folders.locate``.
         output: the .ris.h5 file; one that exists is replaced only when the new one is complete.
         verify: decode every photo instead of only reading its header.
-        skip_corrupt: leave out photos that are corrupt, too large, in CMYK or of more than 8 bits a channel, with their
-            refs, instead of failing.
+        skip_corrupt: leave out photos that are corrupt, too large or that decoders differ on, with their refs, instead
+            of failing.
         photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:

@@ -30,7 +30,7 @@ from nemo_dali.data.s3 import is_remote
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.io.progress import progress
 
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA")  # DALI's CPU decoder and Pillow agree on these
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # DALI's CPU decoder and Pillow agree on these
 MAX_NAMED = 50  # photos named in one message
 PASSING = frozenset(  # of a disk, a network file system or the network, none of a photo
     getattr(errno, name)
@@ -78,8 +78,8 @@ WORDS = {  # by Problem.kind, in the order in which index tells them
         at_index=f"Store them with 8, {OR_SKIP}",
     ),
     "cmyk": _Words(
-        one="is in CMYK, which decoders convert differently",
-        several="are in CMYK, which decoders convert differently",
+        one="is in CMYK without Adobe's marker, so that decoders differ on what is black",
+        several="are in CMYK without Adobe's marker, so that decoders differ on what is black",
         remedy=f"Store it in RGB (Pillow: convert('RGB')), {OR_WITHOUT}",
         at_index=f"Store them in RGB (Pillow: convert('RGB')), {OR_SKIP}",
     ),
@@ -133,12 +133,13 @@ class _Looked(NamedTuple):
 def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool) -> CheckedPhotos:
     """Look at every photo. Each file is opened once, and read as a whole.
 
-    A verified photo decodes to the same pixels in Pillow and DALI's CPU decoder. So photos in CMYK are refused, which
-    differ by a level there and are inverted where Adobe's marker is missing, and those of more than 8 bits a channel.
+    A verified photo decodes to the same pixels in Pillow and DALI's CPU decoder, unless it is in CMYK: then they may
+    differ by a level. Those in CMYK without Adobe's marker, which DALI inverts, and those of more than 8 bits a channel
+    are refused.
 
     Args:
         verify: decode the whole photo, by Pillow and by DALI, instead of reading its header only.
-        skip_corrupt: give the rows of photos that are corrupt, too large, in CMYK or of more than 8 bits a channel,
+        skip_corrupt: give the rows of photos that are corrupt, too large or that decoders differ on,
             instead of failing.
 
     Raises:
@@ -265,7 +266,7 @@ def _mismatch(photo: ImageFile, name: str, width: int, height: int) -> Problem |
         return Problem("large", f"{name} ({why})")
     if is_deep(photo):
         return Problem("deep", f"{name} (16 bits a channel)")
-    if photo.mode == "CMYK":
+    if photo.mode == "CMYK" and "adobe" not in photo.info:
         return Problem("cmyk", f"{name} (4 channels)")
     if photo.mode not in MODES:
         return Problem("corrupt", f"{name} (Pillow's mode {photo.mode} is not read)")

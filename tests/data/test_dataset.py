@@ -166,10 +166,10 @@ def save_again(path: Path, mode: str, **options: Any) -> None:
         photo.convert(mode).save(path, **options)
 
 
-def test_grey_png_and_rotated_photos_are_taken_as_stored(files: ReferFiles, output: Path) -> None:
+def test_grey_cmyk_png_and_rotated_photos_are_taken_as_stored(files: ReferFiles, output: Path) -> None:
     photos = sorted(files.photos.iterdir())
     save_again(photos[0], "L")
-    save_again(photos[1], "LA", format="PNG")
+    save_again(photos[1], "CMYK")
     save_again(photos[2], "P", format="PNG")
     exif = Image.Exif()
     exif[0x0112] = 6  # a viewer would turn it by 90 degrees

@@ -51,15 +51,15 @@ def is_sound(path: Path, size: tuple[int, int]) -> bool:
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
-        *((mode, {"format": "PNG"}) for mode in MODES),
-        *((mode, {"format": "JPEG"}) for mode in ("L", "RGB")),
+        *((mode, {"format": "PNG"}) for mode in MODES if mode != "CMYK"),
+        *((mode, {"format": "JPEG"}) for mode in ("L", "RGB", "CMYK")),
         ("RGB", {"format": "JPEG", "progressive": True, "subsampling": 0}),
         ("RGB", {"format": "JPEG", "restart_marker_rows": 1}),
     ],
 )
 def test_sound_photos_have_the_same_pixels_in_dali(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 4), np.uint8)
-    photo = Image.fromarray(pixels).resize((83, 61)).convert("RGB" if mode == "P" else "RGBA")
+    photo = Image.fromarray(pixels).resize((83, 61)).convert("RGB" if mode in ("P", "CMYK") else "RGBA")
     path = tmp_path / "photo"
     photo.convert(mode).save(path, **options)
     assert is_sound(path, photo.size)
@@ -95,8 +95,7 @@ UNLIKE = {
     "of 48 bits": ("have more than 8 bits a channel, .*: photo \\(16 bits", "Store them with 8, "),
     "of 64 bits": ("have more than 8 bits a channel, .*: photo \\(16 bits", "Store them with 8, "),
     "of 12 bits": ("have more than 8 bits a channel, .*: photo \\(.*12-bit layers", "Store them with 8, "),
-    "in CMYK": ("are in CMYK, .*: photo \\(4 channels\\)", "Store them in RGB"),
-    "in CMYK, without Adobe's marker": ("are in CMYK, .*: photo \\(4 channels\\)", "Store them in RGB"),
+    "in CMYK, without Adobe's marker": ("are in CMYK without .*: photo \\(4 channels\\)", "Store them in RGB"),
     "of 400 million pixels": (
         "are too large: photo \\(20000x20000 pixels, more than",
         "Make them and their annotations sma",

@@ -350,9 +350,9 @@ def test_a_bad_photo_is_named_and_the_loader_goes_on_after_its_repair(tmp_path, 
     assert same(plans(loader), whole[first_bad:])
 
 
-def test_grey_photos_become_rgb_as_pillow_converts_them(tmp_path):
+def test_grey_and_cmyk_photos_become_rgb_as_pillow_converts_them(tmp_path):
     files = make_files(tmp_path, photos=6)
-    for path, mode in zip(sorted(files.photos.iterdir()), ["L", "RGB"] * 3, strict=True):
+    for path, mode in zip(sorted(files.photos.iterdir()), ["L", "CMYK"] * 3, strict=True):
         Image.open(path).convert(mode).save(path, quality=95)
     loader = make(files, policy=MosaicPolicy(p_mined=1))
     dataset = Dataset.open(files.dataset)
