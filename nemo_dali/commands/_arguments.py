@@ -108,12 +108,18 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, refclef, grefcoco or ref-zom; for a folder")
     parser.add_argument("--split-by", help="unc, umd, google, berkeley or final; for a folder")
     parser.add_argument("--split", help="train, val, test, testA, ...; for a folder or a .jsonl file")
-    parser.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
+    where = "the folder of photos, once for each if there are several; or s3://bucket/prefix"
+    parser.add_argument("--images", required=True, action="append", metavar="DIR", help=where)
+    parser.add_argument(
+        "--box-format",
+        choices=["xywh", "xyxy", "rel_xywh", "rel_xyxy"],
+        help="of the boxes of a .jsonl file; default: as its lines say, else xywh",
+    )
     what = "photos, by file name, for a folder; or all of other data sets, G.ris.h5"
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="WHAT", help=what)
     parser.add_argument("--verify", action="store_true", help="decode every photo")
     parser.add_argument("--skip-empty", action="store_true", help="skip sentences without text, and refs without any")
-    parser.add_argument("--skip-corrupt", action="store_true", help="leave corrupt photos out")
+    parser.add_argument("--skip-corrupt", action="store_true", help="leave photos out that cannot be used")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="F.ris.h5")
 
 

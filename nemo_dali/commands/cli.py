@@ -160,7 +160,8 @@ def _index(options: argparse.Namespace) -> None:
     from nemo_dali.data.annotations import read_annotations
     from nemo_dali.data.dataset import index_dataset
 
-    _must_be_utf8(options.images)
+    for folder in options.images:
+        _must_be_utf8(folder)
     annotations = read_annotations(
         options.source,
         images=options.images,
@@ -169,6 +170,7 @@ def _index(options: argparse.Namespace) -> None:
         split=options.split,
         leave_out=[name for name in options.leave_out if not name.endswith(".ris.h5")],
         skip_empty=options.skip_empty,
+        box_format=options.box_format,
     )
     report = index_dataset(
         annotations,
@@ -179,10 +181,12 @@ def _index(options: argparse.Namespace) -> None:
         photos_of=[name for name in options.leave_out if name.endswith(".ris.h5")],
     )
     say(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
+    if report.renamed:
+        say(f"{report.renamed} photos were found under the names of COCO's other release: they are the same")
     for name, count in report.shared:
         say(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
     if report.left_out:
-        say(f"left out: {len(report.left_out)} corrupt photos: {' '.join(report.left_out)}")
+        say(f"left out: {len(report.left_out)} photos that cannot be used: {' '.join(report.left_out)}")
     if report.left_out_refs:
         say(f"left out with them: {report.left_out_refs} refs")
 

@@ -53,6 +53,7 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
             "sentences": len(opened.sentences.ref),
             "categories": len(opened.category_id),
             "run_lengths": len(opened.rle_counts),
+            "box_format": opened.box_format,
             "exif": opened.exif,
             "rotated": int((opened.photo_files.orientation > 1).sum()),
         }

@@ -83,7 +83,7 @@ class Annotations:
 
     Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
     ``box_format`` says what numbers the boxes are that masks were made of: "xywh" (COCO's: left, top, width, height, in
-    pixels), or "" where none was.
+    pixels), "xyxy", the same in shares of the photo's sides, "rel_xywh" and "rel_xyxy", or "" where none was.
     """
 
     name: str
@@ -189,6 +189,19 @@ def coco_id(name: str) -> int:
     """COCO's id of a photo that is called as COCO's releases of 2014 and of 2017 call it; -1 for another name."""
     found = re.search(r"(?:^|/)(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$", name)
     return -1 if found is None else int(found[1])
+
+
+def other_coco_names(name: str) -> list[str]:
+    """How COCO's other release, of 2014 or of 2017, calls a photo; none for another name. Folders before it stay.
+
+    The two hold the same files, though what is in train2014 may be in val2017 and the reverse.
+    """
+    folder, slash, last = name.rpartition("/")
+    if re.fullmatch(r"COCO_(?:train|val)2014_\d{12}\.jpg", last):
+        return [f"{folder}{slash}{last[-16:]}"]
+    if re.fullmatch(r"\d{12}\.jpg", last):
+        return [f"{folder}{slash}COCO_{part}2014_{last}" for part in ("train", "val")]
+    return []
 
 
 def is_inside(name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import PathLike
 from nemo_dali.data.columns import (
     MAX_SIDE,
     Annotations,
@@ -27,6 +28,7 @@ from nemo_dali.data.columns import (
     shared_photos,
     with_photos,
 )
+from nemo_dali.data.photo_folders import locate
 from nemo_dali.data.photos import batch_error, check_photos
 from nemo_dali.data.s3 import check_names, image_root, is_remote
 from nemo_dali.errors import NemoError, PhotoError
@@ -76,7 +78,7 @@ class Dataset:
     fingerprint: str
     name: str
     image_root: str
-    left_out: int  # photos left out by index as corrupt
+    left_out: int  # photos left out by index that cannot be used
     exif: str  # what is done about a photo's EXIF orientation, one of EXIF
     box_format: str  # of the boxes that masks were made of, as in ``Annotations``
     images: Images
@@ -268,15 +270,16 @@ class IndexReport:
     photos: int
     refs: int
     sentences: int
-    left_out: tuple[str, ...]  # file names of corrupt photos
+    left_out: tuple[str, ...]  # file names of photos that cannot be used
     left_out_refs: int  # of these and of the following
+    renamed: int  # photos of COCO that were found under their names of another release
     shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
 
 
 def index_dataset(
     annotations: Annotations,
     *,
-    images: str | Path,
+    images: PathLike | Sequence[PathLike],
     output: str | Path,
     verify: bool = False,
     skip_corrupt: bool = False,
@@ -285,20 +288,20 @@ def index_dataset(
     """Check every photo against its annotation and write the data set file.
 
     Args:
-        images: the folder, or the address s3://bucket/prefix, that the file names of the photos are relative to.
+        images: the folder, or the address s3://bucket/prefix, that the file names of the photos are relative to; or
+            several folders, and then the image root is the one that holds them all. See ``photo_folders.locate``.
         output: the .ris.h5 file; one that exists is replaced only when the new one is complete.
         verify: decode every photo instead of only reading its header.
-        skip_corrupt: leave out photos that cannot be read, with their refs, instead of failing.
+        skip_corrupt: leave out photos that are corrupt, too large or that decoders differ on, with their refs, instead
+            of failing.
         photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:
-        PhotoError: a photo is missing, cannot be read, or has another size than annotated.
+        PhotoError: a photo is missing, cannot be used, or has another size than annotated.
         FileFormatError: the output cannot be written.
     """
-    root = image_root(images)
-    if not is_remote(root) and not os.path.isdir(root):
-        raise PhotoError(f"{root} is no folder of photos. Say where they are with --images.")
-    check_names(root, annotations.images.file_name)
+    root, names, renamed = locate(images, annotations.images.file_name)
+    annotations = replace(annotations, images=replace(annotations.images, file_name=names))
     output = Path(output)
     others = [Dataset.open(path) for path in photos_of]
     with write_h5(output, format=FORMAT, version=VERSION) as write:
@@ -323,6 +326,7 @@ def index_dataset(
         sentences=len(kept.sentences.sent_id),
         left_out=tuple(annotations.images.file_name[row] for row in checked.corrupt),
         left_out_refs=len(annotations.refs.ref_id) - len(kept.refs.ref_id),
+        renamed=renamed,
         shared=tuple(shared),
     )
 

@@ -94,7 +94,7 @@ def open_photo(file: BinaryIO) -> ImageFile:
         file: at its beginning; it stays open, and is read again when pixels are asked for.
 
     Raises:
-        UnidentifiedImageError: neither JPEG nor PNG.
+        UnidentifiedImageError: neither JPEG nor PNG, or one that Pillow does not take, with its reason.
         Exception: whatever else Pillow raises on damaged bytes.
     """
     start = file.read(8)
@@ -105,11 +105,23 @@ def open_photo(file: BinaryIO) -> ImageFile:
         if start.startswith(magic):
             try:
                 photo: ImageFile = kind(header)
-            except (SyntaxError, IndexError, TypeError, struct.error):  # as in Image.open
-                break
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:  # as in Image.open
+                raise UnidentifiedImageError(f"its header cannot be used: {error}") from error
             header.lift()
             return photo
     raise UnidentifiedImageError("neither JPEG nor PNG")
+
+
+def too_many_pixels(width: int, height: int) -> str | None:
+    """How many pixels a photo of this size has, if they are more than are read."""
+    if width * height <= MOST_PIXELS:
+        return None
+    return f"{width}x{height} pixels, more than the {MOST_PIXELS:,} that are read"
+
+
+def is_deep(photo: ImageFile) -> bool:
+    """Whether an opened photo has more than 8 bits a channel; Pillow's mode does not always tell."""
+    return photo.mode.startswith("I") or any("16" in str(tile[3]) for tile in photo.tile)
 
 
 def orientation_of(photo: ImageFile) -> int:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,21 +14,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL.ImageFile import ImageFile
 
-from nemo_dali.data.columns import Images
+from nemo_dali.data.columns import Images, other_coco_names
 from nemo_dali.data.decoding import is_decodable
 from nemo_dali.data.photo_file import (
     MOST_BYTES,
-    MOST_PIXELS,
     TOO_LONG,
     TOO_MANY_FILES,
+    is_deep,
     open_file,
     open_photo,
     orientation_of,
+    too_many_pixels,
 )
+from nemo_dali.data.s3 import is_remote
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.io.progress import progress
 
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # DALI's CPU decoder and Pillow agree on these, not on 16 bits
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # DALI's CPU decoder and Pillow agree on these
 MAX_NAMED = 50  # photos named in one message
 PASSING = frozenset(  # of a disk, a network file system or the network, none of a photo
     getattr(errno, name)
@@ -38,25 +41,72 @@ PASSING = frozenset(  # of a disk, a network file system or the network, none of
 )
 
 
+class _Words(NamedTuple):
+    """What is said of one photo of a kind and of several, and what to do about one and, at index, about several."""
+
+    one: str
+    several: str
+    remedy: str
+    at_index: str
+
+
+OR_WITHOUT = "or index with --verify --skip-corrupt and mine anew."
+OR_SKIP = "or leave them out with --skip-corrupt."
+WORDS = {  # by Problem.kind, in the order in which index tells them
+    "missing": _Words(
+        one="cannot be opened",
+        several="cannot be opened",
+        remedy="Restore it, or say where the photos are with images=...",
+        at_index="Check --images.",
+    ),
+    "size": _Words(
+        one="has another size than annotated",
+        several="have another size than annotated",
+        remedy="Restore the photo that the annotations were made on.",
+        at_index="Use the photos that the annotations were made on.",
+    ),
+    "large": _Words(
+        one="is too large",
+        several="are too large",
+        remedy=f"Make it and its annotations smaller, {OR_WITHOUT}",
+        at_index=f"Make them and their annotations smaller, {OR_SKIP}",
+    ),
+    "deep": _Words(
+        one="has more than 8 bits a channel, which decoders round differently",
+        several="have more than 8 bits a channel, which decoders round differently",
+        remedy=f"Store it with 8, {OR_WITHOUT}",
+        at_index=f"Store them with 8, {OR_SKIP}",
+    ),
+    "cmyk": _Words(
+        one="is in CMYK without Adobe's marker, so that decoders differ on what is black",
+        several="are in CMYK without Adobe's marker, so that decoders differ on what is black",
+        remedy=f"Store it in RGB (Pillow: convert('RGB')), {OR_WITHOUT}",
+        at_index=f"Store them in RGB (Pillow: convert('RGB')), {OR_SKIP}",
+    ),
+    "corrupt": _Words(
+        one="is corrupt",
+        several="are corrupt",
+        remedy=f"Restore it, {OR_WITHOUT}",
+        at_index=f"Replace them, {OR_SKIP}",
+    ),
+}
+NEVER_SKIPPED = ("missing", "size")  # these mean another folder than the annotations'
+
+
 class Problem(NamedTuple):
     """Why a photo cannot be used."""
 
-    kind: str  # "missing", "size" or "corrupt"
+    kind: str  # one of WORDS
     text: str  # which photo, and what is the matter in brackets
     passing: bool = False  # whether another try may succeed
 
     def sentence(self) -> str:
         """What is the matter, as a sentence without its full stop."""
-        what = {"missing": "cannot be opened", "size": "has another size than annotated", "corrupt": "is corrupt"}
-        return f"A photo {what[self.kind]}: {self.text}"
+        return f"A photo {WORDS[self.kind].one}: {self.text}"
 
     def remedy(self) -> str:
         """What to do, as a sentence."""
-        return {
-            "missing": "Restore it, or say where the photos are with images=...",
-            "size": "Restore the photo that the annotations were made on.",
-            "corrupt": "Restore it, or index with --verify --skip-corrupt and mine anew.",
-        }[self.kind]
+        return WORDS[self.kind].remedy
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +114,7 @@ class CheckedPhotos:
     """What ``check_photos`` found, of M photos.
 
     Attributes:
-        corrupt: rows of the photos to leave out.
+        corrupt: rows of the photos to leave out, for whatever reason.
         digest: uint8 [M, 32], sha256 of each file's bytes; 0 where it could not be read.
         orientation: uint8 [M], by EXIF 1 to 8; 0 where the file does not say or cannot be read.
     """
@@ -83,15 +133,17 @@ class _Looked(NamedTuple):
 def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool) -> CheckedPhotos:
     """Look at every photo. Each file is opened once, and read as a whole.
 
-    A verified photo decodes to the same pixels in Pillow and DALI's CPU decoder, unless it is CMYK: then they may
-    differ by a level, and DALI's are inverted where Adobe's marker is missing.
+    A verified photo decodes to the same pixels in Pillow and DALI's CPU decoder, unless it is in CMYK: then they may
+    differ by a level. Those in CMYK without Adobe's marker, which DALI inverts, and those of more than 8 bits a channel
+    are refused.
 
     Args:
         verify: decode the whole photo, by Pillow and by DALI, instead of reading its header only.
-        skip_corrupt: give the rows of corrupt photos instead of failing.
+        skip_corrupt: give the rows of photos that are corrupt, too large or that decoders differ on,
+            instead of failing.
 
     Raises:
-        PhotoError: a photo is missing or has another size than annotated; or is corrupt, unless skipped.
+        PhotoError: a photo is missing or has another size than annotated; or is one of these, unless skipped.
     """
     total = len(images.id)
     look = partial(_look, root, verify, True)
@@ -104,16 +156,26 @@ def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool)
             digest[row], orientation[row] = np.frombuffer(looked.digest, np.uint8), looked.orientation
             if looked.problem is not None:
                 problems[row] = looked.problem
-    for kind, what, remedy in (
-        ("missing", f"cannot be opened in {root}", "Check --images."),
-        ("size", "have another size than annotated", "Use the photos that the annotations were made on."),
-        ("corrupt", "are corrupt", "Replace them, or leave them out with --skip-corrupt."),
-    ):
-        texts = [problem.text for problem in problems.values() if problem.kind == kind]
-        if texts and not (kind == "corrupt" and skip_corrupt):
-            more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
-            raise PhotoError(f"{len(texts)} of {total} photos {what}: {', '.join(texts[:MAX_NAMED])}{more}. {remedy}")
+    for kind, words in WORDS.items():
+        rows = [row for row, problem in problems.items() if problem.kind == kind]
+        if not rows or (skip_corrupt and kind not in NEVER_SKIPPED):
+            continue
+        where, more = "", ""
+        if kind == "missing":
+            where = f" in {root}"
+            if is_remote(root) and any(other_coco_names(images.file_name[row]) for row in rows):
+                more = (
+                    " COCO's photos are found under the names of its other release in folders only, not at an address."
+                )
+        texts = listed([problems[row].text for row in rows])
+        raise PhotoError(f"{len(rows)} of {total} photos {words.several}{where}: {texts}. {words.at_index}{more}")
     return CheckedPhotos(list(problems), digest, orientation)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Photos for a message: the first of them, and how many more there are."""
+    more = f" and {len(texts) - MAX_NAMED} more" if len(texts) > MAX_NAMED else ""
+    return f"{', '.join(texts[:MAX_NAMED])}{more}"
 
 
 def photo_problem(path: str, width: int, height: int) -> str | None:
@@ -159,7 +221,7 @@ def header_size(root: str, name: str) -> tuple[int, int]:
     except Exception as error:  # a decoder may raise anything on damaged bytes
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PhotoError(f"The size of {name} cannot be read in {root} ({why}). Check --images.") from error
-    if (many := _too_many_pixels(*size)) is not None:
+    if (many := too_many_pixels(*size)) is not None:
         raise PhotoError(f"The photo {name} in {root} has {many}. Replace it by a smaller one.")
     return size
 
@@ -200,17 +262,15 @@ def _mismatch(photo: ImageFile, name: str, width: int, height: int) -> Problem |
     if photo.size != (width, height):
         found_width, found_height = photo.size
         return Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})")
-    if (why := _too_many_pixels(width, height)) is not None:
-        return Problem("corrupt", f"{name} ({why})")
+    if (why := too_many_pixels(width, height)) is not None:
+        return Problem("large", f"{name} ({why})")
+    if is_deep(photo):
+        return Problem("deep", f"{name} (16 bits a channel)")
+    if photo.mode == "CMYK" and "adobe" not in photo.info:
+        return Problem("cmyk", f"{name} (4 channels)")
     if photo.mode not in MODES:
-        return Problem("corrupt", f"{name} (16 bits a channel)")
+        return Problem("corrupt", f"{name} (Pillow's mode {photo.mode} is not read)")
     return None
-
-
-def _too_many_pixels(width: int, height: int) -> str | None:
-    if width * height <= MOST_PIXELS:
-        return None
-    return f"{width}x{height} pixels, more than the {MOST_PIXELS:,} that are read"
 
 
 def _problem_of(error: Exception, name: str) -> Problem:
@@ -227,4 +287,5 @@ def _problem_of(error: Exception, name: str) -> Problem:
         raise NemoError(TOO_MANY_FILES) from error
     if isinstance(error, OSError) and error.errno is not None:
         return Problem("missing", f"{name} ({error.strerror or os.strerror(error.errno)})", error.errno in PASSING)
-    return Problem("corrupt", f"{name} ({error})")
+    deep = re.search(r"1[26]-bit layers", str(error)) is not None  # of a JPEG, at which Pillow stops
+    return Problem("deep" if deep else "corrupt", f"{name} ({error})")

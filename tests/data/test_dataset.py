@@ -227,7 +227,7 @@ def endless_scan(path: Path) -> None:
 
 
 HEADER = [
-    (missing, r"1 of 6 photos cannot be opened in .*photos: {} \(No such file or directory\)\. Check --images\."),
+    (missing, r"1 of 6 photos cannot be opened in .*photos: {} \(No such file or directory\)\. .* Check --images"),
     (folder, r"1 of 6 photos cannot be opened in .*photos: {} \(Is a directory\)"),
     (larger, r"1 of 6 photos have another size than annotated: {} \(500x400 pixels, not \d+x\d+\)\. "),
     (turned, r"1 of 6 photos have another size than annotated: {}"),
@@ -236,7 +236,7 @@ CORRUPT = [
     (empty, r"1 of 6 photos are corrupt: {} \(neither JPEG nor PNG\)\. .* --skip-corrupt\."),
     (text, r"1 of 6 photos are corrupt: {} \(neither JPEG nor PNG\)"),
     (gif, r"1 of 6 photos are corrupt: {} \(neither JPEG nor PNG\)"),
-    (sixteen_bit, r"1 of 6 photos are corrupt: {} \(16 bits a channel\)"),
+    (sixteen_bit, r"1 of 6 photos have more than 8 bits a channel, .*: {} \(16 bits a channel\)"),
 ]
 VERIFIED = [
     (cut, r"1 of 6 photos are corrupt: {} \(image file is truncated .*\)"),

@@ -164,6 +164,6 @@ def test_a_photo_larger_than_any_that_is_read_is_refused_before_it_is_decoded(tm
     (tmp_path / "a.png").write_bytes(png(20000, 20000))
     words = r"20000x20000 pixels, more than the 178,956,970 that are read"
     problem = find_problem(str(tmp_path / "a.png"), 20000, 20000)
-    assert problem.kind == "corrupt" and problem.text.endswith(f"a.png ({words})")
+    assert problem.kind == "large" and problem.text.endswith(f"a.png ({words})")
     with pytest.raises(PhotoError, match=rf"a.png in {tmp_path} has {words}\. Replace it"):
         header_size(str(tmp_path), "a.png")

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,11 @@ def test_index_names_what_is_wrong_at_an_address(server, odd, tmp_path):
     client.delete_object(Bucket="damaged", Key=names[0])
     with pytest.raises(PhotoError, match=r"1 of 12 photos cannot be opened in s3://damaged: .*No such object"):
         index(skip_corrupt=True)
+    of_coco = replace(annotations.images, file_name=["000000005802.jpg", *annotations.images.file_name[1:]])
+    with pytest.raises(
+        PhotoError, match=r"000000005802.jpg \(No such .* other release in folders only, not at an addr"
+    ):
+        index_dataset(replace(annotations, images=of_coco), images="s3://damaged", output=tmp_path / "a.ris.h5")
     with pytest.raises(NemoError, match="no such bucket"):
         index_dataset(annotations, images="s3://nowhere", output=tmp_path / "b.ris.h5")
     assert not (tmp_path / "b.ris.h5").exists()
@@ -249,6 +255,7 @@ def test_refused_credentials_are_told_and_never_shown(server, files, monkeypatch
 
 READ = """
 import sys
+from dataclasses import replace
 from nemo_dali.data.s3 import read_object
 sys.stdout.buffer.write(read_object(sys.argv[1]))
 """

@@ -8,6 +8,7 @@ an LMDB of CRIS                     cris_lmdb   ┘
 from collections.abc import Sequence
 from pathlib import Path
 
+from nemo_dali._checks import PathLike, as_list
 from nemo_dali.data.annotations.cris_lmdb import is_lmdb, read_cris_lmdb
 from nemo_dali.data.annotations.json_lines import DEFAULT_SPLIT, read_json_lines
 from nemo_dali.data.annotations.refer import read_refer
@@ -20,22 +21,24 @@ __all__ = ["read_annotations", "read_cris_lmdb", "read_json_lines", "read_refer"
 def read_annotations(
     source: str | Path,
     *,
-    images: str | Path,
+    images: PathLike | Sequence[PathLike],
     dataset: str | None = None,
     split_by: str | None = None,
     split: str | None = None,
     leave_out: Sequence[str] = (),
     skip_empty: bool = False,
+    box_format: str | None = None,
 ) -> Annotations:
     """Read one split of a data set in any of the layouts.
 
     Args:
         source: a folder for ``read_refer``, a ``.jsonl`` file for ``read_json_lines``, or a ``.lmdb`` for
             ``read_cris_lmdb``.
-        images: the folder of photos; photos of an LMDB are written there.
+        images: the folder of photos, or several; photos of an LMDB are written there, into one.
         dataset, split_by, leave_out: for ``read_refer`` only; the first two must be given then.
         skip_empty: skip sentences without text, and refs without a sentence, instead of refusing them; the log says how
             many.
+        box_format: what the boxes of JSON lines are; see ``read_json_lines``.
         split: must be given for ``read_refer``; ``train`` by default for JSON lines; an LMDB is one split.
 
     Raises:
@@ -44,16 +47,20 @@ def read_annotations(
         NemoError: something else is in the way: a photo, a package, the disk.
     """
     source = Path(source)
+    if box_format is not None and source.suffix != ".jsonl":
+        raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is no .jsonl file")
     if source.suffix == ".jsonl" or is_lmdb(source):
         for name, value in (("dataset", dataset), ("split_by", split_by), ("leave_out", list(leave_out))):
             if value:
                 raise ValueError(f"{name} ({value}) must be left out with {source.name}")
         if source.suffix == ".jsonl":
             split = DEFAULT_SPLIT if split is None else split
-            return read_json_lines(source, images=images, split=split, skip_empty=skip_empty)
+            return read_json_lines(source, images=images, split=split, skip_empty=skip_empty, box_format=box_format)
         if split not in (None, source.stem):
             raise ValueError(f"split ({split}) must be left out with {source.name}, which holds one split")
-        return read_cris_lmdb(source, images=images, skip_empty=skip_empty)
+        if len(folders := as_list(images)) > 1:
+            raise ValueError(f"images must be one folder with {source.name}, whose photos are extracted into it")
+        return read_cris_lmdb(source, images=folders[0], skip_empty=skip_empty)
     if source.is_file():
         raise AnnotationError(f"{source} is neither a folder, nor a .jsonl file, nor a .lmdb. Check the path.")
     if dataset is None or split_by is None or split is None:

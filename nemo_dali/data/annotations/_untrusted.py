@@ -86,13 +86,26 @@ def photo_size(record: Any, where: str) -> tuple[int, int]:
 
 
 def photo_name(record: Any, key: str, where: str) -> str:
-    """A photo's file name, which may not leave the folder of photos."""
+    """A photo's file name in its normal form, which may not leave the folder of photos."""
     name: str = field(record, key, str, where)
     if len(name) > MAX_NAME:
         raise AnnotationError(f"{where} has a file name of more than {MAX_NAME} characters. Check the file.")
-    if not is_inside(name):
-        raise AnnotationError(f"{where} has the file name {name!r}, which leaves the folder of photos. Check the file.")
-    return name
+    if not is_inside(normal_name(name)):
+        raise AnnotationError(
+            f"{where} has the file name {name!r}, which leaves the folder of photos, or names no file. Check it."
+        )
+    return normal_name(name)
+
+
+def normal_name(name: str) -> str:
+    """A file name with one slash between its parts, also where Windows wrote it; as it is if it cannot be one.
+
+    Parts that say nothing are left out: those of ``./a.jpg`` and ``a//b.jpg``.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if not parts[0] or parts[-1] in ("", "."):  # not relative; not a file
+        return name
+    return "/".join(part for part in parts if part not in ("", "."))
 
 
 class EmptyTexts:

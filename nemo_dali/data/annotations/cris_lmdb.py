@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from nemo_dali.data.annotations._lmdb import Lmdb
 from nemo_dali.data.annotations._untrusted import EmptyTexts, checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
-from nemo_dali.data.photo_file import open_photo
+from nemo_dali.data.photo_file import open_photo, too_many_pixels
 from nemo_dali.data.rle import area, of_pixels
 from nemo_dali.data.s3 import image_root, is_remote
 from nemo_dali.errors import AnnotationError, FileFormatError, NemoError
@@ -152,18 +151,22 @@ def _size(content: bytes, where: str) -> tuple[int, int]:
     try:
         size = open_photo(io.BytesIO(content)).size
     except Exception as error:  # Pillow may raise anything on damaged bytes
-        raise AnnotationError(f"The photo of {where} is neither JPEG nor PNG. Write the LMDB again.") from error
+        raise AnnotationError(f"The photo of {where} cannot be read ({error}). Write the LMDB again.") from error
     if max(size) > MAX_SIDE:
         raise AnnotationError(f"The photo of {where} is {size[0]}x{size[1]} pixels; a side has at most {MAX_SIDE}.")
+    if (many := too_many_pixels(*size)) is not None:
+        raise AnnotationError(f"The photo of {where} has {many}. Write the LMDB again, with smaller photos.")
     return size
 
 
 def _mask(content: bytes, size: tuple[int, int], where: str) -> npt.NDArray[np.uint32]:
     """Run lengths of what is not 0: where parts of an object overlap, CRIS's masks have 254 or less instead of 255."""
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as mask:
-            found = mask.size
-            pixels = np.asarray(mask.convert("L")) > 0 if found == size else None
+        mask = open_photo(io.BytesIO(content))
+        if mask.format != "PNG":
+            raise ValueError("no PNG")
+        found = mask.size
+        pixels = np.asarray(mask.convert("L")) > 0 if found == size else None
     except Exception as error:  # Pillow may raise anything on damaged bytes
         raise AnnotationError(f"The mask of {where} is not a PNG that can be read. Write the LMDB again.") from error
     if pixels is None:

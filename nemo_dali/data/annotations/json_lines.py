@@ -5,6 +5,7 @@ A line is a ref: a photo, what is said of it, and the mask. ``docs/datasets.md``
 """
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import PathLike, one_of
+from nemo_dali.data.annotations._boxes import FORMATS, Box, check_format, outline, stated_format
 from nemo_dali.data.annotations._untrusted import (
     EmptyTexts,
     RunBudget,
@@ -26,16 +29,16 @@ from nemo_dali.data.annotations._untrusted import (
     read_bytes,
 )
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.photo_folders import locate
 from nemo_dali.data.photos import header_size
 from nemo_dali.data.rle import area, run_lengths
-from nemo_dali.data.s3 import check_names, image_root
 from nemo_dali.errors import AnnotationError
 from nemo_dali.io.progress import progress
 
 KEYS = frozenset(
     {
-        *("photo", "width", "height", "expressions", "mask", "box", "no_target", "split", "category"),
-        *("photo_categories", "source", "ref_id", "ann_id", "image_id"),
+        *("photo", "width", "height", "expressions", "mask", "box", "box_format", "no_target", "split"),
+        *("category", "photo_categories", "source", "ref_id", "ann_id", "image_id"),
     }
 )
 DEFAULT_SPLIT = "train"
@@ -53,7 +56,12 @@ class _Line(NamedTuple):
 
 
 def read_json_lines(
-    path: str | Path, *, images: str | Path, split: str = DEFAULT_SPLIT, skip_empty: bool = False
+    path: str | Path,
+    *,
+    images: PathLike | Sequence[PathLike],
+    split: str = DEFAULT_SPLIT,
+    skip_empty: bool = False,
+    box_format: str | None = None,
 ) -> Annotations:
     """Read one split of a file of JSON lines.
 
@@ -61,19 +69,25 @@ def read_json_lines(
 
     Args:
         path: UTF-8; blank lines are passed over.
-        images: the folder, or the address s3://bucket/prefix, that photos are relative to. The sizes of those without
-            ``width`` and ``height`` are read from there.
+        images: the folder, folders or address s3://bucket/prefix that photos are relative to; see ``locate``. The sizes
+            of those without ``width`` and ``height`` are read from there.
         split: lines whose ``split`` is this; a line without one is of ``train``.
         skip_empty: skip expressions without text, and lines without any, instead of refusing them.
+        box_format: what the boxes are: ``xywh`` or ``xyxy`` in pixels, ``rel_xywh`` or ``rel_xyxy`` in shares of the
+            photo's width and height; None: as the lines say, else ``xywh``.
 
     Raises:
+        ValueError: there is no such ``box_format``.
         AnnotationError: a line cannot be used; the message gives its number.
         PhotoError: a photo whose size is needed cannot be read.
     """
     path = Path(path)
+    if box_format is not None:
+        one_of("box_format", box_format, FORMATS)
     empty = EmptyTexts(skip=skip_empty, remedy="Mend the line.")
     lines = _read_lines(path, empty)
     empty.report(path)
+    stated = stated_format(((line.where, line.record) for line in lines), box_format)
     ref_ids = _ids(lines, "ref_id", [f"line {number}" for number in range(len(lines))])
     image_ids = _ids(lines, "image_id", [line.photo for line in lines])
     names = sorted(set[str]().union(*(line.categories for line in lines)))
@@ -82,7 +96,14 @@ def read_json_lines(
     chosen = [number for number, line in enumerate(lines) if line.split == split and line.expressions]
     if not chosen:
         raise no_split(path, split, [line.split for line in lines], "lines")
-    sizes = _sizes([lines[number] for number in chosen], image_root(images))
+    sizes = _sizes([lines[number] for number in chosen], images)
+    boxes = [
+        Box(line.where, line.record["box"], *sizes[line.photo])
+        for line in (lines[number] for number in chosen)
+        if "box" in line.record
+    ]
+    check_format(boxes, stated=stated)
+    box_format = stated or FORMATS[0]
     refs, budget = [], RunBudget(path.stat().st_size)
     for number in progress(chosen, total=len(chosen), what="reading refs", unit="ref"):
         line = lines[number]
@@ -91,7 +112,7 @@ def read_json_lines(
             RefRecord(
                 ref_id=ref_ids[number],
                 image_id=image_ids[number],
-                runs=_mask(line, *sizes[line.photo], budget),
+                runs=_mask(line, *sizes[line.photo], budget, box_format),
                 sentences=[(first_sentence[number] + i, text, text) for i, text in enumerate(line.expressions)],
                 ann_id=line.record.get("ann_id", -1),
                 category=-1 if category is None else category_row[category],
@@ -106,7 +127,7 @@ def read_json_lines(
         {(image_ids[number], category_row[name]) for number in chosen for name in lines[number].categories},
         {row + 1: name for row, name in enumerate(names)},
     )
-    return replace(columns, box_format="xywh") if any("box" in lines[number].record for number in chosen) else columns
+    return replace(columns, box_format=box_format if boxes else "")
 
 
 def _read_lines(path: Path, empty: EmptyTexts) -> list[_Line]:
@@ -178,7 +199,7 @@ def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
     return [line.record[key] for line in lines]
 
 
-def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
+def _sizes(lines: list[_Line], images: PathLike | Sequence[PathLike]) -> dict[str, tuple[int, int]]:
     """Width and height of every photo, as the lines say or as its header does."""
     sizes: dict[str, tuple[int, int]] = {}
     for line in lines:
@@ -186,20 +207,25 @@ def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
             size = photo_size(line.record, line.where)
             if sizes.setdefault(line.photo, size) != size:
                 raise AnnotationError(f"{line.where} has another size for its photo than an earlier line. Mend one.")
-    unknown = list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))
-    check_names(root, unknown)
+    if not (unknown := list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))):
+        return sizes
+    root, names, _ = locate(images, unknown)
     with ThreadPoolExecutor() as pool:  # reading waits for the disk
-        found = pool.map(partial(header_size, root), unknown)
+        found = pool.map(partial(header_size, root), names)
         sized = progress(found, total=len(unknown), what="reading photo headers", unit="photo")
         sizes.update(zip(unknown, sized, strict=True))
     return sizes
 
 
-def _mask(line: _Line, width: int, height: int, budget: RunBudget) -> npt.NDArray[np.uint32] | None:
+def _mask(line: _Line, width: int, height: int, budget: RunBudget, box_format: str) -> npt.NDArray[np.uint32] | None:
     if line.record.get("no_target", False):
         return None
     try:
-        segmentation = line.record["mask"] if "mask" in line.record else [_outline(line.record["box"])]
+        segmentation = (
+            line.record["mask"]
+            if "mask" in line.record
+            else [outline(line.record["box"], box_format, width=width, height=height)]
+        )
         runs = run_lengths(segmentation, width=width, height=height)
     except ValueError as error:
         raise AnnotationError(f"The mask of {line.where} cannot be used: {error}. Mend the line.") from error
@@ -209,13 +235,3 @@ def _mask(line: _Line, width: int, height: int, budget: RunBudget) -> npt.NDArra
             f"The mask of {line.where} has no pixel. If nothing fits the expressions, say '\"no_target\": true'."
         )
     return runs
-
-
-def _outline(box: Any) -> list[float]:
-    """The polygon of a box [x, y, width, height], COCO's."""
-    if type(box) is not list or len(box) != 4 or not all(type(value) in (int, float) for value in box):
-        raise ValueError("the box is not [x, y, width, height]")
-    x, y, width, height = box
-    if not (width > 0 and height > 0):  # false for NaN too
-        raise ValueError("the box has no width or height")
-    return [x, y, x, y + height, x + width, y + height, x + width, y]

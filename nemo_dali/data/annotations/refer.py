@@ -28,6 +28,7 @@ from nemo_dali.data.annotations._untrusted import (
     field,
     named,
     no_split,
+    normal_name,
     photo_name,
     photo_size,
     read_bytes,
@@ -162,6 +163,7 @@ def _without(refs: list[Any], names: Sequence[str], refs_path: Path, instances: 
     """The refs less those about photos with these file names."""
     if not names:
         return refs
+    names = list(map(normal_name, names))
     ids = {
         image_id: name
         for image_id in instances.photos

@@ -285,7 +285,7 @@ def test_records_that_do_not_fit_are_told_in_one_sentence(tmp_path: Path, edit: 
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "..\\a.jpg", "a\\b.jpg", "C:a.jpg", "", ".", "a//b", "a/", "a\nb.jpg"],
+    ["/etc/passwd", "../a.jpg", "a/../../b.jpg", "..\\a.jpg", "\\a.jpg", "C:a.jpg", "", ".", "//a/b", "a/", "a\nb.jpg"],
 )
 def test_file_names_that_leave_the_folder_of_photos_are_refused(tmp_path: Path, name: str) -> None:
     files = write_refer(tmp_path, edit=first_photo(file_name=name))
@@ -298,6 +298,13 @@ def test_file_names_that_leave_the_folder_of_photos_are_refused(tmp_path: Path, 
 @pytest.mark.parametrize("name", ["a.jpg", "train2014/a b.jpg", "größe..jpg", "...jpg"])
 def test_file_names_within_it_are_taken(tmp_path: Path, name: str) -> None:
     assert name in read(write_refer(tmp_path, edit=first_photo(file_name=name))).images.file_name
+
+
+@pytest.mark.parametrize("name", ["./sub/a.jpg", "sub//a.jpg", "sub\\a.jpg"])
+def test_file_names_are_brought_into_one_form(tmp_path: Path, name: str) -> None:
+    files = write_refer(tmp_path, edit=first_photo(file_name=name))
+    assert "sub/a.jpg" in read(files).images.file_name
+    assert len(read(files, leave_out=[name]).images.id) == len(read(files, leave_out=["sub/a.jpg"]).images.id) == 5
 
 
 def test_missing_choices_are_told_with_those_there(tmp_path: Path) -> None:

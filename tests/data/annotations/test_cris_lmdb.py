@@ -25,6 +25,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import AnnotationError, NemoError
 from tests.helpers.bounds import fuzz, mutate_bytes
 from tests.helpers.counts import examples
+from tests.helpers.hostile_photos import png
 from tests.helpers.refer import stored_mask
 
 # The number 5, written by pyarrow 11's serialize.
@@ -150,6 +151,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([str(word) for word in words]) == 0
     assert "3 photos, 6 refs, 12 sentences" in capsys.readouterr().out
     np.testing.assert_array_equal(Dataset.open(tmp_path / "a.ris.h5").mask(3), masks[3])
+    with pytest.raises(ValueError, match=r"images must be one folder with val\.lmdb, whose photos are extracted"):
+        read_annotations(path, images=[tmp_path / "photos", tmp_path])
     with pytest.raises(ValueError, match=r"images \(s3://bucket/photos\) must be a folder"):
         read_cris_lmdb(path, images="s3://bucket/photos")
 
@@ -172,7 +175,16 @@ class Hostile:
     ("values", "reason"),
     [
         ({"img": "text"}, "'img' of value 0 of .*train.lmdb is a str, not a bytes"),
-        ({"img": b"GIF89a"}, "The photo of value 0 of .* is neither JPEG nor PNG"),
+        ({"img": b"GIF89a"}, r"The photo of value 0 of .* cannot be read \(neither JPEG nor PNG\)"),
+        (
+            {"img": png(20000, 20000)},
+            "The photo of value 0 of .* has 20000x20000 pixels, more than the 178,956,970 that",
+        ),
+        ({"mask": png(20000, 20000)}, r"mask of value 0 of .* is 20000x20000 pixels, its"),
+        (
+            {"mask": encoded(np.zeros((5, 7), np.uint8), format="JPEG")},
+            "The mask of value 0 of .* is not a PNG that can",
+        ),
         ({"mask": b"\x89PNG\r\n\x1a\n"}, "The mask of value 0 of .* is not a PNG that can be read"),
         (
             {"mask": encoded(np.zeros((5, 7), np.uint8), format="PNG")},

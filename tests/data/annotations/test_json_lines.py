@@ -19,9 +19,10 @@ from pycocotools import mask as coco_mask
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import _untrusted, read_annotations
+from nemo_dali.data.annotations._untrusted import photo_name
 from nemo_dali.data.annotations.json_lines import KEYS, read_json_lines
 from nemo_dali.data.columns import Annotations, is_inside
-from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import AnnotationError, PhotoError
 from tests.helpers.bounds import fuzz, mutate_bytes, outcome
 from tests.helpers.counts import examples
@@ -119,11 +120,160 @@ def test_masks_of_every_form(photos: Path, values: dict[str, Any], expected: np.
     np.testing.assert_array_equal(stored_mask(read(photos, line(**values)), 0), expected)
 
 
+# Of a photo of 40 x 30: the same two objects in every format.
+BOXES = {
+    "xywh": [[4, 3, 20, 12], [16, 6, 20, 21]],
+    "xyxy": [[4, 3, 24, 15], [16, 6, 36, 27]],
+    "rel_xywh": [[0.1, 0.1, 0.5, 0.4], [0.4, 0.2, 0.5, 0.7]],
+    "rel_xyxy": [[0.1, 0.1, 0.6, 0.5], [0.4, 0.2, 0.9, 0.9]],
+}
+
+
+def boxed(box: list[float], **values: Any) -> dict[str, Any]:
+    return line(mask=None, box=box, **values)
+
+
+def read_boxes(
+    photos: Path, boxes: Sequence[list[float]], box_format: str | None = None, *, of_lines: str | None = None
+) -> Annotations:
+    """A file of boxes, each in a photo of 40 x 30; their format as an argument, or on the lines."""
+    path = photos.parent / "boxes.jsonl"
+    path.write_text("".join(json.dumps(boxed(box, box_format=of_lines)) + "\n" for box in boxes))
+    return read_json_lines(path, images=photos, box_format=box_format)
+
+
+@pytest.mark.parametrize("box_format", BOXES)
+def test_boxes_of_every_format_make_the_same_masks(photos: Path, box_format: str) -> None:
+    expected = read_boxes(photos, BOXES["xywh"])
+    assert expected.box_format == "xywh"
+    for found in (
+        read_boxes(photos, BOXES[box_format], box_format=box_format),
+        read_boxes(photos, BOXES[box_format], of_lines=box_format),
+    ):
+        assert found.box_format == box_format
+        for ref in range(2):
+            np.testing.assert_array_equal(stored_mask(found, ref), stored_mask(expected, ref))
+
+
+def test_the_command_takes_a_box_format_and_the_file_records_it(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = photos.parent / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*map(boxed, BOXES["xyxy"]), line()])))
+    words = ["index", path, "--images", photos, "-o", photos.parent / "a.ris.h5"]
+    assert main([str(word) for word in words]) == 1
+    assert "--box-format xyxy (or xywh, if they are right)" in capsys.readouterr().err
+    assert main([str(word) for word in [*words, "--box-format", "xyxy"]]) == 0
+    dataset = Dataset.open(photos.parent / "a.ris.h5")
+    assert dataset.box_format == "xyxy" and dataset.mask(0)[3:15, 4:24].all() and dataset.mask(0).sum() == 12 * 20
+    capsys.readouterr()
+    assert main(["inspect", str(dataset.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["box_format"] == "xyxy"
+    with pytest.raises(ValueError, match=r"box_format \(xyxy\) must be left out with photos, which is no \.jsonl file"):
+        read_annotations(photos, images=photos, box_format="xyxy")
+    with pytest.raises(ValueError, match=r"box_format \('cxcywh'\) must be one of"):
+        read_boxes(photos, BOXES["xywh"], box_format="cxcywh")
+
+
+OTHERS = [[0, 0, 12, 9], [1, 2, 30, 12], [2, 0, 38, 25]]  # fit both ways
+FAR = [30, 20, 4, 4]  # fits as xywh alone
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        (BOXES["xyxy"], r"1 of 2 boxes reach out of their photo as .*, the first in line 2 of .* --box-format xyxy "),
+        ([*OTHERS, [16, 6, 36, 27]], r"1 of 4 boxes reach out of .*, the first in line 4 of "),
+        ([*BOXES["xyxy"] * 60, FAR], "60 of 121 boxes reach out"),  # one slip
+        (BOXES["rel_xywh"], r"2 of 2 boxes have no value above 1, .* line 1 of .* --box-format rel_xywh or rel_xyxy "),
+        ([*BOXES["rel_xywh"], [0.5, 0.5, 0.3, 0.2]], r"3 of 3 boxes .* --box-format rel_xywh \(or xywh"),
+        ([*BOXES["rel_xyxy"], [0.4, 0.4, 1.002, 0.7]], r"3 of 3 boxes .* --box-format rel_xyxy \(or xywh"),
+        ([[10, 2, 3, 4], *BOXES["rel_xyxy"]], r"2 of 3 boxes have no value above 1, .* the first in line 2 of"),
+    ],
+)
+def test_boxes_that_look_otherwise_are_refused_where_nothing_states_a_format(
+    photos: Path, boxes: list[list[float]], reason: str
+) -> None:
+    with pytest.raises(AnnotationError, match=reason) as caught:
+        read_boxes(photos, boxes)
+    assert str(caught.value).count("\n") == 0 and "'box_format' on every line" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "stated"), [("xyxy", "xywh"), ("rel_xyxy", "xywh"), ("rel_xyxy", "rel_xywh")])
+def test_a_format_that_is_stated_is_taken_with_a_warning(
+    photos: Path, name: str, stated: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_boxes(photos, BOXES[name], of_lines=stated).box_format == stated
+    assert "of 2 boxes " in caplog.text and f"They are taken for {stated}, as stated" in caplog.text
+    caplog.clear()
+    read_boxes(photos, BOXES[stated], of_lines=stated)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        OTHERS,
+        [[0, 0, 40, 30]],
+        [[0, 0, 42, 32], [-2, -2, 41, 20]],  # a pixel or two outside
+        [[-3, 20, 60, 30], [16, 6, 36, 27]],  # the first fits neither way
+        [[30, 20, 14, 4], FAR],  # one outside; as corners none is right
+        [*[FAR, [2, 3, 10, 12]] * 10, [0, 0, 1, 1]],  # a single small one
+        [*OTHERS * 10, [16, 6, 36, 27]],  # one slip
+    ],
+)
+def test_boxes_that_may_be_right_are_taken_without_a_word(
+    photos: Path, boxes: list[list[float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_boxes(photos, boxes).box_format == "xywh"
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("records", "option", "reason"),
+    [
+        ([boxed(FAR, box_format="xywh"), boxed(FAR)], None, "line 2 of .* has no 'box_format', but line 1 of .* has"),
+        ([boxed(FAR), line(), boxed(FAR, box_format="xywh")], None, "line 1 of .* has no 'box_format', but line 3"),
+        (
+            [boxed(FAR, box_format="xywh"), boxed(FAR, box_format="xyxy")],
+            None,
+            "line 2 of .* has the 'box_format' xyxy, but line 1 of .* says xywh",
+        ),
+        (
+            [boxed(FAR, box_format="xywh")],
+            "xyxy",
+            "line 1 of .* the 'box_format' xywh, but the option --box-format say",
+        ),
+        (
+            [boxed(FAR, split="val", box_format="yxyx")],
+            None,
+            "'box_format' of line 1 of .* is none of xywh, xyxy, rel_",
+        ),
+        (
+            [boxed([30, 20, 14, 24])],
+            "xyxy",
+            "line 1 of .* second corner is not right of the first and below it, as xyxy",
+        ),
+        ([boxed([0.5, 0.5, 30, 0.4])], "rel_xywh", "line 1 of .* values far above 1, but is said to be rel_xywh"),
+    ],
+)
+def test_box_formats_that_contradict(photos: Path, records: list[Any], option: str | None, reason: str) -> None:
+    path = photos.parent / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(AnnotationError, match=reason):
+        read_json_lines(path, images=photos, box_format=option)
+
+
+def test_a_file_without_boxes_records_no_format(photos: Path) -> None:
+    assert read(photos, line(box_format="xyxy"), line()).box_format == ""
+    assert read(photos, line(), boxed(FAR, split="val")).box_format == ""
+
+
 def test_sizes_are_read_from_headers_unless_given(photos: Path) -> None:
     found = read(photos, line(photo="c.jpg"), line(photo="d.jpg", width=41, height=31))
     assert found.images.width.tolist() == [50, 41] and found.images.height.tolist() == [20, 31]
-    with pytest.raises(PhotoError, match=r"size of d\.jpg cannot be read in .*photos \(No such file or directory\)\. "):
-        read(photos, line(photo="d.jpg"))
+    with pytest.raises(PhotoError, match=r"1 of 2 photos cannot be opened in .*photos: d\.jpg \(No such file"):
+        read(photos, line(photo="c.jpg"), line(photo="d.jpg"))
     (photos / "e.jpg").write_text("no photo")
     with pytest.raises(PhotoError, match=r"size of e\.jpg cannot be read in .* \(neither JPEG nor PNG\)"):
         read(photos, line(photo="e.jpg"))
@@ -186,6 +336,8 @@ WRONG = [
     (line(mask={"size": [HEIGHT, WIDTH]}), "The mask of line 2 of .* cannot be used: its run lengths are not a list"),
     (line(mask=None, box=[1, 2, 3]), r"The mask of line 2 of .* cannot be used: the box is not \[x, y, width, height"),
     (line(mask=None, box=[1, 2, 3, "4"]), "The mask of line 2 of .* cannot be used: the box is not"),
+    (line(box_format=1), "'box_format' of line 2 of .* is a int, not a str"),
+    (line(box_format="cxcywh"), "'box_format' of line 2 of .* is none of xywh, xyxy, rel_xywh, rel_xyxy"),
     (line(mask=None, box=[1, 2, 0, 4]), "The mask of line 2 of .* cannot be used: the box has no width or height"),
 ]
 WRONG_BEYOND_THE_SCHEMA = [
@@ -229,6 +381,8 @@ def test_the_schema_refuses_them_too(record: Any) -> None:
         line(mask=None, no_target=True),
         line(width=WIDTH, height=HEIGHT, split="val", category="cup", photo_categories=["dog"], source="s"),
         line(ref_id=1, ann_id=2, image_id=3),
+        *(boxed(BOXES[name][0], box_format=name) for name in BOXES),
+        line(box_format="xyxy"),
     ],
 )
 def test_schema_and_reader_take_these(photos: Path, record: dict[str, Any]) -> None:
@@ -244,7 +398,44 @@ def test_the_schema_is_one_and_knows_the_readers_keys() -> None:
 
 @given(st.text(alphabet="aC:./\\\n\0ü ", max_size=8))
 def test_schema_and_reader_agree_on_file_names(name: str) -> None:
-    assert VALIDATOR.is_valid(line(photo=name)) == is_inside(name)
+    try:
+        inside = is_inside(photo_name({"photo": name}, "photo", "a line"))
+    except AnnotationError:
+        inside = False
+    assert VALIDATOR.is_valid(line(photo=name)) == inside
+
+
+def test_file_names_are_brought_into_one_form(photos: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(photos / "ab:c.jpg")
+    for name in ("sub/b.png", "./sub/b.png", "sub//b.png", "sub\\b.png", ".\\sub/./b.png"):
+        found = read(photos, line(photo=name), line(photo="sub/b.png"), line(photo="./ab:c.jpg"))
+        assert list(found.images.file_name) == ["sub/b.png", "ab:c.jpg"]
+    for name in (
+        "/sub/b.png",
+        "//sub/b.png",
+        "\\sub\\b.png",
+        "..\\a.jpg",
+        "sub\\..\\..\\a.jpg",
+        "C:\\a.jpg",
+        "./C:a.jpg",
+    ):
+        with pytest.raises(AnnotationError, match="leaves the folder"):
+            read(photos, line(photo=name))
+    for name in ("", ".", "sub/", "sub\\", "sub/."):
+        with pytest.raises(AnnotationError, match="names no file"):
+            read(photos, line(photo=name))
+
+
+def test_photos_may_lie_in_several_folders(photos: Path) -> None:
+    path = photos.parent / "mine.jsonl"
+    path.write_text("".join(json.dumps(line(photo=name)) + "\n" for name in ("b.png", "a.jpg", "c.jpg")))
+    folders = [photos, photos / "sub"]
+    found = read_annotations(path, images=folders)
+    assert found.images.width.tolist() == [WIDTH, WIDTH, 50]
+    assert list(found.images.file_name) == ["b.png", "a.jpg", "c.jpg"]
+    index_dataset(found, images=folders, output=photos.parent / "a.ris.h5")
+    dataset = Dataset.open(photos.parent / "a.ris.h5")
+    assert dataset.image_root == str(photos) and list(dataset.images.file_name) == ["sub/b.png", "a.jpg", "c.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -338,6 +529,7 @@ PIECES = [
     *(b"1e999", b"-1", b"NaN", b"Infinity", b"9" * 400, b"9" * 5000, b"true", b"null", b"[", b"{", b"]", b"}", b"[[]]"),
     *(b'"x"', b'"\\ud800"', b'"\\u0000"', b'"../x"', b"\xff", b"\0", b"0.5", b",", b":", b"\n", b'"width":65535, '),
     *(b'"counts": "oooooooo", ', b'"no_target": true, ', b'"box": [0, 0, 1e308, 1e308], ', b'"ref_id": 1, ', b"1,"),
+    *(b'"box_format": "rel_xyxy", ', b'"box_format": "xywh", ', b'"box": [-1e308, 0, 1e308, 1], ', b"1e308", b"-1e999"),
 ]  # fmt: skip
 
 
