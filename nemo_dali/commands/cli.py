@@ -300,7 +300,12 @@ def _tune(options: argparse.Namespace) -> None:
     why = [*proposal.why, depth_advice(curves, proposal)]
     write_policy(options.output, proposal.policy, tuned_for=table.fingerprint, why=why)
     say(*why)
-    say(f"{options.output}: max_similarity {proposal.policy.max_similarity}, top_k {proposal.policy.top_k}")
+    policy = proposal.policy
+    other = policy.max_similarity_no_target
+    say(
+        f"{options.output}: max_similarity {policy.max_similarity}, top_k {policy.top_k}"
+        + ("" if other is None else f", max_similarity_no_target {other}")
+    )
 
 
 def _bench_loader(options: argparse.Namespace) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 class MiningReport:
     """What ``mine`` wrote, how long this run took and how good the model is on this data.
 
-    The rank of a sentence's own photo is its place among all photos, from 1, before it is excluded. With an approximate
-    first stage it is a lower bound.
+    The rank of a sentence's own photo is its place among all photos, from 1, before it is excluded; sentences without a
+    target do not count, as their photo shows nothing of what they say. With an approximate first stage it is a lower
+    bound.
     """
 
     output: Path
     fingerprint: str
     photos: int
     sentences: int
+    no_target: int  # of these, sentences without a target
     neighbors: int  # per sentence
     device: str
     ranks: int
@@ -39,8 +41,7 @@ class MiningReport:
             f"{self.output}: {'up to ' if self.short else ''}{self.neighbors} negatives for each of {self.sentences} "
             "sentences, "
             f"from {self.photos} photos",
-            f"own photo: median rank {self.median_rank:g}, first for {self.recall_at_1:.1%} of the sentences, "
-            f"among the first ten for {self.recall_at_10:.1%}",
+            *self._own_photo(),
             f"time on {self.device}{f' and {self.ranks} ranks' if self.ranks > 1 else ''}: "
             f"photos {self.seconds_photos:.1f} s ({self.photos_per_s:.1f}/s), "
             f"sentences {self.seconds_sentences:.1f} s, ranking {self.seconds_ranking:.1f} s",
@@ -61,3 +62,12 @@ class MiningReport:
             lines.append(f"the approximate search finds {found}; more with more --probes")
         lines.append(f"depth: {self.advice}")
         return "\n".join(lines)
+
+    def _own_photo(self) -> list[str]:
+        if self.no_target == self.sentences:
+            return []
+        whose = " with a target" if self.no_target else ""
+        return [
+            f"own photo: median rank {self.median_rank:g}, first for {self.recall_at_1:.1%} of the sentences{whose}, "
+            f"among the first ten for {self.recall_at_10:.1%}"
+        ]
