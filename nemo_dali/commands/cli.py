@@ -178,13 +178,7 @@ def _index(options: argparse.Namespace) -> None:
         skip_corrupt=options.skip_corrupt,
         photos_of=[name for name in options.leave_out if name.endswith(".ris.h5")],
     )
-    say(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
-    for name, count in report.shared:
-        say(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
-    if report.left_out:
-        say(f"left out: {len(report.left_out)} corrupt photos: {' '.join(report.left_out)}")
-    if report.left_out_refs:
-        say(f"left out with them: {report.left_out_refs} refs")
+    say(*str(report).split("\n"))
 
 
 def _mine(options: argparse.Namespace) -> None:

@@ -23,8 +23,10 @@ from nemo_dali.data.columns import (
     Sentences,
     begins,
     coco_id,
+    have_twins,
     is_inside,
     shared_photos,
+    twins,
     with_photos,
 )
 from nemo_dali.data.photos import batch_error, check_photos
@@ -271,6 +273,23 @@ class IndexReport:
     left_out: tuple[str, ...]  # file names of corrupt photos
     left_out_refs: int  # of these and of the following
     shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
+    copies: int  # photos whose file has the content of another's
+    copy: tuple[str, ...]  # the file names of the first two such photos
+
+    def __str__(self) -> str:
+        lines = [f"{self.output}: {self.photos} photos, {self.refs} refs, {self.sentences} sentences"]
+        for name, count in self.shared:
+            lines.append(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
+        if self.left_out:
+            lines.append(f"left out: {len(self.left_out)} corrupt photos: {' '.join(self.left_out)}")
+        if self.left_out_refs:
+            lines.append(f"left out with them: {self.left_out_refs} refs")
+        if self.copies:
+            lines.append(
+                f"{self.copies} photos have the same file as another one, such as {' and '.join(self.copy)}: mining "
+                "makes none of them a negative of the other"
+            )
+        return "\n".join(lines)
 
 
 def index_dataset(
@@ -315,6 +334,9 @@ def index_dataset(
         kept = with_photos(annotations, keep)
         files = PhotoFiles(files.digest[keep], files.orientation[keep], files.coco_id[keep])
         digest = write_columns(write, kept, files, image_root=root, left_out=len(checked.corrupt))
+    content = twins(files)
+    copies = np.flatnonzero(have_twins(content))
+    names = kept.images.file_name
     return IndexReport(
         output=output,
         fingerprint=digest,
@@ -324,6 +346,8 @@ def index_dataset(
         left_out=tuple(annotations.images.file_name[row] for row in checked.corrupt),
         left_out_refs=len(annotations.refs.ref_id) - len(kept.refs.ref_id),
         shared=tuple(shared),
+        copies=len(copies),
+        copy=tuple(names[row] for row in np.flatnonzero(content == content[copies[0]])[:2]) if len(copies) else (),
     )
 
 

@@ -49,6 +49,7 @@ class Corpus:
         self.tables = [NegativeTable.open(path) for path in tables]
         for dataset, table in zip(self.datasets, self.tables, strict=False):
             table.check_dataset(dataset)
+            table.warn_of_copies(dataset)
         self.photo_width = self._joined(lambda d: d.images.width)
         self.photo_height = self._joined(lambda d: d.images.height)
         self.runs = self._joined(lambda d: d.rle_counts.ctypes.data + 4 * d.refs.rle_begin.astype(np.uint64))

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+NEAR_IDENTICAL = (
+    0.999  # cosine of two photos that a model cannot tell apart: another size or compression of one picture
+)
+
 
 @dataclass(frozen=True)
 class MiningReport:
@@ -31,6 +35,10 @@ class MiningReport:
     recall_at_10: float
     short: int  # sentences with fewer candidates than neighbors, because the others are excluded
     empty: int  # of these, sentences without any
+    copies: int  # photos whose file has the content of another's
+    near_identical: tuple[
+        int, int
+    ]  # photos as similar as NEAR_IDENTICAL to one of other content, and how many were compared
     left_out: tuple[str, ...]  # of which other data sets photos are left out, and how many
     cut: tuple[str, ...]  # sentences with more tokens than the model takes
     recall: tuple[tuple[int, float], ...]  # (N, recall@N) of an approximate first stage
@@ -50,6 +58,14 @@ class MiningReport:
             slow = "reading and decoding photos" if self.starved > 0.5 else "the model"
             lines.append(f"what limited embedding photos: {slow}; the model waited {self.starved:.0%} of the time")
         lines += [f"left out: {text}" for text in self.left_out]
+        if self.copies:
+            lines.append(f"{self.copies} photos have copies under other names: none of them is a negative of the other")
+        near, compared = self.near_identical
+        if near:
+            lines.append(
+                f"{near} of {compared} photos are all but one with another (cosine {NEAR_IDENTICAL} or more) and may "
+                f"be its negatives: --exclude-similar-photos {NEAR_IDENTICAL - 0.001:g} leaves such out"
+            )
         if self.short:
             lines.append(
                 f"{self.short} sentences have fewer candidates than {self.neighbors}, {self.empty} of them none: the "

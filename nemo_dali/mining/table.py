@@ -9,6 +9,7 @@ Neither tau nor K is stored: the pool for both is a window of the row.
 An unfinished table is called F.neg.h5.partial; ``/progress`` says how many rows of each stage are done.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.columns import have_twins, twins
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import CheckedRows, MappedFile, fingerprint
 from nemo_dali.io.index import UNFINISHED
@@ -30,6 +32,9 @@ VERSION = 2
 BY_ROW = ("neighbors", "similarity", "text_embedding", "image_embedding")  # arrays with a checksum for each row
 OFF_LENGTH = 0.01  # of an embedding from 1, at most; float32 makes 1e-6
 BLOCK = 1 << 14  # rows looked at together
+COPIES_CELLS = 1 << 22  # of rows looked at for copies of their own photo, about: some milliseconds
+
+logger = logging.getLogger("nemo_dali")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,6 +191,27 @@ class NegativeTable:
             raise FileFormatError(
                 f"{self.path} is damaged: it has {rows[0]} sentences and {rows[1]} photos, unlike {dataset.path}. "
                 "Mine it again."
+            )
+
+    def warn_of_copies(self, dataset: "Dataset") -> None:
+        """Say so where rows hold a copy of their sentence's own photo, as tables made by others or of old may.
+
+        Raises:
+            FileFormatError: such a row is damaged.
+        """
+        content = twins(dataset.photo_files)
+        own = dataset.refs.image[dataset.sentences.ref]
+        rows = np.flatnonzero(have_twins(content)[own])
+        rows = rows[:: -(-len(rows) * self.neighbors.shape[1] // COPIES_CELLS) or 1]
+        self.check_rows(rows, own[rows])
+        found = self.neighbors[rows]
+        if ((content[found] == content[own[rows], None]) & (found >= 0)).any():
+            logger.warning(
+                "%s has copies of sentences' own photos among their negatives. Mine it again, which leaves copies out: "
+                "nemo-dali mine %s --embeddings %s -o NEW.neg.h5",
+                self.path,
+                dataset.path,
+                self.path,
             )
 
     def windows(self, max_similarity: float | None, top_k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
