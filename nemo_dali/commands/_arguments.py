@@ -122,6 +122,8 @@ def _mine(parser: Parser) -> None:
     parser.add_argument("--model", nargs="+", help="open_clip's name, or a model config .json; several are averaged")
     parser.add_argument("--pretrained", nargs="+", metavar="TAG_OR_FILE", help="for each model")
     parser.add_argument("--embeddings", type=Path, metavar="F.neg.h5", help="take them from a table instead of a model")
+    what = "take a .parquet, .csv or .tsv file of sent_id, image_id and score, or an .lmdb, instead of a model"
+    parser.add_argument("--scores", type=Path, metavar="FILE", help=what)
     parser.add_argument("--depth", type=integer(), default=1000, help="candidates kept per sentence")
     parser.add_argument(
         "--exclude-similar-photos", type=number(), metavar="S", help="photos more similar than S to the target's photo"

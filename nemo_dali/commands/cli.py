@@ -24,6 +24,7 @@ INPUTS = (
     "dataset",
     "negatives",
     "embeddings",
+    "scores",
     "exclude_photos_of",
     "leave_out",
     "pretrained",
@@ -183,27 +184,34 @@ def _index(options: argparse.Namespace) -> None:
 
 def _mine(options: argparse.Namespace) -> None:
     from nemo_dali.mining.exclusions import Exclusions
+    from nemo_dali.mining.given import mine_scores
     from nemo_dali.mining.job import mine
 
-    report = mine(
-        options.dataset,
-        model=options.model,
-        pretrained=options.pretrained,
-        embeddings=options.embeddings,
-        output=options.output,
-        depth=options.depth,
-        exclusions=Exclusions(
-            similar_photos=options.exclude_similar_photos,
-            category=options.exclude_category,
-            siblings=options.exclude_siblings,
-            photos_of=options.exclude_photos_of,
-        ),
-        batch_size=options.batch_size,
-        device=options.device,
-        images=options.images,
-        approximate=options.approximate,
-        probes=options.probes,
+    exclusions = Exclusions(
+        similar_photos=options.exclude_similar_photos,
+        category=options.exclude_category,
+        siblings=options.exclude_siblings,
+        photos_of=options.exclude_photos_of,
     )
+    common = {"output": options.output, "depth": options.depth, "exclusions": exclusions}
+    if options.scores is not None:
+        for name in ("model", "pretrained", "embeddings", "approximate", "probes"):
+            if value := getattr(options, name):
+                raise ValueError(f"--{name} ({value}) must be left out with --scores")
+        report: object = mine_scores(options.dataset, options.scores, **common)
+    else:
+        report = mine(
+            options.dataset,
+            model=options.model,
+            pretrained=options.pretrained,
+            embeddings=options.embeddings,
+            batch_size=options.batch_size,
+            device=options.device,
+            images=options.images,
+            approximate=options.approximate,
+            probes=options.probes,
+            **common,
+        )
     if os.environ.get("RANK", "0") == "0":
         say(*str(report).split("\n"))
 
