@@ -102,12 +102,11 @@ def _synth(parser: Parser) -> None:
 
 
 def _index(parser: Parser) -> None:
-    parser.add_argument(
-        "source", type=Path, metavar="REFER_ROOT", help="the folder of data sets; or a .jsonl file, or a .lmdb of CRIS"
-    )
+    what = "the folder of data sets; or a .jsonl file, a .lmdb of CRIS, or Parquet of a mirror"
+    parser.add_argument("source", type=Path, metavar="REFER_ROOT", help=what)
     parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, refclef, grefcoco or ref-zom; for a folder")
     parser.add_argument("--split-by", help="unc, umd, google, berkeley or final; for a folder")
-    parser.add_argument("--split", help="train, val, test, testA, ...; for a folder or a .jsonl file")
+    parser.add_argument("--split", help="train, val, test, testA, ...; for all but a .lmdb")
     parser.add_argument("--images", required=True, metavar="DIR", help="the folder of photos, or s3://bucket/prefix")
     what = "photos, by file name, for a folder; or all of other data sets, G.ris.h5"
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="WHAT", help=what)
