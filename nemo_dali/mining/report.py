@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_dali._checks import short_repr
+
 NEAR_IDENTICAL = (
     0.999  # cosine of two photos that a model cannot tell apart: another size or compression of one picture
 )
@@ -72,7 +74,10 @@ class MiningReport:
                 "others are excluded"
             )
         if self.cut:
-            lines.append(f"{len(self.cut)} sentences are longer than the model takes and were cut: '{self.cut[0]}' ...")
+            lines.append(
+                f"{len(self.cut)} sentences are longer than the model takes and were cut, such as "
+                f"{short_repr(self.cut[0])}"
+            )
         if self.recall:
             found = ", ".join(f"{share:.1%} of the first {n}" for n, share in self.recall)
             lines.append(f"the approximate search finds {found}; more with more --probes")
