@@ -29,7 +29,7 @@ PUBLIC = {
     "nemo_dali.fn": ["mosaic", "remap_mask"],
     "nemo_dali.loader": ["Batch", "BatchFormat", "Loader"],
     "nemo_dali.metrics": ["PROTOCOLS", "Protocol", "Segmentation"],
-    "nemo_dali.mining": ["Exclusions", "NegativeTable", "mine"],
+    "nemo_dali.mining": ["Exclusions", "NegativeTable", "mine", "mine_scores"],
     "nemo_dali.plan": ["KINDS", "PLAN", "MosaicPolicy", "read_policy", "write_policy"],
     "nemo_dali.presets": [
         "CLIP_MEAN",

@@ -27,7 +27,7 @@ class Exclusions(NamedTuple):
         category: int32 [refs], of the target: photos that show it are excluded; -1: unknown.
         begin: int64 [categories + 1], where each category's places begin in ``shown``.
         shown: int32, places in ``allowed`` (or photos) that show a category, ascending.
-        twins: int32 [photos], one number for photos of the same content; -1 where there is no second one.
+        twins: int32 [photos], equal for photos of one content.
         embedding: float32 [photos, D], D a multiple of 32.
         similar_above: photos more similar than this to the ref's own photo are excluded.
     """
@@ -92,7 +92,7 @@ def _free_of(rules: Exclusions, begin: Int, end: Int, photo: Int) -> np.int64:
 @jit(error_model="python")
 def _is_like(rules: Exclusions, own: Int, photo: Int, vector: F64, part: F64) -> bool:
     """Whether a photo is the own one once more, or too similar to it."""
-    if rules.twins.size and rules.twins[own] >= 0 and rules.twins[photo] == rules.twins[own]:
+    if rules.twins.size and rules.twins[photo] == rules.twins[own]:
         return True
     if rules.embedding.size == 0:
         return False
@@ -142,7 +142,7 @@ def random_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hold
     if rules.embedding.size:
         vector[:] = rules.embedding[own]
     all_free = rules.allowed.size == 0 and begin == end
-    alone = rules.embedding.size == 0 and (rules.twins.size == 0 or rules.twins[own] < 0)
+    alone = rules.embedding.size == 0 and rules.twins.size == 0
     count = 0
     for k in range(-1, have):
         free = own if k < 0 else found[k]

@@ -12,6 +12,8 @@ class Rules(NamedTuple):
 
     Attributes:
         never: uint8 [P], 1 for photos that nobody gets.
+        twin: int32 [P], equal for photos of one content.
+        own_twin: int32 [groups], that of the group's own photo; photos that have it are ruled out.
         shown: uint64 [P, W], the categories of a photo's objects as bits.
         category: int32 [groups], of the group's target; photos that show it are ruled out; -1: unknown.
         similar: float32 [U, P], proposed similarities of groups' own photos to these photos.
@@ -22,6 +24,8 @@ class Rules(NamedTuple):
     """
 
     never: U8
+    twin: I32
+    own_twin: I32
     shown: U64
     category: I32
     similar: F32
@@ -36,5 +40,14 @@ def no_rules() -> Rules:
     empty = np.empty(0, np.int32)
     matrix = np.empty((0, 0), np.float32)
     return Rules(
-        np.empty(0, np.uint8), np.empty((0, 0), np.uint64), empty, matrix, empty, matrix, float("inf"), float("inf")
+        never=np.empty(0, np.uint8),
+        twin=empty,
+        own_twin=empty,
+        shown=np.empty((0, 0), np.uint64),
+        category=empty,
+        similar=matrix,
+        similar_row=empty,
+        similar_image=matrix,
+        similar_above=float("inf"),
+        siblings_above=float("inf"),
     )

@@ -225,6 +225,10 @@ def _rule_out(
     out[:] = 0
     if len(rules.never):
         out[:] = rules.never
+    if len(rules.twin):
+        twin = rules.own_twin[group]
+        for photo in range(photos):
+            out[photo] |= rules.twin[photo] == twin
     if len(rules.category) and rules.category[group] >= 0:
         word, bit = rules.category[group] >> 6, np.uint64(1) << np.uint64(rules.category[group] & 63)
         for photo in range(photos):
@@ -356,6 +360,8 @@ def rank_candidates(  # noqa: PLR0913  # Numba takes arrays, not objects that ho
                 key = _key(similarity_of(vector, image, photo, part), photo, value)
                 own_rank[row] += key < own_keys[row]
                 if photo == own[row] or (len(rules.never) and rules.never[photo]):
+                    continue
+                if len(rules.twin) and rules.twin[photo] == rules.own_twin[group]:
                     continue
                 if len(rules.category) and rules.category[group] >= 0:
                     category = rules.category[group]

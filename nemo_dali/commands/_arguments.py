@@ -102,12 +102,11 @@ def _synth(parser: Parser) -> None:
 
 
 def _index(parser: Parser) -> None:
-    parser.add_argument(
-        "source", type=Path, metavar="REFER_ROOT", help="the folder of data sets; or a .jsonl file, or a .lmdb of CRIS"
-    )
+    what = "the folder of data sets; or a .jsonl file, a .lmdb of CRIS, or Parquet of a mirror"
+    parser.add_argument("source", type=Path, metavar="REFER_ROOT", help=what)
     parser.add_argument("--dataset", help="refcoco, refcoco+, refcocog, refclef, grefcoco or ref-zom; for a folder")
     parser.add_argument("--split-by", help="unc, umd, google, berkeley or final; for a folder")
-    parser.add_argument("--split", help="train, val, test, testA, ...; for a folder or a .jsonl file")
+    parser.add_argument("--split", help="train, val, test, testA, ...; for all but a .lmdb")
     where = "the folder of photos, once for each if there are several; or s3://bucket/prefix"
     parser.add_argument("--images", required=True, action="append", metavar="DIR", help=where)
     parser.add_argument(
@@ -128,6 +127,8 @@ def _mine(parser: Parser) -> None:
     parser.add_argument("--model", nargs="+", help="open_clip's name, or a model config .json; several are averaged")
     parser.add_argument("--pretrained", nargs="+", metavar="TAG_OR_FILE", help="for each model")
     parser.add_argument("--embeddings", type=Path, metavar="F.neg.h5", help="take them from a table instead of a model")
+    what = "take a .parquet, .csv or .tsv file of sent_id, image_id and score, or an .lmdb, instead of a model"
+    parser.add_argument("--scores", type=Path, metavar="FILE", help=what)
     parser.add_argument("--depth", type=integer(), default=1000, help="candidates kept per sentence")
     parser.add_argument(
         "--exclude-similar-photos", type=number(), metavar="S", help="photos more similar than S to the target's photo"

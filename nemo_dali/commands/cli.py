@@ -24,6 +24,7 @@ INPUTS = (
     "dataset",
     "negatives",
     "embeddings",
+    "scores",
     "exclude_photos_of",
     "leave_out",
     "pretrained",
@@ -180,40 +181,39 @@ def _index(options: argparse.Namespace) -> None:
         skip_corrupt=options.skip_corrupt,
         photos_of=[name for name in options.leave_out if name.endswith(".ris.h5")],
     )
-    say(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
-    if report.renamed:
-        say(f"{report.renamed} photos were found under the names of COCO's other release: they are the same")
-    for name, count in report.shared:
-        say(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
-    if report.left_out:
-        say(f"left out: {len(report.left_out)} photos that cannot be used: {' '.join(report.left_out)}")
-    if report.left_out_refs:
-        say(f"left out with them: {report.left_out_refs} refs")
+    say(*str(report).split("\n"))
 
 
 def _mine(options: argparse.Namespace) -> None:
     from nemo_dali.mining.exclusions import Exclusions
+    from nemo_dali.mining.given import mine_scores
     from nemo_dali.mining.job import mine
 
-    report = mine(
-        options.dataset,
-        model=options.model,
-        pretrained=options.pretrained,
-        embeddings=options.embeddings,
-        output=options.output,
-        depth=options.depth,
-        exclusions=Exclusions(
-            similar_photos=options.exclude_similar_photos,
-            category=options.exclude_category,
-            siblings=options.exclude_siblings,
-            photos_of=options.exclude_photos_of,
-        ),
-        batch_size=options.batch_size,
-        device=options.device,
-        images=options.images,
-        approximate=options.approximate,
-        probes=options.probes,
+    exclusions = Exclusions(
+        similar_photos=options.exclude_similar_photos,
+        category=options.exclude_category,
+        siblings=options.exclude_siblings,
+        photos_of=options.exclude_photos_of,
     )
+    common = {"output": options.output, "depth": options.depth, "exclusions": exclusions}
+    if options.scores is not None:
+        for name in ("model", "pretrained", "embeddings", "approximate", "probes"):
+            if value := getattr(options, name):
+                raise ValueError(f"--{name} ({value}) must be left out with --scores")
+        report: object = mine_scores(options.dataset, options.scores, **common)
+    else:
+        report = mine(
+            options.dataset,
+            model=options.model,
+            pretrained=options.pretrained,
+            embeddings=options.embeddings,
+            batch_size=options.batch_size,
+            device=options.device,
+            images=options.images,
+            approximate=options.approximate,
+            probes=options.probes,
+            **common,
+        )
     if os.environ.get("RANK", "0") == "0":
         say(*str(report).split("\n"))
 
@@ -304,7 +304,12 @@ def _tune(options: argparse.Namespace) -> None:
     why = [*proposal.why, depth_advice(curves, proposal)]
     write_policy(options.output, proposal.policy, tuned_for=table.fingerprint, why=why)
     say(*why)
-    say(f"{options.output}: max_similarity {proposal.policy.max_similarity}, top_k {proposal.policy.top_k}")
+    policy = proposal.policy
+    other = policy.max_similarity_no_target
+    say(
+        f"{options.output}: max_similarity {policy.max_similarity}, top_k {policy.top_k}"
+        + ("" if other is None else f", max_similarity_no_target {other}")
+    )
 
 
 def _bench_loader(options: argparse.Namespace) -> None:

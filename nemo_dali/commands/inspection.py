@@ -36,7 +36,8 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
     opened = kinds[kind].open(path)
     if isinstance(opened, NegativeTable):
         opened.check_all_rows()
-        opened.check_embeddings()
+        if opened.has_embeddings:
+            opened.check_embeddings()
     index = opened.mapped.index
     common: dict[str, Any] = {"format": index.format, "version": index.version}
     common |= {"fingerprint": index.fingerprint, "made_by": index.made_by}

@@ -49,6 +49,30 @@ def shared_photos(photos: PhotoFiles, others: PhotoFiles) -> npt.NDArray[np.bool
     return shared
 
 
+def twins(photos: PhotoFiles) -> npt.NDArray[np.int32]:
+    """Which photos have one content, int32 [photos]: the first row with the same file, a photo's own if there is none.
+
+    So two photos are twins where these are equal. A file whose content is not known, a digest of zeros, has none.
+    """
+    rows = np.arange(len(photos.digest), dtype=np.int32)
+    beginning = np.ascontiguousarray(photos.digest[:, :8]).view("<u8").ravel()
+    order = np.argsort(beginning, kind="stable")
+    alike = np.flatnonzero(beginning[order[1:]] == beginning[order[:-1]])
+    some = np.unique(order[np.concatenate([alike, alike + 1])])  # the few that must be compared whole
+    some = some[photos.digest[some].any(axis=1)]
+    if len(some):
+        whole = np.ascontiguousarray(photos.digest[some]).view("V32").ravel()
+        _, first, which = np.unique(whole, return_index=True, return_inverse=True)
+        rows[some] = some[first][which]
+    return rows
+
+
+def have_twins(content: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Which photos are not the only ones of their content, bool [photos]; ``content`` is what ``twins`` gives."""
+    several: npt.NDArray[np.bool_] = np.bincount(content, minlength=1)[content] > 1
+    return several
+
+
 @dataclass(frozen=True, eq=False)
 class Refs:
     """Refs (what in a photo expressions refer to: an object, several or none), one row each; -1 where unknown."""

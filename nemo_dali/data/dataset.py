@@ -24,8 +24,10 @@ from nemo_dali.data.columns import (
     Sentences,
     begins,
     coco_id,
+    have_twins,
     is_inside,
     shared_photos,
+    twins,
     with_photos,
 )
 from nemo_dali.data.photo_folders import locate
@@ -274,6 +276,25 @@ class IndexReport:
     left_out_refs: int  # of these and of the following
     renamed: int  # photos of COCO that were found under their names of another release
     shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
+    copies: int  # photos whose file has the content of another's
+    copy: tuple[str, ...]  # the file names of the first two such photos
+
+    def __str__(self) -> str:
+        lines = [f"{self.output}: {self.photos} photos, {self.refs} refs, {self.sentences} sentences"]
+        if self.renamed:
+            lines.append(f"{self.renamed} photos were found under the names of COCO's other release: they are the same")
+        for name, count in self.shared:
+            lines.append(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
+        if self.left_out:
+            lines.append(f"left out: {len(self.left_out)} photos that cannot be used: {' '.join(self.left_out)}")
+        if self.left_out_refs:
+            lines.append(f"left out with them: {self.left_out_refs} refs")
+        if self.copies:
+            lines.append(
+                f"{self.copies} photos have the same file as another one, such as {' and '.join(self.copy)}: mining "
+                "makes none of them a negative of the other"
+            )
+        return "\n".join(lines)
 
 
 def index_dataset(
@@ -318,6 +339,8 @@ def index_dataset(
         kept = with_photos(annotations, keep)
         files = PhotoFiles(files.digest[keep], files.orientation[keep], files.coco_id[keep])
         digest = write_columns(write, kept, files, image_root=root, left_out=len(checked.corrupt))
+    content = twins(files)
+    copies = np.flatnonzero(have_twins(content))
     return IndexReport(
         output=output,
         fingerprint=digest,
@@ -328,6 +351,10 @@ def index_dataset(
         left_out_refs=len(annotations.refs.ref_id) - len(kept.refs.ref_id),
         renamed=renamed,
         shared=tuple(shared),
+        copies=len(copies),
+        copy=tuple(
+            kept.images.file_name[row] for row in np.flatnonzero(content == content[copies[:1]])[:2] if len(copies)
+        ),
     )
 
 

@@ -13,8 +13,8 @@ T = TypeVar("T")
 PLAIN_INTERVAL_S = 10.0
 
 
-def progress(items: Iterable[T], *, total: int, what: str, unit: str) -> Iterator[T]:
-    """Yield ``items`` while showing on stderr how many of ``total`` are done, the rate and the time left.
+def progress(items: Iterable[T], *, total: int | None, what: str, unit: str) -> Iterator[T]:
+    """Yield ``items`` while showing on stderr how many of ``total`` are done, the rate and the time left, if known.
 
     Example of a plain line: ``mining photos: 1200/17000 photo, 85.1 photo/s, 186 s left``.
     """
@@ -27,6 +27,9 @@ def progress(items: Iterable[T], *, total: int, what: str, unit: str) -> Iterato
         now = time.monotonic()
         if now - shown >= PLAIN_INTERVAL_S or (done == total and shown > start):
             rate = done / (now - start)
-            left = (total - done) / rate
-            say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left", error=True)
+            if total is None:
+                say(f"{what}: {done} {unit}, {rate:.1f} {unit}/s", error=True)
+            else:
+                left = (total - done) / rate
+                say(f"{what}: {done}/{total} {unit}, {rate:.1f} {unit}/s, {left:.0f} s left", error=True)
             shown = now

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import PathLike
+from nemo_dali.data.columns import have_twins, twins
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.options import Samples, TextField
 from nemo_dali.mining.ranking import padded
@@ -50,6 +51,7 @@ class Corpus:
         self.tables = [NegativeTable.open(path) for path in tables]
         for dataset, table in zip(self.datasets, self.tables, strict=False):
             table.check_dataset(dataset)
+            table.warn_of_copies(dataset)
         self.photo_width = self._joined(lambda d: d.images.width)
         self.photo_height = self._joined(lambda d: d.images.height)
         self.runs = self._joined(lambda d: d.rle_counts.ctypes.data + 4 * d.refs.rle_begin.astype(np.uint64))
@@ -151,6 +153,7 @@ class Corpus:
         parts = []
         for index, dataset in enumerate(self.datasets):
             table = self.tables[index] if self.tables else None
+            content = twins(dataset.photo_files)
             by_category = table is not None and table.exclude_category
             begin, count = dataset.refs.sentence_begin, dataset.refs.sentence_count
             if samples in ("first", "last"):
@@ -171,6 +174,7 @@ class Corpus:
                     excluded=table.excluded_photos if table else None,
                     category=dataset.refs.category if by_category else None,
                     shown=dataset.shown_categories() if by_category else None,
+                    twins=content if have_twins(content).any() else None,
                     **_similar(table),
                     cells={grid: allowed_cells(dataset.sentences.text, grid) for grid in grids},
                 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import short_repr
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.clip import Clip
@@ -215,7 +216,7 @@ class Sentences:
         return features
 
     def name(self, row: int) -> str:
-        return f"'{self._texts[self._order[row]]}'"
+        return short_repr(self._texts[self._order[row]])
 
     def place(self, vectors: F32, begin: int, embedding: F32) -> None:
         rows = self._sentence[self._first[begin] : self._first[begin + len(vectors)]]

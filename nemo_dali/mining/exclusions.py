@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nemo_dali.data.columns import shared_photos
+from nemo_dali.data.columns import have_twins, shared_photos, twins
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.ranking import Excluded
@@ -22,7 +22,7 @@ ALWAYS = ["own photo", "photos outside the split"]  # a data set file holds the 
 
 @dataclass(frozen=True, kw_only=True)
 class Exclusions:
-    """What is left out while mining, besides the sentence's own photo. Checked when made.
+    """What is left out while mining, besides the sentence's own photo and copies of its file. Checked when made.
 
     Attributes:
         similar_photos: photos more similar than this to the sentence's own photo (near duplicates, or the same scene);
@@ -53,6 +53,9 @@ class Exclusions:
         """
         words, others = list(ALWAYS), list[str]()
         shown = category = never = None
+        content = twins(dataset.photo_files)
+        if copies := int(have_twins(content).sum()):
+            words.append(f"copies of the own photo: {copies} photos have some")
         if self.similar_photos is not None:
             words.append(f"photos more similar than {float(self.similar_photos)!r} to the own photo")
         if self.category:
@@ -89,4 +92,6 @@ class Exclusions:
         rules = rules_as_attributes(
             category=self.category, similar_photos=self.similar_photos, siblings=self.siblings, photos_of=others
         )
-        return Excluded(never=never, shown=shown, category=category, **bounds), {"exclusions": words} | rules
+        return Excluded(never=never, twins=content if copies else None, shown=shown, category=category, **bounds), {
+            "exclusions": words
+        } | rules

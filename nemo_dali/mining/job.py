@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import LARGEST_BATCH, MOST, as_list, integer
+from nemo_dali.data.columns import have_twins
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.collectives import Ranks, joined_ranks
 from nemo_dali.distributed.ranks import compare
 from nemo_dali.errors import FileFormatError, NemoError
@@ -34,13 +36,13 @@ from nemo_dali.mining._task import Task, open_task
 from nemo_dali.mining.approximate import ApproximateRanker, import_faiss, list_count, recall_places
 from nemo_dali.mining.embedding import Stage, embed
 from nemo_dali.mining.exclusions import Exclusions
-from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.ranking import Ranker
-from nemo_dali.mining.report import MiningReport
+from nemo_dali.mining.report import NEAR_IDENTICAL, MiningReport
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import begin_table, finish_table, write_excluded
-from nemo_dali.mining.tune import depth_advice, propose
+from nemo_dali.mining.tune import mining_advice
 
+COMPARED = 20_000  # photos compared with all others in the end, at most: all of COCO's that RefCOCO uses
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
 
 
@@ -221,7 +223,7 @@ def _mine(
     seconds_ranking = time.monotonic() - start
 
     def report(made: Unfinished[NegativeTable]) -> MiningReport:
-        own_rank = (table := _finished(made)).own_rank
+        table = _finished(made)
         of_photos, of_sentences = stages[::2], stages[1::2]
         seconds = sum(stage.seconds for stage in of_photos)
         return MiningReport(
@@ -237,20 +239,39 @@ def _mine(
             seconds_ranking=seconds_ranking,
             photos_per_s=sum(stage.rows for stage in of_photos) / seconds if seconds else 0.0,
             starved=sum(stage.starved for stage in of_photos) / seconds if seconds else 0.0,
-            median_rank=float(np.median(own_rank)),
-            recall_at_1=float((own_rank <= 1).mean()),
-            recall_at_10=float((own_rank <= 10).mean()),
+            **_own_photos(dataset, table),
             short=int((table.neighbors[:, -1] < 0).sum()),
             empty=int((table.neighbors[:, 0] < 0).sum()),
+            copies=0 if task.excluded.twins is None else int(have_twins(task.excluded.twins).sum()),
+            near_identical=_near_identical(ranker, task.excluded.similar_above),
             left_out=tuple(text for text in table.exclusions if text.startswith("photos of ")),
             cut=tuple(dict.fromkeys(cut)),
             recall=tuple((int(n), float(share)) for n, share in table.recall),
-            advice=depth_advice(curves := measure_curves(dataset, table), propose(curves)),
+            advice=mining_advice(dataset, table),
         )
 
     reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))
     assert reports[0] is not None
     return reports[0]
+
+
+def _own_photos(dataset: Dataset, table: NegativeTable) -> dict[str, Any]:
+    """How well own photos rank, as ``MiningReport`` has it: those of sentences with a target."""
+    targeted = dataset.refs.empty[dataset.sentences.ref] == 0
+    own_rank = table.own_rank[targeted] if targeted.any() else np.zeros(1)
+    return {
+        "no_target": int((~targeted).sum()),
+        "median_rank": float(np.median(own_rank)),
+        "recall_at_1": float((own_rank <= 1).mean()),
+        "recall_at_10": float((own_rank <= 10).mean()),
+    }
+
+
+def _near_identical(ranker: Ranker, excluded_above: float | None) -> tuple[int, int]:
+    """How many photos are as good as another to the model, and of how many; none where such are excluded."""
+    if excluded_above is not None and excluded_above < NEAR_IDENTICAL:
+        return 0, 0
+    return ranker.near_identical(NEAR_IDENTICAL, most=COMPARED)
 
 
 def _finished(made: Unfinished[NegativeTable]) -> NegativeTable:

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.errors import NemoError
 from nemo_dali.mining.table import NegativeTable, first_at_most
 
 F64 = npt.NDArray[np.float64]
 
-SAMPLE = 10_000  # sentences looked at, evenly spread: shares are then known to half a percent
-SAMPLED_CELLS = 10_000_000  # of the table held in memory at once, at most
+SAMPLE = 10_000  # sentences of a kind looked at, evenly spread: shares are then known to half a percent
+SAMPLED_CELLS = 10_000_000  # of the table held in memory for a kind, at most
 TAUS = 61  # points of the grid, at most
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # between them
 TOP_KS = (3, 5, 8, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000)
@@ -29,8 +30,20 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True, eq=False)
+class NoTargetCurves:
+    """The pools of sentences that nothing in their own photo fits, over the same tau and K; names as in ``Curves``."""
+
+    rows: npt.NDArray[np.int64]
+    size: F64
+    empty: F64
+    short3: F64
+    short8: F64
+    cut: F64
+
+
+@dataclass(frozen=True, eq=False)
 class Curves:
-    """Arrays [T, C] are over T values of tau and C of K.
+    """Arrays [T, C] are over T values of tau and C of K; all but ``no_target`` is of sentences with a target.
 
     Attributes:
         rows: int64 [n], the sentences looked at.
@@ -49,6 +62,7 @@ class Curves:
         never: share of the photos that are in no pool looked at.
         rank_quantiles: float64 [len(ranks), len(QUANTILES)], of the similarity at these ranks.
         ranks: int64, ranks in the table, from 1.
+        no_target: of the sentences without a target; None: there are none.
     """
 
     table: NegativeTable
@@ -71,6 +85,7 @@ class Curves:
     never: F64
     ranks: npt.NDArray[np.int64]
     rank_quantiles: F64
+    no_target: NoTargetCurves | None = None
 
     @cached_property
     def hardness(self) -> F64:
@@ -88,25 +103,32 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
 
     Raises:
         FileFormatError: the table is of another data set.
+        NemoError: no sentence has a target.
     """
     table.check_dataset(dataset)
-    sentences, width = table.neighbors.shape
-    count = min(sentences, SAMPLE, max(SAMPLED_CELLS // width, 1))
-    rows = np.unique(np.linspace(0, sentences - 1, count).astype(np.int64))
-    table.check_rows(rows)
+    width = table.neighbors.shape[1]
+    empty = dataset.refs.empty[dataset.sentences.ref] == 1
+    if empty.all():
+        raise NemoError(
+            f"No sentence of {dataset.path} has a target, so no photo is known to show what one describes, and no "
+            "bound can be told from that. Write a policy file by hand, and look at what it draws with: nemo-dali "
+            "preview --policy"
+        )
+    rows, others = (_sample(np.flatnonzero(kind), width) for kind in (~empty, empty))
+    table.check_rows(np.concatenate([rows, others]))
     table.check_embeddings()
-    neighbors = np.array(table.neighbors[rows])
-    similarity = np.array(table.similarity[rows], np.float32)
-    valid = (neighbors >= 0).sum(axis=1)
+    neighbors, similarity, valid = _looked_at(table, rows)
     ref = dataset.sentences.ref[rows]
     own = dataset.refs.image[ref]
     true, chance = _similarities(table, rows, own)
-    taus = tau_grid(similarity, valid)
+    _, similarity_others, valid_others = _looked_at(table, others)
+    taus = tau_grid(np.concatenate([similarity, similarity_others]), np.concatenate([valid, valid_others]))
     ks = np.array([k for k in TOP_KS if k < width] + [width])
     category = dataset.refs.category[ref]
     hits, by_chance = _hits(dataset, neighbors, category)
     begins = np.stack([first_at_most(similarity, tau) for tau in taus])
-    curves = _windows(similarity, hits, valid, begins, ks, width < len(table.image_embedding) - 1)
+    deeper = width < len(table.image_embedding) - 1
+    curves = _windows(similarity, hits, valid, begins, ks, deeper)
     weight = 1.0 / dataset.refs.sentence_count[ref]
     drawn, never = _drawn(neighbors, begins, valid, ks, weight, len(table.image_embedding))
     ranks = np.array([rank for rank in RANKS if rank < width] + [width])
@@ -129,7 +151,38 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
         rank_quantiles=np.array([np.quantile(values, QUANTILES) for values in at_ranks if len(values)]).reshape(
             -1, len(QUANTILES)
         ),
+        no_target=_no_target(others, similarity_others, valid_others, taus, ks, deeper) if len(others) else None,
     )
+
+
+def _sample(rows: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    """Some of these rows, evenly spread."""
+    if not len(rows):
+        return rows
+    count = min(len(rows), SAMPLE, max(SAMPLED_CELLS // width, 1))
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(np.int64))]
+
+
+def _looked_at(
+    table: NegativeTable, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Of some rows the neighbors, the similarities, and how many there are."""
+    neighbors = np.array(table.neighbors[rows])
+    return neighbors, np.array(table.similarity[rows], np.float32), (neighbors >= 0).sum(axis=1)
+
+
+def _no_target(
+    rows: npt.NDArray[np.int64],
+    similarity: npt.NDArray[np.float32],
+    valid: npt.NDArray[np.int64],
+    taus: F64,
+    ks: npt.NDArray[np.int64],
+    deeper: bool,
+) -> NoTargetCurves:
+    begins = np.stack([first_at_most(similarity, tau) for tau in taus])
+    unlabelled = np.full((len(rows), 1), -1, np.int32)
+    curves = _windows(similarity, unlabelled, valid, begins, ks, deeper)
+    return NoTargetCurves(rows, **{name: curves[name] for name in ("size", "empty", "short3", "short8", "cut")})
 
 
 def tau_grid(similarity: npt.NDArray[np.float32], valid: npt.NDArray[np.int64]) -> F64:

@@ -44,6 +44,8 @@ class Excluded:
 
     Attributes:
         never: bool [M], photos that no sentence gets; None: there are none.
+        twins: int32 [M], equal for photos of one content: a sentence does not get those of its own photo's; None: there
+            are no two such photos.
         shown: bool [M, C], which categories a photo shows; None: categories do not matter.
         category: int32 [S], the target's category, a column of ``shown``: photos that show it are left out; -1 unknown.
         similar_above: photos more similar than this to the sentence's own photo are left out; None: none.
@@ -51,6 +53,7 @@ class Excluded:
     """
 
     never: npt.NDArray[np.bool_] | None = None
+    twins: I32 | None = None
     shown: npt.NDArray[np.bool_] | None = None
     category: I32 | None = None
     similar_above: float | None = None
@@ -183,6 +186,26 @@ class Ranker:
             ranking.take_candidates(candidates, rules)
             return RankedBlock(begin, *ranking.result())
 
+    def near_identical(self, bound: float, *, most: int) -> tuple[int, int]:
+        """How many photos are as similar as a bound to another of other content, and how many were looked at.
+
+        Args:
+            bound: the least cosine of the two.
+            most: photos to look at, evenly spread, each beside all others.
+        """
+        photos, twins = len(self._image), self._excluded.twins
+        rows = np.unique(np.linspace(0, photos - 1, min(photos, most)).astype(np.int64))
+        content = np.arange(photos) if twins is None else twins
+        step, found = max(1, BLOCK_BYTES // (4 * min(photos, BLOCK_PHOTOS))), np.zeros(len(rows), bool)
+        for first in range(0, photos, BLOCK_PHOTOS):
+            last = min(first + BLOCK_PHOTOS, photos)
+            for begin in range(0, len(rows), step):
+                some = rows[begin : begin + step]
+                near = self._product(self._image[some], first, last) >= bound
+                near &= content[some, None] != content[first:last]
+                found[begin : begin + step] |= near.any(axis=1)
+        return int(found.sum()), len(rows)
+
     def _begin(self, begin: int, end: int, pool: ThreadPoolExecutor) -> "tuple[Ranking, npt.NDArray[np.int64]]":
         """A ranking without photos, and where its groups begin."""
         from nemo_dali.kernels.ranking.ranking import Ranking
@@ -200,6 +223,9 @@ class Ranker:
         excluded, rules = self._excluded, no_rules()
         if excluded.never is not None:
             rules = rules._replace(never=excluded.never[first:last].view(np.uint8))
+        if excluded.twins is not None:
+            own = self._own[begin + groups[:-1]]
+            rules = rules._replace(twin=excluded.twins[first:last], own_twin=excluded.twins[own])
         if self._shown is not None and excluded.category is not None:
             rules = rules._replace(
                 shown=self._shown[first:last], category=excluded.category[begin + groups[:-1]].astype(np.int32)

@@ -9,6 +9,7 @@ Neither tau nor K is stored: the pool for both is a window of the row.
 An unfinished table is called F.neg.h5.partial; ``/progress`` says how many rows of each stage are done.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.errors import FileFormatError
+from nemo_dali.data.columns import have_twins, twins
+from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.io.h5 import CheckedRows, MappedFile, fingerprint
 from nemo_dali.io.index import UNFINISHED
 
@@ -30,6 +32,9 @@ VERSION = 2
 BY_ROW = ("neighbors", "similarity", "text_embedding", "image_embedding")  # arrays with a checksum for each row
 OFF_LENGTH = 0.01  # of an embedding from 1, at most; float32 makes 1e-6
 BLOCK = 1 << 14  # rows looked at together
+COPIES_CELLS = 1 << 22  # of rows looked at for copies of their own photo, about: some milliseconds
+
+logger = logging.getLogger("nemo_dali")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,7 +47,7 @@ class NegativeTable:
     Attributes:
         neighbors: int32 [S, N], photo rows by descending similarity, -1 behind the last one; N = min(depth, M - 1).
         similarity: float32 or float16 [S, N], -inf behind the last one.
-        text_embedding: float32 [S, D], of unit length.
+        text_embedding: float32 [S, D], of unit length; D is 0 in a table that was made of scores.
         image_embedding: float32 [M, D], of unit length.
         own_rank: int32 [S], the place of a sentence's own photo among all M, from 1; 0 where unknown.
         recall: float64 [n, 2], rows (N, the share of the exact first N that an approximate search found); n may be 0.
@@ -105,6 +110,11 @@ class NegativeTable:
             | {"dataset_fingerprint": self.dataset_fingerprint, "weights_hash": self.weights_hash}
         )
 
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether it was made by a model, not of scores."""
+        return bool(self.image_embedding.shape[1])
+
     @cached_property
     def _rows(self) -> dict[str, CheckedRows]:
         return {name: self.mapped.rows(name) for name in BY_ROW}
@@ -164,7 +174,14 @@ class NegativeTable:
 
         Raises:
             FileFormatError: not as they were written, or not finite and of unit length.
+            NemoError: there are none, as the table was made of scores.
         """
+        if not self.has_embeddings:
+            raise NemoError(
+                f"{self.path} was made of scores and has no embeddings, which 'tune', 'report' and 'mine --embeddings' "
+                "need. Write a policy file by hand and look at what it draws with 'nemo-dali preview --policy', or "
+                "mine with a model."
+            )
         for name in names or ("text_embedding", "image_embedding"):
             self._rows[name].check_all()
             array = getattr(self, name)
@@ -184,13 +201,41 @@ class NegativeTable:
             raise FileFormatError(
                 f"{self.path} was mined for another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) "
                 f"than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Mine this one with: nemo-dali mine "
-                f"{dataset.path} --model {self.model} --pretrained {self.pretrained} -o {self.path}"
+                f"{dataset.path} {self._made_with()} -o {self.path}"
             )
         if rows != (len(dataset.sentences.ref), len(dataset.images.id)):
             raise FileFormatError(
                 f"{self.path} is damaged: it has {rows[0]} sentences and {rows[1]} photos, unlike {dataset.path}. "
                 "Mine it again."
             )
+
+    def warn_of_copies(self, dataset: "Dataset") -> None:
+        """Say so where rows hold a copy of their sentence's own photo, as tables made by others or of old may.
+
+        Raises:
+            FileFormatError: such a row is damaged.
+        """
+        content = twins(dataset.photo_files)
+        how = f"--embeddings {self.path}" if self.has_embeddings else self._made_with()
+        own = dataset.refs.image[dataset.sentences.ref]
+        rows = np.flatnonzero(have_twins(content)[own])
+        rows = rows[:: -(-len(rows) * self.neighbors.shape[1] // COPIES_CELLS) or 1]
+        self.check_rows(rows, own[rows])
+        found = self.neighbors[rows]
+        if ((content[found] == content[own[rows], None]) & (found >= 0)).any():
+            logger.warning(
+                "%s has copies of sentences' own photos among their negatives. Mine it again, which leaves copies out: "
+                "nemo-dali mine %s %s -o NEW.neg.h5",
+                self.path,
+                dataset.path,
+                how,
+            )
+
+    def _made_with(self) -> str:
+        """Options of ``mine`` that make such a table of another data set."""
+        if not self.has_embeddings:
+            return f"--scores {self.pretrained}"
+        return f"--model {self.model} --pretrained {self.pretrained}"
 
     def windows(self, max_similarity: float | None, top_k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The pool of each sentence, as a half-open window ``neighbors[s, begin[s]:end[s]]``.
@@ -264,8 +309,8 @@ def read_table(path: str | Path) -> NegativeTable:
     neighbors = file.array("neighbors", "<i4", (None, None))
     sentences = len(neighbors)
     image = file.array("image_embedding", "<f4", (None, None))
-    photos, width = image.shape
-    if not sentences or not width or neighbors.shape[1] != min(depth, photos - 1) or photos < 2:
+    photos = len(image)
+    if not sentences or neighbors.shape[1] != min(depth, photos - 1) or photos < 2:
         raise file.damage(f"/neighbors is {list(neighbors.shape)}, which does not fit depth {depth} of {photos} photos")
     excluded = file.array("excluded_photos", "|u1", (-(-photos // 8),))
     table = NegativeTable(
@@ -279,7 +324,7 @@ def read_table(path: str | Path) -> NegativeTable:
         exclusions=file.texts("exclusions"),
         neighbors=neighbors,
         similarity=file.array("similarity", ("<f4", "<f2"), neighbors.shape),
-        text_embedding=file.array("text_embedding", "<f4", (sentences, width)),
+        text_embedding=file.array("text_embedding", "<f4", (sentences, image.shape[1])),
         image_embedding=image,
         own_rank=file.array("own_rank", "<i4", (sentences,)),
         recall=file.array("recall", "<f8", (None, 2)) if "recall" in file.index.arrays else np.empty((0, 2)),

@@ -10,6 +10,10 @@
    draws some 20 negatives: a sample in two is a mosaic, and a ref has three sentences.)
 
 tau is chosen for each K, and K among these pairs.
+
+4. Sentences without a target get a tau of their own by rules 1 and 2, at that K and from their own pools, but with at
+   most ``PASSING_NO_TARGET`` in place of ``passing``: what they say may have been taken from another photo of the set,
+   which is then as similar to them as an own photo is to other sentences. Their own photos tell nothing.
 """
 
 import math
@@ -18,11 +22,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.mining.pool_curves import DRAWN, Curves
-from nemo_dali.mining.table import first_at_most
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.errors import NemoError
+from nemo_dali.mining.pool_curves import DRAWN, Curves, NoTargetCurves, measure_curves
+from nemo_dali.mining.table import NegativeTable, first_at_most
 from nemo_dali.plan.policy import MosaicPolicy
 
 PASSING = 0.25
+PASSING_NO_TARGET = 0.05
 LARGEST_SHORT = 0.01
 MOST_DRAWN, LARGEST_DRAWN = 0.01, 0.10
 NEAREST_K, LEAST_HARDNESS = 20, 0.8
@@ -37,6 +44,7 @@ class Proposal:
 
     Attributes:
         t, c: where tau and K are in the curves.
+        t_no_target: where the tau of sentences without a target is; None: there are none.
         why: a sentence for each decision.
         tau: what the first rule alone gives; None: no bound.
         depth: photos a sentence that suffice for that tau and nearly all sentences.
@@ -45,6 +53,7 @@ class Proposal:
     policy: MosaicPolicy
     t: int
     c: int
+    t_no_target: int | None
     why: tuple[str, ...]
     tau: float | None
     depth: int
@@ -59,19 +68,20 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
 
     Raises:
         ValueError: an argument out of range.
+        NemoError: the data set has too few photos for any mosaic.
     """
     if not 0 <= passing <= 1:
         raise ValueError(f"passing ({passing}) must be between 0 and 1")
     if grid not in (2, 3):
         raise ValueError(f"grid ({grid}) must be 2 or 3")
+    _check_photos(curves, grid)
     short = curves.short3 if grid == 2 else curves.short8
     cells = grid**2 - 1
-    few = np.flatnonzero(curves.true_below <= passing)
-    unambiguous = int(few[-1]) if few.size else 0
+    unambiguous, found = _unambiguous(curves, passing)
     taus = [_raised(short[:, c], unambiguous) for c in range(len(curves.ks))]  # for each K
     c, about_k = _choose_k(curves, taus, cells)
     t = taus[c]
-    why = [_about_tau(curves, unambiguous, c, passing, found=bool(few.size))]
+    why = [_about_tau(curves, unambiguous, c, passing, found=found)]
     if curves.told_apart < LEAST_TOLD_APART:
         why.insert(
             0,
@@ -94,17 +104,67 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
             f"Beware: {short[t, c]:.1%} of the pools hold fewer than {cells} photos at any tau: too much is excluded. "
             "Mine with fewer exclusions, or more photos."
         )
-    policy = MosaicPolicy(max_similarity=None if t == last else float(curves.taus[t]), top_k=k, grids={grid: 1.0})
+    why.append(about_k)
     # A shallow table may not reach the tau that the rule asks for.
     tau = min(float(curves.taus[unambiguous]), float(np.quantile(curves.true, passing)))
     unlimited = unambiguous == last
-    return Proposal(
-        policy,
-        t,
-        c,
-        (*why, about_k),
-        None if unlimited else round(tau, 3),
-        needed_depth(curves, float(curves.taus[last]) if unlimited else tau, k),
+    depth = needed_depth(curves, curves.rows, float(curves.taus[last]) if unlimited else tau, k)
+    other = bound = None
+    if curves.no_target is not None:
+        strict = min(passing, PASSING_NO_TARGET)
+        other, about_other = _choose_other(curves, curves.no_target, c, strict, cells)
+        why.append(about_other)
+        if (other, t) != (last, last):  # else neither has a bound
+            bound = min(float(curves.taus[other]), 1.0)
+        depth = max(depth, needed_depth(curves, curves.no_target.rows, float(np.quantile(curves.true, strict)), k))
+    policy = MosaicPolicy(
+        max_similarity=None if t == last else float(curves.taus[t]),
+        max_similarity_no_target=bound,
+        top_k=k,
+        grids={grid: 1.0},
+    )
+    return Proposal(policy, t, c, other, tuple(why), None if unlimited else round(tau, 3), depth)
+
+
+def _check_photos(curves: Curves, grid: int) -> None:
+    """Refuse a table whose data set has too few photos, as the Loader would refuse any policy with mosaics for it."""
+    table = curves.table
+    photos, excluded = len(table.image_embedding), int(table.excluded_photos.sum())
+    if photos - excluded < grid**2:
+        left_out = f", {excluded} of which the table excludes" if excluded else ""
+        raise NemoError(
+            f"A {grid}x{grid} mosaic needs {grid**2} photos, but the data set of {table.path} has {photos}{left_out}: "
+            f"no policy can be proposed. Index more photos{', or mine with fewer exclusions' if excluded else ''}"
+            f"{', or use --grid 2' if grid == 3 and photos - excluded >= 4 else ''}, or train with p_mined=0 and "
+            "p_random=0."
+        )
+
+
+def _unambiguous(curves: Curves, passing: float) -> tuple[int, bool]:
+    """Where the tau of the first rule is; the first of all, where even that lets more pass."""
+    few = np.flatnonzero(curves.true_below <= passing)
+    return (int(few[-1]), True) if few.size else (0, False)
+
+
+def _choose_other(curves: Curves, none: NoTargetCurves, c: int, passing: float, cells: int) -> tuple[int, str]:
+    """Where the tau of sentences without a target is in the curves, and why."""
+    short = (none.short3 if cells == 3 else none.short8)[:, c]
+    unambiguous, found = _unambiguous(curves, passing)
+    t = _raised(short, unambiguous)
+    tau = f"{curves.taus[unambiguous]:g}"
+    what = f"For sentences without a target tau is {tau}, "
+    if found:
+        text = f"{what}the largest value that at most {passing:.0%} of the others' own photos do not exceed"
+    else:
+        text = (
+            f"{what}the smallest that the table reaches, though more than {passing:.0%} of the others' own photos pass"
+        )
+    if t == unambiguous:
+        few = f" {short[t]:.1%} of their pools hold fewer than {cells} photos." if short[t] > LARGEST_SHORT else ""
+        return t, f"{text}.{few}"
+    return t, (
+        f"{text}; {short[unambiguous]:.1%} of their pools would hold fewer than {cells} photos there, so it is raised "
+        f"to {curves.taus[t]:g}, where {short[t]:.1%} do and {curves.true_below[t]:.1%} of those own photos pass."
     )
 
 
@@ -149,11 +209,11 @@ def _choose_k(curves: Curves, taus: list[int], cells: int) -> tuple[int, str]:
     )
 
 
-def needed_depth(curves: Curves, tau: float, k: int) -> int:
-    """How many photos a sentence a table must keep for the whole window, for nearly all sentences; rounded up."""
+def needed_depth(curves: Curves, rows: npt.NDArray[np.int64], tau: float, k: int) -> int:
+    """How many photos a sentence a table must keep for the whole window, for nearly all of these; rounded up."""
     table = curves.table
     photos, width = len(table.image_embedding), table.neighbors.shape[1]
-    rows = curves.rows[:: -(-len(curves.rows) * photos // COUNTED_PAIRS)]
+    rows = rows[:: -(-len(rows) * photos // COUNTED_PAIRS)]
     begin = first_at_most(np.asarray(table.similarity[rows], np.float32), tau)
     beyond = np.flatnonzero(begin == width)  # rows whose last photo is still above tau: counted from the embeddings
     for some in np.array_split(beyond, max(1, len(beyond) * photos // CELLS)):
@@ -161,6 +221,14 @@ def needed_depth(curves: Curves, tau: float, k: int) -> int:
         begin[some] = (scores > tau).sum(axis=1)
     wanted = int(np.quantile(begin, ENOUGH, method="higher")) + k
     return min(-(-wanted // 50) * 50, photos - 1)
+
+
+def mining_advice(dataset: Dataset, table: NegativeTable) -> str:
+    """``depth_advice`` for what would be proposed for a table, or why nothing would be."""
+    try:
+        return depth_advice(curves := measure_curves(dataset, table), propose(curves))
+    except NemoError as error:
+        return str(error)
 
 
 def depth_advice(curves: Curves, proposal: Proposal) -> str:

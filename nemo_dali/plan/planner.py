@@ -38,8 +38,7 @@ class Part:
             ``neighbors`` do not hold them.
         category: int32 [refs], of the target, whose photos are no random negatives; -1: unknown; None: any may be.
         shown: bool [photos, categories], which a photo shows; given with ``category``.
-        twins: int32 [photos], one number for photos of the same content, that are no negatives of each other; -1 where
-            there is no second one; None: there are none.
+        twins: int32 [photos], equal for photos of one content, which are no negatives of each other; None: all differ.
         embedding: float32 [photos, D] of unit length, D a multiple of 32; given with ``similar_above``.
         similar_above: photos more similar than this to a ref's own are none of its random negatives; None: any may be.
         cells: for grids 2 and 3, uint16 [sentences] with bit c set where the target may lie in cell c; empty: anywhere.
@@ -352,8 +351,8 @@ def _check_photos(part: Part, policy: MosaicPolicy) -> None:
             f"{mosaic}, but a negative table excludes {part.photos - left} of its data set's {part.photos}. Mine it "
             f"with fewer exclusions, {remedy}"
         )
-    if part.twins is not None and (twins := part.twins[allowed & (part.twins >= 0)]).size:
-        most = int(np.bincount(twins).max())
+    if part.twins is not None:
+        most = int(np.bincount(part.twins[allowed]).max())
         if left - most < need:
             raise NemoError(
                 f"{mosaic}, but of the {left} that a data set has {most} are one and the same. {remedy.capitalize()}"

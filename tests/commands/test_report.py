@@ -19,7 +19,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.output import partial_name
 from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.tune import propose
-from tests.helpers.files import index_refer
+from tests.helpers.files import index_grefs, index_refer
 from tests.helpers.tables import write_ranked_table
 
 NASTY = "</script><script>document.title='taken'</script><b>\"'& ü<!--<script>/*PLOTLY*//*DATA*/\u2028]]>\x9b"
@@ -112,6 +112,22 @@ def test_the_page_holds_the_curves_and_pictures(data, page):
     for photo, address in list(found["thumbs"].items())[:20]:
         picture = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
         assert picture.size[0] / picture.size[1] == pytest.approx(width[int(photo)] / height[int(photo)], rel=0.05)
+
+
+def test_sentences_without_a_target_are_shown_apart(tmp_path):
+    dataset = Dataset.open(index_grefs(tmp_path, photos=40))
+    table = write_ranked_table(tmp_path / "a.neg.h5", dataset)
+    proposal = report(dataset.path, table.path, output=tmp_path / "r.html", examples=8)
+    curves, found = measure_curves(dataset, table), content(tmp_path / "r.html")
+    assert found["proposal"]["n"] == proposal.t_no_target is not None
+    np.testing.assert_allclose(found["no_target"]["short"], curves.no_target.short3, atol=5.1e-5)
+    assert found["policy"]["max_similarity_no_target"] == proposal.policy.max_similarity_no_target
+    assert f"{len(curves.no_target.rows)} without a target are apart" in found["looked"]
+    empty = dataset.refs.empty[dataset.sentences.ref]
+    assert [example["no_target"] for example in found["examples"]] == [
+        bool(empty[example["row"]]) for example in found["examples"]
+    ]
+    assert sum(example["no_target"] for example in found["examples"]) == 2 and len(found["examples"]) == 8
 
 
 def test_nothing_in_the_data_ends_the_script_or_begins_another():
@@ -296,6 +312,26 @@ def test_the_window_and_the_mosaic_follow_the_sliders(tab, page):
         assert f"top_k={found['ks'][c]})" in use
         policy = json.loads(use.splitlines()[-1])
         assert policy["top_k"] == found["ks"][c] and policy["p_mined"] == 0.5
+
+
+def test_sentences_without_a_target_have_a_slider_of_their_own(browser, tmp_path):
+    dataset = Dataset.open(index_grefs(tmp_path, photos=40))
+    table = write_ranked_table(tmp_path / "a.neg.h5", dataset)
+    report(dataset.path, table.path, output=tmp_path / "r.html", examples=8)
+    found = content(tmp_path / "r.html")
+    tab = browser.new_page()
+    tab.goto((tmp_path / "r.html").as_uri())
+    tab.wait_for_function("document.body.dataset.ready")
+    assert tab.locator("#other").is_visible()
+    slide(tab, "tau", len(found["taus"]) - 1)
+    for n in (0, len(found["taus"]) // 2):
+        slide(tab, "n", n)
+        for number, example in enumerate(found["examples"]):
+            begin = example["begins"][n if example["no_target"] else -1]
+            assert window(tab, number)["high"] == [rank for rank, *_ in example["candidates"] if rank <= begin]
+        policy = json.loads(tab.locator("#use").inner_text().splitlines()[-1])
+        assert policy["max_similarity_no_target"] == found["taus"][n] and policy["max_similarity"] is None
+    tab.close()
 
 
 def test_other_negatives_can_be_drawn_and_the_proposal_comes_back(tab, page):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.columns import Annotations, coco_id
+from nemo_dali.data.columns import Annotations, PhotoFiles, coco_id, have_twins, twins
 from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, PHOTO_COLUMNS, Dataset, IndexReport, index_dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from tests.helpers import fork_server
@@ -103,6 +103,39 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path, output: Path) ->
     other = write_refer(tmp_path / "other", edit=lambda refs, _: refs[0]["sentences"][0].update(raw="x"))
     prints = [index(files, output).fingerprint for files in (one, same, other)]
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_twins_are_photos_of_one_known_content() -> None:
+    digest = np.random.default_rng(0).integers(0, 256, (500, 32), np.uint8)
+    digest[[7, 90]] = digest[3]
+    digest[400] = digest[399]
+    digest[20:25] = 0  # not known
+    digest[30, :31], digest[31, 1:] = digest[32, :31], digest[32, 1:]
+    digest[30, 31] ^= digest[32, 31] == digest[30, 31]
+    nothing = np.zeros(500, np.int64)
+    found = twins(PhotoFiles(digest, nothing.astype(np.uint8), nothing))
+    alone = np.arange(500, dtype=np.int32)
+    np.testing.assert_array_equal(found, np.where(np.isin(alone, [7, 90]), 3, np.where(alone == 400, 399, alone)))
+    assert found.dtype == np.int32 and np.flatnonzero(have_twins(found)).tolist() == [3, 7, 90, 399, 400]
+    assert (twins(PhotoFiles(digest[:1].repeat(9, 0), nothing.astype(np.uint8), nothing)) == 0).all()
+
+
+def test_index_tells_photos_of_one_content(tmp_path: Path, output: Path) -> None:
+    def same_size(_: Any, instances: Any) -> None:
+        first, _, _, last = instances["images"][:4]
+        last.update(width=first["width"], height=first["height"])
+        for annotation in instances["annotations"]:
+            if annotation["image_id"] == last["id"]:
+                annotation["segmentation"] = [[1, 1, 20, 1, 1, 20]]
+
+    files = write_refer(tmp_path, edit=same_size)
+    one, _, _, other = files.instances["images"][:4]
+    (files.photos / other["file_name"]).write_bytes((files.photos / one["file_name"]).read_bytes())
+    report = index(files, output)
+    names = sorted([one["file_name"], other["file_name"]])
+    assert report.copies == 2 and sorted(report.copy) == names
+    assert f"2 photos have the same file as another one, such as {' and '.join(names)}: mining makes" in str(report)
+    assert index(write_refer(tmp_path / "none"), tmp_path / "none.ris.h5").copies == 0
 
 
 @pytest.mark.parametrize("remove", [False, True])

@@ -37,6 +37,20 @@ def index_refer(folder, *, photos=14, split="train", seed=0, edit=None):
     return path
 
 
+def index_grefs(folder, *, photos=30, none=4):
+    """A data set file of gRefCOCO's layout; every ref whose number divides by ``none`` has no target."""
+
+    def generalise(refs, instances):
+        for number, ref in enumerate(refs):
+            ref["ann_id"] = [-1] if number % none == 0 else [ref["ann_id"]]
+            ref["category_id"] = [-1] if number % none == 0 else [ref["category_id"]]
+
+    refer = write_refer(folder, photos=photos, dataset="grefcoco", refs_file="grefs(unc).json", edit=generalise)
+    annotations = read_refer(refer.root, dataset="grefcoco", split_by="unc", split="train")
+    index_dataset(annotations, images=refer.photos, output=folder / "grefs.ris.h5")
+    return folder / "grefs.ris.h5"
+
+
 def make_noise(folder: Path, *, photos: int = 11, seed: int = 0, each: int = 3) -> Path:
     """Photos of noise, one ref each, some sentences a ref."""
     rng = np.random.default_rng(seed)

@@ -6,11 +6,13 @@ import pytest
 from nemo_dali.commands.cli import main
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
+from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.exclusions import ALWAYS, Exclusions
 from nemo_dali.mining.job import mine
 from nemo_dali.mining.table import NegativeTable
 from tests.helpers.files import index_refer
 from tests.helpers.forged import forge
+from tests.helpers.tables import write_random_table
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,58 @@ def test_without_exclusions_every_other_photo_is_there(dataset, clip, tmp_path):
     table, report = mined(dataset, clip, tmp_path)
     assert rows(table) == others(Dataset.open(dataset))
     assert table.exclusions == ALWAYS and report.short == 0
+
+
+def make_twins(dataset, folder):
+    """The data set with photos 2 and 5 of one content."""
+
+    def edit(parts):
+        parts.arrays["images/digest"][5] = parts.arrays["images/digest"][2]
+
+    return forge(dataset, edit, folder / "twins.ris.h5")
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_copies_of_the_own_photo(dataset, clip, tmp_path, approximate):
+    if approximate:
+        pytest.importorskip("faiss")
+    opened = Dataset.open(make_twins(dataset, tmp_path))
+    weights = {"model": str(clip[0] / "tiny.json"), "pretrained": str(clip[0] / "tiny.pt"), "device": "cpu"}
+    report = mine(
+        opened.path, output=tmp_path / "a.neg.h5", approximate=approximate, probes=approximate or None, **weights
+    )
+    table = NegativeTable.open(tmp_path / "a.neg.h5")
+    own = opened.refs.image[opened.sentences.ref]
+    wanted = [every - ({2, 5} if photo in (2, 5) else set()) for every, photo in zip(others(opened), own, strict=True)]
+    assert rows(table) == wanted != others(opened) and {2, 5} & set().union(*rows(table)) == {2, 5}
+    assert table.exclusions == [*ALWAYS, "copies of the own photo: 2 photos have some"]
+    assert report.copies == 2 and "2 photos have copies under other names" in str(report)
+
+
+def test_a_table_that_holds_copies_of_own_photos_is_told_once(dataset, clip, tmp_path, caplog):
+    """As those that were made before they were left out, or by others."""
+    twins = make_twins(dataset, tmp_path)
+    write_random_table(tmp_path / "old.neg.h5", Dataset.open(twins))
+    mined(twins, clip, tmp_path)
+    for name, told in (("old.neg.h5", 1), ("a.neg.h5", 0)):
+        caplog.clear()
+        loader = Loader(twins, tmp_path / name, batch_size=2, size=32)
+        loader.plan(0, np.arange(len(loader.dataset)))
+        assert caplog.text.count("has copies of sentences' own photos among their negatives") == told
+    assert "nemo-dali mine" not in caplog.text
+
+
+def test_photos_all_but_one_with_another_are_told(dataset, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("nemo_dali.mining.job.NEAR_IDENTICAL", -1.0)
+    table, report = mined(dataset, clip, tmp_path)
+    assert report.near_identical == (14, 14) and rows(table) == others(Dataset.open(dataset))
+    assert "14 of 14 photos are all but one with another (cosine 0.999 or more)" in str(report)
+    assert "--exclude-similar-photos 0.998 leaves such out" in str(report)
+    image = np.asarray(table.image_embedding)
+    bound = float(np.median(image @ image.T))
+    monkeypatch.setattr("nemo_dali.mining.job.NEAR_IDENTICAL", bound + 1e-6)
+    _, report = mined(dataset, clip, tmp_path, similar_photos=bound)
+    assert report.near_identical == (0, 0) and "all but one" not in str(report)
 
 
 def test_similar_photos(dataset, clip, tmp_path):

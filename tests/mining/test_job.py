@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from nemo_dali.mining.table import NegativeTable, read_table
 from nemo_dali.mining.table_writer import begin_table
 from nemo_dali.mining.tune import propose
 from tests.helpers.clip import CLIP_CONFIG
-from tests.helpers.files import make_noise
+from tests.helpers.files import index_grefs, index_refer, make_noise
 from tests.helpers.forged import forge
 from tests.helpers.rankings import check_ranking
+from tests.helpers.tables import write_ranked_table
 
 PHOTOS, SENTENCES_EACH = 11, 3
 
@@ -314,6 +316,32 @@ def test_a_table_too_shallow_for_a_mosaic_is_finished_and_told(dataset, clip, tm
     table = NegativeTable.open(report.output)
     proposal = propose(measure_curves(Dataset.open(dataset), table))
     assert proposal.policy.top_k == 3 and any("mine deeper" in line.lower() for line in proposal.why)
+
+
+def test_of_a_long_sentence_that_was_cut_only_the_beginning_is_shown(tmp_path):
+    dataset = Dataset.open(index_refer(tmp_path, photos=6))
+    given = write_ranked_table(tmp_path / "given.neg.h5", dataset)
+    report = mine(dataset.path, embeddings=given.path, output=tmp_path / "a.neg.h5")
+    long = replace(report, cut=("the brown dog " * 70, "short"))
+    (line,) = [line for line in str(long).split("\n") if "cut" in line]
+    assert line.startswith("2 sentences are longer than the model takes and were cut, such as 'the brown dog the")
+    assert len(line) < 140 and line.endswith("'...")
+    assert "such as 'short'" in str(replace(report, cut=("short",)))
+
+
+@pytest.mark.parametrize("none", [3, 1])
+def test_own_photos_of_sentences_without_a_target_do_not_count(tmp_path, none):
+    dataset = Dataset.open(index_grefs(tmp_path, none=none))
+    given = write_ranked_table(tmp_path / "given.neg.h5", dataset)
+    report = mine(dataset.path, embeddings=given.path, output=tmp_path / "a.neg.h5")
+    targeted = dataset.refs.empty[dataset.sentences.ref] == 0
+    assert report.no_target == (~targeted).sum() > 0
+    if none == 1:
+        assert "own photo" not in str(report).partition("depth:")[0] and "has a target" in report.advice
+        return
+    own_rank = NegativeTable.open(report.output).own_rank[targeted]
+    assert report.median_rank == np.median(own_rank) and report.recall_at_10 == (own_rank <= 10).mean()
+    assert "of the sentences with a target, among" in str(report)
 
 
 @pytest.mark.parametrize("approximate", [False, True])

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.errors import FileFormatError
+from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.ranking.pools import draws_reference, move_windows
 from nemo_dali.mining import pool_curves
 from nemo_dali.mining.pool_curves import DRAWN, measure_curves, tau_grid
 from nemo_dali.mining.table import NegativeTable
 from tests.helpers.counts import examples
-from tests.helpers.files import index_refer, make_files
+from tests.helpers.files import index_grefs, index_refer, make_files
 from tests.helpers.tables import write_ranked_table
 
 
@@ -69,6 +69,40 @@ def test_curves_follow_their_definitions(dataset, tmp_path, depth, shorten):
     for rank, quantiles in zip(found.ranks, found.rank_quantiles, strict=True):
         values = table.similarity[:, rank - 1]
         np.testing.assert_allclose(quantiles, np.quantile(values[np.isfinite(values)], pool_curves.QUANTILES))
+
+
+def test_sentences_without_a_target_are_measured_apart(tmp_path, monkeypatch):
+    """Their own photo shows nothing of what they say."""
+    dataset = Dataset.open(index_grefs(tmp_path))
+    table = write_ranked_table(tmp_path / "a.neg.h5", dataset, depth=9, shorten=True)
+    found = measure_curves(dataset, table)
+    none = dataset.refs.empty[dataset.sentences.ref] == 1
+    np.testing.assert_array_equal(found.rows, np.flatnonzero(~none))
+    np.testing.assert_array_equal(found.no_target.rows, np.flatnonzero(none))
+    own = table.image_embedding[dataset.refs.image[dataset.sentences.ref]]
+    true = np.einsum("nd,nd->n", table.text_embedding, own)[~none]
+    np.testing.assert_allclose(found.true, true, atol=1e-6)
+    np.testing.assert_allclose(found.true_below, (true[:, None] <= found.taus).mean(axis=0))
+    assert found.labelled == 1
+    for curves in (found, found.no_target):
+        similarity = np.asarray(table.similarity[curves.rows])
+        for t in range(0, len(found.taus), 6):
+            for c, k in enumerate(found.ks):
+                size = np.minimum(((similarity <= found.taus[t]) & np.isfinite(similarity)).sum(axis=1), k)
+                assert curves.size[t, c] == np.median(size)
+                for name, least in (("empty", 1), ("short3", 3), ("short8", 8)):
+                    assert getattr(curves, name)[t, c] == pytest.approx((size < least).mean())
+    assert found.taus[-1] > np.asarray(table.similarity).max()
+    monkeypatch.setattr(pool_curves, "SAMPLE", 5)
+    few = measure_curves(dataset, table)
+    assert len(few.rows) == len(few.no_target.rows) == 5 and set(few.no_target.rows) <= set(found.no_target.rows)
+
+
+def test_without_any_target_nothing_can_be_measured(tmp_path):
+    dataset = Dataset.open(index_grefs(tmp_path, none=1))
+    table = write_ranked_table(tmp_path / "a.neg.h5", dataset)
+    with pytest.raises(NemoError, match=r"No sentence of .* has a target.* Write a policy file by hand"):
+        measure_curves(dataset, table)
 
 
 def test_a_large_table_is_looked_at_in_part(dataset, tmp_path, monkeypatch):

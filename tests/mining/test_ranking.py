@@ -177,6 +177,8 @@ def _excluded_by_definition(text, image, own, ref, excluded):
     out = np.zeros((len(text), len(image)), bool)
     if excluded.never is not None:
         out |= excluded.never
+    if excluded.twins is not None:
+        out |= excluded.twins == excluded.twins[own, None]
     if excluded.shown is not None:
         out |= (excluded.category[:, None] >= 0) & excluded.shown[:, excluded.category].T
     if excluded.similar_above is not None:
@@ -192,7 +194,15 @@ def _excluded_by_definition(text, image, own, ref, excluded):
 @pytest.mark.parametrize("depth", lanes([5, 200, 599], fast=[5, 599]))
 @pytest.mark.parametrize("block", lanes([1 << 17, 170, 64], fast=[1 << 17, 64]))
 @pytest.mark.parametrize(
-    "which", [["never"], ["category"], ["similar"], ["siblings"], ["never", "category", "similar", "siblings"]]
+    "which",
+    [
+        ["never"],
+        ["category"],
+        ["similar"],
+        ["siblings"],
+        ["twins"],
+        ["never", "twins", "category", "similar", "siblings"],
+    ],
 )
 def test_exclusions_follow_their_definitions(monkeypatch, depth, block, which):
     rng = np.random.default_rng(len(which) + depth)
@@ -202,6 +212,7 @@ def test_exclusions_follow_their_definitions(monkeypatch, depth, block, which):
     own = rng.integers(0, 600, 20)[ref]
     excluded = Excluded(
         never=rng.random(600) < 0.1 if "never" in which else None,
+        twins=rng.integers(0, 20, 600).astype(np.int32) if "twins" in which else None,
         shown=rng.random((600, 70)) < 0.3 if "category" in which else None,
         category=rng.integers(-1, 70, 20)[ref].astype(np.int32) if "category" in which else None,
         similar_above=0.2 if "similar" in which else None,
@@ -218,6 +229,22 @@ def test_exclusions_follow_their_definitions(monkeypatch, depth, block, which):
         for begin, end in ranker.blocks(most_rows=25)
     ]
     assert_same(tuple(np.concatenate(parts) for parts in zip(*(block[1:] for block in every), strict=True)), expected)
+
+
+@pytest.mark.parametrize("block", [1 << 17, 17])
+def test_photos_all_but_one_with_another_are_counted(monkeypatch, block):
+    """Those of one content are not: they are left out anyway."""
+    rng = np.random.default_rng(0)
+    image, twins = unit(rng, 40, 64), np.arange(40, dtype=np.int32)
+    image[[9, 30, 31]] = image[[3, 4, 5]]
+    image[30, 0] += 1e-3
+    image[31, 0] += 0.5
+    image /= np.linalg.norm(image, axis=1, keepdims=True)
+    monkeypatch.setattr(ranking, "BLOCK_PHOTOS", block)
+    for content, found in ((None, 4), (twins, 4), (np.where(twins == 9, 3, twins), 2)):
+        ranker = Ranker(unit(rng, 2, 64), image, [0, 1], depth=3, excluded=Excluded(twins=content))
+        assert ranker.near_identical(0.999, most=100) == (found, 40)
+    assert ranker.near_identical(0.999, most=2) == (0, 2) and ranker.near_identical(-1.0, most=3) == (3, 3)
 
 
 def test_bounds_of_exclusions_are_exact():

@@ -8,10 +8,14 @@ import pytest
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
-from nemo_dali.mining.tune import depth_advice, needed_depth, propose
+from nemo_dali.errors import NemoError
+from nemo_dali.loader.loader import Loader
+from nemo_dali.mining.pool_curves import DRAWN, Curves, NoTargetCurves, measure_curves
+from nemo_dali.mining.table import NegativeTable
+from nemo_dali.mining.tune import depth_advice, mining_advice, needed_depth, propose
 from nemo_dali.plan.policy import MosaicPolicy, read_policy
-from tests.helpers.files import index_refer
+from tests.helpers.files import index_refer, make_files
+from tests.helpers.forged import forge
 from tests.helpers.tables import write_ranked_table
 
 TAUS = np.round(np.arange(0.10, 0.41, 0.02), 3)
@@ -113,6 +117,71 @@ def test_k_follows_the_tau_of_each_k(curves):
     assert (proposal.policy.top_k, proposal.policy.max_similarity) == (50, 0.16)
 
 
+def other(curves, *, short3=0.0, short8=0.0):
+    """Curves with sentences without a target beside them."""
+    shape = curves.size.shape
+    short3, short8 = np.broadcast_to(short3, shape), np.broadcast_to(short8, shape)
+    none = NoTargetCurves(curves.rows[:9], curves.size, np.zeros(shape), short3, short8, np.zeros(shape))
+    return replace(curves, no_target=none)
+
+
+def test_sentences_without_a_target_get_a_tau_of_their_own(curves):
+    """A twentieth of the own photos of the others do not exceed it; K is that of all."""
+    assert propose(curves).policy.max_similarity_no_target is None and propose(curves).t_no_target is None
+    proposal = propose(other(curves))
+    assert proposal.policy == MosaicPolicy(max_similarity=0.16, max_similarity_no_target=0.1, top_k=20, grids={2: 1.0})
+    assert proposal.t_no_target == 0 and "For sentences without a target tau is 0.1, the largest" in proposal.why[-1]
+    assert "at most 5% of the others' own photos do not exceed" in proposal.why[-1]
+    assert propose(other(curves), passing=0.01).policy.max_similarity_no_target == 0.1  # no more than the others get
+    low = replace(other(curves), true=curves.true - 0.05, true_below=(curves.true[:, None] - 0.05 <= TAUS).mean(axis=0))
+    assert "the smallest that the table reaches" in propose(low).why[-1]
+
+
+def test_their_tau_is_raised_where_their_own_pools_would_be_short(curves):
+    short = np.zeros_like(curves.short3)
+    short[:4] = 0.4
+    proposal = propose(other(curves, short3=short))
+    assert proposal.policy.max_similarity == 0.16 and proposal.policy.max_similarity_no_target == TAUS[4]
+    assert "40.0% of their pools would hold fewer than 3 photos there, so it is raised to 0.18" in proposal.why[-1]
+    assert propose(other(curves, short8=short)).policy.max_similarity_no_target == 0.1
+    eight = propose(other(curves, short8=short), grid=3)
+    assert eight.policy.max_similarity_no_target == TAUS[4] and "fewer than 8" in eight.why[-1]
+
+
+def test_no_bound_at_all_is_none_and_otherwise_one_that_bounds_nothing(curves):
+    """Where only the other tau is given, it binds these sentences too."""
+    unbounded = other(curves, short3=1.0)
+    assert propose(unbounded).policy.max_similarity_no_target == TAUS[-1]
+    both = replace(unbounded, short3=np.ones_like(curves.short3))
+    assert propose(both).policy == MosaicPolicy(top_k=20)
+    assert propose(replace(both, taus=TAUS + 0.7, short3=curves.short3)).policy.max_similarity_no_target == 1.0
+
+
+@pytest.mark.parametrize("excluded", [0, 3])
+def test_too_few_photos_for_a_mosaic_are_refused(tmp_path, capsys, excluded):
+    """As the Loader refuses them, and before a policy is written."""
+    files = make_files(tmp_path, photos=3 + excluded)
+
+    def exclude(parts):
+        parts.arrays["excluded_photos"][:] = 0b111
+        for row, values in zip(parts.arrays["neighbors"], parts.arrays["similarity"], strict=True):
+            kept = row > 2
+            count = kept.sum()
+            row[:count], values[:count] = row[kept], values[kept]
+            row[count:], values[count:] = -1, -np.inf
+
+    if excluded:
+        forge(files.negatives, exclude)
+    output = tmp_path / "policy.json"
+    assert main(["tune", str(files.dataset), str(files.negatives), "-o", str(output)]) == 1
+    message = capsys.readouterr().err
+    assert "A 2x2 mosaic needs 4 photos" in message and "Index more photos" in message and not output.exists()
+    with pytest.raises(NemoError, match="A 2x2 mosaic needs 4 photos"):
+        Loader(files.dataset, files.negatives, batch_size=1)
+    advice = mining_advice(Dataset.open(files.dataset), NegativeTable.open(files.negatives))
+    assert "no policy can be proposed" in advice  # mining itself goes on
+
+
 def test_a_model_that_knows_nothing_is_told(curves):
     assert "Beware" not in propose(curves).why[0]
     proposal = propose(replace(curves, true=curves.chance))
@@ -132,7 +201,7 @@ def test_the_depth_that_suffices(curves, table):
     for tau in (-0.1, 0.05, 0.2):
         above = np.sort((similarity > tau).sum(axis=1))
         exact = above[int(np.ceil(0.999 * (len(above) - 1)))] + 5
-        assert exact - 1 <= needed_depth(curves, tau, 5) <= min(50 * (exact // 50 + 1), 39)
+        assert exact - 1 <= needed_depth(curves, curves.rows, tau, 5) <= min(50 * (exact // 50 + 1), 39)
     deep = propose(curves)
     advice = depth_advice(curves, replace(deep, depth=39))
     assert "99.9% of the pools for tau 0.16 and K 20 are whole in a table 39 photos deep; this one has 15" in advice

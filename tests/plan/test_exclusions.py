@@ -135,9 +135,9 @@ def rules_of(part, seed, *, similar=0.7):
     refs, photos = len(part.ref_image), part.photos
     shown = rng.random((photos, 7)) < [0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     category = rng.integers(-1, 7, refs).astype(np.int32)
-    twins = np.full(photos, -1, np.int32)
-    for group, members in enumerate(rng.permutation(photos)[:12].reshape(4, 3)):
-        twins[members] = group
+    twins = np.arange(photos, dtype=np.int32)
+    for members in rng.permutation(photos)[:12].reshape(4, 3):
+        twins[members] = members[0]
     embedding = rng.standard_normal((photos // 6, 32))[rng.integers(0, photos // 6, photos)]  # scenes
     embedding = embedding + 0.3 * rng.standard_normal((photos, 32))
     embedding = (embedding / np.linalg.norm(embedding, axis=1, keepdims=True)).astype(np.float32)
@@ -149,7 +149,7 @@ def rules_of(part, seed, *, similar=0.7):
     }
     forbidden = {
         "category": shown.T[category] & (category >= 0)[:, None],
-        "twins": (twins[own, None] == twins) & (twins[own] >= 0)[:, None],
+        "twins": twins[own, None] == twins,
         "similar": (embedding.astype(np.float64) @ embedding.T.astype(np.float64))[own] > similar,
     }
     forbidden["twins"][np.arange(refs), own] = forbidden["similar"][np.arange(refs), own] = False
@@ -264,6 +264,6 @@ def test_where_no_photo_is_left_the_target_is_shown_alone_and_counted():
 
 def test_too_many_twins_are_told_with_their_number():
     part = make_part(seed=1)
-    twins = np.where(np.arange(part.photos) < part.photos - 7, 0, -1).astype(np.int32)
+    twins = np.maximum(np.arange(part.photos, dtype=np.int32) - part.photos + 8, 0)
     with pytest.raises(NemoError, match=r"needs 9 photos, but of the 90 that a data set has 83 are one and the same"):
         Planner([Part(**{**vars(part), "twins": twins})], POLICIES["random"], seed=3, size=64)

@@ -27,7 +27,7 @@ from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
 from nemo_dali.mining.table import NegativeTable, first_at_most
-from nemo_dali.mining.tune import PASSING, Proposal, depth_advice, propose
+from nemo_dali.mining.tune import PASSING, PASSING_NO_TARGET, Proposal, depth_advice, propose
 
 FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
 THUMB, OWN = 128, 320  # pixels of the longer side
@@ -139,11 +139,16 @@ def _curves(curves: Curves, proposal: Proposal, passing: float, grid: int) -> di
         wrong += " They show the target's category, so no larger share of the candidates than that are false negatives."
     if curves.labelled < 1:
         wrong += f" The category of {1 - curves.labelled:.0%} of the sentences is unknown."
+    none, other, apart = curves.no_target, dict[str, npt.NDArray[Any]](), ""
+    if none is not None:
+        other = {"short": none.short3 if grid == 2 else none.short8, "size": none.size}
+        apart = f"; {len(none.rows):,} without a target are apart from them, and their own photos are in no curve"
     return {
         "taus": curves.taus.tolist(),
         "ks": curves.ks.tolist(),
         "cells": grid**2 - 1,
         "passing": passing,
+        "passing_no_target": min(passing, PASSING_NO_TARGET),
         "metrics": {name: _rounded(values) for name, values in metrics.items()},
         "true_below": _rounded(curves.true_below),
         "shown_by_chance": _rounded(np.array(curves.shown_by_chance)),
@@ -155,8 +160,14 @@ def _curves(curves: Curves, proposal: Proposal, passing: float, grid: int) -> di
         "bins": bins,
         "distributions": distributions,
         "policy": asdict(proposal.policy),
-        "proposal": {"t": proposal.t, "c": proposal.c, "why": [*proposal.why, depth_advice(curves, proposal)]},
-        "looked": f"From {len(curves.rows):,} of {len(curves.table.neighbors):,} sentences, evenly spread.",
+        "proposal": {
+            "t": proposal.t,
+            "c": proposal.c,
+            "n": proposal.t_no_target,
+            "why": [*proposal.why, depth_advice(curves, proposal)],
+        },
+        "no_target": None if none is None else {name: _rounded(values) for name, values in other.items()},
+        "looked": f"From {len(curves.rows):,} of {len(curves.table.neighbors):,} sentences, evenly spread{apart}.",
         "wrong": wrong,
     }
 
@@ -190,8 +201,7 @@ def _distributions(curves: Curves) -> tuple[list[float], list[dict[str, Any]]]:
 
 def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, seed: int) -> dict[str, Any]:
     table = curves.table
-    chosen = np.random.default_rng(seed).permutation(len(curves.rows))[:count]
-    sentences = curves.rows[np.sort(chosen)]
+    sentences = _examples(curves, count, seed)
     places = _shown_ranks(table.neighbors.shape[1])
     drawn = _most_drawn(dataset, curves, proposal)
     similarity = np.asarray(table.similarity[sentences], np.float32)
@@ -216,6 +226,7 @@ def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, 
                 "candidates": [
                     [rank, round(float(similarity[i, rank - 1]), 4), int(neighbors[rank - 1])] for rank in ranks
                 ],
+                "no_target": bool(dataset.refs.empty[ref]),
                 "ref": ref,
             }
         )
@@ -235,6 +246,15 @@ def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, 
         "most_drawn": [{"photo": photo, "share": share} for photo, share in drawn],
         "unread": f"{unread} photos could not be read and are left blank." if unread else "",
     }
+
+
+def _examples(curves: Curves, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Sentences to show, ascending; a quarter of them without a target, where there are such."""
+    rng, others = np.random.default_rng(seed), np.empty(0, np.int64)
+    if curves.no_target is not None:
+        others = rng.permutation(curves.no_target.rows)[: max(1, count // 4)]
+    sentences = rng.permutation(curves.rows)[: max(count - len(others), 0)]
+    return np.sort(np.concatenate([sentences, others]))
 
 
 def _shown_ranks(width: int) -> list[int]:

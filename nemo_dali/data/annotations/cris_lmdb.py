@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.annotations._lmdb import Lmdb
 from nemo_dali.data.annotations._untrusted import EmptyTexts, checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
 from nemo_dali.data.photo_file import open_photo, too_many_pixels
 from nemo_dali.data.rle import area, of_pixels
 from nemo_dali.data.s3 import image_root, is_remote
 from nemo_dali.errors import AnnotationError, FileFormatError, NemoError
+from nemo_dali.io.lmdb import Lmdb
 from nemo_dali.io.output import write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.unpickle import unpickle_builtins

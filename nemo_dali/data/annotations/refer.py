@@ -78,10 +78,19 @@ def read_refer(
     refs_path = _refs_path(folder, split_by)
     refs = _select_split(_read_refs(refs_path), split, refs_path)
     instances = _read_instances(folder / "instances.json")
-    refs = _without(refs, leave_out, refs_path, instances)
+    return refs_in_columns(
+        refs, refs_path, instances, name=f"{dataset}-{split_by}-{split}", leave_out=leave_out, skip_empty=skip_empty
+    )
+
+
+def refs_in_columns(
+    refs: list[Any], path: Path, instances: "Instances", *, name: str, leave_out: Sequence[str], skip_empty: bool
+) -> Annotations:
+    """The columns of refs as REFER's file has them, which was read from ``path``; the rest as for ``read_refer``."""
+    refs = _without(refs, leave_out, path, instances)
     empty = EmptyTexts(skip=skip_empty, remedy="Remove it from the file.")
-    columns = _columns(refs, refs_path, instances, empty, name=f"{dataset}-{split_by}-{split}")
-    empty.report(refs_path)
+    columns = _columns(refs, path, instances, empty, name=name)
+    empty.report(path)
     return columns
 
 
@@ -106,7 +115,7 @@ def _refs_path(folder: Path, split_by: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Instances:
+class Instances:
     """The records of instances.json by their ids; ``runs`` are the masks read so far, as many refs share one."""
 
     path: Path
@@ -118,7 +127,7 @@ class _Instances:
     runs: dict[int, npt.NDArray[np.uint32]] = dataclass_field(default_factory=dict)
 
 
-def _read_instances(path: Path) -> _Instances:
+def _read_instances(path: Path) -> Instances:
     content = _read_json(path)
     tables = []
     for key, what in (("images", "photo"), ("annotations", "annotation"), ("categories", "category")):
@@ -129,7 +138,7 @@ def _read_instances(path: Path) -> _Instances:
                 raise AnnotationError(f"{path} describes {what} {record_id} twice. Get the file again.")
             table[record_id] = record
         tables.append(table)
-    return _Instances(path, *tables, budget=RunBudget(path.stat().st_size))
+    return Instances(path, *tables, budget=RunBudget(path.stat().st_size))
 
 
 def _read_json(path: Path) -> Any:
@@ -148,18 +157,20 @@ def _read_refs(path: Path) -> list[Any]:
 
 def _select_split(refs: list[Any], split: str, path: Path) -> list[Any]:
     names = [field(ref, "split", str, f"ref number {number} of {path}") for number, ref in enumerate(refs)]
-    if split in ("testA", "testB", "testC"):
-        chosen = [ref for ref, name in zip(refs, names, strict=True) if split[-1] in name]
-    elif split == "test":
-        chosen = [ref for ref, name in zip(refs, names, strict=True) if split in name]
-    else:
-        chosen = [ref for ref, name in zip(refs, names, strict=True) if split == name]
+    chosen = [ref for ref, name in zip(refs, names, strict=True) if in_split(name, split)]
     if not chosen:
         raise no_split(path, split, names, "refs")
     return chosen
 
 
-def _without(refs: list[Any], names: Sequence[str], refs_path: Path, instances: _Instances) -> list[Any]:
+def in_split(name: str, split: str) -> bool:
+    """Whether a ref whose field 'split' has this name is in a split."""
+    if split in ("testA", "testB", "testC"):
+        return split[-1] in name
+    return split in name if split == "test" else split == name
+
+
+def _without(refs: list[Any], names: Sequence[str], refs_path: Path, instances: Instances) -> list[Any]:
     """The refs less those about photos with these file names."""
     if not names:
         return refs
@@ -181,7 +192,7 @@ def _without(refs: list[Any], names: Sequence[str], refs_path: Path, instances: 
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-def _columns(refs: list[Any], refs_path: Path, instances: _Instances, empty: EmptyTexts, *, name: str) -> Annotations:
+def _columns(refs: list[Any], refs_path: Path, instances: Instances, empty: EmptyTexts, *, name: str) -> Annotations:
     category_row = {category_id: row for row, category_id in enumerate(instances.categories)}
     generalised, zom = refs_path.name.startswith("grefs"), any("source" in ref for ref in refs)
     records = [
@@ -211,7 +222,7 @@ def _columns(refs: list[Any], refs_path: Path, instances: _Instances, empty: Emp
 def _ref(
     ref: Any,
     refs_path: Path,
-    instances: _Instances,
+    instances: Instances,
     category_row: dict[int, int],
     empty: EmptyTexts,
     *,
@@ -290,7 +301,7 @@ def _ids(ref: Any, where: str) -> list[int]:
     return [checked(ann_id, int, f"a value in 'ann_id' of {where}") for ann_id in ref["ann_id"]]
 
 
-def _known(record_id: int, what: str, table: dict[int, Any], where: str, instances: _Instances) -> Any:
+def _known(record_id: int, what: str, table: dict[int, Any], where: str, instances: Instances) -> Any:
     if record_id not in table:
         raise AnnotationError(
             f"{where} names {what} {record_id}, which {instances.path} lacks. Take both from one release."
@@ -298,7 +309,7 @@ def _known(record_id: int, what: str, table: dict[int, Any], where: str, instanc
     return table[record_id]
 
 
-def _annotation(ann_id: int, image_id: int, where: str, instances: _Instances) -> Any:
+def _annotation(ann_id: int, image_id: int, where: str, instances: Instances) -> Any:
     """The record of an annotation, which must be of the ref's photo."""
     annotation = _known(ann_id, "annotation", instances.annotations, where, instances)
     its = f"annotation {ann_id} of {instances.path}"
@@ -313,7 +324,7 @@ def _annotation(ann_id: int, image_id: int, where: str, instances: _Instances) -
 
 
 def _mask(
-    annotations: list[Any], image_id: int, where: str, instances: _Instances, *, skip_crowds: bool
+    annotations: list[Any], image_id: int, where: str, instances: Instances, *, skip_crowds: bool
 ) -> npt.NDArray[np.uint32]:
     """The run lengths of what the annotations cover together."""
     width, height, name = _photo(image_id, instances)
@@ -357,7 +368,7 @@ def _sentences(ref: Any, where: str, empty: EmptyTexts, *, generalised: bool) ->
     return rows
 
 
-def _shown(instances: _Instances, category_row: dict[int, int]) -> set[tuple[int, int]]:
+def _shown(instances: Instances, category_row: dict[int, int]) -> set[tuple[int, int]]:
     """Pairs (image id, row of a category) of all annotations."""
     pairs = set()
     for ann_id, annotation in instances.annotations.items():
@@ -369,6 +380,6 @@ def _shown(instances: _Instances, category_row: dict[int, int]) -> set[tuple[int
     return pairs
 
 
-def _photo(image_id: int, instances: _Instances) -> PhotoRecord:
+def _photo(image_id: int, instances: Instances) -> PhotoRecord:
     record, where = instances.photos[image_id], f"photo {image_id} of {instances.path}"
     return PhotoRecord(*photo_size(record, where), photo_name(record, "file_name", where))

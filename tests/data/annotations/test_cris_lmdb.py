@@ -19,10 +19,10 @@ from PIL import Image
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_annotations
-from nemo_dali.data.annotations._lmdb import Lmdb
 from nemo_dali.data.annotations.cris_lmdb import read_cris_lmdb
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import AnnotationError, NemoError
+from nemo_dali.io.lmdb import Lmdb
 from tests.helpers.bounds import fuzz, mutate_bytes
 from tests.helpers.counts import examples
 from tests.helpers.hostile_photos import png

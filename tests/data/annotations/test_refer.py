@@ -361,7 +361,7 @@ def test_arguments_that_do_not_go_with_the_source(tmp_path: Path) -> None:
         read_annotations(tmp_path / "a.jsonl", images=files.photos, dataset="refcoco")
     with pytest.raises(ValueError, match=r"split \(val\) must be left out with train\.lmdb"):
         read_annotations(tmp_path / "train.lmdb", images=files.photos, split="val")
-    with pytest.raises(AnnotationError, match=r"instances\.json is neither a folder, nor a \.jsonl file"):
+    with pytest.raises(AnnotationError, match=r"instances\.json is neither a folder, nor a \.jsonl or \.parquet file"):
         read_annotations(files.root / "grefcoco" / "instances.json", images=files.photos)
 
 
