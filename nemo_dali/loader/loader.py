@@ -15,7 +15,7 @@ from nemo_dali.loader._faults import PhotoFaults, Substituted
 from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader._prefetch import Prefetcher, Step
 from nemo_dali.loader._sentences import SentenceTokens
-from nemo_dali.loader._state import LAST_EPOCH, SAMPLING, Pass, Position, make_state, read_state, sampling_facts
+from nemo_dali.loader._state import JOIN, LAST_EPOCH, SAMPLING, Pass, Position, make_state, read_state, sampling_facts
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import (
     DType,
@@ -352,8 +352,13 @@ class Loader:
         self._position.load(epoch, seen)
 
     def close(self) -> None:
-        """End the pipeline: its threads, and the batches made ahead. The next step makes a new one."""
-        self._prefetcher.close()
+        """End the pipeline: its threads, and the batches made ahead. The next step makes a new one.
+
+        Raises:
+            NemoError: another thread takes a step, and does not come to its end within a minute.
+        """
+        with self._position.turns.between(JOIN):
+            self._prefetcher.close()
 
     def __iter__(self) -> Iterator[Any]:
         if self._alone:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import integer
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.draws import fill_rows, shuffle_keys
 from nemo_dali.kernels.plan.rows import MINED, PLAN, PlanRows
@@ -14,6 +15,7 @@ from nemo_dali.kernels.plan.substitution import replace_photos
 from nemo_dali.kernels.tile import cell_edges
 from nemo_dali.plan.policy import MosaicPolicy
 
+LAST_POSITION = 2**63 - 1
 RESTORE = "Restore the photos, or say where they are with images=..."
 
 
@@ -155,8 +157,7 @@ class Planner:
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """int64 [length]: the item (ref, or sentence) at each position of the epoch, one permutation for all ranks."""
-        if not 0 <= epoch < 2**63:
-            raise ValueError(f"epoch ({epoch}) must be in [0, 2**63)")
+        epoch = integer("epoch", epoch, least=0, most=2**63 - 1)
         known, order = self._order
         if known != epoch and not self._shuffle:
             order = np.arange(self.length)
@@ -177,9 +178,7 @@ class Planner:
 
     def plan_and_count(self, epoch: int, positions: npt.ArrayLike) -> tuple[PlanRows, ShortPools]:
         """``plan``, and how many of the rows met a pool that was too small."""
-        positions = np.atleast_1d(np.asarray(positions, np.int64))
-        if positions.size and positions.min() < 0:
-            raise ValueError(f"positions ({positions.min()}) must be >= 0")
+        positions = _as_positions(positions)
         short = np.zeros(2, np.int64)
         rows = self._make(epoch, positions, self.order(epoch)[positions % self.length], short)
         return rows, ShortPools(*short.tolist())
@@ -302,6 +301,29 @@ class Planner:
             raise NemoError(f"Too few of a data set's {part.photos} photos can be read to fill a mosaic. {RESTORE}")
         rows["images"] += np.where(rows["images"] >= 0, first, 0).astype(np.int32)
         return replaced
+
+
+def _as_positions(given: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Positions of an epoch, one or several, as int64 [n].
+
+    Raises:
+        ValueError: they are no such integers.
+    """
+    try:
+        positions = np.atleast_1d(np.asarray(given))
+    except (TypeError, ValueError):  # rows of different lengths, say
+        positions = np.empty((0, 0))
+    if positions.ndim != 1:
+        raise ValueError(f"positions (a {type(given).__name__}) must be one integer, or integers in one dimension")
+    if positions.size and positions.dtype.kind in "iu":
+        for extreme in (positions.min(), positions.max()):
+            integer("positions", extreme, least=0, most=LAST_POSITION)
+    else:
+        for value in positions.tolist():
+            if isinstance(value, bool):
+                raise ValueError(f"positions ({value}) must be an integer")
+            integer("positions", value, least=0, most=LAST_POSITION)
+    return positions.astype(np.int64)
 
 
 def _of_each_part(rows: PlanRows, offset: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
