@@ -8,7 +8,6 @@ import numpy.typing as npt
 from nemo_dali._checks import LARGEST_BATCH, PathLike, as_paths, integer
 from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import agree, check_still_alone, rank_and_world_size
-from nemo_dali.errors import NemoError
 from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import Resample
 from nemo_dali.loader._faults import PhotoFaults, Substituted
@@ -219,11 +218,7 @@ class Loader:
             )
         steps = {"drop_last": drop_last and not evaluate, "pad": not evaluate}
         self._schedule = Schedule(self._planner.length, batch_size, rank, world_size, **steps)
-        if not self._schedule.steps_after(0) and not evaluate:
-            raise NemoError(
-                f"The data set's {self._planner.length} samples fill no global batch of {self._schedule.global_batch}. "
-                "Lower batch_size or use drop_last=False."
-            )
+        self._schedule.check_filled()
         self.policy, self.seed, self.batch_size = policy, seed, batch_size
         self.rank, self.world_size = rank, world_size
         self.size = format.size
