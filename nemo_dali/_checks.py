@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ def integer(name: str, value: Any, *, least: int, most: int = LARGEST_SEED) -> i
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} ({value!r}) must be an integer") from None
+        raise ValueError(f"{name} ({short_repr(value)}) must be an integer") from None
     if not least <= number <= most:
         text = str(number) if abs(number) < 10**LONGEST_VALUE else f"an integer of {number.bit_length()} bits"
         raise ValueError(f"{name} ({text}) must be >= {least}" + (f" and <= {most}" if number > most else ""))
@@ -36,6 +36,21 @@ def as_list(given: T | Sequence[T] | None) -> list[T]:
     if given is None:
         return []
     return [given] if isinstance(given, str | Path) else list(given)
+
+
+def as_paths(name: str, given: Any, *, gaps: bool = False) -> list[Any]:
+    """One, several or no paths as a list; with gaps, some of several may be None.
+
+    Raises:
+        ValueError: something else is given, or among them.
+    """
+    if given is None:
+        return []
+    paths = list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
+    for path in paths:
+        if not isinstance(path, str | Path) and not (gaps and path is None):
+            raise ValueError(f"{name} ({short_repr(given)}) must be a path or a list of paths, not {short_repr(path)}")
+    return paths
 
 
 def one_of(name: str, choice: Any, choices: Sequence[Any]) -> None:

@@ -260,7 +260,7 @@ def _inspect(options: argparse.Namespace) -> None:
 def _preview(options: argparse.Namespace) -> None:
     from nemo_dali.commands.preview import preview
 
-    preview(
+    outside = preview(
         options.dataset,
         options.negatives,
         output=options.output,
@@ -271,6 +271,11 @@ def _preview(options: argparse.Namespace) -> None:
         policy=options.policy,
     )
     say(str(options.output))
+    if outside:
+        say(
+            f"{outside} of {options.count} samples show negatives outside the policy, as their pools are too short. "
+            "Raise max_similarity or top_k, mine deeper, or use more photos."
+        )
 
 
 def _report(options: argparse.Namespace) -> None:

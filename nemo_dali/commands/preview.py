@@ -4,6 +4,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nemo_dali._checks import integer
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.io.output import check_inputs, check_place, write_bytes
 from nemo_dali.io.terminal import printable
-from nemo_dali.kernels.plan.rows import KINDS, SINGLE
+from nemo_dali.kernels.plan.rows import KINDS, MINED, SINGLE
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.plan.policy import MosaicPolicy
@@ -36,6 +37,8 @@ MOST_SAMPLES = 1000  # on a sheet, which is then 105,000 pixels high
 SHEET = "a sheet of nemo-dali's"
 SOFTWARE = "nemo-dali preview"  # a text of the PNG's, in front of its pixels
 KIND_COLOURS: dict[str, RGB] = {"mined": (196, 92, 20), "random": (52, 104, 178), "single": (104, 108, 116)}
+NO_TARGET: RGB = (98, 62, 160)
+OUTSIDE: RGB = (190, 24, 36)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,7 @@ class Cell:
 
     box: tuple[int, int, int, int]
     similarity: float | None = None  # to the expression; None for the target's photo, or if the table does not have it
+    outside: bool = False  # a mined negative that the policy would not draw if it had enough others
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,7 @@ class Sample:
     sentence: str
     kind: str  # "mined", "random" or "single"
     cells: tuple[Cell, ...] = ()
+    no_target: bool = False  # nothing in the photo fits the expression, so the mask is empty
 
 
 def preview(
@@ -67,8 +72,10 @@ def preview(
     images: str | Path | None = None,
     policy: MosaicPolicy | str | Path | None = None,
     size: int = 480,
-) -> None:
+) -> int:
     """Draw the first ``count`` samples of a Loader as a PNG.
+
+    Samples without a target are marked, and negatives outside the policy's bound and first K, which fill short pools.
 
     Args:
         dataset: a .ris.h5 file.
@@ -80,6 +87,9 @@ def preview(
         policy: one, or the file of one; None: mostly mined mosaics, some random and single ones, 3x3 besides 2x2 where
             there are enough photos.
         size: height and width of a frame in pixels.
+
+    Returns:
+        How many of the samples have negatives outside the policy.
 
     Raises:
         ValueError: ``count`` or ``seed`` is out of range, or ``output`` is no .png.
@@ -109,18 +119,23 @@ def preview(
     try:
         while len(samples) < count:
             for batch in loader:
-                samples += _samples(batch, negatives, size)
+                samples += _samples(batch, negatives, loader.policy, size)
                 if len(samples) >= count:
                     break
     finally:
         loader.close()
     policy = loader.policy
     tau = "no bound" if policy.max_similarity is None else f"similarity at most {policy.max_similarity:g}"
+    samples = samples[:count]
+    outside = sum(any(cell.outside for cell in sample.cells) for sample in samples)
     title = (
         f"{opened.name} · {len(opened.images.id):,} photos · negatives: the first {policy.top_k} of "
         f"{Path(negatives.model).name}, {tau}; the numbers are their similarities to the expression"
     )
-    _write(draw_sheet(samples[:count], title=title), output)
+    if outside:
+        title = f"red: outside the policy, for want of others · {title}"
+    _write(draw_sheet(samples, title=title), output)
+    return outside
 
 
 def _telling_policy(photos: int) -> MosaicPolicy:
@@ -130,10 +145,10 @@ def _telling_policy(photos: int) -> MosaicPolicy:
     return MosaicPolicy(p_mined=0.8, p_random=0.16, grids={2: 0.7, 3: 0.3} if photos >= 9 else {2: 1.0})
 
 
-def _samples(batch: Any, negatives: NegativeTable, size: int) -> list[Sample]:
+def _samples(batch: Any, negatives: NegativeTable, policy: MosaicPolicy, size: int) -> list[Sample]:
     tiles, owner, photos = lay_out(batch.plan, size)
     samples = []
-    for i, (row, sentence) in enumerate(zip(batch.plan, batch.sentences, strict=True)):
+    for i, (row, sentence, empty) in enumerate(zip(batch.plan, batch.sentences, batch.empty.tolist(), strict=True)):
         target = row["images"][row["cell"]]
         negatives.check_rows(row["sentence"][None])
         ranked = dict(
@@ -143,17 +158,28 @@ def _samples(batch: Any, negatives: NegativeTable, size: int) -> list[Sample]:
                 strict=True,
             )
         )
+        inside = _pool(ranked, policy, no_target=empty) if row["kind"] == MINED else None
         cells = tuple(
             Cell(
                 box=(int(tile["x0"]), int(tile["y0"]), int(tile["x1"]), int(tile["y1"])),
                 similarity=None if photo == target else ranked.get(int(photo)),
+                outside=inside is not None and photo != target and int(photo) not in inside,
             )
             for tile, photo in zip(tiles[owner == i], photos[owner == i], strict=True)
         )
         kind = KINDS[row["kind"]]
         cells = () if row["kind"] == SINGLE else cells
-        samples.append(Sample(batch.image[i].numpy(), batch.mask[i].numpy(), sentence, kind, cells))
+        samples.append(Sample(batch.image[i].numpy(), batch.mask[i].numpy(), sentence, kind, cells, empty))
     return samples
+
+
+def _pool(ranked: dict[int, float], policy: MosaicPolicy, *, no_target: bool) -> set[int]:
+    """The photos that the policy draws from, of those ranked for an expression: at most tau, of these the first K."""
+    tau = policy.max_similarity
+    if no_target and policy.max_similarity_no_target is not None:
+        tau = policy.max_similarity_no_target
+    below = (photo for photo, similarity in ranked.items() if tau is None or similarity <= tau)
+    return set(islice(below, policy.top_k))
 
 
 def _write(sheet: Image.Image, output: Path) -> None:
@@ -183,6 +209,8 @@ def draw_sheet(samples: Sequence[Sample], *, title: str = "") -> Image.Image:
         x, y = GAP + i % columns * (side + GAP), TITLE + i // columns * (side + CAPTION)
         sheet.paste(draw_panel(sample, side), (x, y))
         tag_width = _tag(draw, (x, y + side + 8), sample.kind, KIND_COLOURS[sample.kind])
+        if sample.no_target:
+            tag_width += 4 + _tag(draw, (x + tag_width + 4, y + side + 8), "no target", NO_TARGET)
         first, *more = _fit(sample.sentence, _font(16), [side - tag_width - 8, side])
         draw.text((x + tag_width + 8, y + side + 17), first, INK, _font(16), anchor="lm")
         for line in more:
@@ -207,8 +235,11 @@ def draw_panel(sample: Sample, side: int) -> Image.Image:
             draw.line((x0, y0, x1, y0), PAPER, 2)
     outline(panel, mask)
     for cell, (x0, y0, _x1, _y1) in zip(sample.cells, boxes, strict=True):
-        if cell.similarity is not None:
-            _tag(draw, (x0 + 7, y0 + 7), f"{round(cell.similarity, 2) + 0.0:.2f}", (24, 26, 30))
+        label = "" if cell.similarity is None else f"{round(cell.similarity, 2) + 0.0:.2f}"
+        if cell.outside:
+            label = f"{label} outside" if label else "not ranked"
+        if label:
+            _tag(draw, (x0 + 7, y0 + 7), label, OUTSIDE if cell.outside else (24, 26, 30))
     return panel
 
 

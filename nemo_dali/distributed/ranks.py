@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from nemo_dali._checks import shorten
+from nemo_dali._checks import MOST, integer, shorten
 from nemo_dali.distributed._rendezvous import Rendezvous, listed_ranks
 from nemo_dali.errors import NemoError
 
@@ -34,9 +34,24 @@ def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, 
         return 0, 1
     if rank is None or world_size is None:
         raise ValueError(f"rank ({rank}) and world_size ({world_size}) must be given together")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank ({rank}) must be in [0, world_size), and world_size ({world_size}) >= 1")
+    world_size = integer("world_size", world_size, least=1, most=MOST)
+    rank = integer("rank", rank, least=0, most=MOST)
+    if rank >= world_size:
+        raise ValueError(f"rank ({rank}) must be < world_size ({world_size})")
     return rank, world_size
+
+
+def check_still_alone() -> None:
+    """Refuse to go on with a Loader that was made as rank 0 of 1 where there are more ranks now.
+
+    Raises:
+        NemoError: there are.
+    """
+    if (ranks := rank_and_world_size(None, None)[1]) > 1:
+        raise NemoError(
+            f"torch.distributed now has {ranks} ranks, but this Loader was made before it was initialised and "
+            "would show every sample on each. Make it after init_process_group, or give rank and world_size."
+        )
 
 
 def exchange(fact: Any, *, patience: float | None = None) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NoReturn
 
-from nemo_dali.errors import AnnotationError, NemoError
+from nemo_dali.errors import AnnotationError
 
 MAX_DEPTH = 32  # of values in values; a token of RefCOCO is 6 deep
 MAX_KEY = 1000  # characters; equal keys are compared whole
@@ -37,51 +37,30 @@ def unpickle_builtins(data: bytes, path: Path | str) -> Any:
             time or memory.
     """
     try:
-        value = _BuiltinsUnpickler(io.BytesIO(data), len(data)).load()
+        value = BuiltinsUnpickler(io.BytesIO(data), len(data)).load()
         _check_tree(value, len(data))
-    except _Refused as error:
+    except Refused as error:
         raise AnnotationError(
             f"{path} {error}, which no annotation file needs, so it was not opened. Get the file again from its "
             "publisher."
         ) from None
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise AnnotationError(f"{path} is not a pickle, damaged, or cut short. Get the file again.") from error
     return value
 
 
-def check_structure(file: BinaryIO, size: int, path: Path | str) -> None:
-    """Look through a pickle of weights that PyTorch's unpickler, which runs no code, is to read: same bounds.
-
-    Args:
-        file: positioned at the pickle, and then behind it.
-        size: of the pickle in bytes, or more.
-
-    Raises:
-        NemoError: it is malformed, or made to take time or memory.
-    """
-    try:
-        _StructureUnpickler(file, size).load()
-    except _Refused as error:
-        raise NemoError(f"{path} {error}, and was not opened. Get the file again from its publisher.") from None
-    except _MALFORMED as error:
-        raise NemoError(
-            f"{path} is damaged or holds objects other than tensors, which could run code and are refused. "
-            "Save the model's state_dict() with torch.save or as .safetensors."
-        ) from error
-
-
-class _Refused(Exception):
+class Refused(Exception):
     """A pickle is made to take time or memory, or wants what it may not; says so, without its path."""
 
 
-_MALFORMED = (
+MALFORMED = (
     *(pickle.UnpicklingError, EOFError, struct.error, LookupError, TypeError, ValueError),
     *(AttributeError, AssertionError, ArithmeticError),
 )
 
 
-def _refuse(what: str) -> NoReturn:
-    raise _Refused(what)
+def refuse(what: str) -> NoReturn:
+    raise Refused(what)
 
 
 def _check_tree(value: Any, size: int) -> None:
@@ -99,11 +78,11 @@ def _check_tree(value: Any, size: int) -> None:
                 elif kind in _NESTED:
                     deeper.append(child)
             if room < 0:
-                _refuse("repeats its values until they are far larger than the file")
+                refuse("repeats its values until they are far larger than the file")
         if not deeper:
             return
         level = deeper
-    _refuse(f"nests values more than {MAX_DEPTH} deep")
+    refuse(f"nests values more than {MAX_DEPTH} deep")
 
 
 def _to_bytes(text: Any, encoding: Any) -> bytes:
@@ -125,7 +104,7 @@ _HARMLESS: dict[str, Any] = {
 }
 
 
-class _BuiltinsUnpickler(pickle._Unpickler):
+class BuiltinsUnpickler(pickle._Unpickler):
     """The interpreter's unpickler in Python, because the one in C takes time and memory as a hostile file says.
 
     There, a memo index or a length of a few bytes makes gigabytes, and a tuple as a key is hashed through whatever it
@@ -152,12 +131,12 @@ class _BuiltinsUnpickler(pickle._Unpickler):
                 steps[read(1)](self)  # at the end of the data there is no step
         except pickle._Stop as stop:  # type: ignore[attr-defined]  # typeshed has no private names
             return stop.value
-        _refuse("has more steps than its size explains")
+        refuse("has more steps than its size explains")
 
     def find_class(self, module: str, name: str) -> Any:
         harmless = _HARMLESS.get(f"{module.replace('__builtin__', 'builtins')}.{name}")
         if harmless is None:
-            _refuse(f"wants to use {f'{module}.{name}'[:100]!a}")
+            refuse(f"wants to use {f'{module}.{name}'[:100]!a}")
         return harmless
 
     def _decode_string(self, value: bytes) -> str:
@@ -174,11 +153,11 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         self.append = self.stack.append
         return items
 
-    def _charge(self, containers: int) -> None:
+    def charge(self, containers: int) -> None:
         """Count containers, by what they take: one is 80 bytes."""
         self._containers_left -= containers
         if self._containers_left < 0:
-            _refuse("has more containers than its size explains")
+            refuse("has more containers than its size explains")
 
     def _check_keys(self, keys: Sequence[Any], already: int) -> None:
         """Refuse keys of a dict, or items of a set, that take long to hash or to compare; ``already`` are in it."""
@@ -186,14 +165,14 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         if not kinds <= _TEXT:
             if not kinds <= _KEYS:
                 kind = min(kind.__name__ for kind in kinds - _KEYS)
-                _refuse(f"has a {kind} as the key of a dict or in a set")
+                refuse(f"has a {kind} as the key of a dict or in a set")
             count = len(keys) + already
             numbers = [key for key in keys if type(key) not in _TEXT]
             if count > MAX_NUMBERS and not all(type(key) is int and 0 <= key < 2 * count for key in numbers):
-                _refuse(f"has numbers among more than {MAX_NUMBERS} keys of a dict or items of a set")
+                refuse(f"has numbers among more than {MAX_NUMBERS} keys of a dict or items of a set")
             keys = [key for key in keys if type(key) in _TEXT]
         if keys and max(map(len, keys)) > MAX_KEY:
-            _refuse(f"has a key or an item of a set of more than {MAX_KEY} characters")
+            refuse(f"has a key or an item of a set of more than {MAX_KEY} characters")
 
     def _line(self) -> bytes:
         """The rest of the line, a number or a name, without its end."""
@@ -219,53 +198,53 @@ class _BuiltinsUnpickler(pickle._Unpickler):
 
     def load_mark(self) -> None:
         if len(self.metastack) > 2 * MAX_DEPTH:  # a dict in a list is two
-            _refuse(f"nests values more than {MAX_DEPTH} deep")
+            refuse(f"nests values more than {MAX_DEPTH} deep")
         self.metastack.append(self.stack)
         self.stack = []
         self.append = self.stack.append
 
     def load_empty_list(self) -> None:
-        self._charge(1)
+        self.charge(1)
         self.append([])
 
     def load_empty_dictionary(self) -> None:
-        self._charge(1)
+        self.charge(1)
         self.append({})
 
     def load_empty_set(self) -> None:
-        self._charge(3)
+        self.charge(3)
         self.append(set())
 
     def load_list(self) -> None:
-        self._charge(1)
+        self.charge(1)
         items = self.pop_mark()
         self.append(items)
 
     def load_tuple(self) -> None:
-        self._charge(1)
+        self.charge(1)
         items = self.pop_mark()
         self.append(tuple(items))
 
     def load_tuple1(self) -> None:
-        self._charge(1)
+        self.charge(1)
         self.stack[-1:] = [(self.stack[-1],)]
 
     def load_tuple2(self) -> None:
-        self._charge(1)
+        self.charge(1)
         self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
 
     def load_tuple3(self) -> None:
-        self._charge(1)
+        self.charge(1)
         self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
 
     def load_dict(self) -> None:
-        self._charge(1)
+        self.charge(1)
         items = self.pop_mark()
         self.append({})
         self._set_items(items)
 
     def load_frozenset(self) -> None:
-        self._charge(3)
+        self.charge(3)
         items = self.pop_mark()
         self._check_keys(items, 0)
         self.append(frozenset(items))
@@ -313,10 +292,10 @@ class _BuiltinsUnpickler(pickle._Unpickler):
             (items,) = arguments or ((),)
             if type(items) not in (list, tuple):
                 raise pickle.UnpicklingError("a set of what is no list")
-            self._charge(3 + len(items))
+            self.charge(3 + len(items))
             self._check_keys(items, 0)
         elif function is _to_bytes:
-            self._charge(sum(len(text) // 64 for text in arguments if type(text) is str))
+            self.charge(sum(len(text) // 64 for text in arguments if type(text) is str))
         elif function is not bytes or arguments:
             raise pickle.UnpicklingError("a call of what is no function")
         self.stack[-1] = function(*arguments)
@@ -359,29 +338,9 @@ class _BuiltinsUnpickler(pickle._Unpickler):
         self._memo.append(self.stack[-1])
 
 
-class _StructureUnpickler(_BuiltinsUnpickler):
-    """Goes through a pickle of objects: a dict stands for each, as most are filled like one."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return None
-
-    def load_reduce(self) -> None:
-        self._charge(1)
-        self.stack.pop()
-        self.stack[-1] = {}
-
-    load_newobj = load_reduce
-
-    def load_build(self) -> None:
-        self.stack.pop()
-
-    def load_binpersid(self) -> None:
-        self.stack[-1] = None
-
-
 # Not among them: BUILD, OBJ, NEWOBJ and EXT make objects, PERSID asks the reader for them, a bytearray takes memory
 # ahead of its data, and buffers live outside the file.
-_PLAIN = """
+PLAIN = """
     PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT
     BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE BINUNICODE8 SHORT_BINUNICODE BINBYTES BINBYTES8
     SHORT_BINBYTES EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM
@@ -390,11 +349,10 @@ _PLAIN = """
 """.split()
 
 
-def _steps(unpickler: type[_BuiltinsUnpickler], *names: str) -> dict[bytes, Any]:
+def steps_of(unpickler: type[BuiltinsUnpickler], *names: str) -> dict[bytes, Any]:
     """The unpickler's methods, called as its parent's, by the codes of these names."""
     codes = [getattr(pickle, name) for name in names]
     return {code: getattr(unpickler, pickle._Unpickler.dispatch[code[0]].__name__) for code in codes}
 
 
-_BuiltinsUnpickler.steps = _steps(_BuiltinsUnpickler, *_PLAIN)
-_StructureUnpickler.steps = _steps(_StructureUnpickler, *_PLAIN, "NEWOBJ", "BUILD", "BINPERSID")
+BuiltinsUnpickler.steps = steps_of(BuiltinsUnpickler, *PLAIN)

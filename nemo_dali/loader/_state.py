@@ -5,6 +5,7 @@ import logging
 import operator
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ _RESTARTED = (
     "Epoch %d is begun anew for the second time: passes that are given up early show its first samples each time. Call "
     "set_epoch before each pass, or keep one iterator of a Loader with infinite=True and take the steps from it."
 )
+JOIN = "Let that thread come to its end before close() is called."
 PATIENCE_S = 60.0  # with a thread that finishes the last step of a pass that was given up
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
@@ -40,21 +42,35 @@ class Turns:
         self._newest = 0  # number of the pass that was begun last
         self._thread = 0  # that began it, or took its last step
 
-    def take(self, patience: float) -> None:
+    def take(self, patience: float, remedy: str = ONE_THREAD) -> None:
         """Keep other threads out until ``give``.
 
         Args:
             patience: seconds to wait for the thread that is inside.
+            remedy: for the message.
 
         Raises:
             NemoError: it is still inside then.
         """
         if not self._lock.acquire(timeout=patience):
-            raise NemoError(f"Another thread waits for a batch of this Loader at this moment. {ONE_THREAD}")
+            raise NemoError(f"Another thread waits for a batch of this Loader at this moment. {remedy}")
 
     def give(self) -> None:
         """Let other threads in again."""
         self._lock.release()
+
+    @contextmanager
+    def between(self, remedy: str = ONE_THREAD) -> Iterator[None]:
+        """Between two steps: one that another thread takes at this moment is waited for.
+
+        Raises:
+            NemoError: it does not come to its end.
+        """
+        self.take(PATIENCE_S, remedy)
+        try:
+            yield
+        finally:
+            self.give()
 
     def begin(self, number: int) -> None:
         """The pass of this number is the newest from now on."""
@@ -151,8 +167,7 @@ class Position:
         Raises:
             NemoError: another thread takes a step, and does not come to its end.
         """
-        self.turns.take(PATIENCE_S)
-        try:
+        with self.turns.between():
             epoch, seen = self.epoch, self.seen if self.resumed else 0
             saved_in_last_step = self.resumed and not self.confirmed and not schedule.steps_after(seen)
             if saved_in_last_step or self._is_complete(schedule):
@@ -165,8 +180,6 @@ class Position:
             self.move(epoch, seen)
             self.turns.begin(self.passes)
             return self.passes, epoch, seen
-        finally:
-            self.turns.give()
 
     def advance(self, number: int, epoch: int, seen: int) -> None:
         """A pass, by its number, has come this far."""

@@ -1,21 +1,20 @@
 """Loader: plan, pipeline and text as one iterator of batches."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy.typing as npt
 
-from nemo_dali._checks import LARGEST_BATCH, PathLike, as_list, integer
+from nemo_dali._checks import LARGEST_BATCH, PathLike, as_paths, integer
 from nemo_dali._version import __version__
-from nemo_dali.distributed.ranks import agree, rank_and_world_size
-from nemo_dali.errors import NemoError
+from nemo_dali.distributed.ranks import agree, check_still_alone, rank_and_world_size
 from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import Resample
 from nemo_dali.loader._faults import PhotoFaults, Substituted
 from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader._prefetch import Prefetcher, Step
 from nemo_dali.loader._sentences import SentenceTokens
-from nemo_dali.loader._state import LAST_EPOCH, SAMPLING, Pass, Position, make_state, read_state, sampling_facts
+from nemo_dali.loader._state import JOIN, LAST_EPOCH, SAMPLING, Pass, Position, make_state, read_state, sampling_facts
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import (
     DType,
@@ -31,6 +30,7 @@ from nemo_dali.loader.options import (
     check_choices,
     check_tiles,
     format_of,
+    refuse_others,
 )
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.loader.styles import arrange, masks_of
@@ -91,7 +91,7 @@ class Loader:
             structure of that repository's own loader, see ``nemo_dali.loader``.
         split_mode: "train", or "eval": no mosaics, the order of the file, and no padding, so that every sample is seen
             once: the last step is smaller, and ranks may have different ``len``.
-        images: image root in place of the recorded one, or one per data set.
+        images: image root in place of the recorded one, or one per data set (None: as recorded).
         tiles: a .tiles.h5 file, or one per data set: photos are then shown from there instead of decoded. The pixels
             are the same; ``resample``, ``size`` and the policy's grids must be those of the file, ``jitter`` 0.
         placement: where tiles lie: "host", mapped, one copy per node, for device="cpu"; or, for a GPU, "pinned", in
@@ -107,7 +107,7 @@ class Loader:
             The samples depend on which photos are bad and on nothing else, so they are the same for any number of
             ranks and after any resume. With tiles no photo is read. In both cases a batch that failed without a
             photo's fault, by a hiccup of disk or network, is made again up to three times.
-        num_threads: DALI's threads; None: the cores this process may use, shared by the ranks on the node.
+        num_threads: DALI's threads; None or 0: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in flight while the training loop works on one.
         hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: chosen by ``num_threads``.
 
@@ -120,6 +120,7 @@ class Loader:
         device_id: CUDA device number; None: the CPU.
 
     Raises:
+        TypeError: an argument that there is not; of those of torch's DataLoader it says what takes their place.
         ValueError: an argument out of range.
         NemoError: a file that is missing, damaged, or does not fit the others; while iterating, PhotoError for a photo.
     """
@@ -150,7 +151,7 @@ class Loader:
         infinite: bool | None = None,
         style: Style | None = None,
         split_mode: SplitMode = "train",
-        images: PathLike | Sequence[PathLike] | None = None,
+        images: PathLike | Sequence[PathLike | None] | None = None,
         tiles: PathLike | Sequence[PathLike] | None = None,
         placement: Placement = "host",
         device_budget: int | None = None,
@@ -161,7 +162,9 @@ class Loader:
         num_threads: int | None = None,
         prefetch: int = 2,
         hw_decoder_load: float | None = None,
+        **others: NoReturn,
     ) -> None:
+        refuse_others(others, Loader)
         check_choices(split_mode=split_mode, on_error=on_error, placement=placement, policy_given=policy is not None)
         evaluate = split_mode == "eval"
         self.format = format = format_of(
@@ -200,7 +203,9 @@ class Loader:
         rank, world_size = rank_and_world_size(rank, world_size)
         together = not given_rank and world_size > 1  # all ranks make their loaders now
         self._alone = not given_rank and not together
-        self.corpus = Corpus(as_list(dataset), as_list(negatives), as_list(images))
+        self.corpus = Corpus(
+            as_paths("dataset", dataset), as_paths("negatives", negatives), as_paths("images", images, gaps=True)
+        )
         parts = self.corpus.parts(policy, samples=format.samples)
         self._planner = Planner(parts, policy, seed=seed, size=format.size, shuffle=not evaluate)
         warn_if_tuned_elsewhere(policy_file, tuned_for, self.corpus.fingerprints()["negatives"])
@@ -213,11 +218,7 @@ class Loader:
             )
         steps = {"drop_last": drop_last and not evaluate, "pad": not evaluate}
         self._schedule = Schedule(self._planner.length, batch_size, rank, world_size, **steps)
-        if not self._schedule.steps_after(0) and not evaluate:
-            raise NemoError(
-                f"The data set's {self._planner.length} samples fill no global batch of {self._schedule.global_batch}. "
-                "Lower batch_size or use drop_last=False."
-            )
+        self._schedule.check_filled()
         self.policy, self.seed, self.batch_size = policy, seed, batch_size
         self.rank, self.world_size = rank, world_size
         self.size = format.size
@@ -230,7 +231,7 @@ class Loader:
         self._resident: ResidentTiles | None = None
         if tiles is not None:
             self._resident = ResidentTiles(
-                as_list(tiles),
+                as_paths("tiles", tiles),
                 self.corpus.datasets,
                 size=format.size,
                 resample=format.resample,
@@ -347,15 +348,17 @@ class Loader:
         self._position.load(epoch, seen)
 
     def close(self) -> None:
-        """End the pipeline: its threads, and the batches made ahead. The next step makes a new one."""
-        self._prefetcher.close()
+        """End the pipeline: its threads, and the batches made ahead. The next step makes a new one.
+
+        Raises:
+            NemoError: another thread takes a step, and does not come to its end within a minute.
+        """
+        with self._position.turns.between(JOIN):
+            self._prefetcher.close()
 
     def __iter__(self) -> Iterator[Any]:
-        if self._alone and (ranks := rank_and_world_size(None, None)[1]) > 1:
-            raise NemoError(
-                f"torch.distributed now has {ranks} ranks, but this Loader was made before it was initialised and "
-                "would show every sample on each. Make it after init_process_group, or give rank and world_size."
-            )
+        if self._alone:
+            check_still_alone()
         return Pass(self._position.turns, self._passes(*self._position.begin(self._schedule)))
 
     def _passes(self, number: int, epoch: int, seen: int) -> Iterator[Any]:

@@ -26,6 +26,25 @@ SplitMode = Literal["train", "eval"]
 Style = Literal["batch", "dali", "lavt", "cris", "rela", "caris", "maskris", "cgformer", "dmmi", "dmmi-zom"]
 
 
+# What takes the place of the arguments of torch's DataLoader that a Loader does not have; docs/drop-in.md shows it too.
+INSTEAD = {
+    "num_workers": "Give num_threads; 0 there, too, is left to the machine: this process's share of the cores",
+    "shuffle": "Leave it out: every epoch is shuffled by seed and epoch; split_mode='eval' keeps the file's order",
+    "sampler": "Leave it out: ranks share each epoch by torch.distributed's rank and world_size, or those given",
+    "batch_sampler": "Give batch_size, which is per rank",
+    "collate_fn": "Give preset, or style, which says how a batch looks",
+    "pin_memory": "Give device='cuda', with which batches are made on the GPU",
+    "pin_memory_device": "Give device='cuda', with which batches are made on the GPU",
+    "worker_init_fn": "Give seed: nothing is drawn but by seed, epoch and position",
+    "generator": "Give seed: nothing is drawn but by seed, epoch and position",
+    "prefetch_factor": "Give prefetch, the batches that are made ahead in all",
+    "persistent_workers": "Leave it out: threads stay until close()",
+    "multiprocessing_context": "Leave it out: there are threads in place of worker processes",
+    "timeout": "Leave it out: object storage has limits of its own, and local reads have none",
+    "in_order": "Leave it out: batches come in the order of the plan",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchFormat:
     """The options of a Loader that a preset may set, with their defaults; ``Loader`` says what they mean.
@@ -101,13 +120,31 @@ class Resources:
     def of(cls, *, device: str, num_threads: int | None, prefetch: int, hw_decoder_load: float | None) -> "Resources":
         """Options as a Loader takes them, with what is chosen where None is given."""
         device_id = gpu.cuda_device(device)
-        threads = thread_count() if num_threads is None else num_threads
-        threads = integer("num_threads", threads, least=1, most=most_threads())
+        threads = (
+            integer("num_threads", 0 if num_threads is None else num_threads, least=0, most=most_threads())
+            or thread_count()
+        )
         share = gpu.hardware_share(threads) if hw_decoder_load is None else hw_decoder_load
         if not 0 <= share <= 1:
             raise ValueError(f"hw_decoder_load ({share}) must be from 0 to 1")
         prefetch = integer("prefetch", prefetch, least=1, most=MOST_AHEAD)
         return cls(device_id=device_id, num_threads=threads, prefetch=prefetch, hw_decoder_load=share)
+
+
+def refuse_others(given: Mapping[str, Any], loader: type) -> None:
+    """Refuse arguments, by name, that a Loader does not have.
+
+    Raises:
+        TypeError: there is one; the sentence says what takes its place.
+    """
+    parameters = inspect.signature(loader).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    for name in given:
+        meant = [name] if name in INSTEAD else get_close_matches(name, [*known, *INSTEAD], n=1)
+        if meant == [name]:
+            raise TypeError(f"Loader takes no {name}, an argument of torch's DataLoader. {INSTEAD[name]}.")
+        hint = f"did you mean {meant[0]!r}?" if meant else "help(Loader) lists its arguments."
+        raise TypeError(f"Loader takes no argument {name!r}; {hint}")
 
 
 def format_of(preset: str | Mapping[str, Any] | None, *, evaluate: bool, **given: Any) -> BatchFormat:

@@ -28,7 +28,7 @@ class Corpus:
     Args:
         datasets: .ris.h5 files.
         tables: .neg.h5 files, one per data set in the same order, or none at all.
-        images: image roots in place of the recorded ones, one per data set, or none at all.
+        images: image roots in place of the recorded ones, one per data set, None where that stays; or none at all.
 
     Attributes:
         photo_width, photo_height: int32 [photos].
@@ -39,13 +39,15 @@ class Corpus:
         FileFormatError: a file is not what it should be, or a table was made for another data set.
     """
 
-    def __init__(self, datasets: Sequence[PathLike], tables: Sequence[PathLike], images: Sequence[PathLike]) -> None:
+    def __init__(
+        self, datasets: Sequence[PathLike], tables: Sequence[PathLike], images: Sequence[PathLike | None]
+    ) -> None:
         if not datasets:
             raise ValueError("dataset ([]) must name at least one file")
         for name, given in (("negatives", tables), ("images", images)):
             if given and len(given) != len(datasets):
                 raise ValueError(f"{name} ({len(given)} given) must be one per data set ({len(datasets)})")
-        roots: Sequence[PathLike | None] = images or [None] * len(datasets)
+        roots = images or [None] * len(datasets)
         self._made_of = (tuple(datasets), tuple(tables), tuple(images))
         self.datasets = [Dataset.open(path, images=root) for path, root in zip(datasets, roots, strict=True)]
         self.tables = [NegativeTable.open(path) for path in tables]

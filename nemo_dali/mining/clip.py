@@ -2,26 +2,22 @@
 
 import difflib
 import hashlib
-import io
 import json
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from nemo_dali.errors import NemoError
-from nemo_dali.io.files import check_regular
 from nemo_dali.io.h5 import fingerprint
-from nemo_dali.io.unpickle import check_structure
 from nemo_dali.mining._model_config import read_config
+from nemo_dali.mining._quick_gelu import warn_of_quick_gelu
+from nemo_dali.mining._weights import Weights, find_weights, first_line, read_weights
 
 if TYPE_CHECKING:
     import torch
-
-MAX_PICKLE = 64 << 20  # bytes of what is no tensor in a file of PyTorch before 1.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +56,7 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
     Args:
         model: the name of an open_clip model ("ViT-B-32"), or the path of a model config (.json).
         pretrained: a tag that open_clip can fetch ("laion2b_s34b_b79k"), or a local weights file (.pt, .pth, .bin,
-            .safetensors). Tensors are all that is read from it.
+            .safetensors; OpenAI's TorchScript archives too). Tensors are all that is read from it.
         device: "cpu", "cuda", "cuda:1", ...; None: CUDA where there is a device, else the CPU.
 
     Raises:
@@ -71,21 +67,13 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
 
     torch_device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name, preprocess = model_name(model)
-    weights = _find_weights(model, name, pretrained)
-    size = _check_file(weights)
-    stored = _check_weights(weights)
+    weights = read_weights(find_weights(model, name, pretrained))
+    warn_of_quick_gelu(model, name, pretrained, weights)
     try:
         if model.endswith(".json"):
-            _check_size(name, size, model, pretrained, stored)
-        network, transform = open_clip.create_model_from_pretrained(
-            name,
-            pretrained,
-            precision="fp32",
-            device=torch_device,
-            weights_only=True,
-            **{f"image_{key}": preprocess.get(key) for key in ("mean", "std", "interpolation", "resize_mode")},
-        )
-        _check_positions(stored, network, model, pretrained)
+            _check_size(name, model, pretrained, weights)
+        network, transform = _build(name, pretrained, weights, preprocess, torch_device)
+        _check_positions(weights.shapes, network, model, pretrained)
         tokenizer = open_clip.get_tokenizer(name)
         with torch.inference_mode():
             width = network.eval().encode_text(tokenizer(["a"]).to(torch_device)).shape[-1]
@@ -93,7 +81,7 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
         raise
     except Exception as error:  # whatever open_clip, timm or transformers meet in a config, a file or on the network
         raise NemoError(
-            f"{model} with the weights {pretrained} cannot be loaded ({_first_line(error)}). "
+            f"{model} with the weights {pretrained} cannot be loaded ({first_line(error)}). "
             "Give the model that the weights were trained as."
         ) from error
     return Clip(
@@ -108,6 +96,28 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
         encoder=f"torch {torch.__version__} on {_processor(torch_device)}, "
         f"preprocessing {hashlib.sha256(repr(transform).encode()).hexdigest()[:8]}",
     )
+
+
+def _build(
+    name: str, pretrained: str, weights: Weights, preprocess: dict[str, Any], device: "torch.device"
+) -> tuple[Any, Any]:
+    """The network with its weights, and its preprocessing."""
+    import open_clip
+
+    with weights.readable() as path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "QuickGELU mismatch")  # told before, with a remedy
+        if path != weights.path:  # open_clip does not see the tag, which may ask for another preprocessing
+            preprocess = preprocess or open_clip.pretrained.get_pretrained_cfg(name, pretrained)
+            pretrained = str(path)
+        network, transform = open_clip.create_model_from_pretrained(
+            name,
+            pretrained,
+            precision="fp32",
+            device=device,
+            weights_only=True,
+            **{f"image_{key}": preprocess.get(key) for key in ("mean", "std", "interpolation", "resize_mode")},
+        )
+    return network, transform
 
 
 def checked_device(device: str) -> "torch.device":
@@ -170,63 +180,7 @@ def model_name(model: str) -> tuple[str, dict[str, Any]]:
     return name, preprocess
 
 
-def _find_weights(model: str, name: str, pretrained: str) -> Path:
-    """The local file of the weights, fetched if ``pretrained`` is a tag."""
-    import open_clip
-
-    if tag := open_clip.pretrained.get_pretrained_cfg(name, pretrained):
-        try:
-            return Path(open_clip.pretrained.download_pretrained(tag))
-        except (OSError, RuntimeError) as error:
-            raise NemoError(
-                f"The weights '{pretrained}' of {model} could not be fetched ({_first_line(error)}). "
-                "Check the network, or give a local weights file with --pretrained."
-            ) from error
-    if not Path(pretrained).is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise NemoError(
-            f"{pretrained} is neither a weights file nor a tag of {model}. Give the path of a file"
-            + (f", or one of the tags {', '.join(tags)}." if tags else ".")
-        )
-    return Path(pretrained)
-
-
-def _check_file(path: Path) -> int:
-    """The size of a weights file; one that would take more memory than that is refused."""
-    try:
-        size = check_regular(path)
-        if path.suffix != ".safetensors":
-            with open(path, "rb") as file:
-                if file.read(4) == b"PK\3\4":  # as PyTorch tells them apart
-                    _check_archive(file, size, path)
-                else:
-                    file.seek(0)
-                    for _ in range(
-                        5
-                    ):  # what PyTorch before 1.6 wrote: three about the file, the tensors, their storages
-                        check_structure(file, min(size, MAX_PICKLE), path)
-    except OSError as error:
-        raise NemoError(f"The weights {path} cannot be read: {error.strerror}. Check the path.") from error
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise NemoError(f"{path} is damaged ({_first_line(error)}). Get the file again.") from error
-    return size
-
-
-def _check_archive(file: BinaryIO, size: int, path: Path) -> None:
-    with zipfile.ZipFile(file) as archive:
-        parts = archive.infolist()
-        if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
-            raise NemoError(
-                f"{path} is packed, which PyTorch's files are not, and could take any memory. "
-                "Save the model's state_dict() with torch.save or as .safetensors."
-            )
-        for part in parts:
-            if part.filename.endswith(".pkl"):
-                with archive.open(part) as pickled:
-                    check_structure(io.BytesIO(pickled.read()), part.file_size, path)
-
-
-def _check_size(name: str, size: int, model: str, pretrained: str, stored: dict[str, tuple[int, ...]]) -> None:
+def _check_size(name: str, model: str, pretrained: str, weights: Weights) -> None:
     """Refuse weights that cannot fill a model, built here without memory: a value takes a byte of a file or more."""
     import open_clip
     import torch
@@ -234,49 +188,9 @@ def _check_size(name: str, size: int, model: str, pretrained: str, stored: dict[
     with torch.device("meta"):
         network = open_clip.create_model(name, load_weights=False, pretrained_text=False, device="meta")
     values = sum(tensor.numel() for tensor in network.state_dict().values())
-    if values > size:
+    if values > weights.size:
         raise NemoError(
-            f"{model} describes a model of {values:,} values, but {pretrained} has {size:,} bytes. "
+            f"{model} describes a model of {values:,} values, but {pretrained} has {weights.size:,} bytes. "
             "Give the model that the weights were trained as."
         )
-    _check_positions(stored, network, model, pretrained)
-
-
-def _check_weights(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a file's tensors by name; a file that holds more than tensors and plain containers is refused.
-
-    open_clip is told the same, but where loading raises a TypeError it loads again without saying so, and PyTorch
-    before 2.6 then executes what the file asks for.
-    """
-    import torch
-
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-        except (SafetensorError, OSError) as error:
-            raise NemoError(f"{path} is damaged ({_first_line(error)}). Get the file again.") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about kinds of files that are refused right here
-        try:
-            content = torch.load(path, map_location="meta", weights_only=True)
-        except Exception as error:  # a damaged file raises almost anything
-            raise NemoError(
-                f"{path} is damaged or holds objects other than tensors, which could run code and are refused. "
-                "Save the model's state_dict() with torch.save or as .safetensors."
-            ) from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else {}
-    return {
-        str(name).removeprefix("module."): tuple(tensor.shape)
-        for name, tensor in content.items()
-        if isinstance(tensor, torch.Tensor)
-    }
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of a message that says something, shortened: PyTorch lists every tensor of a model."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
-    return line if len(line) <= 160 else line[:157] + "..."
+    _check_positions(weights.shapes, network, model, pretrained)

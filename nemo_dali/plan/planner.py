@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import integer
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.draws import fill_rows, shuffle_keys
 from nemo_dali.kernels.plan.exclusions import Exclusions
@@ -15,6 +16,7 @@ from nemo_dali.kernels.plan.substitution import replace_photos
 from nemo_dali.kernels.tile import cell_edges
 from nemo_dali.plan.policy import MosaicPolicy
 
+LAST_POSITION = 2**63 - 1
 RESTORE = "Restore the photos, or say where they are with images=..."
 
 
@@ -187,8 +189,7 @@ class Planner:
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """int64 [length]: the item (ref, or sentence) at each position of the epoch, one permutation for all ranks."""
-        if not 0 <= epoch < 2**63:
-            raise ValueError(f"epoch ({epoch}) must be in [0, 2**63)")
+        epoch = integer("epoch", epoch, least=0, most=2**63 - 1)
         known, order = self._order
         if known != epoch and not self._shuffle:
             order = np.arange(self.length)
@@ -209,9 +210,7 @@ class Planner:
 
     def plan_and_count(self, epoch: int, positions: npt.ArrayLike) -> tuple[PlanRows, ShortPools]:
         """``plan``, and how many of the rows met a pool that was too small."""
-        positions = np.atleast_1d(np.asarray(positions, np.int64))
-        if positions.size and positions.min() < 0:
-            raise ValueError(f"positions ({positions.min()}) must be >= 0")
+        positions = _as_positions(positions)
         short = np.zeros(3, np.int64)
         rows = self._make(epoch, positions, self.order(epoch)[positions % self.length], short)
         return rows, ShortPools(*short.tolist())
@@ -351,12 +350,35 @@ def _check_photos(part: Part, policy: MosaicPolicy) -> None:
             f"{mosaic}, but a negative table excludes {part.photos - left} of its data set's {part.photos}. Mine it "
             f"with fewer exclusions, {remedy}"
         )
-    if part.twins is not None:
+    if part.twins is not None and left:
         most = int(np.bincount(part.twins[allowed]).max())
         if left - most < need:
             raise NemoError(
                 f"{mosaic}, but of the {left} that a data set has {most} are one and the same. {remedy.capitalize()}"
             )
+
+
+def _as_positions(given: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Positions of an epoch, one or several, as int64 [n].
+
+    Raises:
+        ValueError: they are no such integers.
+    """
+    try:
+        positions = np.atleast_1d(np.asarray(given))
+    except (TypeError, ValueError):  # rows of different lengths, say
+        positions = np.empty((0, 0))
+    if positions.ndim != 1:
+        raise ValueError(f"positions (a {type(given).__name__}) must be one integer, or integers in one dimension")
+    if positions.size and positions.dtype.kind in "iu":
+        for extreme in (positions.min(), positions.max()):
+            integer("positions", extreme, least=0, most=LAST_POSITION)
+    else:
+        for value in positions.tolist():
+            if isinstance(value, bool):
+                raise ValueError(f"positions ({value}) must be an integer")
+            integer("positions", value, least=0, most=LAST_POSITION)
+    return positions.astype(np.int64)
 
 
 def _of_each_part(rows: PlanRows, offset: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

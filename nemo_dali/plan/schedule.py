@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.errors import NemoError
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -36,6 +38,18 @@ class Schedule:
             seen += self.rank * self.batch_size
         left = max(self.length - seen, 0)
         return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
+
+    def check_filled(self) -> None:
+        """Refuse an epoch without a step; in evaluation, which fills nothing up, a rank may have none.
+
+        Raises:
+            NemoError: there is none.
+        """
+        if self.pad and not self.steps_after(0):
+            raise NemoError(
+                f"The data set's {self.length} samples fill no global batch of {self.global_batch}. "
+                "Lower batch_size or use drop_last=False."
+            )
 
     def behind(self, epoch: int, seen: int) -> tuple[int, int]:
         """Epoch and samples seen of the step behind this one."""

@@ -4,13 +4,15 @@
 for the woman comes along. The rules:
 
 1. Only whole words count: left, right, top, upper, bottom, lower, middle, center, with "leftmost", "bottomleft" and the
-   misspellings people make. Depth (front, back, near) does not count, and neither does "up" or "high".
+   misspellings people make, unless they are other words ("lift", "tight"). Depth (front, back, near) does not count,
+   and neither does "up" or "high".
 2. Uses that say nothing about a place in the photo are crossed out, a kind a line in the table below: clothing ("tank
    top"), body parts ("in his left hand"), directions of looking and moving ("facing left"), the adverb ("right
    behind"), the verb ("left over"), what is denied ("not the one on the left").
-3. "<place> of <thing>" is relative to the thing and is crossed out ("left of the woman", "top of the table", "right
-   half of the sandwich"), unless the thing is the photo ("left of pic") or a group that the target belongs to ("right
-   of the two"), or the expression begins with it: "right of the left couple" is about the right one.
+3. "<place> of <thing>" is relative to the thing and is crossed out ("left of the woman", "top back of the chair",
+   "right half of the sandwich"), unless the thing is the photo ("left of pic") or a group that the target belongs to
+   ("right of the two"), or the expression begins with it: "right of the left couple" is about the right one, but
+   "right of the woman's hat" is beside the hat. The "top" or "bottom part" is one of a thing as well.
 4. Of the words that are left the first decides, axis by axis: "left phone near the right man" is left. Words about
    another thing count where none about the target does, as both are in the one photo: "man behind the left woman" is
    left. "middle" yields to a side: "middle chair on the left" is in the left column.
@@ -23,7 +25,7 @@ glued words ("leftguy"), "not my puppy on right".
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +42,48 @@ def _any(words: frozenset[str]) -> str:
     return rf"(?:{'|'.join(sorted(words))})\b"
 
 
-# Written as one, superlatives, British, short and wrong spellings. Not "lt" (light) nor "bot" (often a boy).
+_KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+
+
+def _near(letter: str) -> str:
+    """The keys beside a letter's."""
+    row = next(i for i, keys in enumerate(_KEYS) if letter in keys)
+    place = _KEYS[row].index(letter)
+    steps = ((0, -1), (0, 1), (-1, 0), (-1, 1), (1, -1), (1, 0))
+    return "".join(
+        _KEYS[row + down][place + along : place + along + 1]
+        for down, along in steps
+        if 0 <= row + down < len(_KEYS) and place + along >= 0
+    )
+
+
+def _slips(word: str) -> Iterator[str]:
+    """What a slip of a finger makes of a word: a letter missing, doubled, exchanged, hit beside or besides."""
+    for i, letter in enumerate(word):
+        before, behind = word[:i], word[i + 1 :]
+        yield before + behind
+        yield before + 2 * letter + behind
+        yield before[:-1] + letter + before[-1:] + behind
+        for other in _near(letter):
+            yield before + other + behind
+            yield before + other + letter + behind
+            yield before + letter + other + behind
+        if letter in "aeiou":
+            yield from (before + other + behind for other in "aeiou")
+
+
+# The words themselves, and slips of them that are words of another meaning.
+_NO_SLIPS = _words("left eft lect lefty let lett lift loft right dight eight fight fright tight bottom")
+
+# Slips; written as one, superlatives, British, short and wrong spellings. Not "lt" (light) nor "bot" (often a boy).
+# "top" is too near to other words to have slips of its own.
 _SPELLINGS = {
-    **dict.fromkeys(_words("leftmost leftest leftish leftside farleft lft lef lefy lefdt laft"), "left"),
-    **dict.fromkeys(_words("rightmost rightest rightish rightside righty farright rt rite righ rigth rihgt"), "right"),
-    **dict.fromkeys(_words("riht rgiht roght ruight rihght"), "right"),
+    **{slip: word for word in ("left", "right", "bottom") for slip in _slips(word) if slip not in _NO_SLIPS},
+    **dict.fromkeys(_words("tpo topp ttop"), "top"),
+    **dict.fromkeys(_words("leftmost leftest leftish leftside farleft"), "left"),
+    **dict.fromkeys(_words("rightmost rightest rightish rightside righty farright rt rite"), "right"),
     **dict.fromkeys(_words("topmost uppermost highest"), "top"),
-    **dict.fromkeys(_words("bottommost lowest bottem bottome botom botttom botto bottow botton btm"), "bottom"),
+    **dict.fromkeys(_words("bottommost lowest bottome bottow bootom btoom btm"), "bottom"),
     **dict.fromkeys(_words("middlemost midle midlle middel midde middlr midd mid"), "middle"),
     **dict.fromkeys(_words("centre central centermost centerish ctr"), "center"),
     **{
@@ -62,7 +99,9 @@ _SPELLINGS = {
     "ontop": "on top",
 }
 _PLACES = frozenset([*_SIDES, "middle", "center"])
-_TRIGGERS = _PLACES | frozenset(_SPELLINGS)  # half of all expressions have none of these, and nothing is done with them
+_TRIGGERS = (
+    _PLACES | frozenset(_SPELLINGS) | {"eft"}
+)  # half of all expressions have none of these, and nothing is done with them
 
 _PICTURE = _words("photo photograph pic pict picture image img screen frame shot scene view page room middle center")
 _GROUP = _words(
@@ -70,6 +109,7 @@ _GROUP = _words(
 )
 _OTHER = _words("other others more additional smaller larger bigger")
 _PART = _words("hand side sides half part portion section area quarter end edge corner level")
+_DEPTH = _words("back front rear inside outside inner outer")
 _BODY = _words(
     "hand arm forearm elbow wrist shoulder leg knee thigh foot ankle eye ear cheek hip finger thumb breast body torso "
     "lip jaw sleeve shoe sock boot glove paw wing tusk horn"
@@ -93,12 +133,24 @@ _AGED = _words("aged age finger eastern school size sized handed field fielder")
 
 _P = _any(_PLACES)
 _LR = r"(?:left|right)\b"
+_UP_DOWN = r"(?:top|bottom|upper|lower)\b"
 _THE = _any(_words("the a an this that these those our my your whole entire very far most all"))
 _ON_THE = "on to at in from the far very way front back down up top bottom upper lower".split()
 _INTRODUCED = "".join(rf"(?<!\b{w} )" for w in _ON_THE)
 
-# What an expression begins with is about the target: "right of the left couple", "left hand" (one that reaches in).
-_BEGINNING = re.compile(rf"(?:{_THE} )*(?:{_P} )*{_LR} (?:of|{_any(_BODY)}(?! (?:of|{_any(_PART)})))\b")
+# An "eft" that can be no newt: "bottom eft corner", "far eft", "eft side".
+_EFT = re.compile(rf"\b(far |{_any(_PLACES)} )eft\b|\beft(?= (?:most\b|of\b|{_any(_PART)}))")
+# "the woman's hat", "the crowd's noise"; not "the photo's center". Apostrophes are spaces here.
+_OWNED = rf" s (?!{_any(_PICTURE | _PART)})"
+
+_HER = r"(?:his|its|their|her(?! (?:on|in|at|by|and|with|near|next)\b)) \w"
+
+# What an expression begins with is about the target: "right of the left couple", "left hand" (one that reaches in); not
+# "right of the woman's hat".
+_BEGINNING = re.compile(
+    rf"(?:{_THE} )*(?:{_P} )*{_LR} (?:of\b(?!(?: {_THE})*(?: {_HER}|(?: \w+){{1,2}}?{_OWNED}))"
+    rf"|{_any(_BODY)}(?! (?:of|{_any(_PART)})))"
+)
 
 # Words without one of which a rule has nothing to do (so most rules cost nothing), and what it crosses out.
 _RULES = [
@@ -110,7 +162,17 @@ _RULES = [
         (
             _words("of"),
             rf"\b(?:{_P} )+(?:most )?(?:{_any(_PART | _BODY)} )*of\b"
-            rf"(?!(?: {_THE})*(?: {_P})* (?:\d+\b|{_any(_PICTURE | _GROUP)})(?! {_any(_OTHER)}))(?!$)",
+            rf"(?!(?: {_THE})*(?: {_P})* (?:\d+\b|{_any(_PICTURE | _GROUP)})(?! {_any(_OTHER)})(?!{_OWNED}))(?!$)",
+        ),
+        # "top back of the chair", "top front edge of the box"; not "right back of the zebra", "top front of the photo"
+        (
+            _words("of"),
+            rf"\b(?:{_P} )*{_UP_DOWN} {_any(_DEPTH)}(?: {_any(_PART)})? of\b(?! (?:{_THE} )*{_any(_PICTURE | _GROUP)})",
+        ),
+        # "the top overhanging part", "upper part"; not "top right part", "top part of the photo"
+        (
+            _words("part portion"),
+            rf"\b{_UP_DOWN} (?:\w+ing )?(?:part|portion)\b(?! (?:of (?:{_THE} )*{_any(_PICTURE | _GROUP)}|{_P}))",
         ),
         # "black tank top", "red top", "table top"; not "white top left"
         (_GARMENTS, rf"\b{_any(_GARMENTS)} top\b"),
@@ -173,6 +235,8 @@ def placement(sentence: str) -> tuple[int | None, int | None]:
     if _TRIGGERS.isdisjoint(words):
         return None, None
     text = " ".join([_SPELLINGS.get(word, word) for word in words])
+    if "eft" in words:
+        text = _EFT.sub(r"\1left", text)
     words = text.split()
     beginning = _BEGINNING.match(text)
     begin = beginning.end() if beginning else 0

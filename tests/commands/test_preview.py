@@ -14,6 +14,8 @@ from nemo_dali.io import output
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy
+from tests.helpers.forged import forge
+from tests.helpers.tables import write_ranked_table
 
 GREY = 128
 SIDE = 200
@@ -168,6 +170,53 @@ def test_preview_draws_what_the_loader_delivers(files, tmp_path, monkeypatch):
             else:
                 place = np.flatnonzero(table.neighbors[row["sentence"]] == photo)
                 assert shown == table.similarity[row["sentence"], place[0]]
+
+
+def test_samples_without_a_target_and_negatives_outside_the_policy_are_marked(files, tmp_path, monkeypatch):
+    def edit(parts):
+        arrays = parts.arrays
+        arrays["refs/empty"][::2] = 1
+        ends = arrays["refs/rle_begin"] + arrays["refs/rle_count"]
+        for begin, end in list(zip(arrays["refs/rle_begin"], ends, strict=True))[::2]:
+            runs = arrays["rle/counts"][begin:end]
+            runs[:] = [runs.sum(), *[0] * (len(runs) - 1)]
+
+    dataset = Dataset.open(forge(files.dataset, edit, tmp_path / "data.ris.h5"), images=files.photos)
+    table = write_ranked_table(tmp_path / "data.neg.h5", dataset, seed=2, shorten=True)
+    policy = MosaicPolicy(p_mined=0.7, p_random=0.2, max_similarity=0.1, max_similarity_no_target=-0.1, top_k=5)
+    drawn = []
+    monkeypatch.setattr(module, "draw_sheet", lambda samples, title: drawn.extend(samples) or draw_sheet(samples))
+    said = preview(dataset.path, table.path, output=tmp_path / "a.png", count=40, policy=policy, images=files.photos)
+    loader = Loader(dataset.path, table.path, batch_size=4, policy=policy, images=files.photos, size=32)
+    rows = loader.plan(0, np.arange(40))
+    marks = {"no target": 0, "outside": 0, "unranked": 0}
+    for panel, row in zip(drawn, rows, strict=True):
+        assert panel.no_target == (row["ref"] % 2 == 0)
+        marks["no target"] += panel.no_target
+        ranked = list(
+            zip(table.neighbors[row["sentence"]], table.similarity[row["sentence"]].astype(float), strict=True)
+        )
+        pool = [photo for photo, similarity in ranked if similarity <= (-0.1 if panel.no_target else 0.1)][:5]
+        for place, cell in enumerate(panel.cells):
+            photo = row["images"][place]
+            assert cell.outside == (panel.kind == "mined" and place != row["cell"] and photo not in pool)
+            marks["outside"] += cell.outside
+            marks["unranked"] += cell.outside and cell.similarity is None
+    assert min(marks.values()) > 2
+    assert said == sum(any(cell.outside for cell in panel.cells) for panel in drawn) > 0
+    enough = MosaicPolicy(p_mined=1)
+    assert preview(files.dataset, files.negatives, output=tmp_path / "b.png", count=4, size=32, policy=enough) == 0
+
+
+def test_marks_are_drawn_in_colours_of_their_own():
+    def drawn(colour, **facts):
+        return (np.asarray(draw_sheet([sample(kind="mined", **facts)])) == colour).all(axis=2).sum()
+
+    assert drawn(module.NO_TARGET) == drawn(module.OUTSIDE, cells=QUARTERS) == 0
+    assert drawn(module.OUTSIDE, cells=(Cell((0, 0, 100, 100), 0.31, outside=True),)) > 500
+    assert drawn(module.OUTSIDE, cells=(Cell((0, 0, 100, 100), None, outside=True),)) > 500
+    marked = Sample(**{**vars(sample()), "no_target": True})
+    assert ((np.asarray(draw_sheet([marked])) == module.NO_TARGET).all(axis=2)).sum() > 500
 
 
 def test_preview_is_reproducible_and_the_seed_chooses_other_samples(files, tmp_path):

@@ -162,6 +162,12 @@ def test_every_call_names_options_that_exist():
             assert set(names) <= inspect.signature(function).parameters.keys(), ast.unparse(call)
 
 
+def test_every_argument_of_a_dataloader_has_its_row():
+    table = PAGE.partition("### Arguments of a DataLoader")[2].partition("\n### ")[0]
+    named = {name for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert named == set(inspect.signature(torch.utils.data.DataLoader).parameters) | {"in_order"}
+
+
 def test_every_preset_has_its_row():
     assert sorted(re.findall(r"^\| \[[^|]+\| `(\w+)` \|", PAGE, re.MULTILINE)) == sorted(PRESETS)
 

@@ -1,7 +1,34 @@
-"""A CLIP model small enough to make in a test."""
+"""CLIP models small enough to make in a test."""
+
+from pathlib import Path
 
 CLIP_CONFIG = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
+
+# As wide as open_clip takes for granted of OpenAI's.
+OPENAI_CONFIG = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+    "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+    "quick_gelu": True,
+}
+
+
+def write_openai_archive(path: Path) -> None:
+    """A CLIP model in the form in which OpenAI published theirs: traced, partly float16, three numbers beside it."""
+    import open_clip
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = open_clip.CLIP(**OPENAI_CONFIG).eval()
+    for key, value in (("input_resolution", 32), ("context_length", 12), ("vocab_size", 49408)):
+        vars(network).pop(key, None)
+        network.register_buffer(key, torch.tensor(value))
+    inputs = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 12, dtype=torch.int64)}
+    traced = torch.jit.trace_module(network, inputs)
+    open_clip.model.convert_weights_to_fp16(network)
+    traced.save(str(path))

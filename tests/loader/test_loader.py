@@ -1,5 +1,7 @@
+import inspect
 import json
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError, StateError
 from nemo_dali.loader.loader import Loader
+from nemo_dali.loader.options import INSTEAD
 from nemo_dali.plan import policy as policy_module
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
@@ -404,7 +407,15 @@ def test_the_photos_can_lie_elsewhere(files, tmp_path):
         ({"rank": 1}, "world_size"),
         ({"rank": 2, "world_size": 2}, "rank"),
         ({"seed": -1}, "seed"),
-        ({"num_threads": 0}, "num_threads"),
+        ({"num_threads": -1}, "num_threads"),
+        ({"num_threads": "4"}, "num_threads"),
+        ({"rank": "0", "world_size": 1}, "rank"),
+        ({"rank": 0, "world_size": "1"}, "world_size"),
+        ({"rank": "0"}, "rank"),
+        ({"rank": -1, "world_size": 1}, "rank"),
+        ({"rank": 0, "world_size": 0}, "world_size"),
+        ({"tiles": b"a.tiles.h5"}, "tiles"),
+        ({"images": [3]}, "images"),
         ({"mean": (0.5, 0.5)}, "mean"),
         ({"std": (0.5, 0.5, 0.0)}, "std"),
         *(
@@ -425,6 +436,43 @@ def test_a_wrong_argument_is_refused_by_name(files, wrong, name):
     with pytest.raises(ValueError, match=rf"\b{name} ") as error:
         make(files, **wrong)
     assert len(str(error.value)) < 300
+
+
+def test_lists_of_files_with_something_else_in_them_are_refused_by_name(files):
+    with pytest.raises(ValueError, match=r"^negatives \(\['a', None\]\) must be a path or a list of paths, not None$"):
+        Loader(files.dataset, ["a", None], batch_size=1)
+    with pytest.raises(ValueError, match=r"^dataset \(.*object.*\) must be a path or a list of paths, not .*object"):
+        Loader(torch.utils.data.Dataset(), batch_size=1)
+    with pytest.raises(ValueError, match=r"^negatives \(3\) must be"):
+        Loader(files.dataset, 3, batch_size=1)
+    assert len(make(files, images=[None])) == len(make(files))
+
+
+@pytest.mark.parametrize("none", [None, 0])
+def test_no_threads_asked_for_are_this_processs_share(files, monkeypatch, none):
+    monkeypatch.setattr("nemo_dali.loader.options.thread_count", lambda: 3)
+    assert make(files, num_threads=none).num_threads == 3
+
+
+def test_arguments_of_a_dataloader_are_told_what_takes_their_place(files):
+    taken = inspect.signature(Loader).parameters
+    theirs = set(inspect.signature(torch.utils.data.DataLoader).parameters) - set(taken)
+    assert theirs <= INSTEAD.keys() and not INSTEAD.keys() & taken.keys()
+    for name, instead in INSTEAD.items():
+        with pytest.raises(TypeError) as error:
+            make(files, **{name: 1})
+        assert str(error.value) == f"Loader takes no {name}, an argument of torch's DataLoader. {instead}."
+        arguments = set(re.findall(r"Give (\w+)", instead))
+        assert arguments <= taken.keys() and (arguments or instead.startswith("Leave it out: "))
+
+
+def test_misspelt_arguments_are_told(files):
+    with pytest.raises(TypeError, match=r"^Loader takes no argument 'num_treads'; did you mean 'num_threads'\?$"):
+        make(files, num_treads=1)
+    with pytest.raises(TypeError, match=r"^Loader takes no argument 'num_worker'; did you mean 'num_workers'\?$"):
+        make(files, num_worker=1)
+    with pytest.raises(TypeError, match=r"^Loader takes no argument 'xyz'; help\(Loader\) lists its arguments\.$"):
+        make(files, xyz=1)
 
 
 def test_batches_larger_than_the_memory_are_refused_before_it_is_taken(files, monkeypatch):

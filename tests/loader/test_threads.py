@@ -176,6 +176,48 @@ def test_a_new_pass_waits_for_the_last_step_of_one_that_was_given_up(files, epoc
     assert same(list(newer), epochs[0])
 
 
+def test_a_close_waits_for_another_threads_step(files, epochs, monkeypatch):
+    loader = make(files)
+    passes, inside, done = iter(loader), threading.Event(), threading.Event()
+    shown = [next(passes)]
+    settled = loader._prefetcher._pipeline.wait
+
+    def slow():
+        inside.set()
+        assert done.wait(60)
+        return settled()
+
+    with ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(loader._prefetcher._pipeline, "wait", slow)
+        waiting = pool.submit(next, passes)
+        assert inside.wait(60)
+        try:
+            with (
+                monkeypatch.context() as patch,
+                pytest.raises(NemoError, match=r"Another .* before close\(\) is called"),
+            ):
+                patch.setattr("nemo_dali.loader._state.PATIENCE_S", 0.01)
+                loader.close()
+            closing = pool.submit(loader.close)
+            time.sleep(0.1)
+            assert not closing.done()
+        finally:
+            done.set()
+        shown.append(waiting.result())
+        closing.result()
+    assert loader._prefetcher.in_flight == 0
+    assert same([*shown, *passes], epochs[0])  # by a new pipeline
+    loader.close()
+
+
+def test_a_loader_can_be_closed_inside_its_own_pass(files, epochs):
+    loader, shown = make(files), []
+    for batch in loader:
+        shown.append(batch)
+        loader.close()
+    assert same(shown, epochs[0])
+
+
 def test_an_interrupted_step_keeps_nobody_out(files, epochs, monkeypatch):
     loader = make(files)
 

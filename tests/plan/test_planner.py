@@ -492,3 +492,35 @@ def test_a_substitute_of_a_mined_photo_keeps_to_the_bound_of_its_expression():
         if ((similarity <= 0.2) & (similarity > -np.inf)).sum() < 12:
             continue  # the window may be used up
         assert all(similarity[neighbors.index(photo)] <= 0.2 for photo in row["images"][:4] if photo in neighbors)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "positions", "message"),
+    [
+        (0, [10**30], r"^positions \(1000000000000000000000000000000\) must be >= 0 and <= 9223372036854775807$"),
+        (0, [10**5000], r"^positions \(an integer of 16610 bits\) must be >= 0 and <= 9223372036854775807$"),
+        (0, [2**63], r"^positions \(9223372036854775808\) must be >= 0 and <= "),
+        (0, np.array([2**64 - 1], np.uint64), r"^positions \(18446744073709551615\) must be >= 0 and <= "),
+        (0, [0, -1], r"^positions \(-1\) must be >= 0$"),
+        (0, [0.5], r"^positions \(0\.5\) must be an integer$"),
+        (0, ["a"], r"^positions \('a'\) must be an integer$"),
+        (0, None, r"^positions \(None\) must be an integer$"),
+        (0, [True, False], r"^positions \(True\) must be an integer$"),
+        (0, [[1], [1, 2]], r"^positions \(a list\) must be one integer, or integers in one dimension$"),
+        (0, np.zeros((2, 2), int), r"^positions \(a ndarray\) must be one integer, or integers in one dimension$"),
+        (2**300, [0], r"^epoch \(an integer of 301 bits\) must be >= 0 and <= 9223372036854775807$"),
+        (-1, [0], r"^epoch \(-1\) must be >= 0$"),
+        ("0", [0], r"^epoch \('0'\) must be an integer$"),
+    ],
+)
+def test_bad_positions_and_epochs_are_told(epoch, positions, message):
+    with pytest.raises(ValueError, match=message):
+        Planner((PART,), FULL, seed=1, size=480).plan(epoch, positions)
+
+
+def test_positions_of_every_kind_of_integer():
+    planner = Planner((PART,), FULL, seed=1, size=480)
+    expected = planner.plan(0, [3])
+    for given_as in (3, [3], (3,), np.int32(3), np.array([3], np.uint64), np.array([3], object), range(3, 4)):
+        assert np.array_equal(planner.plan(0, given_as), expected)
+    assert len(planner.plan(0, [])) == 0 and len(planner.plan(0, [2**63 - 1])) == 1

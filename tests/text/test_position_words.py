@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 
-from nemo_dali.text.position_words import allowed_cells, placement
+from nemo_dali.text.position_words import _SPELLINGS, allowed_cells, placement
 
 L, R, T, B, M, N = -1, 1, -1, 1, 0, None
 
@@ -38,6 +39,20 @@ PLACES = {
     "botom right": (R, B),
     "midlle elephant": (M, N),
     "man in lt blue": (N, N),
+    "rght": (R, N),
+    "man in the front ight": (R, N),
+    "lweft guy": (L, N),
+    "bttom rightt": (R, B),
+    "bittom plate": (N, B),
+    "bootom far left guy": (L, B),
+    "bottom eft corner": (L, B),
+    "far eft": (L, N),
+    "eft side": (L, N),
+    # misspelt as words of another meaning
+    "an eft on a rock": (N, N),
+    "let the man by the lift fight": (N, N),
+    "girl in tight pants with eight buttons": (N, N),
+    "two bottles to tow": (N, N),
     # position words inside other words
     "yellow flower on the pillow": (N, N),
     "laptop by the bright desktop": (N, N),
@@ -73,6 +88,22 @@ PLACES = {
     "the cow on the far right of the herd": (R, N),
     "dog on the left of the two": (L, N),
     "middle of the three zebras": (M, N),
+    "right of the woman's hat": (N, N),
+    "the left of a tall man ' s head": (N, N),
+    "left of her hand": (N, N),
+    "right of her on the couch": (R, N),
+    "man to the right of the couple's table": (N, N),
+    "top left of the room's door": (N, N),
+    "right of the photo's center": (R, N),
+    "top back of the chair": (N, N),
+    "upper front edge of the box": (N, N),
+    "dip top back": (N, T),
+    "top back of the photo": (N, T),
+    "right back of zebra": (R, N),
+    "the top overhanging part": (N, N),
+    "far left girl upper part": (L, N),
+    "upper part of the picture": (N, T),
+    "top right part": (R, T),
     # conflicts
     "right of the left couple": (R, N),
     "the woman on the right of the left couple": (R, N),
@@ -175,6 +206,13 @@ def test_some_cell_is_always_allowed(sentence):
 def test_words_inside_words_do_not_count(word, letter):
     for hidden in (f"{letter}x{word}", f"{word}x{letter}", f"{letter}x{word}x{letter}"):
         assert placement(f"the {hidden} man") == (None, None)
+
+
+def test_no_misspelling_is_a_word_that_clip_knows():
+    """Its vocabulary has the 30,000 most frequent words; those taken for places are listed."""
+    known = {token.removesuffix("</w>") for token in SimpleTokenizer().encoder if token.endswith("</w>")}
+    taken = set("topmost uppermost highest lowest mid central centre ctr rite rt ight tright".split())
+    assert {word for word in _SPELLINGS if word in known} <= taken
 
 
 @given(st.permutations(["zebra", "on", "grass", "near", "water"]), st.sampled_from(["left", "right"]))
