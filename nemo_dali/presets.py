@@ -30,6 +30,7 @@ __all__ = [
     "lavt",
     "maskris",
     "rela",
+    "rmsin",
 ]
 
 Options = dict[str, Any]
@@ -41,6 +42,11 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 def lavt(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
     """LAVT (yz93/LAVT-RIS): a ref with a random sentence, its raw text."""
     return _bert(size, vocabulary) | {"text": "raw", "style": "lavt"}
+
+
+def rmsin(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
+    """RMSIN (Lsan2401/RMSIN): as LAVT, with black squares on the photos of a fifth of the samples."""
+    return lavt(size=size, vocabulary=vocabulary) | {"erase": 0.2}
 
 
 def caris(*, size: int = 448, vocabulary: str = VOCABULARY) -> Options:
@@ -124,5 +130,5 @@ def _bert(size: int, vocabulary: str) -> Options:
 
 
 PRESETS: dict[str, Callable[..., Options]] = {
-    function.__name__: function for function in (lavt, cris, etris, detris, rela, caris, maskris, cgformer, dmmi)
+    function.__name__: function for function in (lavt, rmsin, cris, etris, detris, rela, caris, maskris, cgformer, dmmi)
 }

@@ -20,6 +20,7 @@ from torchvision.transforms import functional as tv
 from nemo_dali import presets
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.errors import StateError
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.options import BatchFormat, format_of
 from nemo_dali.plan.policy import MosaicPolicy
@@ -53,9 +54,10 @@ AWKWARD = [  # raw; "sent" is in small letters and without punctuation
     "1234567890",
     "tall-ish person w/ bag & hat",
 ]
-BERTS = ("lavt", "caris", "maskris", "cgformer", "rela", "dmmi")
+BERTS = ("lavt", "rmsin", "caris", "maskris", "cgformer", "rela", "dmmi")
+RAW = ("lavt", "rmsin", "rela", "dmmi")
 CLIPS = {"cris": 416, "etris": 416, "detris": 448}
-SIZES = {"lavt": 480, "caris": 448, "maskris": 448, "cgformer": 480, "rela": 480, "dmmi": 480} | CLIPS
+SIZES = {"lavt": 480, "rmsin": 480, "caris": 448, "maskris": 448, "cgformer": 480, "rela": 480, "dmmi": 480} | CLIPS
 MIXED = MosaicPolicy(p_mined=0.4, p_random=0.2, grids={2: 1.0, 3: 1.0}, top_k=10)
 
 
@@ -112,9 +114,9 @@ def load(data, name, vocabulary, **options):
 
 def parts_of(name, step):
     """The step's parts by name, once its structure is found to be the repository's."""
-    if name in ("lavt", "cris", "etris", "detris", "dmmi", "cgformer"):
+    if name in ("lavt", "rmsin", "cris", "etris", "detris", "dmmi", "cgformer"):
         assert type(step) is tuple
-    if name == "lavt":
+    if name in ("lavt", "rmsin"):
         image, mask, tokens, attention = step
     elif name in CLIPS:
         image, tokens, mask = step
@@ -222,6 +224,9 @@ def test_presets_and_formats_refuse_what_they_do_not_know(data):
         ({"split_mode": "eval", "policy": MosaicPolicy()}, "policy"),
         ({"split_mode": "eval", "infinite": True}, "infinite"),
         ({"fit": "letterbox", "tiles": "x.tiles.h5"}, "fit"),
+        ({"erase": 1.5}, "erase"),
+        ({"erase": 0.2, "tiles": "x.tiles.h5"}, r"erase \(0.2\) must be 0 with tiles"),
+        ({"split_mode": "eval", "erase": 0.2}, "erase"),
     ):
         with pytest.raises(ValueError, match=text):
             Loader(
@@ -239,7 +244,7 @@ def test_tokens_are_the_repositorys(data, vocabulary, name):
     """All sentences of the data set, the awkward ones, in the text that the repository reads."""
     dataset = Dataset.open(data.dataset)
     ids = {token: row for row, token in enumerate(vocabulary.read_text("utf-8").splitlines())}
-    texts = dataset.sentences.raw if name in ("lavt", "rela", "dmmi") else dataset.sentences.text
+    texts = dataset.sentences.raw if name in RAW else dataset.sentences.text
     loader = load(data, name, vocabulary, policy=MosaicPolicy(p_mined=0), style="batch", samples="sentences", size=16)
     seen, cut = {}, 0
     for batch in loader:
@@ -252,7 +257,7 @@ def test_tokens_are_the_repositorys(data, vocabulary, name):
         assert found == expected, texts[row]
         cut += found[1] == len(found[0])
     assert cut  # a sentence was too long: CLIP's end token stays, BERT's goes
-    assert set(texts) >= {AWKWARD[0]} if name in ("lavt", "rela", "dmmi") else AWKWARD[0] not in texts
+    assert set(texts) >= {AWKWARD[0]} if name in RAW else AWKWARD[0] not in texts
 
 
 def test_maskris_masks_tokens_and_dmmi_nouns(data, vocabulary):
@@ -303,6 +308,64 @@ def dense_mask(dataset, ref):
     return coco.decode(coco.frPyObjects(runs, height, width))
 
 
+def erased(photo, position, *, epoch, seed):
+    """What RMSIN's ``add_random_boxes`` makes of a photo, its draws as ``plan.erasing`` has them; and how many."""
+    words = [int(w) for w in np.random.Philox(key=[seed, epoch], counter=[0, position, 2, 0]).random_raw(122)]
+    if words[0] / 2**64 >= 0.2:
+        return photo, 0
+    pixels = np.asarray(photo).copy()
+    number, most = 20 + words[1] * 41 // 2**64, pixels.shape[1] - 32
+    for i in range(number):
+        y, x = (word * (most + 1) // 2**64 for word in words[2 + 2 * i : 4 + 2 * i])
+        assert 0 <= x <= most and 0 <= y <= most
+        pixels[y : y + 32, x : x + 32] = 0
+    return Image.fromarray(pixels), number
+
+
+def test_rmsins_squares_lie_on_targets_of_singles_and_of_mosaics(data, vocabulary):
+    """Bit for bit, on photos that are not square too, and for any number of ranks and after a resume."""
+    dataset = Dataset.open(data.dataset)
+    assert (dataset.images.width >= 32).all() and (dataset.images.width != dataset.images.height).any()
+    options = {"style": "batch", "dtype": "uint8", "batch_size": 4}
+    loader, counts, grids, shown = load(data, "rmsin", vocabulary, **options), [], set(), {}
+    for epoch in range(6):
+        for batch in loader:
+            for row, image in zip(batch.plan, batch.image.numpy().transpose(0, 2, 3, 1), strict=True):
+                shown[epoch, int(row["position"])] = image
+                grid, size = int(row["grid"]), 480 // int(row["grid"])
+                for cell in range(grid * grid):
+                    with Image.open(dataset.photo_path(row["images"][cell])) as photo:
+                        pixels, number = photo.convert("RGB"), 0
+                    if cell == row["cell"]:
+                        pixels, number = erased(pixels, int(row["position"]), epoch=epoch, seed=3)
+                        counts.append(number)
+                    expected = np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR))
+                    y, x = cell // grid * size, cell % grid * size
+                    np.testing.assert_array_equal(image[y : y + size, x : x + size], expected)
+                    if number:
+                        grids.add(grid)
+    assert grids == {1, 2, 3} and 0.1 < np.mean(np.array(counts) > 0) < 0.3
+    ranks = [load(data, "rmsin", vocabulary, rank=rank, world_size=2, **options | {"batch_size": 2}) for rank in (0, 1)]
+    ranks[1].set_epoch(3)
+    ranks[1].load_state_dict(loader_state(data, vocabulary, options, epoch=3))
+    batch = next(iter(ranks[1]))
+    assert batch.plan["position"].tolist() == [10, 11]
+    for row, image in zip(batch.plan, batch.image.numpy().transpose(0, 2, 3, 1), strict=True):
+        np.testing.assert_array_equal(image, shown[3, int(row["position"])])
+    other = load(data, "lavt", vocabulary, **options)
+    with pytest.raises(StateError, match=r"erase 0\.2, here none"):
+        other.load_state_dict(ranks[0].state_dict())
+
+
+def loader_state(data, vocabulary, options, *, epoch):
+    """After two steps."""
+    loader = load(data, "rmsin", vocabulary, **options)
+    loader.set_epoch(epoch)
+    for _ in zip(range(2), loader, strict=False):
+        pass
+    return loader.state_dict()
+
+
 def compare_singles(dataset, loader, name):
     compared = 0
     for batch in loader:
@@ -310,7 +373,10 @@ def compare_singles(dataset, loader, name):
             if row["grid"] > 1:
                 continue
             with Image.open(dataset.photo_path(row["images"][0])) as photo:
-                expected = original(name, photo.convert("RGB"), dense_mask(dataset, row["ref"]))
+                pixels = photo.convert("RGB")
+            if loader.format.erase:
+                pixels, _ = erased(pixels, int(row["position"]), epoch=loader.epoch, seed=loader.seed)
+            expected = original(name, pixels, dense_mask(dataset, row["ref"]))
             assert torch.equal(image, expected[0]) and torch.equal(mask, expected[1])
             compared += 1
     return compared

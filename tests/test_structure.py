@@ -45,6 +45,7 @@ PUBLIC = {
         "lavt",
         "maskris",
         "rela",
+        "rmsin",
     ],
     "nemo_dali.text": ["mask_nouns", "mask_tokens", "noun_runs", "tokenize"],
     "nemo_dali.tiles": ["TileFile", "make_tiles"],

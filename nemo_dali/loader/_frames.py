@@ -20,6 +20,7 @@ from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.paths import NOTHING, encode_path
+from nemo_dali.plan.erasing import Corners, black_squares
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.placement import ResidentTiles
 
@@ -38,6 +39,7 @@ class PreparedBatch:
         image: torch [B, 3, size, size] and mask: torch uint8 [B, size, size], of undefined content until it is drawn.
         paths: of the photo of each cell, from ``encode_path``; none with resident tiles.
         work: dtype ``TILE`` [cells], with resident tiles [B, most cells]; on a GPU a ``DeviceBatch`` either way.
+        squares: per cell, float32 [squares, 2], where its photo is black; None without ``erase``.
         stream: on a GPU torch's current stream when the memory was allocated.
     """
 
@@ -45,6 +47,7 @@ class PreparedBatch:
     mask: "torch.Tensor"
     paths: list[npt.NDArray[np.uint8]]
     work: TileRecords | gpu.DeviceBatch
+    squares: list[Corners] | None
     stream: "torch.cuda.Stream | None"
 
 
@@ -57,9 +60,11 @@ class FrameAllocator:
         policy: of the plan rows.
         resources: on which device the memory is, and how many batches are in flight.
         resident: tiles to be shown in place of the photos.
+        seed: of the squares that ``erase`` puts on photos.
 
     Attributes:
         nbytes: of a batch.
+        erases: whether batches have squares.
     """
 
     def __init__(
@@ -70,12 +75,13 @@ class FrameAllocator:
         resources: Resources,
         *,
         batch_size: int,
-        resident: ResidentTiles | None = None,
+        resident: ResidentTiles | None,
+        seed: int,
     ) -> None:
-        self._resident = resident
+        self._resident, self._seed = resident, seed
         self._most_cells = policy.largest_grid**2
         self._corpus = corpus
-        self._format = format
+        self._format, self.erases = format, format.erase > 0
         self._device_id = device_id = resources.device_id
         table = np.ascontiguousarray(normalisation_table(format.mean, format.std, format.dtype))
         self._itemsize = table.itemsize
@@ -100,8 +106,8 @@ class FrameAllocator:
             self._table = torch.from_numpy(table.view(np.uint8)).to(gpu.place(device_id))
             self._table_address = self._table.data_ptr()
 
-    def prepare(self, rows: PlanRows) -> PreparedBatch:
-        """Allocate a batch for plan rows, dtype ``plan.PLAN`` [n], n at most the batch size.
+    def prepare(self, epoch: int, rows: PlanRows) -> PreparedBatch:
+        """Allocate a batch for an epoch's plan rows, dtype ``plan.PLAN`` [n], n at most the batch size.
 
         Raises:
             NemoError: there is no memory left.
@@ -139,13 +145,28 @@ class FrameAllocator:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
         else:
             paths = [self._path(row) for row in photo.tolist()]
+        squares = self._squares(epoch, rows, sample, photo) if self.erases else None
         if self._device_id is not None:
             stream = gpu.current_stream(self._device_id)
             work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
-            return PreparedBatch(image, mask, paths, work, stream)
-        return PreparedBatch(
-            image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
+            return PreparedBatch(image, mask, paths, work, squares, stream)
+        if self._resident is not None:
+            tiles = self._by_sample(tiles, sample, batch)
+        return PreparedBatch(image, mask, paths, tiles, squares, None)
+
+    def _squares(
+        self, epoch: int, rows: PlanRows, sample: npt.NDArray[np.int64], photo: npt.NDArray[np.int64]
+    ) -> list[Corners]:
+        """Those of each cell: the target's photo may have some, and a mosaic shows it once."""
+        target = rows["images"][np.arange(len(rows)), rows["cell"]]
+        found = black_squares(
+            rows["position"],
+            self._corpus.photo_width[target],
+            seed=self._seed,
+            epoch=epoch,
+            share=self._format.erase,
         )
+        return [found[s] if its else found[s][:0] for s, its in zip(sample, photo == target[sample], strict=True)]
 
     def _path(self, photo: int) -> npt.NDArray[np.uint8]:
         """Of a photo. Its file is looked at when it is used for the first time: a network may take its time for it."""

@@ -66,6 +66,7 @@ class Prefetcher:
             num_threads=resources.num_threads,
             prefetch=resources.prefetch,
             hw_decoder_load=resources.hw_decoder_load,
+            erase=frames.erases,
         )
         self._pipeline: StreamPipeline | None = None
 
@@ -135,5 +136,6 @@ class Prefetcher:
             self._resident.check_files()
         rows, short = self._planner.plan_and_count(epoch, self._schedule.positions(seen))
         rows, replaced = self._faults.replace(epoch, rows)
-        drawing = self._frames.prepare(rows)
-        pipeline.feed(drawing.paths, drawing.work, Step(epoch, seen, rows, short, replaced, drawing))
+        drawing = self._frames.prepare(epoch, rows)
+        step = Step(epoch, seen, rows, short, replaced, drawing)
+        pipeline.feed(drawing.paths, drawing.work, step, drawing.squares)

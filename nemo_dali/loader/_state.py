@@ -11,6 +11,7 @@ from typing import Any
 
 from nemo_dali._checks import short_repr
 from nemo_dali.errors import NemoError, StateError
+from nemo_dali.loader.options import BatchFormat
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.plan.schedule import Schedule
 
@@ -204,9 +205,11 @@ def make_state(*, seed: int, epoch: int, samples_seen: int, fingerprints: dict[s
     }
 
 
-def sampling_facts(policy: MosaicPolicy, *, samples: str, split_mode: str, size: int) -> list[str]:
+def sampling_facts(policy: MosaicPolicy, format: BatchFormat, *, split_mode: str) -> list[str]:
     """What decides which samples an epoch has, "name=value" each; batch size and ranks do not."""
-    facts = {"samples": samples, "split_mode": split_mode, "size": size, **json.loads(policy.to_json())}
+    facts = {"samples": format.samples, "split_mode": split_mode, "size": format.size, **json.loads(policy.to_json())}
+    if format.erase:  # only then: states saved before there was such an option go on
+        facts["erase"] = format.erase
     return [f"{name}={json.dumps(value)}" for name, value in facts.items()]
 
 

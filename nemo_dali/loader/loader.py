@@ -86,6 +86,9 @@ class Loader:
             found by TextBlob; or a callable that finds them, see ``text.noun_runs``. None: nothing.
         samples: "refs": a sample is a ref with one of its sentences, drawn (the default for training); "first",
             "last": with that one; "sentences": every sentence is a sample (the default for evaluation).
+        erase: share of the samples, 0 to 1, whose photo gets 20 to 60 black squares of 32 x 32 pixels before it is
+            resized, as in RMSIN: the target's, not its negatives'. ``plan/erasing.py`` tells which and where. Without
+            tiles and in training only. 0 by default.
         infinite: a pass goes on with the next epoch for ever; ``len`` is still that of one epoch.
         style: "batch" yields ``Batch``; "dali" a list of one dict, as DALI's PyTorch iterators do; the others the
             structure of that repository's own loader, see ``nemo_dali.loader``.
@@ -148,6 +151,7 @@ class Loader:
         text: TextField | None = None,
         masked_words: MaskedWords | None = None,
         samples: Samples | None = None,
+        erase: float | None = None,
         infinite: bool | None = None,
         style: Style | None = None,
         split_mode: SplitMode = "train",
@@ -183,6 +187,7 @@ class Loader:
             text=text,
             masked_words=masked_words,
             samples=samples,
+            erase=erase,
             infinite=infinite,
             style=style,
         )
@@ -194,7 +199,7 @@ class Loader:
         seed = integer("seed", seed, least=0)
         device_budget = check_tiles(
             tiles=tiles is not None,
-            fit=format.fit,
+            format=format,
             placement=placement,
             device_id=resources.device_id,
             device_budget=device_budget,
@@ -250,14 +255,14 @@ class Loader:
             num_threads=resources.num_threads,
         )
         self._frames = FrameAllocator(
-            self.corpus, format, policy, resources, batch_size=batch_size, resident=self._resident
+            self.corpus, format, policy, resources, batch_size=batch_size, resident=self._resident, seed=seed
         )
         self._prefetcher = Prefetcher(
             self._schedule, self._planner, self.corpus, self._frames, self._faults, resources, resident=self._resident
         )
         warn_if_unbounded(policy)
         self._position = Position()
-        sampling = sampling_facts(policy, samples=format.samples, split_mode=split_mode, size=format.size)
+        sampling = sampling_facts(policy, format, split_mode=split_mode)
         self._fingerprints = {**self.corpus.fingerprints(), SAMPLING: sampling}
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler

@@ -66,6 +66,7 @@ class BatchFormat:
     text: TextField = "sent"
     masked_words: MaskedWords | None = None
     samples: Samples = "refs"
+    erase: float = 0.0
     infinite: bool = False
     style: Style = "batch"
 
@@ -84,6 +85,8 @@ class BatchFormat:
             ("style", Style),
         ):
             one_of(name, getattr(self, name), get_args(choices))
+        if not 0 <= self.erase <= 1:
+            raise ValueError(f"erase ({self.erase}) must be from 0 to 1")
         if not callable(self.masked_words):
             one_of("masked_words", self.masked_words, (None, "tokens", "nouns"))
         if self.style in ("maskris", "dmmi", "dmmi-zom") and self.masked_words is None:
@@ -163,10 +166,12 @@ def format_of(preset: str | Mapping[str, Any] | None, *, evaluate: bool, **given
     if unknown := options.keys() - inspect.signature(BatchFormat).parameters:
         raise ValueError(f"preset ({', '.join(sorted(unknown))}) must hold options of a batch's format only")
     if evaluate:
-        options |= {"samples": "sentences", "style": "batch", "infinite": False, "masked_words": None}
+        options |= {"samples": "sentences", "style": "batch", "infinite": False, "masked_words": None, "erase": 0.0}
     options |= {name: value for name, value in given.items() if value is not None}
     if evaluate and options["infinite"]:
         raise ValueError("infinite (True) must be False with split_mode='eval'")
+    if evaluate and options["erase"]:
+        raise ValueError(f"erase ({options['erase']}) must be left out with split_mode='eval'")
     return BatchFormat(**options)
 
 
@@ -187,7 +192,7 @@ def check_choices(*, split_mode: str, on_error: str, placement: str, policy_give
 
 
 def check_tiles(
-    *, tiles: bool, fit: Fit, placement: Placement, device_id: int | None, device_budget: int | None
+    *, tiles: bool, format: BatchFormat, placement: Placement, device_id: int | None, device_budget: int | None
 ) -> int | None:
     """Refuse options that do not go together where tiles are given, or are not.
 
@@ -197,8 +202,10 @@ def check_tiles(
     Raises:
         ValueError: there are some.
     """
-    if fit == "letterbox" and tiles:
+    if format.fit == "letterbox" and tiles:
         raise ValueError("fit ('letterbox') must be 'stretch' with tiles")
+    if format.erase and tiles:  # squares come before the photo is resized, and tiles are
+        raise ValueError(f"erase ({format.erase}) must be 0 with tiles")
     if tiles and (placement == "host") != (device_id is None):
         raise ValueError(
             f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"

@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.synthetic._backdrops import THEMES, Theme, backdrop
+from nemo_dali.synthetic._contours import traced
 from nemo_dali.synthetic._scenes import Scene, Thing, describe, normalise, similar
 from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB, outlines, sprite
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
@@ -312,14 +313,13 @@ def _jpeg(image: Image.Image, random: Random) -> bytes:
     return buffer.getvalue()
 
 
-def segmentation(photo: Photo, index: int) -> list[list[float]] | dict[str, list[int]]:
-    """The mask of a thing as COCO stores it: polygons if nothing hides a part of it, else uncompressed run lengths."""
+def segmentation(photo: Photo, index: int) -> list[list[float]]:
+    """The mask of a thing as COCO stores that of anything but a crowd, as polygons: x, y, x, y, ... of each part.
+
+    They are the thing's own shapes if nothing hides a part of it, and else follow the edges of the pixels that show it.
+    """
     thing = photo.scene.things[index]
     if thing.visible == 1:
         shape = outlines(thing.kind, thing.x, thing.y, thing.half, thing.tilt, thing.mirror)
         return [np.round(points, 2).ravel().tolist() for points in shape]
-    height, width = photo.labels.shape
-    flat = (photo.labels == index + 1).ravel(order="F")
-    edges = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]])
-    counts = np.diff(edges).tolist()
-    return {"size": [height, width], "counts": [0, *counts] if flat[0] else counts}
+    return traced(photo.labels == index + 1)

@@ -95,7 +95,7 @@ def decode_tiles(
 class _TilePipeline(StreamPipeline):
     """Decodes each photo once and writes it in several sizes. ``work`` is ``TILE`` [sizes, photos]."""
 
-    def __init__(self, sizes: int, **options: int) -> None:
+    def __init__(self, sizes: int, **options: Any) -> None:
         self._sizes = sizes
         super().__init__(**options)
 
@@ -123,7 +123,7 @@ class _HostWork:
         # The kernel writes masks too, which nobody reads; one for each photo, lest cores fight for the same memory.
         self._masks = np.empty((count, max(h * w for h, w in arrays)), np.uint8)
 
-    def pipeline(self, **options: int) -> StreamPipeline:
+    def pipeline(self, **options: Any) -> StreamPipeline:
         return _TilePipeline(len(self._arrays), **options)
 
     def make(self, tiles: TileRecords, batch: list[int]) -> TileRecords:
@@ -179,7 +179,7 @@ class _DeviceWork:
         self._device = device_id
         self._table = torch.arange(256, dtype=torch.uint8, device=gpu.place(device_id)).repeat(3, 1)
 
-    def pipeline(self, *, num_threads: int, **options: int) -> StreamPipeline:
+    def pipeline(self, *, num_threads: int, **options: Any) -> StreamPipeline:
         return CudaStreamPipeline(
             device_id=self._device,
             hw_decoder_load=gpu.hardware_share(num_threads),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import _untrusted, read_annotations, read_refer
 from nemo_dali.data.columns import Annotations
 from nemo_dali.data.dataset import Dataset, index_dataset
@@ -178,6 +179,40 @@ def test_masks_of_refclef_are_lists_of_run_lengths(tmp_path: Path, text: bool) -
     )
     for row, ann_id in enumerate(found.refs.ann_id.tolist()):
         np.testing.assert_array_equal(stored_mask(found, row), expected[ann_id])
+
+
+@pytest.mark.parametrize("polygons", [True, False])
+def test_rrsis_d_is_indexed_by_the_documented_command(tmp_path: Path, polygons: bool) -> None:
+    expected: dict[int, np.ndarray] = {}
+
+    def edit(refs: list[Any], instances: dict[str, list[Any]]) -> None:
+        sizes = {photo["id"]: (photo["height"], photo["width"]) for photo in instances["images"]}
+        for photo in instances["images"]:
+            photo["file_name"] = f"{photo['id']:05d}.jpg"
+        for annotation in instances["annotations"]:
+            if annotation["iscrowd"]:
+                continue
+            rles = coco_mask.frPyObjects(annotation["segmentation"], *sizes[annotation["image_id"]])
+            expected[annotation["id"]] = coco_mask.decode(rles).max(axis=2)
+            if not polygons:
+                annotation["segmentation"] = [rle | {"counts": rle["counts"].decode()} for rle in rles]
+        for number, ref in enumerate(refs):
+            ref["split"] = ("train", "train", "val", "test")[number % 4]
+
+    files = write_refer(tmp_path, dataset="rrsisd", photos=8, edit=edit)
+    images = files.root / "images" / "rrsisd" / "JPEGImages"
+    images.mkdir(parents=True)
+    for path in files.photos.iterdir():
+        path.rename(images / f"{int(path.stem.rpartition('_')[2]):05d}.jpg")
+    for split in ("train", "val", "test"):
+        output = tmp_path / f"{split}.ris.h5"
+        words = ["index", files.root, "--dataset", "rrsisd", "--split-by", "unc", "--split", split, "--verify"]
+        assert main([str(word) for word in [*words, "--images", images, "-o", output]]) == 0
+        dataset = Dataset.open(output)
+        refs = [ref for ref in files.refs if ref["split"] == split]
+        assert dataset.refs.ref_id.tolist() == [ref["ref_id"] for ref in refs]
+        for row, ref in enumerate(refs):
+            np.testing.assert_array_equal(dataset.mask(row), expected[ref["ann_id"]])
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
