@@ -190,6 +190,36 @@ def test_expressions_without_a_target_are_empty_in_relas_structure(vocabulary, t
     assert min(shown.values()) > 3
 
 
+def test_relas_classes_are_the_annotations_category_ids(data, vocabulary, tmp_path):
+    """Of two data sets that have their categories in other rows; -1 where several targets have several."""
+
+    def several(refs, instances):
+        instances["categories"] = instances["categories"][::-1]
+        whole = [dict(ref) for ref in refs]
+        for ref in refs[1:]:
+            others = [one for one in whole if one["image_id"] == ref["image_id"]]
+            ref |= {key: [one[key] for one in others] for key in ("ann_id", "category_id")}
+        refs[0] |= {key: [refs[0][key]] for key in ("ann_id", "category_id")}
+
+    refer = write_refer(tmp_path, photos=12, dataset="grefcoco", refs_file="grefs(unc).json", edit=several, seed=2)
+    path = tmp_path / "several.ris.h5"
+    annotations = read_refer(refer.root, dataset="grefcoco", split_by="unc", split="train")
+    index_dataset(annotations, images=refer.photos, output=path)
+    common = {"batch_size": 1, "policy": MosaicPolicy(p_mined=0), "size": 8, "infinite": False}
+    loader = Loader([data.dataset, path], preset=options_of("rela", vocabulary), **common)
+    first = Dataset.open(data.dataset)
+    expected = {row: {int(first.category_id[category])} for row, category in enumerate(first.refs.category)}
+    expected |= {len(expected) + row: set(ref["category_id"]) for row, ref in enumerate(refer.refs)}
+    seen = set()
+    for (sample,), plan in zip(loader, loader.plan(0, range(len(loader)))["ref"], strict=True):
+        found = sample["instances"].gt_classes
+        assert found.dtype == torch.int64
+        ids = expected[int(plan)]
+        assert found.tolist() == ([*ids] if len(ids) == 1 else [-1])
+        seen.update(found.tolist())
+    assert seen == {1, 18, -1}
+
+
 def test_context_lengths_and_sizes_can_be_chosen(data, vocabulary):
     assert presets.cris(context_length=22)["context_length"] == 22
     loader = Loader(data.dataset, preset="cris", size=64, batch_size=2, policy=MosaicPolicy(p_mined=0))
