@@ -44,6 +44,7 @@ PUBLIC = {
         "etris",
         "lavt",
         "maskris",
+        "nemo",
         "rela",
     ],
     "nemo_dali.text": ["mask_nouns", "mask_tokens", "noun_runs", "tokenize"],
