@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -63,6 +64,9 @@ class Oracle:
         self.name, preset = name, PRESETS[name](**vocabulary)
         self.batches = iter(Loader(dataset, split_mode="eval", batch_size=8, preset=preset))
 
+    def eval(self):
+        return self
+
     def __call__(self, image, *text):
         batch = next(self.batches)
         mask = batch.mask.float()[:, None]
@@ -90,6 +94,19 @@ def test_an_evaluation_finds_a_perfect_model_nearly_perfect(folder, name, monkey
     assert result[overall] >= least and result[mean] >= least
     if name == "rela":
         assert result["N-acc"] == result["T-acc"] == 1
+
+
+def test_validation_returns_what_criss_training_script_unpacks(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    model, said = Oracle("cris"), []
+    space = {"model": model, "logger": SimpleNamespace(info=said.append)}
+    exec(SNIPPETS["cris"], space)
+    exec(SNIPPETS["validate"], space)
+    loader = Loader("val.ris.h5", split_mode="eval", batch_size=8, preset="cris")
+    model.batches = iter(Loader("val.ris.h5", split_mode="eval", batch_size=8, preset="cris"))
+    iou, prec_dict = space["validate"](loader, SimpleNamespace(module=model), 1, None)
+    assert type(iou) is float and iou == space["result"]["mIoU"] and said == [space["result"]]
+    assert [*prec_dict] == [f"Pr@{x}" for x in (50, 60, 70, 80, 90)] and prec_dict["Pr@50"] == 1
 
 
 def test_several_data_sets(folder, monkeypatch):
