@@ -29,6 +29,7 @@ __all__ = [
     "etris",
     "lavt",
     "maskris",
+    "nemo",
     "rela",
     "rmsin",
 ]
@@ -117,6 +118,12 @@ def detris(*, size: int = 448, context_length: int = 17) -> Options:
     return cris(size=size, context_length=context_length)
 
 
+def nemo(*, size: int = 416, context_length: int = 17) -> Options:
+    """NeMo's own release (snuviplab/NeMo): CRIS's loader with every photo stretched, single ones too, OpenCV's bilinear
+    without antialias and hard masks; for RefCOCOg its ``context_length`` is 22."""
+    return cris(size=size, context_length=context_length) | {"fit": "stretch", "resample": "cv2-linear"}
+
+
 def _bert(size: int, vocabulary: str) -> Options:
     """What the loaders with a BERT have in common."""
     return {
@@ -130,5 +137,6 @@ def _bert(size: int, vocabulary: str) -> Options:
 
 
 PRESETS: dict[str, Callable[..., Options]] = {
-    function.__name__: function for function in (lavt, rmsin, cris, etris, detris, rela, caris, maskris, cgformer, dmmi)
+    function.__name__: function
+    for function in (lavt, rmsin, cris, etris, detris, rela, caris, maskris, cgformer, dmmi, nemo)
 }

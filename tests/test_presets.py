@@ -56,7 +56,7 @@ AWKWARD = [  # raw; "sent" is in small letters and without punctuation
 ]
 BERTS = ("lavt", "rmsin", "caris", "maskris", "cgformer", "rela", "dmmi")
 RAW = ("lavt", "rmsin", "rela", "dmmi")
-CLIPS = {"cris": 416, "etris": 416, "detris": 448}
+CLIPS = {"cris": 416, "etris": 416, "detris": 448, "nemo": 416}
 SIZES = {"lavt": 480, "rmsin": 480, "caris": 448, "maskris": 448, "cgformer": 480, "rela": 480, "dmmi": 480} | CLIPS
 MIXED = MosaicPolicy(p_mined=0.4, p_random=0.2, grids={2: 1.0, 3: 1.0}, top_k=10)
 
@@ -114,7 +114,7 @@ def load(data, name, vocabulary, **options):
 
 def parts_of(name, step):
     """The step's parts by name, once its structure is found to be the repository's."""
-    if name in ("lavt", "rmsin", "cris", "etris", "detris", "dmmi", "cgformer"):
+    if name in ("lavt", "rmsin", "cris", "etris", "detris", "nemo", "dmmi", "cgformer"):
         assert type(step) is tuple
     if name in ("lavt", "rmsin"):
         image, mask, tokens, attention = step
@@ -190,6 +190,36 @@ def test_expressions_without_a_target_are_empty_in_relas_structure(vocabulary, t
             assert bool(sample["gt_mask_merged"].any()) is not sample["empty"]
             assert sample["instances"].to("cpu").gt_masks.shape[1:] == (64, 64)
     assert min(shown.values()) > 3
+
+
+def test_relas_classes_are_the_annotations_category_ids(data, vocabulary, tmp_path):
+    """Of two data sets that have their categories in other rows; -1 where several targets have several."""
+
+    def several(refs, instances):
+        instances["categories"] = instances["categories"][::-1]
+        whole = [dict(ref) for ref in refs]
+        for ref in refs[1:]:
+            others = [one for one in whole if one["image_id"] == ref["image_id"]]
+            ref |= {key: [one[key] for one in others] for key in ("ann_id", "category_id")}
+        refs[0] |= {key: [refs[0][key]] for key in ("ann_id", "category_id")}
+
+    refer = write_refer(tmp_path, photos=12, dataset="grefcoco", refs_file="grefs(unc).json", edit=several, seed=2)
+    path = tmp_path / "several.ris.h5"
+    annotations = read_refer(refer.root, dataset="grefcoco", split_by="unc", split="train")
+    index_dataset(annotations, images=refer.photos, output=path)
+    common = {"batch_size": 1, "policy": MosaicPolicy(p_mined=0), "size": 8, "infinite": False}
+    loader = Loader([data.dataset, path], preset=options_of("rela", vocabulary), **common)
+    first = Dataset.open(data.dataset)
+    expected = {row: {int(first.category_id[category])} for row, category in enumerate(first.refs.category)}
+    expected |= {len(expected) + row: set(ref["category_id"]) for row, ref in enumerate(refer.refs)}
+    seen = set()
+    for (sample,), plan in zip(loader, loader.plan(0, range(len(loader)))["ref"], strict=True):
+        found = sample["instances"].gt_classes
+        assert found.dtype == torch.int64
+        ids = expected[int(plan)]
+        assert found.tolist() == ([*ids] if len(ids) == 1 else [-1])
+        seen.update(found.tolist())
+    assert seen == {1, 18, -1}
 
 
 def test_context_lengths_and_sizes_can_be_chosen(data, vocabulary):
@@ -284,20 +314,48 @@ def test_maskris_masks_tokens_and_dmmi_nouns(data, vocabulary):
 def original(name, photo, mask):
     """What the repository's own transform makes of a photo (Pillow RGB) and a mask uint8 {0, 1}."""
     size = SIZES[name]
+    if name == "nemo":
+        return release([np.asarray(photo)], [mask], 0)
     if name in CLIPS:
         pixels, to_frame = np.asarray(photo), letterbox_matrix(*mask.shape, size)
         color = [value * 255 for value in CLIP_MEAN]
         warped = cv2.warpAffine(pixels, to_frame, (size, size), flags=cv2.INTER_CUBIC, borderValue=color)
         soft = cv2.warpAffine(mask * 255, to_frame, (size, size), flags=cv2.INTER_LINEAR, borderValue=0.0) / 255.0
-        image = torch.from_numpy(warped.transpose(2, 0, 1)).float()
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        return image.div_(255.0).sub_(mean).div_(std), torch.from_numpy(soft).float()
+        return converted(warped), torch.from_numpy(soft).float()
     mask = tv.resize(Image.fromarray(mask, mode="P"), [size, size], interpolation=InterpolationMode.NEAREST)
     mask = torch.as_tensor(np.asarray(mask).copy(), dtype=torch.int64)
     if name == "rela":  # detectron2's ResizeTransform
         pixels = np.asarray(photo.resize((size, size), Image.Resampling.BILINEAR))
         return torch.as_tensor(pixels.transpose(2, 0, 1).copy()), mask
     return tv.normalize(tv.to_tensor(tv.resize(photo, [size, size])), mean=IMAGENET_MEAN, std=IMAGENET_STD), mask
+
+
+def converted(frame):
+    """``RefDataset.convert`` of CRIS and of NeMo's release."""
+    image = torch.from_numpy(frame.transpose(2, 0, 1)).float()
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return image.div_(255.0).sub_(mean).div_(std)
+
+
+def release(photos, masks, target):
+    """What NeMo's release makes of one photo, or of four, uint8 [H, W, 3], and their masks uint8 [H, W] in {0, 1}: its
+    ``dataloader.py``, where albumentations resizes by OpenCV and CRIS's affine map is then the identity."""
+    rows = {1: 1, 4: 2}[len(photos)]
+    cell, image, shown = 416 // rows, [], []
+    for number, (photo, mask) in enumerate(zip(photos, masks, strict=True)):
+        image.append(cv2.resize(photo, (cell, cell), interpolation=cv2.INTER_LINEAR))
+        resized = cv2.resize(mask * 255 / 255.0, (cell, cell), interpolation=cv2.INTER_NEAREST)
+        shown.append(resized if number == target else np.zeros_like(resized))
+    image, shown = (
+        np.concatenate([np.concatenate(cells[row * rows :][:rows], axis=1) for row in range(rows)], axis=0)
+        for cells in (image, shown)
+    )
+    shown = shown.astype(np.int32).astype(np.uint8)
+    shown[shown > 0] = 1
+    to_frame, color = letterbox_matrix(416, 416, 416), [value * 255 for value in CLIP_MEAN]
+    image = cv2.warpAffine(image, to_frame, (416, 416), flags=cv2.INTER_CUBIC, borderValue=color)
+    shown = cv2.warpAffine(shown, to_frame, (416, 416), flags=cv2.INTER_LINEAR, borderValue=0.0)
+    return converted(image), torch.from_numpy(shown).float()
 
 
 def dense_mask(dataset, ref):
@@ -399,6 +457,25 @@ def test_single_samples_of_real_photos_are_the_original_transforms(vocabulary, t
     index_dataset(annotations, images=root / "images/mscoco/images/train2014", output=path)
     loader = Loader(path, preset=options_of(name, vocabulary), batch_size=4, split_mode="eval", samples="first")
     assert compare_singles(Dataset.open(path), loader, name) == len(annotations.refs.ref_id)
+
+
+def test_mosaics_are_the_releases_to_the_bit(data, vocabulary):
+    """Of 2x2; its 3x3 have 414 pixels and are scaled again."""
+    dataset, compared = Dataset.open(data.dataset), 0
+    for batch in load(data, "nemo", vocabulary, style="batch"):
+        for row, image, mask in zip(batch.plan, batch.image, batch.mask, strict=True):
+            if row["grid"] != 2:
+                continue
+            photos, masks = [], []
+            for photo in row["images"][:4]:
+                with Image.open(dataset.photo_path(photo)) as opened:
+                    photos.append(np.asarray(opened.convert("RGB")))
+                masks.append(np.ones(photos[-1].shape[:2], np.uint8))
+            masks[row["cell"]] = dense_mask(dataset, row["ref"])
+            expected = release(photos, masks, row["cell"])
+            assert torch.equal(image, expected[0]) and torch.equal(mask, expected[1])
+            compared += 1
+    assert compared > 3
 
 
 @pytest.mark.parametrize("name", ["cris", "lavt"])

@@ -44,6 +44,7 @@ PUBLIC = {
         "etris",
         "lavt",
         "maskris",
+        "nemo",
         "rela",
         "rmsin",
     ],

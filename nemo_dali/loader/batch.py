@@ -71,6 +71,12 @@ class Batch:
         return rows
 
     @property
+    def category_ids(self) -> list[int]:
+        """The publisher's category ids (COCO's, in RefCOCO), those of the targets, B integers; -1 where unknown."""
+        ids: list[int] = self._corpus.category_id[self.plan["ref"]].tolist()
+        return ids
+
+    @property
     def sources(self) -> list[str]:
         """Where each ref came from (Ref-ZOM's 'source'), B strings, "" where the files do not say."""
         return [self._corpus.source(row) for row in self.plan["ref"].tolist()]

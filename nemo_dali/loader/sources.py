@@ -89,6 +89,11 @@ class Corpus:
         return self._joined(lambda d: d.refs.category)
 
     @cached_property
+    def category_id(self) -> npt.NDArray[np.int64]:
+        """int64 [refs], the publisher's ids; -1 where unknown."""
+        return self._joined(lambda d: np.append(d.category_id, -1)[d.refs.category])
+
+    @cached_property
     def image_id(self) -> npt.NDArray[np.int64]:
         """int64 [photos], the publisher's ids."""
         return self._joined(lambda d: d.images.id)

@@ -46,7 +46,8 @@ class Instances:
     Attributes:
         image_size: height and width in pixels.
         gt_masks: uint8 [n, S, S], the merged mask; n is 1, or 0 where there is no target.
-        gt_classes: int64 [n], rows of the data set's categories.
+        gt_classes: int64 [n], the publisher's category ids, as detectron2 takes them from the annotations; -1 where the
+            targets have several.
     """
 
     image_size: tuple[int, int]
@@ -76,7 +77,9 @@ def _cris(batch: Batch) -> Any:
 
 
 def _targets(batch: Batch) -> Any:
-    return {"mask": batch.mask, "cls": _categories(batch)}
+    import torch
+
+    return {"mask": batch.mask, "cls": torch.tensor(batch.categories, device=batch.tokens.device)}
 
 
 def _caris(batch: Batch) -> Any:
@@ -93,8 +96,11 @@ def _cgformer(batch: Batch) -> Any:
 
 
 def _rela(batch: Batch) -> Any:
+    import torch
+
     size = (batch.image.shape[-2], batch.image.shape[-1])
-    categories, empty = _categories(batch), batch.empty.tolist()
+    categories = torch.tensor(batch.category_ids, device=batch.tokens.device)
+    empty = batch.empty.tolist()
     samples = []
     for row, sentence in enumerate(batch.sentences):
         mask, shown = batch.mask[row][None], slice(0 if empty[row] else 1)
@@ -124,13 +130,6 @@ def _dmmi(batch: Batch) -> Any:
 def _dmmi_zom(batch: Batch) -> Any:
     image, mask, source, *text = _dmmi(batch)
     return image, mask, source, *(part[:, 0] for part in text)
-
-
-def _categories(batch: Batch) -> "torch.Tensor":
-    """int64 [B] on the batch's device."""
-    import torch
-
-    return torch.tensor(batch.categories, device=batch.tokens.device)
 
 
 def _masked(batch: Batch) -> "torch.Tensor":

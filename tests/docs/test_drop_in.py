@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from nemo_dali import Loader, MosaicPolicy, presets
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.metrics import Segmentation
 from nemo_dali.presets import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from tests.helpers.files import make_files
 from tests.helpers.independent_tokenizers import bert_vocabulary
@@ -22,7 +24,7 @@ from tests.helpers.refer import write_refer
 from tests.helpers.tables import write_random_table
 
 PAGE = (ROOT / "docs/drop-in.md").read_text("utf-8")
-SNIPPETS = dict(re.findall(r"<!-- run (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
+SNIPPETS = dict(re.findall(r"<!-- run ([\w-]+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
 CODE = re.findall(r"```(?:python|diff)\n(.*?)```", PAGE, re.DOTALL)
 SINGLE = MosaicPolicy(p_mined=0)
 
@@ -63,6 +65,9 @@ class Oracle:
         self.name, preset = name, PRESETS[name](**vocabulary)
         self.batches = iter(Loader(dataset, split_mode="eval", batch_size=8, preset=preset))
 
+    def eval(self):
+        return self
+
     def __call__(self, image, *text):
         batch = next(self.batches)
         mask = batch.mask.float()[:, None]
@@ -90,6 +95,36 @@ def test_an_evaluation_finds_a_perfect_model_nearly_perfect(folder, name, monkey
     assert result[overall] >= least and result[mean] >= least
     if name == "rela":
         assert result["N-acc"] == result["T-acc"] == 1
+
+
+def test_validation_returns_what_criss_training_script_unpacks(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    model, said = Oracle("cris"), []
+    space = {"model": model, "logger": SimpleNamespace(info=said.append)}
+    exec(SNIPPETS["cris"], space)
+    exec(SNIPPETS["validate"], space)
+    loader = Loader("val.ris.h5", split_mode="eval", batch_size=8, preset="cris")
+    model.batches = iter(Loader("val.ris.h5", split_mode="eval", batch_size=8, preset="cris"))
+    iou, prec_dict = space["validate"](loader, SimpleNamespace(module=model), 1, None)
+    assert type(iou) is float and iou == space["result"]["mIoU"] and said == [space["result"]]
+    assert [*prec_dict] == [f"Pr@{x}" for x in (50, 60, 70, 80, 90)] and prec_dict["Pr@50"] == 1
+
+
+def test_validation_returns_what_cgformers_training_script_unpacks(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    preset, oracle = presets.cgformer(vocabulary="vocab.txt"), Oracle("cgformer")
+
+    def module(*batch):
+        return torch.nn.functional.interpolate(oracle(*batch), scale_factor=2), None
+
+    said = []
+    space = {"torch": torch, "Segmentation": Segmentation, "logger": SimpleNamespace(info=said.append)}
+    exec(SNIPPETS["validate-cgformer"], space)
+    loader = Loader("val.ris.h5", split_mode="eval", batch_size=8, preset=preset)
+    model = SimpleNamespace(module=module, eval=lambda: None)
+    iou, prec_dict = space["validate"](loader, model, 1, None)
+    assert type(iou) is float and iou == said[0]["oIoU"] > 0.9
+    assert [*prec_dict] == [f"Pr@{x}" for x in (50, 60, 70, 80, 90)] and prec_dict["Pr@50"] == 1
 
 
 def test_several_data_sets(folder, monkeypatch):

@@ -1,9 +1,9 @@
-"""An LMDB of CRIS (ETRIS, DETRIS) ▸ columns in memory, and its photos as files.
+"""An LMDB of CRIS ▸ columns in memory, and its photos as files.
 
 ``folder2lmdb.py`` writes one file a split: under the keys ``0``, ``1``, ... a ref each, with the photo's JPEG bytes
 (again for every ref), the mask as a PNG of 0 and 255 and the sentences; ``__keys__`` and ``__len__`` besides. Values
-are pickled, and not trusted. Early versions wrote them by pyarrow's serialize instead, which may run code of the
-file's choice and which pyarrow dropped: those are refused.
+are pickled, and not trusted. Early versions, and those of ETRIS, DETRIS and CGFormer to this day, write them by
+pyarrow's serialize instead, which may run code of the file's choice and which pyarrow dropped: those are refused.
 """
 
 import hashlib
@@ -128,8 +128,9 @@ def _value(database: Lmdb, key: bytes, where: str) -> Any:
         raise AnnotationError(f"{where} is missing. Check that CRIS's folder2lmdb.py wrote it, and write it again.")
     if value[:1] != b"\x80":  # pickle's protocols from 2 on; pyarrow's data begins with a count of tensors
         raise AnnotationError(
-            f"{where} is not pickled: early versions of folder2lmdb.py wrote pyarrow's own format, which pyarrow 15 "
-            "dropped. Index REFER's files instead, or rewrite the LMDB as docs/datasets.md tells."
+            f"{where} is not pickled: folder2lmdb.py of ETRIS, DETRIS and CGFormer, and early ones of CRIS, write "
+            "pyarrow's own format, which pyarrow 15 dropped. Index REFER's files instead, or rewrite the LMDB as "
+            "docs/datasets.md tells."
         )
     return unpickle_builtins(value, where)
 
