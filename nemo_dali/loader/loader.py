@@ -251,8 +251,8 @@ class Loader:
             self.corpus,
             self._planner,
             substitute=on_error == "substitute",
-            photos=self._resident is None,
-            num_threads=resources.num_threads,
+            photos=tiles is None,
+            num_threads=self.num_threads,
         )
         self._frames = FrameAllocator(
             self.corpus, format, policy, resources, batch_size=batch_size, resident=self._resident, seed=seed

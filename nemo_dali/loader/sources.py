@@ -13,7 +13,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.options import Samples, TextField
 from nemo_dali.mining.ranking import padded
 from nemo_dali.mining.table import NegativeTable
-from nemo_dali.plan.planner import Part
+from nemo_dali.plan.part import Part
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.text.masking import Nouns, noun_runs
 from nemo_dali.text.position_words import allowed_cells

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nemo_dali.plan.planner import Part
+from nemo_dali.plan.part import Part
 
 
 def make_part(refs=300, photos=90, depth=40, seed=0, dtype=np.float32, **columns):

@@ -9,7 +9,8 @@ from nemo_dali.kernels.plan.rows import MINED, RANDOM, SINGLE
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import write_table
-from nemo_dali.plan.planner import Part, Planner
+from nemo_dali.plan.part import Part
+from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.files import make_files
 from tests.helpers.plans import make_part

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.rows import MINED, PLAN, RANDOM, SINGLE
-from nemo_dali.plan.planner import Part, Planner
+from nemo_dali.plan.part import Part
+from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.counts import examples
 from tests.helpers.plans import make_part
