@@ -225,8 +225,7 @@ class Loader:
         self._schedule = Schedule(self._planner.length, batch_size, rank, world_size, **steps)
         self._schedule.check_filled()
         self.policy, self.seed, self.batch_size = policy, seed, batch_size
-        self.rank, self.world_size = rank, world_size
-        self.size = format.size
+        self.rank, self.world_size, self.size = rank, world_size, format.size
         self.device_id, self.num_threads = resources.device_id, resources.num_threads
         self.prefetch, self.hw_decoder_load = resources.prefetch, resources.hw_decoder_load
         self.short_pools = ShortPools()  # of all batches delivered so far
