@@ -257,7 +257,8 @@ class _Best:
     """The best candidates of each sentence so far, in the table's own arrays, [S, N]; unsorted until ``sort``."""
 
     def __init__(self, neighbors: I32, similarity: F32, dataset: Dataset) -> None:
-        self._neighbors, self._similarity, self._dataset = neighbors, similarity, dataset
+        self._neighbors, self._similarity = neighbors.view(np.ndarray), similarity.view(np.ndarray)  # memmaps are slow
+        self._dataset = dataset
         self.count = np.zeros(len(neighbors), np.int64)
         self._least = np.full(len(neighbors), -np.inf, np.float32)  # in a full row
         self._sent_id = sentence_ids(dataset)
@@ -312,9 +313,10 @@ class _Best:
             self._similarity[block] = np.take_along_axis(score, order, axis=1)
 
     def _check_distinct(self, row: int, photo: I32) -> None:
-        photos, times = np.unique(photo, return_counts=True)
-        if (times > 1).any():
+        ascending = np.sort(photo)
+        twice = np.flatnonzero(ascending[1:] == ascending[:-1])
+        if len(twice):
             raise NemoError(
                 f"The file has two scores for sentence {self._sent_id[row]} and photo "
-                f"{self._dataset.images.id[photos[times > 1][0]]}. Leave one out."
+                f"{self._dataset.images.id[ascending[twice[0]]]}. Leave one out."
             )

@@ -42,7 +42,7 @@ from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import begin_table, finish_table, write_excluded
 from nemo_dali.mining.tune import mining_advice
 
-COMPARED = 20_000  # photos compared with all others in the end, at most: all of COCO's that RefCOCO uses
+COMPARED = 400_000_000  # pairs of photos compared in the end, at most, in seconds: all of 20,000
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
 
 
@@ -243,7 +243,7 @@ def _mine(
             short=int((table.neighbors[:, -1] < 0).sum()),
             empty=int((table.neighbors[:, 0] < 0).sum()),
             copies=0 if task.excluded.twins is None else int(have_twins(task.excluded.twins).sum()),
-            near_identical=_near_identical(ranker, task.excluded.similar_above),
+            near_identical=_near_identical(ranker, photos, task.excluded.similar_above),
             left_out=tuple(text for text in table.exclusions if text.startswith("photos of ")),
             cut=tuple(dict.fromkeys(cut)),
             recall=tuple((int(n), float(share)) for n, share in table.recall),
@@ -267,11 +267,11 @@ def _own_photos(dataset: Dataset, table: NegativeTable) -> dict[str, Any]:
     }
 
 
-def _near_identical(ranker: Ranker, excluded_above: float | None) -> tuple[int, int]:
+def _near_identical(ranker: Ranker, photos: int, excluded_above: float | None) -> tuple[int, int]:
     """How many photos are as good as another to the model, and of how many; none where such are excluded."""
     if excluded_above is not None and excluded_above < NEAR_IDENTICAL:
         return 0, 0
-    return ranker.near_identical(NEAR_IDENTICAL, most=COMPARED)
+    return ranker.near_identical(NEAR_IDENTICAL, most=max(COMPARED // photos, 1))
 
 
 def _finished(made: Unfinished[NegativeTable]) -> NegativeTable:

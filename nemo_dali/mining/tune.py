@@ -160,11 +160,12 @@ def _choose_other(curves: Curves, none: NoTargetCurves, c: int, passing: float, 
             f"{what}the smallest that the table reaches, though more than {passing:.0%} of the others' own photos pass"
         )
     if t == unambiguous:
-        few = f" {short[t]:.1%} of their pools hold fewer than {cells} photos." if short[t] > LARGEST_SHORT else ""
+        few = f" {short[t]:.1%} of these pools hold fewer than {cells} photos." if short[t] > LARGEST_SHORT else ""
         return t, f"{text}.{few}"
     return t, (
-        f"{text}; {short[unambiguous]:.1%} of their pools would hold fewer than {cells} photos there, so it is raised "
-        f"to {curves.taus[t]:g}, where {short[t]:.1%} do and {curves.true_below[t]:.1%} of those own photos pass."
+        f"{text}. {short[unambiguous]:.1%} of these sentences' pools would hold fewer than {cells} photos there, so it "
+        f"is raised to {curves.taus[t]:g}, where {short[t]:.1%} do and {curves.true_below[t]:.1%} of those own photos "
+        "pass."
     )
 
 

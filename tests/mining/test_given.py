@@ -1,6 +1,7 @@
 """Tables of scores that others computed: every kind of file gives the table by its definition, or one sentence."""
 
 import pickle
+import subprocess
 import sys
 
 import lmdb
@@ -21,6 +22,7 @@ from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.files import index_grefs, index_refer, make_noise
 from tests.helpers.forged import forge
+from tests.helpers.paths import ROOT
 
 KINDS = ["parquet", "csv", "plain.csv", "tsv", "lmdb"]
 
@@ -343,3 +345,21 @@ def test_a_table_of_scores_is_one_of_a_model_with_the_same_scores(tmp_path, clip
     again = NegativeTable.open(tmp_path / "b.neg.h5")
     np.testing.assert_array_equal(again.neighbors, table.neighbors)
     np.testing.assert_array_equal(again.similarity, table.similarity)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_under_torchrun_one_rank_does_the_work_and_a_fault_is_told_once(dataset, tmp_path):
+    pairs = pairs_of(dataset)
+    mine_scores(dataset.path, write(tmp_path, "csv", pairs), output=tmp_path / "one.neg.h5")
+    (tmp_path / "bad.csv").write_text("a,b,c\n")
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for scores_file, code in (("scores.csv", 0), ("bad.csv", 1)):
+        mining = ["-m", "nemo_dali.mining", str(dataset.path), "--scores", str(tmp_path / scores_file)]
+        run = subprocess.run(
+            [*words, *mining, "-o", str(tmp_path / "two.neg.h5")], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert run.returncode == code, run.stderr
+        told = (run.stdout + run.stderr).count("13 negatives" if code == 0 else TEXT)
+        assert told == 1, run.stderr
+    assert (tmp_path / "two.neg.h5").read_bytes() == (tmp_path / "one.neg.h5").read_bytes()

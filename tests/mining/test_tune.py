@@ -142,7 +142,10 @@ def test_their_tau_is_raised_where_their_own_pools_would_be_short(curves):
     short[:4] = 0.4
     proposal = propose(other(curves, short3=short))
     assert proposal.policy.max_similarity == 0.16 and proposal.policy.max_similarity_no_target == TAUS[4]
-    assert "40.0% of their pools would hold fewer than 3 photos there, so it is raised to 0.18" in proposal.why[-1]
+    assert (
+        "40.0% of these sentences' pools would hold fewer than 3 photos there, so it is raised to 0.18"
+        in proposal.why[-1]
+    )
     assert propose(other(curves, short8=short)).policy.max_similarity_no_target == 0.1
     eight = propose(other(curves, short8=short), grid=3)
     assert eight.policy.max_similarity_no_target == TAUS[4] and "fewer than 8" in eight.why[-1]
