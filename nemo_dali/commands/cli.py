@@ -169,6 +169,7 @@ def _index(options: argparse.Namespace) -> None:
         split=options.split,
         leave_out=[name for name in options.leave_out if not name.endswith(".ris.h5")],
         skip_empty=options.skip_empty,
+        exif=options.exif,
     )
     report = index_dataset(
         annotations,
@@ -179,6 +180,9 @@ def _index(options: argparse.Namespace) -> None:
         photos_of=[name for name in options.leave_out if name.endswith(".ris.h5")],
     )
     say(f"{report.output}: {report.photos} photos, {report.refs} refs, {report.sentences} sentences")
+    if report.turned or report.exif == "apply":
+        done = "taken as viewers show them" if report.exif == "apply" else "taken as stored"
+        say(f"EXIF orientation other than 1: {report.turned} photos, {done} (--exif {report.exif})")
     for name, count in report.shared:
         say(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
     if report.left_out:

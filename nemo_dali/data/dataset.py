@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from nemo_dali.data.columns import (
     shared_photos,
     with_photos,
 )
+from nemo_dali.data.orientation import EXIF, Exif
 from nemo_dali.data.photos import batch_error, check_photos
 from nemo_dali.data.s3 import check_names, image_root, is_remote
 from nemo_dali.errors import NemoError, PhotoError
@@ -36,7 +37,6 @@ from nemo_dali.io.writer import Content, write_h5
 
 FORMAT = "nemo-dali/ris"
 VERSION = 2
-EXIF = ("ignore",)  # what is done about a photo's EXIF orientation
 # Every column of the file and its type; "" is UTF-8 strings of any length.
 COLUMNS = {
     "images": {
@@ -77,7 +77,7 @@ class Dataset:
     name: str
     image_root: str
     left_out: int  # photos left out by index as corrupt
-    exif: str  # what is done about a photo's EXIF orientation, one of EXIF
+    exif: Exif  # whether photos are shown as stored or as viewers show them, as in ``Annotations``
     box_format: str  # of the boxes that masks were made of, as in ``Annotations``
     images: Images
     photo_files: PhotoFiles
@@ -142,6 +142,13 @@ class Dataset:
         width, height = int(self.images.width[row]), int(self.images.height[row])
         return down_columns.reshape(width, height).T if len(runs) else np.zeros((height, width), np.uint8)
 
+    @cached_property
+    def turn(self) -> npt.NDArray[np.uint8]:
+        """uint8 [photos]: how each photo as stored is to be turned, as EXIF numbers it; 1: not at all."""
+        stored = self.photo_files.orientation
+        turn: npt.NDArray[np.uint8] = np.maximum(stored, 1) if self.exif == "apply" else np.ones_like(stored)
+        return turn
+
     def shown_categories(self) -> npt.NDArray[np.bool_]:
         """bool [photos, categories]: which categories a photo shows objects of."""
         shown = np.zeros((len(self.images.id), len(self.category_id)), bool)
@@ -151,7 +158,9 @@ class Dataset:
     def batch_error(self, rows: list[int], error: object) -> NemoError:
         """Why these photos could not be decoded together; see ``photos.batch_error``."""
         paths = [self.photo_path(row) for row in rows]
-        return batch_error(paths, self.images.width[rows].tolist(), self.images.height[rows].tolist(), error)
+        columns = (self.images.width, self.images.height, self.turn)
+        width, height, turn = (column[rows].tolist() for column in columns)
+        return batch_error(paths, width, height, turn, error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.image_root)
@@ -171,7 +180,8 @@ def _read(file: MappedFile, root: str | None) -> Dataset:
         for group, columns in COLUMNS.items()
     }
     others = {name: _column(file, name, dtype) for name, dtype in (OTHER_COLUMNS | PHOTO_COLUMNS).items()}
-    if (exif := file.text("exif")) not in EXIF:
+    exif = cast(Exif, file.text("exif"))
+    if exif not in EXIF:
         raise file.damage("its attribute exif is none that there is")
     try:
         recorded = image_root(file.text("image_root"))
@@ -251,6 +261,8 @@ def _damage(dataset: Dataset) -> str | None:
     runs = np.add.reduceat(dataset.rle_counts, refs.rle_begin[some], dtype=np.int64) if some.any() else np.empty(0)
     if not (some | (refs.empty == 1)).all() or not np.array_equal(runs, area[refs.image[some]]):
         return "the run lengths of a ref do not add up to its photo's pixels"
+    if dataset.exif == "refuse" and (files.orientation > 1).any():
+        return "/images/orientation has what the attribute exif excludes"
     if not all(map(is_inside, images.file_name)):
         return "/images/file_name has a name that leaves the image root"
     return None
@@ -271,6 +283,8 @@ class IndexReport:
     left_out: tuple[str, ...]  # file names of corrupt photos
     left_out_refs: int  # of these and of the following
     shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
+    exif: Exif  # what was done about photos that viewers turn,
+    turned: int  # and how many these are
 
 
 def index_dataset(
@@ -292,7 +306,8 @@ def index_dataset(
         photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:
-        PhotoError: a photo is missing, cannot be read, or has another size than annotated.
+        PhotoError: a photo is missing, cannot be read, has another size than annotated, or is turned by EXIF though
+            ``annotations.exif`` is "refuse".
         FileFormatError: the output cannot be written.
     """
     root = image_root(images)
@@ -302,7 +317,9 @@ def index_dataset(
     output = Path(output)
     others = [Dataset.open(path) for path in photos_of]
     with write_h5(output, format=FORMAT, version=VERSION) as write:
-        checked = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
+        checked = check_photos(
+            annotations.images, root, verify=verify, skip_corrupt=skip_corrupt, exif=annotations.exif
+        )
         ids = np.array([coco_id(name) for name in annotations.images.file_name], np.int64)
         files = PhotoFiles(checked.digest, checked.orientation, ids)
         keep = np.ones(len(ids), bool)
@@ -324,6 +341,8 @@ def index_dataset(
         left_out=tuple(annotations.images.file_name[row] for row in checked.corrupt),
         left_out_refs=len(annotations.refs.ref_id) - len(kept.refs.ref_id),
         shared=tuple(shared),
+        exif=annotations.exif,
+        turned=int((files.orientation > 1).sum()),
     )
 
 
@@ -332,15 +351,14 @@ def write_columns(
 ) -> str:
     """Write everything that a data set file holds by what ``write_h5`` gives; its fingerprint."""
     columns = _flat_columns(annotations) | _photo_columns(files)
-    exif = EXIF[0]
     attributes: dict[str, Value] = {
         "name": annotations.name,
         "image_root": image_root,
         "left_out": left_out,
-        "exif": exif,
+        "exif": annotations.exif,
         "box_format": annotations.box_format,
     }
-    write(Content(columns, attributes, digest := _fingerprint(columns, exif)))
+    write(Content(columns, attributes, digest := _fingerprint(columns, annotations.exif)))
     return digest
 
 

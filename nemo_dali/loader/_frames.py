@@ -39,6 +39,7 @@ class PreparedBatch:
         paths: of the photo of each cell, from ``encode_path``; none with resident tiles.
         work: dtype ``TILE`` [cells], with resident tiles [B, most cells]; on a GPU a ``DeviceBatch`` either way.
         stream: on a GPU torch's current stream when the memory was allocated.
+        turn: uint8 [cells], how each photo is to be turned; None: none is.
     """
 
     image: "torch.Tensor"
@@ -46,6 +47,7 @@ class PreparedBatch:
     paths: list[npt.NDArray[np.uint8]]
     work: TileRecords | gpu.DeviceBatch
     stream: "torch.cuda.Stream | None"
+    turn: npt.NDArray[np.uint8] | None
 
 
 class FrameAllocator:
@@ -134,18 +136,18 @@ class FrameAllocator:
         if self._format.fit == "letterbox":
             tiles["resample"][rows["grid"][sample] == 1] = CV2_LETTERBOX
             tiles["border"], tiles["soft_mask"] = self._format.border, self._format.mask_dtype == "float32"
-        paths = []
+        paths, turn = [], None
         if self._resident is not None:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
         else:
             paths = [self._path(row) for row in photo.tolist()]
+            turn = None if self._corpus.photo_turn is None else self._corpus.photo_turn[photo]
         if self._device_id is not None:
             stream = gpu.current_stream(self._device_id)
-            work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
-            return PreparedBatch(image, mask, paths, work, stream)
-        return PreparedBatch(
-            image, mask, paths, tiles if self._resident is None else self._by_sample(tiles, sample, batch), None
-        )
+            on_device = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
+            return PreparedBatch(image, mask, paths, on_device, stream, turn)
+        work = tiles if self._resident is None else self._by_sample(tiles, sample, batch)
+        return PreparedBatch(image, mask, paths, work, None, turn)
 
     def _path(self, photo: int) -> npt.NDArray[np.uint8]:
         """Of a photo. Its file is looked at when it is used for the first time: a network may take its time for it."""

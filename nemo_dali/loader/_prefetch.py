@@ -66,6 +66,7 @@ class Prefetcher:
             num_threads=resources.num_threads,
             prefetch=resources.prefetch,
             hw_decoder_load=resources.hw_decoder_load,
+            turns=corpus.photo_turn is not None,
         )
         self._pipeline: StreamPipeline | None = None
 
@@ -136,4 +137,5 @@ class Prefetcher:
         rows, short = self._planner.plan_and_count(epoch, self._schedule.positions(seen))
         rows, replaced = self._faults.replace(epoch, rows)
         drawing = self._frames.prepare(rows)
-        pipeline.feed(drawing.paths, drawing.work, Step(epoch, seen, rows, short, replaced, drawing))
+        step = Step(epoch, seen, rows, short, replaced, drawing)
+        pipeline.feed(drawing.paths, drawing.work, step, drawing.turn)

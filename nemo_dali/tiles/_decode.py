@@ -60,7 +60,8 @@ def decode_tiles(
     if device_id is not None:
         gpu.check_photo_sizes(dataset.images.width, dataset.images.height)
     work = _HostWork(arrays, count) if device_id is None else _DeviceWork(arrays, device_id)
-    pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch)
+    turns = bool((dataset.turn > 1).any())
+    pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch, turns=turns)
 
     def feed(batch: list[int]) -> None:
         tiles = np.zeros((len(arrays), len(batch)), TILE)
@@ -70,7 +71,8 @@ def decode_tiles(
         tiles["photo_height"], tiles["photo_width"] = dataset.images.height[batch], dataset.images.width[batch]
         tiles["itemsize"], tiles["resample"] = 1, RESAMPLE[resample]
         made = work.make(tiles, batch)
-        pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], made, (batch, made))
+        paths = [encode_path(dataset.photo_path(row)) for row in batch]
+        pipeline.feed(paths, made, (batch, made), dataset.turn[batch] if turns else None)
 
     ahead = iter(batches)
     try:
@@ -95,7 +97,7 @@ def decode_tiles(
 class _TilePipeline(StreamPipeline):
     """Decodes each photo once and writes it in several sizes. ``work`` is ``TILE`` [sizes, photos]."""
 
-    def __init__(self, sizes: int, **options: int) -> None:
+    def __init__(self, sizes: int, **options: Any) -> None:
         self._sizes = sizes
         super().__init__(**options)
 
@@ -104,7 +106,7 @@ class _TilePipeline(StreamPipeline):
 
         from nemo_dali.pipeline.operators import write_tiles
 
-        photos = self._decode(encoded)
+        photos = self._photos(encoded)
         sources = [fn.external_source(name=f"tiles{i}", ndim=1, dtype=types.UINT8) for i in range(self._sizes)]
         # They are alike: a photo is of the size that it should be, or not.
         return fn.cat(*[write_tiles(tiles, photos) for tiles in sources], axis=0)
@@ -123,7 +125,7 @@ class _HostWork:
         # The kernel writes masks too, which nobody reads; one for each photo, lest cores fight for the same memory.
         self._masks = np.empty((count, max(h * w for h, w in arrays)), np.uint8)
 
-    def pipeline(self, **options: int) -> StreamPipeline:
+    def pipeline(self, **options: Any) -> StreamPipeline:
         return _TilePipeline(len(self._arrays), **options)
 
     def make(self, tiles: TileRecords, batch: list[int]) -> TileRecords:
@@ -179,7 +181,7 @@ class _DeviceWork:
         self._device = device_id
         self._table = torch.arange(256, dtype=torch.uint8, device=gpu.place(device_id)).repeat(3, 1)
 
-    def pipeline(self, *, num_threads: int, **options: int) -> StreamPipeline:
+    def pipeline(self, *, num_threads: int, **options: Any) -> StreamPipeline:
         return CudaStreamPipeline(
             device_id=self._device,
             hw_decoder_load=gpu.hardware_share(num_threads),

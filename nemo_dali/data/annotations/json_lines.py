@@ -26,7 +26,8 @@ from nemo_dali.data.annotations._untrusted import (
     read_bytes,
 )
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
-from nemo_dali.data.photos import header_size
+from nemo_dali.data.orientation import Exif, turned_size
+from nemo_dali.data.photos import Header, read_header, refused_orientations
 from nemo_dali.data.rle import area, run_lengths
 from nemo_dali.data.s3 import check_names, image_root
 from nemo_dali.errors import AnnotationError
@@ -53,7 +54,12 @@ class _Line(NamedTuple):
 
 
 def read_json_lines(
-    path: str | Path, *, images: str | Path, split: str = DEFAULT_SPLIT, skip_empty: bool = False
+    path: str | Path,
+    *,
+    images: str | Path,
+    split: str = DEFAULT_SPLIT,
+    skip_empty: bool = False,
+    exif: Exif = "refuse",
 ) -> Annotations:
     """Read one split of a file of JSON lines.
 
@@ -65,10 +71,11 @@ def read_json_lines(
             ``width`` and ``height`` are read from there.
         split: lines whose ``split`` is this; a line without one is of ``train``.
         skip_empty: skip expressions without text, and lines without any, instead of refusing them.
+        exif: what is done about EXIF's orientations, as in ``read_annotations``.
 
     Raises:
         AnnotationError: a line cannot be used; the message gives its number.
-        PhotoError: a photo whose size is needed cannot be read.
+        PhotoError: a photo whose size is needed cannot be read, or is turned by EXIF though none may be.
     """
     path = Path(path)
     empty = EmptyTexts(skip=skip_empty, remedy="Mend the line.")
@@ -82,7 +89,7 @@ def read_json_lines(
     chosen = [number for number, line in enumerate(lines) if line.split == split and line.expressions]
     if not chosen:
         raise no_split(path, split, [line.split for line in lines], "lines")
-    sizes = _sizes([lines[number] for number in chosen], image_root(images))
+    sizes = _sizes([lines[number] for number in chosen], image_root(images), exif)
     refs, budget = [], RunBudget(path.stat().st_size)
     for number in progress(chosen, total=len(chosen), what="reading refs", unit="ref"):
         line = lines[number]
@@ -106,7 +113,8 @@ def read_json_lines(
         {(image_ids[number], category_row[name]) for number in chosen for name in lines[number].categories},
         {row + 1: name for row, name in enumerate(names)},
     )
-    return replace(columns, box_format="xywh") if any("box" in lines[number].record for number in chosen) else columns
+    has_box = any("box" in lines[number].record for number in chosen)
+    return replace(columns, box_format="xywh" if has_box else "", exif=exif)
 
 
 def _read_lines(path: Path, empty: EmptyTexts) -> list[_Line]:
@@ -178,8 +186,12 @@ def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
     return [line.record[key] for line in lines]
 
 
-def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
-    """Width and height of every photo, as the lines say or as its header does."""
+def _sizes(lines: list[_Line], root: str, exif: Exif) -> dict[str, tuple[int, int]]:
+    """Width and height of every photo, as the lines say or as its header does.
+
+    Raises:
+        PhotoError: a header says that its photo is turned, though none may be. Its masks need not fit it then.
+    """
     sizes: dict[str, tuple[int, int]] = {}
     for line in lines:
         if "width" in line.record:
@@ -188,11 +200,22 @@ def _sizes(lines: list[_Line], root: str) -> dict[str, tuple[int, int]]:
                 raise AnnotationError(f"{line.where} has another size for its photo than an earlier line. Mend one.")
     unknown = list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))
     check_names(root, unknown)
-    with ThreadPoolExecutor() as pool:  # reading waits for the disk
-        found = pool.map(partial(header_size, root), unknown)
-        sized = progress(found, total=len(unknown), what="reading photo headers", unit="photo")
-        sizes.update(zip(unknown, sized, strict=True))
+    headers = _headers(unknown, root)
+    if exif == "refuse" and any(header.orientation > 1 for header in headers.values()):
+        headers |= _headers(list(sizes), root)  # so that all are counted
+        names = list(dict.fromkeys(line.photo for line in lines))
+        if (refusal := refused_orientations(names, [headers[name].orientation for name in names])) is not None:
+            raise refusal
+    for name, (width, height, orientation) in headers.items():
+        sizes[name] = turned_size(width, height, orientation if exif == "apply" else 1)
     return sizes
+
+
+def _headers(names: list[str], root: str) -> dict[str, Header]:
+    with ThreadPoolExecutor() as pool:  # reading waits for the disk
+        found = pool.map(partial(read_header, root), names)
+        headers = progress(found, total=len(names), what="reading photo headers", unit="photo")
+        return dict(zip(names, headers, strict=True))
 
 
 def _mask(line: _Line, width: int, height: int, budget: RunBudget) -> npt.NDArray[np.uint32] | None:
