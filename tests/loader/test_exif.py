@@ -1,5 +1,7 @@
 """Photos that EXIF turns, from the Loader: as their data set's file says, whatever makes the samples."""
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader import _prefetch
 from nemo_dali.tiles.build import make_tiles
 from tests.helpers.cuda_host import needs_compiler
+from tests.helpers.hostile_photos import chunk, insert, segment
 from tests.helpers.oracles import by_hand
 from tests.helpers.turned import index_turned, write_turned
 
@@ -113,6 +116,24 @@ def test_a_photo_of_another_size_is_named_by_its_annotated_size(tmp_path):
     substituting = loader(files, on_error="substitute")
     assert sum(len(batch.image) for batch in substituting) == 20
     assert list(substituting.substituted.photos) == [str(path)]
+
+
+def test_exif_that_dali_itself_dies_of_does_no_harm(tmp_path):
+    """DALI 2.4's ``adjust_orientation`` ends the process on the PNG: a value lies far outside the block."""
+    block = b"II*\0" + struct.pack("<IHHHIIHHII", 8, 2, 0x112, 3, 1, 6, 0x132, 2, 20, 10**6) + bytes(4)
+    made = write_turned(tmp_path, [6])
+    for path in made.photos.iterdir():
+        with Image.open(path) as photo:
+            Image.fromarray(np.asarray(photo)).save(path)
+        with Image.open(path) as photo:
+            Image.fromarray(np.rot90(np.asarray(photo), -1)).save(made.upright / path.name, "PNG")
+        plain = path.read_bytes()
+        jpeg = insert(plain, segment(0xE1, b"Exif\0\0" + block))
+        path.write_bytes(jpeg if path.suffix == ".jpg" else plain[:33] + chunk(b"eXIf", block) + plain[33:])
+    options = {"policy": SINGLES, "batch_size": 2}
+    turned, upright = index_turned(made, "apply"), index_turned(made, "refuse", upright=True)
+    assert Dataset.open(turned.dataset).turn.tolist() == [6, 6]
+    assert_same(loader(turned, **options), loader(upright, **options))
 
 
 @pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
