@@ -93,6 +93,7 @@ def repeat_dataset(
         category_id=source.category_id,
         category_name=source.category_name,
         rle_counts=_ranges(source.rle_counts, refs.rle_begin[ref], rle_count),
+        exif=source.exif,
     )
     files = source.photo_files
     files = PhotoFiles(*(column[photo] for column in (files.digest, files.orientation, files.coco_id)))

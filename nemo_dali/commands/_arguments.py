@@ -116,6 +116,11 @@ def _index(parser: Parser) -> None:
     )
     what = "photos, by file name, for a folder; or all of other data sets, G.ris.h5"
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="WHAT", help=what)
+    parser.add_argument(
+        "--exif",
+        choices=["ignore", "apply", "refuse"],
+        help="photos that EXIF turns: as stored, as viewers show them, or an error (default for a .jsonl file)",
+    )
     parser.add_argument("--verify", action="store_true", help="decode every photo")
     parser.add_argument("--skip-empty", action="store_true", help="skip sentences without text, and refs without any")
     parser.add_argument("--skip-corrupt", action="store_true", help="leave photos out that cannot be used")

@@ -172,6 +172,7 @@ def _index(options: argparse.Namespace) -> None:
         leave_out=[name for name in options.leave_out if not name.endswith(".ris.h5")],
         skip_empty=options.skip_empty,
         box_format=options.box_format,
+        exif=options.exif,
     )
     report = index_dataset(
         annotations,

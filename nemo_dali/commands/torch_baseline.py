@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.orientation import turned_pixels
 from nemo_dali.data.photos import find_problem
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.kernels.plan.rows import PlanRows
@@ -50,7 +51,7 @@ class Samples:
         for tile, photo in zip(tiles, photos.tolist(), strict=True):
             y, x = slice(int(tile["y0"]), int(tile["y1"])), slice(int(tile["x0"]), int(tile["x1"]))
             shape = (y.stop - y.start, x.stop - x.start)
-            image[y, x] = self._photo(self._corpus.photo_path(photo), shape)
+            image[y, x] = self._photo(photo, shape)
             if tile["run_count"]:
                 height, width = int(self._corpus.photo_height[photo]), int(self._corpus.photo_width[photo])
                 runs = self._corpus.runs_of(int(row["ref"][0]))
@@ -61,17 +62,22 @@ class Samples:
             frame = frame.float().div_(255).sub_(self._mean).div_(self._std).to(getattr(torch, self._dtype))
         return frame, torch.from_numpy(mask), self._tokens[index], self._attention[index]
 
-    def _photo(self, path: str, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    def _photo(self, row: int, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
         """A photo, RGB, stretched to (height, width)."""
+        path = self._corpus.photo_path(row)
+        turn = 1 if self._corpus.photo_turn is None else int(self._corpus.photo_turn[row])
         if self._pillow:
             from PIL import Image
 
             with Image.open(path) as photo:
-                return np.asarray(photo.convert("RGB").resize(shape[::-1], Image.Resampling.BILINEAR))
+                upright = photo.convert("RGB")
+            if turn > 1:
+                upright = Image.fromarray(turned_pixels(np.asarray(upright), turn))
+            return np.asarray(upright.resize(shape[::-1], Image.Resampling.BILINEAR))
         import cv2
 
-        decoded = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        resized = cv2.resize(decoded, shape[::-1], interpolation=cv2.INTER_LINEAR)
+        decoded: Any = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        resized = cv2.resize(turned_pixels(decoded, turn), shape[::-1], interpolation=cv2.INTER_LINEAR)
         pixels: npt.NDArray[np.uint8] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB, dst=resized)
         return pixels
 
@@ -114,8 +120,9 @@ def dataloader(loader: Loader, rows: PlanRows, *, batches: int) -> Any:
 
     corpus = loader.corpus
     for photo in np.unique(rows["images"][rows["images"] >= 0]).tolist():
-        size = int(corpus.photo_width[photo]), int(corpus.photo_height[photo])
-        if (problem := find_problem(corpus.photo_path(photo), *size, decode=False)) is not None:
+        width, height = int(corpus.photo_width[photo]), int(corpus.photo_height[photo])
+        turn = 1 if corpus.photo_turn is None else int(corpus.photo_turn[photo])
+        if (problem := find_problem(corpus.photo_path(photo), width, height, turn, decode=False)) is not None:
             raise PhotoError(f"{problem.sentence()}. {problem.remedy()}")
 
     if loader.resample == "cv2-linear":

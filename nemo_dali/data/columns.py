@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.data.orientation import Exif
 from nemo_dali.errors import PhotoError
 
 MAX_SIDE = 65535  # of a photo, in pixels: the most a JPEG can have; an area then fits a uint32
@@ -22,7 +23,7 @@ class Images:
     """Photos, one row each; ``category_begin`` and ``category_count`` give a photo's range in ``image_categories``."""
 
     id: npt.NDArray[np.int64]
-    width: npt.NDArray[np.int32]  # pixels as stored, EXIF rotation ignored
+    width: npt.NDArray[np.int32]  # pixels; as stored, or as viewers show it: see ``Annotations.exif``
     height: npt.NDArray[np.int32]
     file_name: Sequence[str]  # relative to the image root, with forward slashes
     category_begin: npt.NDArray[np.int64]
@@ -107,7 +108,9 @@ class Annotations:
 
     Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
     ``box_format`` says what numbers the boxes are that masks were made of: "xywh" (COCO's: left, top, width, height, in
-    pixels), "xyxy", the same in shares of the photo's sides, "rel_xywh" and "rel_xyxy", or "" where none was.
+    pixels), "xyxy", the same in shares of the photo's sides, "rel_xywh" and "rel_xyxy", or "" where none was. ``exif``
+    says whether masks and sizes are of the photos as stored ("ignore") or as viewers show them ("apply"); or that no
+    photo may make a difference there ("refuse").
     """
 
     name: str
@@ -119,6 +122,7 @@ class Annotations:
     category_name: Sequence[str]
     rle_counts: npt.NDArray[np.uint32]
     box_format: str = ""
+    exif: Exif = "ignore"
 
 
 class PhotoRecord(NamedTuple):

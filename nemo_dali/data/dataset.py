@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from nemo_dali.data.columns import (
     twins,
     with_photos,
 )
+from nemo_dali.data.orientation import EXIF, Exif
 from nemo_dali.data.photo_folders import locate
 from nemo_dali.data.photos import batch_error, check_photos
 from nemo_dali.data.s3 import check_names, image_root, is_remote
@@ -40,7 +41,6 @@ from nemo_dali.io.writer import Content, write_h5
 
 FORMAT = "nemo-dali/ris"
 VERSION = 2
-EXIF = ("ignore",)  # what is done about a photo's EXIF orientation
 # Every column of the file and its type; "" is UTF-8 strings of any length.
 COLUMNS = {
     "images": {
@@ -81,7 +81,7 @@ class Dataset:
     name: str
     image_root: str
     left_out: int  # photos left out by index that cannot be used
-    exif: str  # what is done about a photo's EXIF orientation, one of EXIF
+    exif: Exif  # whether photos are shown as stored or as viewers show them, as in ``Annotations``
     box_format: str  # of the boxes that masks were made of, as in ``Annotations``
     images: Images
     photo_files: PhotoFiles
@@ -146,6 +146,13 @@ class Dataset:
         width, height = int(self.images.width[row]), int(self.images.height[row])
         return down_columns.reshape(width, height).T if len(runs) else np.zeros((height, width), np.uint8)
 
+    @cached_property
+    def turn(self) -> npt.NDArray[np.uint8]:
+        """uint8 [photos]: how each photo as stored is to be turned, as EXIF numbers it; 1: not at all."""
+        stored = self.photo_files.orientation
+        turn: npt.NDArray[np.uint8] = np.maximum(stored, 1) if self.exif == "apply" else np.ones_like(stored)
+        return turn
+
     def shown_categories(self) -> npt.NDArray[np.bool_]:
         """bool [photos, categories]: which categories a photo shows objects of."""
         shown = np.zeros((len(self.images.id), len(self.category_id)), bool)
@@ -155,7 +162,9 @@ class Dataset:
     def batch_error(self, rows: list[int], error: object) -> NemoError:
         """Why these photos could not be decoded together; see ``photos.batch_error``."""
         paths = [self.photo_path(row) for row in rows]
-        return batch_error(paths, self.images.width[rows].tolist(), self.images.height[rows].tolist(), error)
+        columns = (self.images.width, self.images.height, self.turn)
+        width, height, turn = (column[rows].tolist() for column in columns)
+        return batch_error(paths, width, height, turn, error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self.image_root)
@@ -175,7 +184,8 @@ def _read(file: MappedFile, root: str | None) -> Dataset:
         for group, columns in COLUMNS.items()
     }
     others = {name: _column(file, name, dtype) for name, dtype in (OTHER_COLUMNS | PHOTO_COLUMNS).items()}
-    if (exif := file.text("exif")) not in EXIF:
+    exif = cast(Exif, file.text("exif"))
+    if exif not in EXIF:
         raise file.damage("its attribute exif is none that there is")
     try:
         recorded = image_root(file.text("image_root"))
@@ -255,6 +265,8 @@ def _damage(dataset: Dataset) -> str | None:
     runs = np.add.reduceat(dataset.rle_counts, refs.rle_begin[some], dtype=np.int64) if some.any() else np.empty(0)
     if not (some | (refs.empty == 1)).all() or not np.array_equal(runs, area[refs.image[some]]):
         return "the run lengths of a ref do not add up to its photo's pixels"
+    if dataset.exif == "refuse" and (files.orientation > 1).any():
+        return "/images/orientation has what the attribute exif excludes"
     if not all(map(is_inside, images.file_name)):
         return "/images/file_name has a name that leaves the image root"
     return None
@@ -278,11 +290,16 @@ class IndexReport:
     shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
     copies: int  # photos whose file has the content of another's
     copy: tuple[str, ...]  # the file names of the first two such photos
+    exif: Exif  # what was done about photos that viewers turn,
+    turned: int  # and how many these are
 
     def __str__(self) -> str:
         lines = [f"{self.output}: {self.photos} photos, {self.refs} refs, {self.sentences} sentences"]
         if self.renamed:
             lines.append(f"{self.renamed} photos were found under the names of COCO's other release: they are the same")
+        if self.turned or self.exif == "apply":
+            done = "taken as viewers show them" if self.exif == "apply" else "taken as stored"
+            lines.append(f"EXIF orientation other than 1: {self.turned} photos, {done} (--exif {self.exif})")
         for name, count in self.shared:
             lines.append(f"left out: {count} photos of {name}" + ("" if count else ": the data sets share none"))
         if self.left_out:
@@ -318,7 +335,8 @@ def index_dataset(
         photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:
-        PhotoError: a photo is missing, cannot be used, or has another size than annotated.
+        PhotoError: a photo is missing, cannot be used, has another size than annotated, or is turned by EXIF though
+            ``annotations.exif`` is "refuse".
         FileFormatError: the output cannot be written.
     """
     root, names, renamed = locate(images, annotations.images.file_name)
@@ -326,7 +344,9 @@ def index_dataset(
     output = Path(output)
     others = [Dataset.open(path) for path in photos_of]
     with write_h5(output, format=FORMAT, version=VERSION) as write:
-        checked = check_photos(annotations.images, root, verify=verify, skip_corrupt=skip_corrupt)
+        checked = check_photos(
+            annotations.images, root, verify=verify, skip_corrupt=skip_corrupt, exif=annotations.exif
+        )
         ids = np.array([coco_id(name) for name in annotations.images.file_name], np.int64)
         files = PhotoFiles(checked.digest, checked.orientation, ids)
         keep = np.ones(len(ids), bool)
@@ -355,6 +375,8 @@ def index_dataset(
         copy=tuple(
             kept.images.file_name[row] for row in np.flatnonzero(content == content[copies[:1]])[:2] if len(copies)
         ),
+        exif=annotations.exif,
+        turned=int((files.orientation > 1).sum()),
     )
 
 
@@ -363,15 +385,14 @@ def write_columns(
 ) -> str:
     """Write everything that a data set file holds by what ``write_h5`` gives; its fingerprint."""
     columns = _flat_columns(annotations) | _photo_columns(files)
-    exif = EXIF[0]
     attributes: dict[str, Value] = {
         "name": annotations.name,
         "image_root": image_root,
         "left_out": left_out,
-        "exif": exif,
+        "exif": annotations.exif,
         "box_format": annotations.box_format,
     }
-    write(Content(columns, attributes, digest := _fingerprint(columns, exif)))
+    write(Content(columns, attributes, digest := _fingerprint(columns, annotations.exif)))
     return digest
 
 

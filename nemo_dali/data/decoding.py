@@ -7,26 +7,49 @@ import numpy as np
 
 from nemo_dali.errors import NemoError
 
-DECODING: dict[str, Any] = {"adjust_orientation": False}  # masks are of the photo as stored, whatever its EXIF says
+DECODING: dict[str, Any] = {"adjust_orientation": False}  # as stored; ``orientation`` says why
 
 
 def of_size(encoded: Any, sizes: Any) -> Any:
     """The bytes for the decoder; the batch fails where they must not reach it.
 
     A header that cannot be parsed must not (DALI 2.4): the decoder parses on several threads, and when one fails it
-    goes away under the others. Nor must one that tells another size than annotated: a file of some kilobytes may hold a
+    goes away under the others. Nor must one that tells another size than it should: a file of some kilobytes may hold a
     photo of gigabytes. So all headers are parsed here first; the decoder gets the bytes in a shape that is theirs where
     the sizes agree, which copies nothing, and that they do not have elsewhere.
 
     Args:
         encoded: DALI CPU data, uint8 [bytes] a sample.
-        sizes: DALI CPU data, int32 [2] a sample: height and width as annotated.
+        sizes: DALI CPU data, int32 [2] a sample: height and width of the photo as it should be stored.
     """
     from nvidia.dali import fn, types
 
     found = fn.peek_image_shape(encoded, dtype=types.INT32, adjust_orientation=False)
     agree = fn.reductions.min(fn.cast(found[:2] == sizes, dtype=types.FLOAT), keep_dims=True)
     return fn.reshape(encoded, rel_shape=agree)
+
+
+def turned(photos: Any, turns: Any) -> Any:
+    """Turn decoded photos. Those that are not to be turned are passed on without a copy.
+
+    Args:
+        photos: DALI data, uint8 [H, W, 3] a sample.
+        turns: DALI CPU data, int32 [3] a sample: a row of ``orientation.TURNS``.
+    """
+    from nvidia.dali import fn, types
+
+    # What DALI makes of an "if" in a graph's definition: the samples go one way or the other, one by one.
+    conditional: Any = fn._conditional  # type: ignore[attr-defined]  # DALI's types do not know it
+    split, merge = conditional.split, conditional.merge
+    some = fn.cast(fn.reductions.max(turns), dtype=types.BOOL)
+    kept = split(photos, predicate=some)[1]
+    photos, turns = (split(data, predicate=some)[0] for data in (photos, turns))
+    transposed = fn.cast(turns[0], dtype=types.BOOL)
+    across, along = split(photos, predicate=transposed)
+    across = fn.transpose(across, perm=[1, 0, 2], output_layout="HWC")
+    photos = merge(across, along, predicate=transposed)
+    photos = fn.flip(photos, horizontal=turns[1], vertical=turns[2])
+    return merge(photos, kept, predicate=some)
 
 
 def is_wrong_size(error: object) -> bool:
@@ -38,7 +61,7 @@ _own = threading.local()
 
 
 def is_decodable(content: bytes, width: int, height: int) -> bool:
-    """Whether DALI's CPU decoder decodes a photo to this size. Each thread has a pipeline for it.
+    """Whether DALI's CPU decoder decodes a photo, stored in this size. Each thread has a pipeline for it.
 
     Raises:
         NemoError: the pipeline cannot be made.

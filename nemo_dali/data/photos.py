@@ -16,6 +16,7 @@ from PIL.ImageFile import ImageFile
 
 from nemo_dali.data.columns import Images, other_coco_names
 from nemo_dali.data.decoding import is_decodable
+from nemo_dali.data.orientation import Exif, turned_size
 from nemo_dali.data.photo_file import (
     MOST_BYTES,
     TOO_LONG,
@@ -99,6 +100,7 @@ class Problem(NamedTuple):
     kind: str  # one of WORDS
     text: str  # which photo, and what is the matter in brackets
     passing: bool = False  # whether another try may succeed
+    fits: bool = False  # of another size: whether EXIF's orientation makes the difference
 
     def sentence(self) -> str:
         """What is the matter, as a sentence without its full stop."""
@@ -130,7 +132,9 @@ class _Looked(NamedTuple):
     orientation: int = 0
 
 
-def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool) -> CheckedPhotos:
+def check_photos(
+    images: Images, root: str, *, verify: bool, skip_corrupt: bool, exif: Exif = "ignore"
+) -> CheckedPhotos:
     """Look at every photo. Each file is opened once, and read as a whole.
 
     A verified photo decodes to the same pixels in Pillow and DALI's CPU decoder, unless it is in CMYK: then they may
@@ -141,12 +145,14 @@ def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool)
         verify: decode the whole photo, by Pillow and by DALI, instead of reading its header only.
         skip_corrupt: give the rows of photos that are corrupt, too large or that decoders differ on,
             instead of failing.
+        exif: what is done about EXIF's orientations, one of ``EXIF``.
 
     Raises:
-        PhotoError: a photo is missing or has another size than annotated; or is one of these, unless skipped.
+        PhotoError: a photo is missing, has another size than annotated, or is turned by EXIF though none may be; or is
+            one of these, unless skipped.
     """
     total = len(images.id)
-    look = partial(_look, root, verify, True)
+    look = partial(_look, root, verify, True, None if exif == "apply" else 1)
     digest, orientation = np.zeros((total, 32), np.uint8), np.zeros(total, np.uint8)
     problems: dict[int, Problem] = {}
     with ThreadPoolExecutor() as pool:  # reading waits for the disk, hashing and decoding release the GIL
@@ -156,7 +162,11 @@ def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool)
             digest[row], orientation[row] = np.frombuffer(looked.digest, np.uint8), looked.orientation
             if looked.problem is not None:
                 problems[row] = looked.problem
+    refusal = refused_orientations(images.file_name, orientation.tolist()) if exif == "refuse" else None
+    fitting = sum(problem.fits for problem in problems.values())
     for kind, words in WORDS.items():
+        if kind == "size" and refusal is not None:  # before sizes are told, which differ by it
+            raise refusal
         rows = [row for row, problem in problems.items() if problem.kind == kind]
         if not rows or (skip_corrupt and kind not in NEVER_SKIPPED):
             continue
@@ -167,8 +177,10 @@ def check_photos(images: Images, root: str, *, verify: bool, skip_corrupt: bool)
                 more = (
                     " COCO's photos are found under the names of its other release in folders only, not at an address."
                 )
-        texts = listed([problems[row].text for row in rows])
-        raise PhotoError(f"{len(rows)} of {total} photos {words.several}{where}: {texts}. {words.at_index}{more}")
+        texts, remedy = listed([problems[row].text for row in rows]), words.at_index
+        if kind == "size" and fitting:
+            remedy = _size_remedy(fitting, exif)
+        raise PhotoError(f"{len(rows)} of {total} photos {words.several}{where}: {texts}. {remedy}{more}")
     return CheckedPhotos(list(problems), digest, orientation)
 
 
@@ -178,36 +190,81 @@ def listed(texts: Sequence[str]) -> str:
     return f"{', '.join(texts[:MAX_NAMED])}{more}"
 
 
-def photo_problem(path: str, width: int, height: int) -> str | None:
+def refused_orientations(names: Sequence[str], orientation: Sequence[int]) -> PhotoError | None:
+    """The error where one of these photos must not be turned by EXIF, but is; None where none is.
+
+    Args:
+        names: file names.
+        orientation: EXIF's of each; 0 where a file does not say.
+    """
+    turned = [(name, number) for name, number in zip(names, orientation, strict=True) if number > 1]
+    if not turned:
+        return None
+    (name, number), *_ = turned
+    return PhotoError(
+        f"{len(turned)} of {len(names)} photos have an EXIF orientation other than 1, by which viewers turn them; the "
+        f"first is {name} ({number}). Use --exif apply if they were annotated as viewers show them, or --exif ignore "
+        "if they were annotated as stored."
+    )
+
+
+def _size_remedy(fitting: int, exif: Exif) -> str:
+    """What to do about photos of another size, so many of which have the right one by EXIF, or without it."""
+    remedy = "Use the photos that the annotations were made on"
+    if exif == "apply":
+        return f"{remedy}; or --exif ignore, by which {fitting} have the annotated size as they are stored."
+    return f"{remedy}; or --exif apply, by which {fitting} have the annotated size as viewers show them."
+
+
+def photo_problem(path: str, width: int, height: int, orientation: int = 1) -> str | None:
     """Why this photo cannot be decoded to its annotated size, and what to do; None where it can.
+
+    Args:
+        path: of its file, or its address.
+        width, height: in pixels as annotated.
+        orientation: how it is to be turned after decoding, as EXIF numbers it.
 
     Raises:
         NemoError: nothing can be read at its address.
     """
-    problem = find_problem(path, width, height)
+    problem = find_problem(path, width, height, orientation)
     return None if problem is None else f"{problem.sentence()}. {problem.remedy()}"
 
 
-def find_problem(path: str, width: int, height: int, *, decode: bool = True) -> Problem | None:
+def find_problem(path: str, width: int, height: int, orientation: int = 1, *, decode: bool = True) -> Problem | None:
     """The same for a program. One decode by Pillow, or else its header is all that is looked at."""
-    return _look("", decode, False, path, width, height).problem
+    return _look("", decode, False, orientation, path, width, height).problem
 
 
-def batch_error(paths: Sequence[str], width: Sequence[int], height: Sequence[int], error: object) -> NemoError:
+def batch_error(
+    paths: Sequence[str],
+    width: Sequence[int],
+    height: Sequence[int],
+    orientation: Sequence[int],
+    error: object,
+) -> NemoError:
     """Why a batch of photos could not be decoded, for work that can go on later: DALI itself does not tell which photo.
 
     Args:
-        paths, width, height: of the photos, in pixels as annotated.
+        paths, width, height, orientation: of the photos, as ``photo_problem`` takes them.
         error: DALI's.
     """
-    for path, *size in zip(paths, width, height, strict=True):
-        if problem := photo_problem(path, *size):
+    for photo in zip(paths, width, height, orientation, strict=True):
+        if problem := photo_problem(*photo):
             return PhotoError(f"{problem} The same command then goes on where it stopped.")
     return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 
 
-def header_size(root: str, name: str) -> tuple[int, int]:
-    """Width and height of a photo by its header.
+class Header(NamedTuple):
+    """What a photo's header says."""
+
+    width: int  # in pixels as stored
+    height: int
+    orientation: int  # EXIF's, 1 to 8; 0 where the file does not say
+
+
+def read_header(root: str, name: str) -> Header:
+    """Size and orientation of a photo by its header.
 
     Raises:
         PhotoError: it is missing, neither JPEG nor PNG, or larger than any photo that is read.
@@ -215,19 +272,23 @@ def header_size(root: str, name: str) -> tuple[int, int]:
     """
     try:
         with open_file(os.path.join(root, name)) as file:
-            size = open_photo(file).size
+            photo = open_photo(file)
+            header = Header(*photo.size, orientation_of(photo))
     except NemoError:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PhotoError(f"The size of {name} cannot be read in {root} ({why}). Check --images.") from error
-    if (many := too_many_pixels(*size)) is not None:
+    if (many := too_many_pixels(header.width, header.height)) is not None:
         raise PhotoError(f"The photo {name} in {root} has {many}. Replace it by a smaller one.")
-    return size
+    return header
 
 
-def _look(root: str, decode: bool, hashed: bool, name: str, width: int, height: int) -> _Looked:
-    """See what is wrong with a photo; with ``hashed``, also for DALI, and its file's digest and orientation."""
+def _look(root: str, decode: bool, hashed: bool, turn: int | None, name: str, width: int, height: int) -> _Looked:
+    """See what is wrong with a photo; with ``hashed``, also for DALI, and its file's digest and orientation.
+
+    ``turn`` is how the photo as stored is turned, as EXIF numbers it; None: as its file says.
+    """
     digest, orientation = bytes(32), 0
     try:
         with open_file(os.path.join(root, name)) as file:
@@ -235,11 +296,11 @@ def _look(root: str, decode: bool, hashed: bool, name: str, width: int, height: 
                 digest = _sha256(file)
             photo = open_photo(file)
             orientation = orientation_of(photo)
-            problem = _mismatch(photo, name, width, height)
+            problem = _mismatch(photo, name, width, height, orientation if turn is None else turn)
             if decode and problem is None:
                 photo.load()
                 file.seek(0)
-                if hashed and not is_decodable(file.read(), width, height):
+                if hashed and not is_decodable(file.read(), *photo.size):
                     problem = Problem("corrupt", f"{name} (DALI cannot decode it, though Pillow can)")
     except Exception as error:  # a decoder may raise anything on damaged bytes
         problem = _problem_of(error, name)
@@ -257,11 +318,13 @@ def _sha256(file: BinaryIO) -> bytes:
     return digest.digest()
 
 
-def _mismatch(photo: ImageFile, name: str, width: int, height: int) -> Problem | None:
-    """What a photo's header says against it."""
-    if photo.size != (width, height):
-        found_width, found_height = photo.size
-        return Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})")
+def _mismatch(photo: ImageFile, name: str, width: int, height: int, orientation: int) -> Problem | None:
+    """What a photo's header says against it, which is to be turned as this orientation says."""
+    found_width, found_height = turned_size(*photo.size, orientation)
+    if (found_width, found_height) != (width, height):
+        other = photo.size if orientation > 1 else turned_size(*photo.size, orientation_of(photo))
+        fits = other == (width, height)
+        return Problem("size", f"{name} ({found_width}x{found_height} pixels, not {width}x{height})", fits=fits)
     if (why := too_many_pixels(width, height)) is not None:
         return Problem("large", f"{name} ({why})")
     if is_deep(photo):

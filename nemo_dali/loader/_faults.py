@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.data.decoding import is_wrong_size
+from nemo_dali.data.orientation import turned_sizes
 from nemo_dali.data.photos import Problem, find_problem
 from nemo_dali.data.s3 import failed_address, is_remote
 from nemo_dali.errors import NemoError, PhotoError
@@ -150,15 +151,17 @@ class PhotoFaults:
         """What is wrong with which photo of a batch, in the order of the cells."""
         photos = list(dict.fromkeys(lay_out(rows, self._planner.size)[2].tolist()))
         paths = [self._corpus.photo_path(photo) for photo in photos]
-        width, height = self._corpus.photo_width[photos], self._corpus.photo_height[photos]
+        sizes = np.stack([self._corpus.photo_width[photos], self._corpus.photo_height[photos]], axis=1)
+        turn = np.ones(len(photos), np.uint8) if self._corpus.photo_turn is None else self._corpus.photo_turn[photos]
+        wanted = [(int(width), int(height), int(turned)) for (width, height), turned in zip(sizes, turn, strict=True)]
         if (address := failed_address(error)) in paths:
-            first = paths.index(address)
-            problem = find_problem(address, int(width[first]), int(height[first]))
+            problem = find_problem(address, *wanted[first := paths.index(address)])
             if problem is not None and problem.passing:
                 return {photos[first]: problem}  # the server's fault: each of the others would wait as long
         problems = {}
-        for index, message in refused(paths, width, height, num_threads=self._num_threads).items():
-            problem = _problem(paths[index], int(width[index]), int(height[index]), message)
+        stored = turned_sizes(sizes, turn).T
+        for index, message in refused(paths, *stored, num_threads=self._num_threads).items():
+            problem = _problem(paths[index], *wanted[index], message)
             if problem is not None:
                 problems[photos[index]] = problem
         return problems
@@ -178,7 +181,7 @@ def refused(
 
     Args:
         paths: of n photos, n > 0.
-        width, height: int [n], in pixels, as annotated.
+        width, height: int [n], in pixels, as they should be stored.
 
     Returns:
         DALI's message for each photo refused, by its place in ``paths``; None for a photo of another size.
@@ -210,9 +213,9 @@ def refused(
     return found
 
 
-def _problem(path: str, width: int, height: int, message: str | None) -> Problem | None:
+def _problem(path: str, width: int, height: int, turn: int, message: str | None) -> Problem | None:
     """What is wrong with a photo that DALI refused; None if that was no fault of the photo and is over."""
-    problem = find_problem(path, width, height)
+    problem = find_problem(path, width, height, turn)
     if problem is not None:  # that its whole folder is gone is no fault of the photo
         folder_gone = not is_remote(path) and not os.path.isdir(os.path.dirname(path))
         return problem._replace(passing=problem.passing or folder_gone)

@@ -41,6 +41,7 @@ class PreparedBatch:
         work: dtype ``TILE`` [cells], with resident tiles [B, most cells]; on a GPU a ``DeviceBatch`` either way.
         squares: per cell, float32 [squares, 2], where its photo is black; None without ``erase``.
         stream: on a GPU torch's current stream when the memory was allocated.
+        turn: uint8 [cells], how each photo is to be turned; None: none is.
     """
 
     image: "torch.Tensor"
@@ -49,6 +50,7 @@ class PreparedBatch:
     work: TileRecords | gpu.DeviceBatch
     squares: list[Corners] | None
     stream: "torch.cuda.Stream | None"
+    turn: npt.NDArray[np.uint8] | None
 
 
 class FrameAllocator:
@@ -140,19 +142,20 @@ class FrameAllocator:
         if self._format.fit == "letterbox":
             tiles["resample"][rows["grid"][sample] == 1] = CV2_LETTERBOX
             tiles["border"], tiles["soft_mask"] = self._format.border, self._format.mask_dtype == "float32"
-        paths = []
+        paths, turn = [], None
         if self._resident is not None:
             tiles["photo"] = self._resident.addresses(tiles["y1"] - tiles["y0"], tiles["x1"] - tiles["x0"], photo)
         else:
             paths = [self._path(row) for row in photo.tolist()]
+            turn = None if self._corpus.photo_turn is None else self._corpus.photo_turn[photo]
         squares = self._squares(epoch, rows, sample, photo) if self.erases else None
         if self._device_id is not None:
             stream = gpu.current_stream(self._device_id)
             work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
-            return PreparedBatch(image, mask, paths, work, squares, stream)
+            return PreparedBatch(image, mask, paths, work, squares, stream, turn)
         if self._resident is not None:
             tiles = self._by_sample(tiles, sample, batch)
-        return PreparedBatch(image, mask, paths, tiles, squares, None)
+        return PreparedBatch(image, mask, paths, tiles, squares, None, turn)
 
     def _squares(
         self, epoch: int, rows: PlanRows, sample: npt.NDArray[np.int64], photo: npt.NDArray[np.int64]

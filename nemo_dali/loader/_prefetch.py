@@ -67,6 +67,7 @@ class Prefetcher:
             prefetch=resources.prefetch,
             hw_decoder_load=resources.hw_decoder_load,
             erase=frames.erases,
+            turns=corpus.photo_turn is not None,
         )
         self._pipeline: StreamPipeline | None = None
 
@@ -138,4 +139,4 @@ class Prefetcher:
         rows, replaced = self._faults.replace(epoch, rows)
         drawing = self._frames.prepare(epoch, rows)
         step = Step(epoch, seen, rows, short, replaced, drawing)
-        pipeline.feed(drawing.paths, drawing.work, step, drawing.squares)
+        pipeline.feed(drawing.paths, drawing.work, step, turn=drawing.turn, squares=drawing.squares)

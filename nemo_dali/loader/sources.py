@@ -31,7 +31,8 @@ class Corpus:
         images: image roots in place of the recorded ones, one per data set, None where that stays; or none at all.
 
     Attributes:
-        photo_width, photo_height: int32 [photos].
+        photo_width, photo_height: int32 [photos], as annotated.
+        photo_turn: uint8 [photos], see ``Dataset.turn``; None: no photo is to be turned.
         runs: uint64 [refs], address of each ref's run lengths; run_count: int64 [refs].
 
     Raises:
@@ -56,6 +57,8 @@ class Corpus:
             table.warn_of_copies(dataset)
         self.photo_width = self._joined(lambda d: d.images.width)
         self.photo_height = self._joined(lambda d: d.images.height)
+        turn = self._joined(lambda d: d.turn)
+        self.photo_turn = turn if (turn > 1).any() else None
         self.runs = self._joined(lambda d: d.rle_counts.ctypes.data + 4 * d.refs.rle_begin.astype(np.uint64))
         self.run_count = self._joined(lambda d: d.refs.rle_count.astype(np.int64))
         self._ref_offset = np.cumsum([0, *(len(d.refs.ref_id) for d in self.datasets)])

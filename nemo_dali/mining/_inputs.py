@@ -89,12 +89,13 @@ class Photos:
         dataset, count = self._dataset, max(DECODED, 4 * self._num_threads)
         batches = [rows[i : i + count] for i in range(0, len(rows), count)]
         prefetch = min(2, len(batches))
-        pipeline = _PhotoPipeline(max_cells=count, num_threads=self._num_threads, prefetch=prefetch)
-
+        turns = bool((dataset.turn > 1).any())
+        pipeline = _PhotoPipeline(max_cells=count, num_threads=self._num_threads, prefetch=prefetch, turns=turns)
         sizes = np.stack([dataset.images.height, dataset.images.width], axis=1)
 
         def feed(batch: list[int]) -> None:
-            pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], sizes[batch], batch)
+            paths = [encode_path(dataset.photo_path(row)) for row in batch]
+            pipeline.feed(paths, sizes[batch], batch, turn=dataset.turn[batch] if turns else None)
 
         ahead = iter(batches)
         try:
@@ -132,7 +133,7 @@ class _PhotoPipeline(StreamPipeline):
     """
 
     def _write(self, encoded: Any) -> Any:
-        return self._decode(encoded)
+        return self._photos(encoded)
 
     def _feed(self, work: Any) -> None:
         pass

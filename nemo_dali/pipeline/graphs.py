@@ -4,9 +4,9 @@
     sizes ──────────────────────▲                              ▲   └─▶ pixels and masks, into the frames that the
     tiles ─────────────────────────────────────────────────────┘       tiles name
 
-Where photos are to have black squares, ``erase`` follows the decoder. Frames are ordinary memory of the caller's, so
-DALI never copies a finished batch. On a GPU the photos stay there, and the kernels are launched once a batch, from a
-Python function of DALI's thread on DALI's stream:
+Photos that are to be turned as EXIF says are turned right behind the decoder, and ``erase`` puts black squares on those
+that are to have some. Frames are ordinary memory of the caller's, so DALI never copies a finished batch. On a GPU the
+photos stay there, and the kernels are launched once a batch, from a Python function of DALI's thread on DALI's stream:
 
     paths ──▶ io.file.read ──▶ headers ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
 """
@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.decoding import DECODING, of_size
+from nemo_dali.data.decoding import DECODING, of_size, turned
+from nemo_dali.data.orientation import TURNS, turned_sizes
 from nemo_dali.data.s3 import Waiting, abandon, is_remote, scrubbed
 from nemo_dali.errors import NemoError
 from nemo_dali.pipeline import gpu
@@ -49,6 +50,7 @@ class StreamPipeline:
         num_threads: DALI's worker threads.
         prefetch: batches in flight at the same time, >= 1.
         device_id: of the GPU that DALI is to use, if any.
+        turns: whether ``feed`` is told how photos are to be turned.
         erase: put black squares on the photos; ``feed`` then says where.
 
     Raises:
@@ -59,7 +61,14 @@ class StreamPipeline:
     broken = False  # whether it can only be closed
 
     def __init__(
-        self, *, max_cells: int, num_threads: int, prefetch: int, device_id: int | None = None, erase: bool = False
+        self,
+        *,
+        max_cells: int,
+        num_threads: int,
+        prefetch: int,
+        device_id: int | None = None,
+        turns: bool = False,
+        erase: bool = False,
     ) -> None:
         check_address_space(num_threads)
         from nvidia.dali import Pipeline
@@ -67,7 +76,7 @@ class StreamPipeline:
         allow_open_files(max_cells)
         check_threads(num_threads)
         self._prefetch = prefetch
-        self._erase = erase
+        self._turns, self._erase = turns, erase
         self.running: deque[Any] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._owed = 0  # batches that DALI has started and that were not taken from it yet
         self._addresses: deque[list[str]] = deque()  # of the photos on object storage of each of these batches
@@ -114,14 +123,17 @@ class StreamPipeline:
         from nemo_dali.pipeline.operators import write_tiles
 
         tiles = fn.external_source(name="tiles", ndim=1, dtype=types.UINT8)
-        return write_tiles(tiles, self._erased(self._decode(encoded)))
+        return write_tiles(tiles, self._photos(encoded))
 
-    def _erased(self, photos: Any) -> Any:
-        """The photos with their squares, where they are to have some."""
-        if not self._erase:
-            return photos
+    def _photos(self, encoded: Any) -> Any:
+        """The photos as they are shown, with their squares."""
         from nvidia.dali import fn, types
 
+        photos = self._decode(encoded)
+        if self._turns:
+            photos = turned(photos, fn.external_source(name="turns", ndim=1, dtype=types.INT32))
+        if not self._erase:
+            return photos
         corners = fn.external_source(name="squares", ndim=1, dtype=types.FLOAT)
         return fn.erase(photos, anchor=corners, shape=corners * 0 + float(SIDE), axes=(0, 1))
 
@@ -136,7 +148,13 @@ class StreamPipeline:
         return os.getpid() != self._process
 
     def feed(
-        self, paths: list[npt.NDArray[np.uint8]], work: Any, keep: Any, squares: list[Corners] | None = None
+        self,
+        paths: list[npt.NDArray[np.uint8]],
+        work: Any,
+        keep: Any,
+        *,
+        turn: npt.NDArray[np.uint8] | None = None,
+        squares: list[Corners] | None = None,
     ) -> None:
         """Start a batch.
 
@@ -145,6 +163,7 @@ class StreamPipeline:
             work: ``kernels.tile.TILE`` [cells]; on a GPU a ``DeviceBatch``.
             keep: holds what the tiles point to; it stays in ``running`` until the batch is done.
             squares: per cell their corners on the photo, float32 [squares, 2], y and x; with ``erase`` only.
+            turn: uint8 [cells], how each photo as stored is to be turned, as EXIF numbers it; only with ``turns``.
         """
         with self._use:
             self.running.append(keep)  # before DALI learns the addresses
@@ -152,7 +171,9 @@ class StreamPipeline:
             if paths:
                 self._pipe.feed_input("paths", paths)
                 if (sizes := self._photo_sizes(work)) is not None:
-                    self._pipe.feed_input("sizes", sizes)
+                    self._pipe.feed_input("sizes", sizes if turn is None else turned_sizes(sizes, turn))
+                if turn is not None:
+                    self._pipe.feed_input("turns", TURNS[turn])
             if squares is not None:
                 self._pipe.feed_input("squares", [corners.ravel() for corners in squares])
             self._feed(work)
@@ -261,16 +282,14 @@ class CudaPipeline(StreamPipeline):
 
     Args:
         device_id: CUDA device number.
-        max_cells, num_threads, prefetch, erase: as on the CPU.
+        options: as on the CPU.
     """
 
-    def __init__(self, *, device_id: int, max_cells: int, num_threads: int, prefetch: int, erase: bool = False) -> None:
+    def __init__(self, *, device_id: int, **options: Any) -> None:
         self._device = device_id
         self._to_write: deque[gpu.DeviceBatch] = deque()  # fed, and not decoded yet
         self._to_deliver: deque[gpu.DeviceBatch] = deque()  # fed, and not waited for yet
-        super().__init__(
-            max_cells=max_cells, num_threads=num_threads, prefetch=prefetch, device_id=device_id, erase=erase
-        )
+        super().__init__(device_id=device_id, **options)
 
     def _next_batch(self, photos: list[Any], stream: int) -> None:
         # Batches come in the order they were fed in. Where DALI could not decode one it does not come here, and the
@@ -316,17 +335,17 @@ class CudaStreamPipeline(CudaPipeline):
 
     Args:
         hw_decoder_load: share of the JPEGs for the hardware decoder, 0 to 1.
-        device_id, max_cells, num_threads, prefetch, erase: as in ``CudaPipeline``.
+        options: as in ``CudaPipeline``.
     """
 
-    def __init__(self, *, hw_decoder_load: float, erase: bool = False, **options: int) -> None:
+    def __init__(self, *, hw_decoder_load: float, **options: Any) -> None:
         self._hw_decoder_load = hw_decoder_load
-        super().__init__(erase=erase, **options)
+        super().__init__(**options)
 
     def _write(self, encoded: Any) -> Any:
         from nemo_dali.pipeline.operators import call_on_stream
 
-        return call_on_stream(self._next_batch, self._erased(self._decode(encoded)), device_id=self._device)
+        return call_on_stream(self._next_batch, self._photos(encoded), device_id=self._device)
 
     def _decode(self, encoded: Any) -> Any:
         from nvidia.dali import fn
@@ -378,6 +397,7 @@ def open_pipeline(
     prefetch: int,
     hw_decoder_load: float,
     erase: bool,
+    turns: bool,
 ) -> StreamPipeline:
     """The pipeline for batches of ``batch_size`` samples of up to ``most_cells`` cells.
 
@@ -386,15 +406,15 @@ def open_pipeline(
         device_id: a CUDA device number; None: the CPU.
         num_threads, prefetch, hw_decoder_load: as in ``Loader``.
         erase: photos have black squares; with photos only.
+        turns: whether some photos are to be turned.
     """
     options: dict[str, Any] = {"num_threads": num_threads, "prefetch": prefetch}
     if device_id is None:
         if resident:
             return ResidentPipeline(max_cells=batch_size, **options)
-        return StreamPipeline(max_cells=batch_size * most_cells, erase=erase, **options)
+        return StreamPipeline(max_cells=batch_size * most_cells, turns=turns, erase=erase, **options)
     options["device_id"] = device_id
     if resident:
         return CudaResidentPipeline(max_cells=1, **options)
-    return CudaStreamPipeline(
-        hw_decoder_load=hw_decoder_load, max_cells=batch_size * most_cells, erase=erase, **options
-    )
+    options |= {"hw_decoder_load": hw_decoder_load, "turns": turns, "erase": erase}
+    return CudaStreamPipeline(max_cells=batch_size * most_cells, **options)

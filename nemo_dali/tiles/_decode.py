@@ -60,7 +60,8 @@ def decode_tiles(
     if device_id is not None:
         gpu.check_photo_sizes(dataset.images.width, dataset.images.height)
     work = _HostWork(arrays, count) if device_id is None else _DeviceWork(arrays, device_id)
-    pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch)
+    turns = bool((dataset.turn > 1).any())
+    pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch, turns=turns)
 
     def feed(batch: list[int]) -> None:
         tiles = np.zeros((len(arrays), len(batch)), TILE)
@@ -70,7 +71,8 @@ def decode_tiles(
         tiles["photo_height"], tiles["photo_width"] = dataset.images.height[batch], dataset.images.width[batch]
         tiles["itemsize"], tiles["resample"] = 1, RESAMPLE[resample]
         made = work.make(tiles, batch)
-        pipeline.feed([encode_path(dataset.photo_path(row)) for row in batch], made, (batch, made))
+        paths = [encode_path(dataset.photo_path(row)) for row in batch]
+        pipeline.feed(paths, made, (batch, made), turn=dataset.turn[batch] if turns else None)
 
     ahead = iter(batches)
     try:
@@ -104,7 +106,7 @@ class _TilePipeline(StreamPipeline):
 
         from nemo_dali.pipeline.operators import write_tiles
 
-        photos = self._decode(encoded)
+        photos = self._photos(encoded)
         sources = [fn.external_source(name=f"tiles{i}", ndim=1, dtype=types.UINT8) for i in range(self._sizes)]
         # They are alike: a photo is of the size that it should be, or not.
         return fn.cat(*[write_tiles(tiles, photos) for tiles in sources], axis=0)

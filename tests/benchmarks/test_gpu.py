@@ -352,9 +352,9 @@ def test_decode_only_is_fed_what_the_loader_shows(loader, policy, monkeypatch):
     fed = {measures.DecodeOnly: [], measures.CudaStreamPipeline: []}
     feed = measures.CudaStreamPipeline.feed
 
-    def noting(self, paths, work, keep):
+    def noting(self, paths, *rest):
         fed[type(self)].append([bytes(path) for path in paths])
-        feed(self, paths, work, keep)
+        feed(self, paths, *rest)
 
     monkeypatch.setattr(measures.CudaStreamPipeline, "feed", noting)
     found = measures.compare(loader(policy), 0.5, 0, pairs=2, steps=3)

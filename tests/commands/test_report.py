@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from nemo_dali.commands.cli import main
-from nemo_dali.commands.report.page import _shown_ranks, json_in_html, report
+from nemo_dali.commands.report.page import _picture, _shown_ranks, json_in_html, report
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.output import partial_name
@@ -21,6 +21,7 @@ from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.tune import propose
 from tests.helpers.files import index_grefs, index_refer
 from tests.helpers.tables import write_ranked_table
+from tests.helpers.turned import index_turned, write_turned
 
 NASTY = "</script><script>document.title='taken'</script><b>\"'& ü<!--<script>/*PLOTLY*//*DATA*/\u2028]]>\x9b"
 
@@ -168,6 +169,15 @@ def test_the_target_is_outlined(data, page):
     for y, x in np.argwhere(inside):
         near[max(y - 6, 0) : y + 7, max(x - 6, 0) : x + 7] = True
     assert changed[near].mean() > 0.05 and changed[~near].mean() < 0.01
+
+
+def test_photos_that_exif_turns_are_shown_upright(tmp_path):
+    made = write_turned(tmp_path)
+    turned = Dataset.open(index_turned(made, "apply").dataset)
+    upright = Dataset.open(index_turned(made, "refuse", upright=True).dataset)
+    for row in range(20):
+        assert _picture(turned, row, None) == _picture(upright, row, None) != ""
+        assert _picture(turned, None, row) == _picture(upright, None, row) != ""
 
 
 def test_masks_are_those_of_the_annotations(data):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nemo_dali.data.photo_file import MOST_HEADER, is_unfit, open_file, open_photo, orientation_of
-from nemo_dali.data.photos import find_problem, header_size
+from nemo_dali.data.photos import find_problem, read_header
 from nemo_dali.errors import PhotoError
 from tests.helpers import fork_server
 from tests.helpers.counts import examples
@@ -166,4 +166,4 @@ def test_a_photo_larger_than_any_that_is_read_is_refused_before_it_is_decoded(tm
     problem = find_problem(str(tmp_path / "a.png"), 20000, 20000)
     assert problem.kind == "large" and problem.text.endswith(f"a.png ({words})")
     with pytest.raises(PhotoError, match=rf"a.png in {tmp_path} has {words}\. Replace it"):
-        header_size(str(tmp_path), "a.png")
+        read_header(str(tmp_path), "a.png")

@@ -12,6 +12,7 @@ from nemo_dali.mining._inputs import Photos, Sentences
 from nemo_dali.mining.clip import load_clip
 from nemo_dali.mining.embedding import embed
 from tests.helpers.files import make_noise
+from tests.helpers.turned import index_turned, write_turned
 
 TEXTS = [
     "left man",
@@ -88,6 +89,17 @@ def test_photos_get_the_models_own_vectors(loaded, clip, tmp_path):
     with torch.inference_mode():
         np.testing.assert_allclose(found, clip[1].encode_image(expected, normalize=True), atol=2e-6)
     assert records[-1] == 21
+
+
+def test_photos_that_exif_turns_are_embedded_upright(loaded, tmp_path):
+    import torch
+
+    made = write_turned(tmp_path)
+    seen = []
+    for files in (index_turned(made, "apply"), index_turned(made, "refuse", upright=True)):
+        inputs = Photos(loaded, Dataset.open(files.dataset), batch_size=4, num_threads=1)
+        seen.append(torch.cat(list(inputs.batches(range(5)))))
+    assert torch.equal(*seen)
 
 
 def test_threads_rounds_and_resumption_change_no_byte(loaded, monkeypatch):

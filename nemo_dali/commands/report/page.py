@@ -21,6 +21,7 @@ from PIL import Image
 from nemo_dali._checks import MOST, integer
 from nemo_dali.commands.preview import outline
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.orientation import turned_pixels, turned_size
 from nemo_dali.data.photo_file import open_file, open_photo
 from nemo_dali.io.output import check_inputs, check_place, write_bytes
 from nemo_dali.io.progress import progress
@@ -286,13 +287,15 @@ def _picture(dataset: Dataset, photo: int | None, ref: int | None) -> str:
     try:
         with open_file(dataset.photo_path(row)) as file:
             opened = open_photo(file)
-            if opened.size != (dataset.images.width[row], dataset.images.height[row]):
+            turn = int(dataset.turn[row])
+            if turned_size(*opened.size, turn) != (dataset.images.width[row], dataset.images.height[row]):
                 return ""  # of any size
             opened.draft("RGB", (2 * side, 2 * side))
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise
         return ""
     image.thumbnail((side, side))
+    image = Image.fromarray(turned_pixels(np.asarray(image), turn))
     if ref is not None:
         mask = Image.fromarray(dataset.mask(ref) * np.uint8(255)).resize(image.size, Image.Resampling.BILINEAR)
         outline(image, mask)

@@ -7,6 +7,7 @@ a mirror of RefCOCO as Parquet      parquet_mirror  ┘
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nemo_dali._checks import PathLike, as_list
@@ -15,6 +16,7 @@ from nemo_dali.data.annotations.json_lines import DEFAULT_SPLIT, read_json_lines
 from nemo_dali.data.annotations.parquet_mirror import is_parquet, read_parquet_mirror
 from nemo_dali.data.annotations.refer import read_refer
 from nemo_dali.data.columns import Annotations
+from nemo_dali.data.orientation import EXIF, Exif
 from nemo_dali.errors import AnnotationError
 
 __all__ = ["read_annotations", "read_cris_lmdb", "read_json_lines", "read_parquet_mirror", "read_refer"]
@@ -30,6 +32,7 @@ def read_annotations(
     leave_out: Sequence[str] = (),
     skip_empty: bool = False,
     box_format: str | None = None,
+    exif: Exif | None = None,
 ) -> Annotations:
     """Read one split of a data set in any of the layouts.
 
@@ -43,6 +46,9 @@ def read_annotations(
             many.
         box_format: what the boxes of JSON lines are; see ``read_json_lines``.
         split: must be given for ``read_refer``; ``train`` by default for JSON lines and Parquet; an LMDB is one split.
+        exif: what was annotated, and is to be shown: "ignore", photos as stored; "apply", photos turned by their EXIF
+            orientation, as viewers show them; "refuse", photos for which that is the same, and ``index_dataset``
+            refuses others. None: "refuse" for JSON lines, "ignore" for the others, as their publishers' code does.
 
     Raises:
         ValueError: an argument is missing, or does not go with the source.
@@ -52,6 +58,8 @@ def read_annotations(
     source = Path(source)
     if box_format is not None and source.suffix != ".jsonl":
         raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is no .jsonl file")
+    if exif not in (None, *EXIF):
+        raise ValueError(f"exif ({exif!r}) must be one of {EXIF}")
     # A folder may have both Parquet and REFER's layout, which is asked for by name.
     parquet = is_parquet(source) and (not source.is_dir() or (dataset is None and split_by is None))
     if source.suffix == ".jsonl" or is_lmdb(source) or parquet:
@@ -63,12 +71,19 @@ def read_annotations(
         if parquet:
             return read_parquet_mirror(source, split=wanted, leave_out=leave_out, skip_empty=skip_empty)
         if source.suffix == ".jsonl":
-            return read_json_lines(source, images=images, split=wanted, skip_empty=skip_empty, box_format=box_format)
+            return read_json_lines(
+                source,
+                images=images,
+                split=wanted,
+                skip_empty=skip_empty,
+                box_format=box_format,
+                exif=exif or "refuse",
+            )
         if split not in (None, source.stem):
             raise ValueError(f"split ({split}) must be left out with {source.name}, which holds one split")
         if len(folders := as_list(images)) > 1:
             raise ValueError(f"images must be one folder with {source.name}, whose photos are extracted into it")
-        return read_cris_lmdb(source, images=folders[0], skip_empty=skip_empty)
+        return read_cris_lmdb(source, images=folders[0], skip_empty=skip_empty, exif=exif or "ignore")
     if source.is_file():
         raise AnnotationError(
             f"{source} is neither a folder, nor a .jsonl or .parquet file, nor a .lmdb. Check the path."
@@ -76,6 +91,7 @@ def read_annotations(
     if dataset is None or split_by is None or split is None:
         missing = f"dataset ({dataset}), split_by ({split_by}) and split ({split})"
         raise ValueError(f"{missing} must be given with {source}, a folder in REFER's layout")
-    return read_refer(
+    annotations = read_refer(
         source, dataset=dataset, split_by=split_by, split=split, leave_out=leave_out, skip_empty=skip_empty
     )
+    return replace(annotations, exif=exif or "ignore")

@@ -11,6 +11,7 @@ import io
 import os
 import stat
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy.typing as npt
 
 from nemo_dali.data.annotations._untrusted import EmptyTexts, checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
-from nemo_dali.data.photo_file import open_photo, too_many_pixels
+from nemo_dali.data.orientation import Exif, turned_size
+from nemo_dali.data.photo_file import open_photo, orientation_of, too_many_pixels
 from nemo_dali.data.rle import area, of_pixels
 from nemo_dali.data.s3 import image_root, is_remote
 from nemo_dali.errors import AnnotationError, FileFormatError, NemoError
@@ -36,7 +38,9 @@ def is_lmdb(path: Path) -> bool:
     return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
-def read_cris_lmdb(path: str | Path, *, images: str | Path, skip_empty: bool = False) -> Annotations:
+def read_cris_lmdb(
+    path: str | Path, *, images: str | Path, skip_empty: bool = False, exif: Exif = "ignore"
+) -> Annotations:
     """Read an LMDB, and extract its photos.
 
     Args:
@@ -44,6 +48,7 @@ def read_cris_lmdb(path: str | Path, *, images: str | Path, skip_empty: bool = F
         images: the folder that the photos go to, made if need be. A photo is written once, under its name in the LMDB;
             where that name is taken by other content, with a part of its hash in the name. Nothing is overwritten.
         skip_empty: skip sentences without text, and refs without any, instead of refusing them.
+        exif: what is done about EXIF's orientations, as in ``read_annotations``.
 
     Raises:
         AnnotationError: it is no such LMDB, damaged, hostile, or written by pyarrow.
@@ -60,14 +65,15 @@ def read_cris_lmdb(path: str | Path, *, images: str | Path, skip_empty: bool = F
         raise AnnotationError(f"{data} cannot be read: {error.strerror}. Check the path.") from error
     try:
         with database:
-            return _read(database, path, Path(root), EmptyTexts(skip=skip_empty, remedy="Write the LMDB again."))
+            empty = EmptyTexts(skip=skip_empty, remedy="Write the LMDB again.")
+            return replace(_read(database, path, Path(root), empty, exif), exif=exif)
     except OSError as error:
         raise NemoError(
             f"The photos of {path} cannot be written to {root}: {error.strerror}. Check --images."
         ) from error
 
 
-def _read(database: Lmdb, path: Path, root: Path, empty: EmptyTexts) -> Annotations:
+def _read(database: Lmdb, path: Path, root: Path, empty: EmptyTexts, exif: Exif) -> Annotations:
     keys = _keys(database, path)
     root.mkdir(parents=True, exist_ok=True)
     image_id_of: dict[str, int] = {}  # by the name of the extracted file
@@ -79,7 +85,7 @@ def _read(database: Lmdb, path: Path, root: Path, empty: EmptyTexts) -> Annotati
         if not (sentences := _sentences(record, where, empty)):
             continue
         content = field(record, "img", bytes, where)
-        size = _size(content, where)
+        size = _size(content, where, exif)
         name = _extract(root, photo_name(record, "img_name", where), content)
         image_id = image_id_of.setdefault(name, len(image_id_of) + 1)
         photos[image_id] = PhotoRecord(*size, name)
@@ -147,10 +153,11 @@ def _sentences(record: Any, where: str, empty: EmptyTexts) -> list[tuple[int, st
     return kept
 
 
-def _size(content: bytes, where: str) -> tuple[int, int]:
+def _size(content: bytes, where: str, exif: Exif) -> tuple[int, int]:
     """Width and height of a photo; its pixels are not decoded."""
     try:
-        size = open_photo(io.BytesIO(content)).size
+        photo = open_photo(io.BytesIO(content))
+        size = turned_size(*photo.size, orientation_of(photo) if exif == "apply" else 1)
     except Exception as error:  # Pillow may raise anything on damaged bytes
         raise AnnotationError(f"The photo of {where} cannot be read ({error}). Write the LMDB again.") from error
     if max(size) > MAX_SIDE:

@@ -29,8 +29,9 @@ from nemo_dali.data.annotations._untrusted import (
     read_bytes,
 )
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
+from nemo_dali.data.orientation import Exif, turned_size
 from nemo_dali.data.photo_folders import locate
-from nemo_dali.data.photos import header_size
+from nemo_dali.data.photos import Header, read_header, refused_orientations
 from nemo_dali.data.rle import area, run_lengths
 from nemo_dali.errors import AnnotationError
 from nemo_dali.io.progress import progress
@@ -62,6 +63,7 @@ def read_json_lines(
     split: str = DEFAULT_SPLIT,
     skip_empty: bool = False,
     box_format: str | None = None,
+    exif: Exif = "refuse",
 ) -> Annotations:
     """Read one split of a file of JSON lines.
 
@@ -75,11 +77,12 @@ def read_json_lines(
         skip_empty: skip expressions without text, and lines without any, instead of refusing them.
         box_format: what the boxes are: ``xywh`` or ``xyxy`` in pixels, ``rel_xywh`` or ``rel_xyxy`` in shares of the
             photo's width and height; None: as the lines say, else ``xywh``.
+        exif: what is done about EXIF's orientations, as in ``read_annotations``.
 
     Raises:
         ValueError: there is no such ``box_format``.
         AnnotationError: a line cannot be used; the message gives its number.
-        PhotoError: a photo whose size is needed cannot be read.
+        PhotoError: a photo whose size is needed cannot be read, or is turned by EXIF though none may be.
     """
     path = Path(path)
     if box_format is not None:
@@ -96,7 +99,7 @@ def read_json_lines(
     chosen = [number for number, line in enumerate(lines) if line.split == split and line.expressions]
     if not chosen:
         raise no_split(path, split, [line.split for line in lines], "lines")
-    sizes = _sizes([lines[number] for number in chosen], images)
+    sizes = _sizes([lines[number] for number in chosen], images, exif)
     boxes = [
         Box(line.where, line.record["box"], *sizes[line.photo])
         for line in (lines[number] for number in chosen)
@@ -127,7 +130,7 @@ def read_json_lines(
         {(image_ids[number], category_row[name]) for number in chosen for name in lines[number].categories},
         {row + 1: name for row, name in enumerate(names)},
     )
-    return replace(columns, box_format=box_format if boxes else "")
+    return replace(columns, box_format=box_format if boxes else "", exif=exif)
 
 
 def _read_lines(path: Path, empty: EmptyTexts) -> list[_Line]:
@@ -199,22 +202,38 @@ def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
     return [line.record[key] for line in lines]
 
 
-def _sizes(lines: list[_Line], images: PathLike | Sequence[PathLike]) -> dict[str, tuple[int, int]]:
-    """Width and height of every photo, as the lines say or as its header does."""
+def _sizes(lines: list[_Line], images: PathLike | Sequence[PathLike], exif: Exif) -> dict[str, tuple[int, int]]:
+    """Width and height of every photo, as the lines say or as its header does.
+
+    Raises:
+        PhotoError: a header says that its photo is turned, though none may be. Its masks need not fit it then.
+    """
     sizes: dict[str, tuple[int, int]] = {}
     for line in lines:
         if "width" in line.record:
             size = photo_size(line.record, line.where)
             if sizes.setdefault(line.photo, size) != size:
                 raise AnnotationError(f"{line.where} has another size for its photo than an earlier line. Mend one.")
-    if not (unknown := list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))):
-        return sizes
-    root, names, _ = locate(images, unknown)
-    with ThreadPoolExecutor() as pool:  # reading waits for the disk
-        found = pool.map(partial(header_size, root), names)
-        sized = progress(found, total=len(unknown), what="reading photo headers", unit="photo")
-        sizes.update(zip(unknown, sized, strict=True))
+    unknown = list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))
+    headers = _headers(unknown, images)
+    if exif == "refuse" and any(header.orientation > 1 for header in headers.values()):
+        headers |= _headers(list(sizes), images)  # so that all are counted
+        names = list(dict.fromkeys(line.photo for line in lines))
+        if (refusal := refused_orientations(names, [headers[name].orientation for name in names])) is not None:
+            raise refusal
+    for name, (width, height, orientation) in headers.items():
+        sizes[name] = turned_size(width, height, orientation if exif == "apply" else 1)
     return sizes
+
+
+def _headers(photos: list[str], images: PathLike | Sequence[PathLike]) -> dict[str, Header]:
+    if not photos:
+        return {}
+    root, names, _ = locate(images, photos)
+    with ThreadPoolExecutor() as pool:  # reading waits for the disk
+        found = pool.map(partial(read_header, root), names)
+        headers = progress(found, total=len(names), what="reading photo headers", unit="photo")
+        return dict(zip(photos, headers, strict=True))
 
 
 def _mask(line: _Line, width: int, height: int, budget: RunBudget, box_format: str) -> npt.NDArray[np.uint32] | None:

@@ -20,13 +20,14 @@ from PIL import Image
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_annotations
 from nemo_dali.data.annotations.cris_lmdb import read_cris_lmdb
-from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.dataset import Dataset, index_dataset
 from nemo_dali.errors import AnnotationError, NemoError
 from nemo_dali.io.lmdb import Lmdb
 from tests.helpers.bounds import fuzz, mutate_bytes
 from tests.helpers.counts import examples
 from tests.helpers.hostile_photos import png
 from tests.helpers.refer import stored_mask
+from tests.helpers.turned import tagged
 
 # The number 5, written by pyarrow 11's serialize.
 PYARROW_5 = bytes(16) + b"\xff\xff\xff\xff\xf0\0\0\0\x10\0\0\0\0\0\n\0\x0c\0\6\0\5\0\x08\0\n\0\0\0\0\1\4\0"
@@ -95,6 +96,29 @@ def test_columns_and_photos_are_what_was_written(tmp_path: Path, subdir: bool, p
     for image, categories in enumerate(np.split(found.image_categories, found.images.category_begin[1:])):
         own = {value["cat"] for value in values[2 * image : 2 * image + 2]}
         assert set(found.category_id[categories].tolist()) == own
+
+
+def test_orientations_are_ignored_unless_asked(tmp_path: Path) -> None:
+    values, masks = records(4)
+    for value in values:
+        with Image.open(io.BytesIO(value["img"])) as photo:
+            photo.save(buffer := io.BytesIO(), "JPEG", exif=tagged(6))
+        value["img"] = buffer.getvalue()
+    stored = write(tmp_path / "stored.lmdb", values)
+    for value, mask in zip(values, masks, strict=True):
+        value["mask"] = encoded(np.rot90(mask, -1).astype(np.uint8), format="PNG")
+    shown = write(tmp_path / "shown.lmdb", values)
+    for path, exif in ((stored, None), (stored, "ignore"), (shown, "apply")):
+        found = read_annotations(path, images=tmp_path / "photos", exif=exif)  # type: ignore[arg-type]
+        assert found.exif == (exif or "ignore")
+        for row, mask in enumerate(masks):
+            expected = np.rot90(mask, -1) if exif == "apply" else mask
+            np.testing.assert_array_equal(stored_mask(found, row), expected)
+        index_dataset(found, images=tmp_path / "photos", output=tmp_path / "a.ris.h5")
+        assert Dataset.open(tmp_path / "a.ris.h5").exif == found.exif
+    for path, exif in ((stored, "apply"), (shown, "ignore")):
+        with pytest.raises(AnnotationError, match=r"The mask of value 0 .* is \d+x\d+ pixels, its photo "):
+            read_annotations(path, images=tmp_path / "photos", exif=exif)  # type: ignore[arg-type]
 
 
 def test_names_taken_by_other_content_get_a_part_of_its_hash(tmp_path: Path) -> None:
