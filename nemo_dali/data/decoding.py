@@ -29,29 +29,6 @@ def of_size(encoded: Any, sizes: Any) -> Any:
     return fn.reshape(encoded, rel_shape=agree)
 
 
-def turned(photos: Any, turns: Any) -> Any:
-    """Turn decoded photos. Those that are not to be turned are passed on without a copy.
-
-    Args:
-        photos: DALI data, uint8 [H, W, 3] a sample.
-        turns: DALI CPU data, int32 [3] a sample: a row of ``orientation.TURNS``.
-    """
-    from nvidia.dali import fn, types
-
-    # What DALI makes of an "if" in a graph's definition: the samples go one way or the other, one by one.
-    conditional: Any = fn._conditional  # type: ignore[attr-defined]  # DALI's types do not know it
-    split, merge = conditional.split, conditional.merge
-    some = fn.cast(fn.reductions.max(turns), dtype=types.BOOL)
-    kept = split(photos, predicate=some)[1]
-    photos, turns = (split(data, predicate=some)[0] for data in (photos, turns))
-    transposed = fn.cast(turns[0], dtype=types.BOOL)
-    across, along = split(photos, predicate=transposed)
-    across = fn.transpose(across, perm=[1, 0, 2], output_layout="HWC")
-    photos = merge(across, along, predicate=transposed)
-    photos = fn.flip(photos, horizontal=turns[1], vertical=turns[2])
-    return merge(photos, kept, predicate=some)
-
-
 def is_wrong_size(error: object) -> bool:
     """Whether a batch failed in ``of_size`` because of a size."""
     return "`nvidia.dali.fn.reshape`" in str(error)

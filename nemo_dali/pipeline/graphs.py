@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.decoding import DECODING, of_size, turned
+from nemo_dali.data.decoding import DECODING, of_size
 from nemo_dali.data.orientation import TURNS, turned_sizes
 from nemo_dali.data.s3 import Waiting, abandon, is_remote, scrubbed
 from nemo_dali.errors import NemoError
@@ -128,6 +128,8 @@ class StreamPipeline:
     def _photos(self, encoded: Any) -> Any:
         """The photos as they are shown, with their squares."""
         from nvidia.dali import fn, types
+
+        from nemo_dali.pipeline.operators import turned
 
         photos = self._decode(encoded)
         if self._turns:

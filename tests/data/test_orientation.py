@@ -14,9 +14,10 @@ from nemo_dali.commands.inspection import inspect_file
 from nemo_dali.data import read_annotations
 from nemo_dali.data.annotations import read_json_lines
 from nemo_dali.data.dataset import Dataset, index_dataset
-from nemo_dali.data.decoding import DECODING, turned
+from nemo_dali.data.decoding import DECODING
 from nemo_dali.data.orientation import TURNS, turned_pixels, turned_size, turned_sizes
 from nemo_dali.errors import FileFormatError, PhotoError
+from nemo_dali.pipeline import operators
 from tests.helpers.forged import forge
 from tests.helpers.refer import write_refer
 from tests.helpers.turned import index_turned, save_turned, tagged, write_turned
@@ -47,7 +48,7 @@ def decode(photos: list[bytes], orientation: list[int]) -> list[np.ndarray]:
     with pipe:
         encoded = fn.external_source(name="encoded", ndim=1, dtype=types.UINT8)
         turns = fn.external_source(name="turns", ndim=1, dtype=types.INT32)
-        pipe.set_outputs(turned(fn.decoders.image(encoded, **DECODING), turns))
+        pipe.set_outputs(operators.turned(fn.decoders.image(encoded, **DECODING), turns))
     pipe.build()
     pipe.feed_input("encoded", [np.frombuffer(photo, np.uint8) for photo in photos])
     pipe.feed_input("turns", TURNS[orientation])
@@ -64,7 +65,11 @@ def decode(photos: list[bytes], orientation: list[int]) -> list[np.ndarray]:
     ],
 )
 @pytest.mark.parametrize("size", [(83, 61), (64, 48), (1, 5)])  # the first fill no whole blocks of a JPEG
-def test_dalis_photos_are_turned_to_pillows_pixels(mode: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("way", ["transpose", "transpose_on_gpu"])  # DALI's operators are the same ones on the CPU
+def test_dalis_photos_are_turned_to_pillows_pixels(
+    mode: str, options: dict[str, Any], size: tuple[int, int], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "transpose", getattr(operators, way))
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8)).resize(size)
     noise = noise.convert("RGB" if mode in ("P", "CMYK") else "RGBA").convert(mode)
     photos, expected = [], []
