@@ -13,7 +13,8 @@ import numpy as np
 
 from nemo_dali.commands.bench import machine, versions
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.table_writer import write_table
 from nemo_dali.pipeline.gpu import cuda_device

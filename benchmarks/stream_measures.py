@@ -17,7 +17,7 @@ from nemo_dali.loader._frames import FrameAllocator
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import CudaStreamPipeline
+from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.planner import Planner
 

@@ -19,7 +19,8 @@ from torchvision.transforms import functional as tv
 
 from nemo_dali import presets
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import StateError
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.options import BatchFormat, format_of

@@ -35,7 +35,7 @@ from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import CudaStreamPipeline
+from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
 from nemo_dali.pipeline.paths import encode_path
 
 PACKAGES = (

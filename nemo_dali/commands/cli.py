@@ -159,7 +159,7 @@ def _synth(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from nemo_dali.data.annotations import read_annotations
-    from nemo_dali.data.dataset import index_dataset
+    from nemo_dali.data.indexing import index_dataset
 
     for folder in options.images:
         _must_be_utf8(folder)

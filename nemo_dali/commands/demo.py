@@ -13,7 +13,8 @@ import numpy as np
 from nemo_dali.commands.preview import preview
 from nemo_dali.commands.report.page import report
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.output import partial_name
 from nemo_dali.io.progress import progress

@@ -7,10 +7,10 @@ from nemo_dali._lazy import lazy_names
 if TYPE_CHECKING:
     from nemo_dali.data.annotations import read_annotations as read_annotations
     from nemo_dali.data.dataset import Dataset as Dataset
-    from nemo_dali.data.dataset import index_dataset as index_dataset
+    from nemo_dali.data.indexing import index_dataset as index_dataset
 
 __all__ = ["Dataset", "index_dataset", "read_annotations"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {"Dataset": "dataset", "index_dataset": "dataset", "read_annotations": "annotations"}
+    __name__, {"Dataset": "dataset", "index_dataset": "indexing", "read_annotations": "annotations"}
 )

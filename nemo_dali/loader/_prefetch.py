@@ -11,7 +11,8 @@ from nemo_dali.loader._faults import PhotoFaults
 from nemo_dali.loader._frames import FrameAllocator, PreparedBatch
 from nemo_dali.loader.options import Resources
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.pipeline.graphs import StreamPipeline, open_pipeline
+from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.opening import open_pipeline
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
 from nemo_dali.tiles.placement import ResidentTiles

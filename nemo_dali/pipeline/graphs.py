@@ -1,14 +1,12 @@
-"""The DALI graph: one DALI sample is one cell, so a single costs one read and one decode, a 3x3 nine.
+"""The DALI graph on the CPU: one DALI sample is one cell, so a single costs one read and one decode, a 3x3 nine.
 
     paths ──▶ io.file.read ──▶ headers ──▶ decoders.image ──▶ write_tiles ──▶ status
     sizes ──────────────────────▲                              ▲   └─▶ pixels and masks, into the frames that the
     tiles ─────────────────────────────────────────────────────┘       tiles name
 
 Photos that are to be turned as EXIF says are turned right behind the decoder, and ``erase`` puts black squares on those
-that are to have some. Frames are ordinary memory of the caller's, so DALI never copies a finished batch. On a GPU the
-photos stay there, and the kernels are launched once a batch, from a Python function of DALI's thread on DALI's stream:
-
-    paths ──▶ io.file.read ──▶ headers ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
+that are to have some. Frames are ordinary memory of the caller's, so DALI never copies a finished batch. ``graphs_gpu``
+has the graphs that a GPU runs.
 """
 
 import atexit
@@ -28,7 +26,6 @@ from nemo_dali.data.decoding import DECODING, of_size
 from nemo_dali.data.orientation import TURNS, turned_sizes
 from nemo_dali.data.s3 import Waiting, abandon, is_remote, scrubbed
 from nemo_dali.errors import NemoError
-from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.limits import allow_open_files, check_address_space, check_open_files, check_threads
 from nemo_dali.plan.erasing import SIDE, Corners
 
@@ -276,91 +273,6 @@ class StreamPipeline:
         atexit.unregister(self._close_at_exit)
 
 
-class CudaPipeline(StreamPipeline):
-    """Batches made on a GPU, where frames and masks are torch tensors; ``work`` is a ``DeviceBatch``.
-
-    ``wait`` does not wait for the GPU: it puts torch's current stream behind the batch. After a RuntimeError of
-    ``wait`` the pipeline is ``broken`` and can only be closed.
-
-    Args:
-        device_id: CUDA device number.
-        options: as on the CPU.
-    """
-
-    def __init__(self, *, device_id: int, **options: Any) -> None:
-        self._device = device_id
-        self._to_write: deque[gpu.DeviceBatch] = deque()  # fed, and not decoded yet
-        self._to_deliver: deque[gpu.DeviceBatch] = deque()  # fed, and not waited for yet
-        super().__init__(device_id=device_id, **options)
-
-    def _next_batch(self, photos: list[Any], stream: int) -> None:
-        # Batches come in the order they were fed in. Where DALI could not decode one it does not come here, and the
-        # next takes its place in the queue: its frames are kept until the pipeline is closed, so nothing is overwritten
-        # that anybody else has, and nobody sees them.
-        self._to_write.popleft().write(photos, stream)
-
-    def _feed(self, work: Any) -> None:
-        self._to_write.append(work)
-        self._to_deliver.append(work)
-
-    def _photo_sizes(self, work: Any) -> npt.NDArray[np.int32] | None:
-        return super()._photo_sizes(work.tiles)
-
-    def wait(self) -> npt.NDArray[np.uint8]:
-        stream = gpu.current_stream(self._device)
-
-        def share() -> Any:
-            with gpu.on(self._device):  # a stream without a number of its own is the current device's
-                return self._pipe.share_outputs(cuda_stream=stream)
-
-        with self._use:
-            try:
-                self._outputs(share)
-                self._pipe.release_outputs()
-            except RuntimeError:
-                self.broken = True
-                raise
-            self.running.popleft()
-            return self._to_deliver.popleft().status
-
-    def drain(self) -> None:
-        """Wait for the GPU too: only then is the memory of the batches let go."""
-        kept = list(self.running)
-        super().drain()
-        if kept:
-            with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
-                gpu.synchronize(self._device)
-
-
-class CudaStreamPipeline(CudaPipeline):
-    """The stream path on a GPU: photos are decoded there.
-
-    Args:
-        hw_decoder_load: share of the JPEGs for the hardware decoder, 0 to 1.
-        options: as in ``CudaPipeline``.
-    """
-
-    def __init__(self, *, hw_decoder_load: float, **options: Any) -> None:
-        self._hw_decoder_load = hw_decoder_load
-        super().__init__(**options)
-
-    def _write(self, encoded: Any) -> Any:
-        from nemo_dali.pipeline.operators import call_on_stream
-
-        return call_on_stream(self._next_batch, self._photos(encoded), device_id=self._device)
-
-    def _decode(self, encoded: Any) -> Any:
-        from nvidia.dali import fn
-
-        return fn.decoders.image(
-            encoded,
-            device="mixed",
-            hw_decoder_load=self._hw_decoder_load,
-            jpeg_fancy_upsampling=True,  # as libjpeg does it; nvJPEG's own way differs more
-            **DECODING,
-        )
-
-
 class ResidentPipeline(StreamPipeline):
     """Samples from photos that were resampled beforehand; one DALI sample is one sample, so ``max_cells`` counts those.
 
@@ -378,45 +290,3 @@ class ResidentPipeline(StreamPipeline):
 
     def _feed(self, work: Any) -> None:
         self._pipe.feed_input("tiles", work.view(np.uint8).reshape(*work.shape, -1))
-
-
-class CudaResidentPipeline(CudaPipeline):
-    """Samples from resident tiles that a GPU reads; one DALI sample is one step, so ``max_cells`` is 1."""
-
-    def _graph(self) -> Any:
-        from nemo_dali.pipeline.operators import call_on_stream
-
-        return call_on_stream(self._next_batch, device_id=self._device)
-
-
-def open_pipeline(
-    *,
-    batch_size: int,
-    most_cells: int,
-    resident: bool,
-    device_id: int | None,
-    num_threads: int,
-    prefetch: int,
-    hw_decoder_load: float,
-    erase: bool,
-    turns: bool,
-) -> StreamPipeline:
-    """The pipeline for batches of ``batch_size`` samples of up to ``most_cells`` cells.
-
-    Args:
-        resident: it shows resident tiles, not photos.
-        device_id: a CUDA device number; None: the CPU.
-        num_threads, prefetch, hw_decoder_load: as in ``Loader``.
-        erase: photos have black squares; with photos only.
-        turns: whether some photos are to be turned.
-    """
-    options: dict[str, Any] = {"num_threads": num_threads, "prefetch": prefetch}
-    if device_id is None:
-        if resident:
-            return ResidentPipeline(max_cells=batch_size, **options)
-        return StreamPipeline(max_cells=batch_size * most_cells, turns=turns, erase=erase, **options)
-    options["device_id"] = device_id
-    if resident:
-        return CudaResidentPipeline(max_cells=1, **options)
-    options |= {"hw_decoder_load": hw_decoder_load, "turns": turns, "erase": erase}
-    return CudaStreamPipeline(max_cells=batch_size * most_cells, **options)

@@ -16,7 +16,8 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.tile import RESAMPLE, TILE, TileRecords
 from nemo_dali.pipeline import gpu
-from nemo_dali.pipeline.graphs import CudaStreamPipeline, StreamPipeline
+from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.tiles.file import U8, Shape
 

@@ -17,7 +17,8 @@ from PIL import Image
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.columns import Annotations, PhotoFiles, coco_id, have_twins, twins
-from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, PHOTO_COLUMNS, Dataset, IndexReport, index_dataset
+from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, PHOTO_COLUMNS, Dataset
+from nemo_dali.data.indexing import IndexReport, index_dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from tests.helpers import fork_server
 from tests.helpers.forged import Parts, forge
@@ -505,7 +506,7 @@ INDEX = """
 import sys
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import index_dataset
+from nemo_dali.data.indexing import index_dataset
 annotations = read_refer(sys.argv[1], dataset="refcoco", split_by="unc", split="train")
 index_dataset(annotations, images=sys.argv[2], output=sys.argv[3])
 """

@@ -13,8 +13,9 @@ from nemo_dali.commands.cli import main
 from nemo_dali.commands.inspection import inspect_file
 from nemo_dali.data import read_annotations
 from nemo_dali.data.annotations import read_json_lines
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.decoding import DECODING
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.data.orientation import TURNS, turned_pixels, turned_size, turned_sizes
 from nemo_dali.errors import FileFormatError, PhotoError
 from nemo_dali.pipeline import operators

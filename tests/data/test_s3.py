@@ -14,7 +14,8 @@ import torch
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.data.s3 import _raise_refusal, check_names, failed_address, image_root, read_object
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError
 from nemo_dali.loader.loader import Loader

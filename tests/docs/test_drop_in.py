@@ -13,7 +13,8 @@ from PIL import Image
 
 from nemo_dali import Loader, MosaicPolicy, presets
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.metrics import Segmentation
 from nemo_dali.presets import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from tests.helpers.files import make_files

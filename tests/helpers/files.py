@@ -8,7 +8,8 @@ from PIL import Image
 
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.columns import Annotations, Images, Refs, Sentences
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from tests.helpers.refer import write_refer
 from tests.helpers.tables import write_random_table
 

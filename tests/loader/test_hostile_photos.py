@@ -22,7 +22,8 @@ from pathlib import Path
 from nemo_dali import Loader, MosaicPolicy, NemoError
 from nemo_dali.commands.report.page import _picture
 from nemo_dali.data.annotations import read_refer
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.mining._inputs import Photos
 from nemo_dali.mining.clip import load_clip
 from nemo_dali.tiles.build import make_tiles

@@ -45,7 +45,7 @@ def check_pixels(*, device: str, resample: Resample, photos: PhotoKind) -> Pixel
     import numpy as np
     from PIL import Image
 
-    from nemo_dali.data.dataset import index_dataset
+    from nemo_dali.data.indexing import index_dataset
     from nemo_dali.kernels import reference
     from nemo_dali.loader.loader import Loader
     from nemo_dali.plan.policy import MosaicPolicy

@@ -20,7 +20,8 @@ from PIL import Image
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_annotations
 from nemo_dali.data.annotations.cris_lmdb import read_cris_lmdb
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import AnnotationError, NemoError
 from nemo_dali.io.lmdb import Lmdb
 from tests.helpers.bounds import fuzz, mutate_bytes

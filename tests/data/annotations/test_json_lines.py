@@ -22,7 +22,8 @@ from nemo_dali.data.annotations import _untrusted, read_annotations
 from nemo_dali.data.annotations._untrusted import photo_name
 from nemo_dali.data.annotations.json_lines import KEYS, read_json_lines
 from nemo_dali.data.columns import Annotations, is_inside
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import AnnotationError, PhotoError
 from tests.helpers.bounds import fuzz, mutate_bytes, outcome
 from tests.helpers.counts import examples

@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import _untrusted, read_annotations, read_refer
 from nemo_dali.data.columns import Annotations
-from nemo_dali.data.dataset import Dataset, index_dataset
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.data.rle import area, of_pixels, run_lengths, union
 from nemo_dali.errors import AnnotationError
 from tests.helpers.bounds import fuzz, mutate_bytes

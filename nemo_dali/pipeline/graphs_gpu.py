@@ -1,0 +1,112 @@
+"""DALI's graphs that make batches on a GPU.
+
+Photos are decoded there; the kernels are launched once a batch, from a Python function of DALI's thread, on DALI's
+stream:
+
+    paths ──▶ io.file.read ──▶ headers ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
+"""
+
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.data.decoding import DECODING
+from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.graphs import StreamPipeline
+
+
+class CudaPipeline(StreamPipeline):
+    """Batches made on a GPU, where frames and masks are torch tensors; ``work`` is a ``DeviceBatch``.
+
+    ``wait`` does not wait for the GPU: it puts torch's current stream behind the batch. After a RuntimeError of
+    ``wait`` the pipeline is ``broken`` and can only be closed.
+
+    Args:
+        device_id: CUDA device number.
+        options: as on the CPU.
+    """
+
+    def __init__(self, *, device_id: int, **options: Any) -> None:
+        self._device = device_id
+        self._to_write: deque[gpu.DeviceBatch] = deque()  # fed, and not decoded yet
+        self._to_deliver: deque[gpu.DeviceBatch] = deque()  # fed, and not waited for yet
+        super().__init__(device_id=device_id, **options)
+
+    def _next_batch(self, photos: list[Any], stream: int) -> None:
+        # Batches come in the order they were fed in. Where DALI could not decode one it does not come here, and the
+        # next takes its place in the queue: its frames are kept until the pipeline is closed, so nothing is overwritten
+        # that anybody else has, and nobody sees them.
+        self._to_write.popleft().write(photos, stream)
+
+    def _feed(self, work: Any) -> None:
+        self._to_write.append(work)
+        self._to_deliver.append(work)
+
+    def _photo_sizes(self, work: Any) -> npt.NDArray[np.int32] | None:
+        return super()._photo_sizes(work.tiles)
+
+    def wait(self) -> npt.NDArray[np.uint8]:
+        stream = gpu.current_stream(self._device)
+
+        def share() -> Any:
+            with gpu.on(self._device):  # a stream without a number of its own is the current device's
+                return self._pipe.share_outputs(cuda_stream=stream)
+
+        with self._use:
+            try:
+                self._outputs(share)
+                self._pipe.release_outputs()
+            except RuntimeError:
+                self.broken = True
+                raise
+            self.running.popleft()
+            return self._to_deliver.popleft().status
+
+    def drain(self) -> None:
+        """Wait for the GPU too: only then is the memory of the batches let go."""
+        kept = list(self.running)
+        super().drain()
+        if kept:
+            with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
+                gpu.synchronize(self._device)
+
+
+class CudaStreamPipeline(CudaPipeline):
+    """The stream path on a GPU: photos are decoded there.
+
+    Args:
+        hw_decoder_load: share of the JPEGs for the hardware decoder, 0 to 1.
+        options: as in ``CudaPipeline``.
+    """
+
+    def __init__(self, *, hw_decoder_load: float, **options: Any) -> None:
+        self._hw_decoder_load = hw_decoder_load
+        super().__init__(**options)
+
+    def _write(self, encoded: Any) -> Any:
+        from nemo_dali.pipeline.operators import call_on_stream
+
+        return call_on_stream(self._next_batch, self._photos(encoded), device_id=self._device)
+
+    def _decode(self, encoded: Any) -> Any:
+        from nvidia.dali import fn
+
+        return fn.decoders.image(
+            encoded,
+            device="mixed",
+            hw_decoder_load=self._hw_decoder_load,
+            jpeg_fancy_upsampling=True,  # as libjpeg does it; nvJPEG's own way differs more
+            **DECODING,
+        )
+
+
+class CudaResidentPipeline(CudaPipeline):
+    """Samples from resident tiles that a GPU reads; one DALI sample is one step, so ``max_cells`` is 1."""
+
+    def _graph(self) -> Any:
+        from nemo_dali.pipeline.operators import call_on_stream
+
+        return call_on_stream(self._next_batch, device_id=self._device)
