@@ -87,6 +87,7 @@ class BatchFormat:
             one_of(name, getattr(self, name), get_args(choices))
         if not 0 <= self.erase <= 1:
             raise ValueError(f"erase ({self.erase}) must be from 0 to 1")
+        object.__setattr__(self, "erase", float(self.erase))  # a state holds it
         if not callable(self.masked_words):
             one_of("masked_words", self.masked_words, (None, "tokens", "nouns"))
         if self.style in ("maskris", "dmmi", "dmmi-zom") and self.masked_words is None:
