@@ -120,9 +120,7 @@ def index_dataset(
         renamed=renamed,
         shared=tuple(shared),
         copies=len(copies),
-        copy=tuple(
-            kept.images.file_name[row] for row in np.flatnonzero(content == content[copies[:1]])[:2] if len(copies)
-        ),
+        copy=tuple(kept.images.file_name[row] for row in np.flatnonzero(np.isin(content, content[copies[:1]]))[:2]),
         exif=annotations.exif,
         turned=int((files.orientation > 1).sum()),
     )
