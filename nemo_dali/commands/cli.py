@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _must_be_utf8(path: str | Path) -> None:
-    """Raise a UnicodeEncodeError for a name that a file is to record, now and not after the work."""
-    os.path.abspath(path).encode()
+def _must_be_utf8(*paths: str | Path) -> None:
+    """Raise a UnicodeEncodeError for names that a file is to record, now and not after the work."""
+    "".join(map(os.path.abspath, paths)).encode()
 
 
 def _fail(reason: str) -> int:
@@ -161,8 +161,7 @@ def _index(options: argparse.Namespace) -> None:
     from nemo_dali.data.annotations import read_annotations
     from nemo_dali.data.indexing import index_dataset
 
-    for folder in options.images:
-        _must_be_utf8(folder)
+    _must_be_utf8(*options.images)
     annotations = read_annotations(
         options.source,
         images=options.images,
