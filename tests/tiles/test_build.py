@@ -113,7 +113,9 @@ def test_each_photo_is_read_and_decoded_once(files, tmp_path, monkeypatch):
     decoders, fed = [], []
     decode, feed = fn.decoders.image, StreamPipeline.feed
     monkeypatch.setattr(fn.decoders, "image", lambda *a, **k: decoders.append(decode(*a, **k)) or decoders[-1])
-    monkeypatch.setattr(StreamPipeline, "feed", lambda self, paths, *a: fed.extend(paths) or feed(self, paths, *a))
+    monkeypatch.setattr(
+        StreamPipeline, "feed", lambda self, paths, *a, **k: fed.extend(paths) or feed(self, paths, *a, **k)
+    )
     report = make(files, tmp_path / "a.tiles.h5", size=50, grids=[1, 2, 3])
     assert len(report.shapes) == 6 and len(decoders) == 1
     dataset = Dataset.open(files.dataset)

@@ -161,7 +161,8 @@ def act(rank, port, folder, files, path):
 
     def place(policy=POLICY, budget=None, placement="pinned"):
         corpus = Corpus([files.dataset], [], [])
-        options = {"size": SIZE, "resample": "cv2-linear", "policy": policy, "placement": placement}
+        grids = policy.shown_grids
+        options = {"size": SIZE, "resample": "cv2-linear", "policy": policy, "grids": grids, "placement": placement}
         return ResidentTiles([path], corpus.datasets, **options, device_id=0, device_budget=budget, together=True)
 
     tiles = place()

@@ -20,7 +20,7 @@ NUMBERS = {"xywh": "[x, y, width, height]", "xyxy": "[x1, y1, x2, y2]"}
 BORDER = 2  # pixels that a box may reach beyond the photo by without being doubted: rounding, padding
 REL_BORDER = 0.01  # the same as a share of the photo
 MOST_REL = 2  # values of a normalised box beyond this are pixels
-DOUBTED = 0.05  # of the boxes: from here on it is no slip of some lines
+DOUBTED = 0.05  # of the boxes: more are no slip of some lines
 SLIPS = 0.01  # of the boxes: more do not fit by a mistake of their own
 
 
@@ -101,9 +101,9 @@ def _doubt(
     Args:
         rel: they are said to be shares of the photo, not pixels.
     """
-    least, ones = DOUBTED * len(boxes), np.ones((len(boxes), 2))
+    few, ones = DOUBTED * len(boxes), np.ones((len(boxes), 2))
     small = (np.abs(numbers) <= 1 + REL_BORDER).all(axis=1)
-    if not rel and small.sum() >= least:
+    if not rel and small.sum() > few:
         outside, misfit = _readings(numbers[small], ones[small], REL_BORDER)
         corners = misfit.mean() <= SLIPS
         formats = ["rel_xyxy"] if corners and outside.any() else ["rel_xywh", "rel_xyxy"] if corners else ["rel_xywh"]
@@ -111,7 +111,7 @@ def _doubt(
         return int(small.sum()), boxes[int(small.argmax())].where, what, formats
     sizes = ones if rel else np.array([(box.width, box.height) for box in boxes], np.float64)
     outside, misfit = _readings(numbers, sizes, REL_BORDER if rel else BORDER)
-    if outside.sum() >= least and misfit.mean() <= SLIPS:
+    if outside.sum() > few and misfit.mean() <= SLIPS:
         what = f"reach out of their photo as {NUMBERS['xywh']}, while they fit as {NUMBERS['xyxy']}"
         return int(outside.sum()), boxes[int(outside.argmax())].where, what, ["xyxy"]
     return None
