@@ -50,17 +50,17 @@ def _category(rules: Exclusions, ref: Int) -> tuple[np.int64, np.int64]:
 
 
 @jit(error_model="python")
-def _photo_of(rules: Exclusions, begin: Int, end: Int, free: Int) -> np.int64:
+def _photo_of(allowed: I32, shown: I32, begin: Int, end: Int, free: Int) -> np.int64:
     """The photo at a free place: as many places lie before it as are free, and the excluded ones between them."""
     low, high = begin, end
     while low < high:
         middle = (low + high) // 2
-        if rules.shown[middle] - (middle - begin) <= free:
+        if shown[middle] - (middle - begin) <= free:
             low = middle + 1
         else:
             high = middle
     place = free + low - begin
-    return np.int64(rules.allowed[place]) if rules.allowed.size else np.int64(place)
+    return np.int64(allowed[place]) if allowed.size else np.int64(place)
 
 
 @jit(error_model="python")
@@ -90,13 +90,13 @@ def _free_of(rules: Exclusions, begin: Int, end: Int, photo: Int) -> np.int64:
 
 
 @jit(error_model="python")
-def _is_like(rules: Exclusions, own: Int, photo: Int, vector: F64, part: F64) -> bool:
+def _is_like(twins: I32, embedding: F32, bound: float, own: Int, photo: Int, vector: F64, part: F64) -> bool:
     """Whether a photo is the own one once more, or too similar to it."""
-    if rules.twins.size and rules.twins[photo] == rules.twins[own]:
+    if twins.size and twins[photo] == twins[own]:
         return True
-    if rules.embedding.size == 0:
+    if embedding.size == 0:
         return False
-    return bool(similarity_of(vector, rules.embedding, photo, part) > rules.similar_above)
+    return bool(similarity_of(vector, embedding, photo, part) > bound)
 
 
 @jit(error_model="python")
@@ -114,7 +114,7 @@ def may_stand_in(rules: Exclusions, ref: Int, own: Int, photo: Int, vector: F64,
         return False
     if rules.embedding.size:
         vector[:] = rules.embedding[own]
-    return not _is_like(rules, own, photo, vector, part)
+    return not _is_like(rules.twins, rules.embedding, rules.similar_above, own, photo, vector, part)
 
 
 @jit(error_model="python")
@@ -139,8 +139,10 @@ def random_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hold
         How many are in ``found`` now: fewer than ``need`` where the exclusions leave no more.
     """
     begin, end = _category(rules, ref)
-    if rules.embedding.size:
-        vector[:] = rules.embedding[own]
+    allowed, shown, twins = rules.allowed, rules.shown, rules.twins  # to hand over few arrays: each is counted
+    embedding, bound = rules.embedding, rules.similar_above
+    for i in range(embedding.shape[1]):
+        vector[i] = embedding[own, i]
     all_free = rules.allowed.size == 0 and begin == end
     alone = rules.embedding.size == 0 and rules.twins.size == 0
     count = 0
@@ -157,12 +159,12 @@ def random_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hold
         if count >= free_places:
             return k
         free = draw_skipping(words[8 + k], free_places, taken, count)
-        photo = free if all_free else _photo_of(rules, begin, end, free)
-        if not alone and _is_like(rules, own, photo, vector, part):
+        photo = free if all_free else _photo_of(allowed, shown, begin, end, free)
+        if not alone and _is_like(twins, embedding, bound, own, photo, vector, part):
             free = _next(rules, begin, end, own, free, free_places, taken[: count + 1], vector, part)
             if free < 0:
                 return k
-            photo = _photo_of(rules, begin, end, free)
+            photo = _photo_of(allowed, shown, begin, end, free)
         count += 1
         found[k] = photo
     return need
@@ -178,7 +180,8 @@ def _next(
         place = np.searchsorted(taken, other)
         if place < taken.size and taken[place] == other:
             continue
-        if not _is_like(rules, own, _photo_of(rules, begin, end, other), vector, part):
+        photo = _photo_of(rules.allowed, rules.shown, begin, end, other)
+        if not _is_like(rules.twins, rules.embedding, rules.similar_above, own, photo, vector, part):
             taken[np.searchsorted(taken, free)] = other
             taken.sort()
             return np.int64(other)

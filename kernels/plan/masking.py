@@ -2,28 +2,13 @@
 
 import numpy as np
 
-from nemo_dali.kernels.arrays import I64, U64, Int
+from nemo_dali.kernels.arrays import I64
 from nemo_dali.kernels.jit import jit
-from nemo_dali.kernels.plan.words import multiply_high
+from nemo_dali.kernels.plan.words import below, philox
+from nemo_dali.kernels.plan.words import share as share_of
 
-_NOUN_BLOCK = np.uint64(8192 // 4 + 1)  # the block that holds word 8192; a counter is raised before its block is made
-
-
-@jit(error_model="python")
-def _draw(key0: np.uint64, key1: np.uint64, position: Int, counter: Int, words: U64) -> None:
-    """Write the block that ``Philox(key=[key0, key1])`` makes of the counter [counter, position, 1, 0].
-
-    ``kernels.plan.words.philox`` has 0 in place of the 1.
-    """
-    c0, c1, c2, c3 = np.uint64(counter), np.uint64(position), np.uint64(1), np.uint64(0)
-    m0, m1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
-    for _ in range(10):
-        high0, low0 = multiply_high(m0, c0), m0 * c0
-        high1, low1 = multiply_high(m1, c2), m1 * c2
-        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
-        key0 += np.uint64(0x9E3779B97F4A7C15)
-        key1 += np.uint64(0xBB67AE8584CAA73B)
-    words[0], words[1], words[2], words[3] = c0, c1, c2, c3
+_USE = 1  # of the random words
+_NOUN_BLOCK = 8192 // 4  # the block that holds word 8192
 
 
 @jit(error_model="python")
@@ -44,18 +29,18 @@ def replace_tokens(
     for row in range(tokens.shape[0]):
         for column in range(tokens.shape[1]):
             if column % 2 == 0:
-                _draw(seed, epoch, positions[row], column // 2 + 1, words)
+                philox(seed, epoch, positions[row], column // 2, words, _USE)
             left_alone = False
             for token in special:
                 left_alone |= tokens[row, column] == token
-            drawn = np.float64(words[column % 2 * 2] >> np.uint64(11)) * 2.0**-53
+            drawn = share_of(words[column % 2 * 2])
             if left_alone or drawn >= share:
                 continue
             drawn /= share
             if drawn < masked:
                 tokens[row, column] = mask
             elif drawn < changed:
-                tokens[row, column] = multiply_high(words[column % 2 * 2 + 1], np.uint64(vocabulary_size))
+                tokens[row, column] = below(words[column % 2 * 2 + 1], vocabulary_size)
 
 
 @jit(error_model="python")
@@ -70,7 +55,7 @@ def replace_nouns(
             count += 1
         if count == 0:
             continue
-        _draw(seed, epoch, positions[row], _NOUN_BLOCK, words)
-        chosen = multiply_high(words[0], np.uint64(count))
+        philox(seed, epoch, positions[row], _NOUN_BLOCK, words, _USE)
+        chosen = below(words[0], count)
         for column in range(runs[row, chosen, 0], min(runs[row, chosen, 1], lengths[row])):
             tokens[row, column] = mask

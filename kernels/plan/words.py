@@ -30,9 +30,12 @@ def multiply_high(typingctx: Any, a: Any, b: Any) -> Any:
 
 
 @jit(error_model="python")
-def philox(key0: np.uint64, key1: np.uint64, position: Int, block: Int, words: U64) -> None:
-    """Write words 4 * block .. 4 * block + 3 of ``Philox(key=[key0, key1], counter=[0, position, 0, 0])``."""
-    c0, c1, c2, c3 = np.uint64(block + 1), np.uint64(position), np.uint64(0), np.uint64(0)
+def philox(key0: np.uint64, key1: np.uint64, position: Int, block: Int, words: U64, use: int = 0) -> None:
+    """Write words 4 * block .. 4 * block + 3 of ``Philox(key=[key0, key1], counter=[0, position, use, 0])``.
+
+    ``use``: 0 the plan, 1 masked words, 2 black squares (``plan.erasing``).
+    """
+    c0, c1, c2, c3 = np.uint64(block + 1), np.uint64(position), np.uint64(use), np.uint64(0)
     for _ in range(10):
         high0, low0 = multiply_high(_M0, c0), _M0 * c0
         high1, low1 = multiply_high(_M1, c2), _M1 * c2

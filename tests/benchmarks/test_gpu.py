@@ -352,9 +352,9 @@ def test_decode_only_is_fed_what_the_loader_shows(loader, policy, monkeypatch):
     fed = {measures.DecodeOnly: [], measures.CudaStreamPipeline: []}
     feed = measures.CudaStreamPipeline.feed
 
-    def noting(self, paths, *rest):
+    def noting(self, paths, *rest, **options):
         fed[type(self)].append([bytes(path) for path in paths])
-        feed(self, paths, *rest)
+        feed(self, paths, *rest, **options)
 
     monkeypatch.setattr(measures.CudaStreamPipeline, "feed", noting)
     found = measures.compare(loader(policy), 0.5, 0, pairs=2, steps=3)

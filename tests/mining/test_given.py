@@ -6,9 +6,7 @@ import sys
 
 import lmdb
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.dataset import Dataset
@@ -23,6 +21,9 @@ from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.files import index_grefs, index_refer, make_noise
 from tests.helpers.forged import forge
 from tests.helpers.paths import ROOT
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 KINDS = ["parquet", "csv", "plain.csv", "tsv", "lmdb"]
 

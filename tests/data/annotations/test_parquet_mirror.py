@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import parquet_mirror as module
@@ -17,6 +15,9 @@ from nemo_dali.data.columns import Annotations
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import AnnotationError, NemoError
 from tests.helpers.refer import ReferFiles, stored_mask, write_refer
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def mirror_rows(files: ReferFiles) -> list[dict[str, Any]]:
