@@ -51,9 +51,17 @@ def odd(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="session")
+def only_server():
+    """DALI's client is made once a process: its server must stay, also if this file's tests run in several parts."""
+    server = S3Server()
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="module")
-def server(odd, files, tmp_path_factory):
-    """The server, with the photos at ROOT; DALI's client is made once a process, so it must be the only one."""
+def server(only_server, odd, files, tmp_path_factory):
+    """The server where DALI looks for it, with the photos at ROOT."""
     empty = tmp_path_factory.mktemp("aws") / "empty"
     empty.touch()
     with pytest.MonkeyPatch.context() as patch:
@@ -66,12 +74,10 @@ def server(odd, files, tmp_path_factory):
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(empty))
         patch.setenv("AWS_CONFIG_FILE", str(empty))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server = S3Server()
-        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
-        fill(server, odd)
-        server.put_folder(files.photos, "plain", "")
-        yield server
-        server.stop()
+        patch.setenv("AWS_ENDPOINT_URL", only_server.endpoint)
+        fill(only_server, odd)
+        only_server.put_folder(files.photos, "plain", "")
+        yield only_server
 
 
 def fill(server, odd):
