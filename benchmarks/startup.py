@@ -26,7 +26,7 @@ from repeat import repeat_dataset, repeat_tiles, spread_table
 
 from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.loader._frames import FrameAllocator
+from nemo_dali.loader._assembly import Assembler
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.mining.table import NegativeTable
@@ -43,8 +43,8 @@ STAGES: dict[str, tuple[Any, str]] = {
     "open tiles": (TileFile, "open"),
     "tokens": (Corpus, "tokens"),
     "build graph": (StreamPipeline, "__init__"),
-    "plan": (Planner, "plan_and_count"),  # of the batches made ahead
-    "prepare": (FrameAllocator, "prepare"),
+    "plan": (Planner, "draw"),  # of the batches made ahead
+    "prepare": (Assembler, "prepare"),
     "feed": (StreamPipeline, "feed"),
     "wait": (StreamPipeline, "wait"),  # for the first batch
 }

@@ -13,7 +13,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from nemo_dali.commands.bench import NOTHING, WARM_UP, DecodeOnly, Spread
 from nemo_dali.data.decoding import DECODING
-from nemo_dali.loader._frames import FrameAllocator
+from nemo_dali.loader._assembly import Assembler
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
@@ -104,7 +104,7 @@ def clocked(function: Callable[..., Any], taken: list[float]) -> Callable[..., A
 def clocks() -> Iterator[dict[str, list[float]]]:
     """Microseconds of each call, by what is called; the loaders in question are made inside."""
     taken: dict[str, list[float]] = {name: [] for name in ("plan", "prepare", "feed", "wait", "python_function")}
-    methods = {"plan": (Planner, "plan_and_count"), "prepare": (FrameAllocator, "prepare")}
+    methods = {"plan": (Planner, "draw"), "prepare": (Assembler, "prepare")}
     methods |= {name: (CudaStreamPipeline, name) for name in ("feed", "wait")}
     operator = fn.dl_tensor_python_function
 

@@ -19,7 +19,7 @@ from nemo_dali.kernels.jit import callback, jit
 from nemo_dali.kernels.mask.cpu import add_up, write_mask
 from nemo_dali.kernels.mosaic.cpu import RUN, SETUP, _write_image
 from nemo_dali.kernels.stores import as_pointer, fence
-from nemo_dali.kernels.tile import TILE, TileRecords, cell_edge
+from nemo_dali.kernels.tile import TILE, TileRecords, cell_edge, set_frame
 
 # Failures, and what comes behind.
 CHANNELS = 1  # cell, channels of its photo
@@ -109,9 +109,9 @@ def _write_cells(frame: Frame, image: int, photos: U64, shapes: U64, verdict: I3
             return
     tiles = np.zeros(1, TILE)
     tile = tiles[0]  # keeps no memory alive: as long as it is used, so must be the array
-    tile.image, tile.table, tile.recipe, tile.itemsize = image, frame.table, frame.recipe, frame.itemsize
-    tile.frame_height = tile.frame_width = frame.size
-    tile.resample, tile.channels_last = frame.resample, frame.channels_last
+    size, itemsize = frame.size, frame.itemsize
+    set_frame(tile, size, size, frame.table, frame.recipe, itemsize, frame.resample, frame.channels_last)
+    tile.image = image
     for i in range(photos.size):
         cell = frame.first_cell + i
         row, column = cell // frame.grid, cell % frame.grid

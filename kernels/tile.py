@@ -68,4 +68,32 @@ def cell_edge(grid: Int, line: Int, center: Int, size: Int) -> Int:
     return moved * center + (1 - moved) * (size * line // grid)
 
 
+@jit()
+def set_frame(
+    tile: Record, height: int, width: int, table: int, recipe: int, itemsize: int, resample: int, channels_last: int
+) -> None:
+    """Say how a cell's frame is written; the cell is all of it until another box is set."""
+    tile.frame_height, tile.frame_width, tile.itemsize, tile.channels_last = height, width, itemsize, channels_last
+    tile.table, tile.recipe, tile.resample = table, recipe, resample
+    tile.y0, tile.x0, tile.y1, tile.x1 = 0, 0, height, width
+
+
+def tile_records(
+    shape: int | tuple[int, ...],
+    height: int,
+    width: int,
+    *,
+    table: int = 0,
+    recipe: int = 0,
+    itemsize: int = 1,
+    resample: int = CV2_LINEAR,
+    channels_last: bool = False,
+) -> TileRecords:
+    """Records of cells that cover a frame of this size each, without memory, photo and target, which are still 0."""
+    tiles = np.zeros(shape, TILE)
+    # A field of a record array is set in all records as compiled code sets that of one.
+    python_of(set_frame)(tiles.view(np.recarray), height, width, table, recipe, itemsize, resample, int(channels_last))
+    return tiles
+
+
 cell_edges = cast(Callable[[Integers, Integers, Integers, Int], I64], python_of(cell_edge))  # the same for arrays

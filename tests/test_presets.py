@@ -22,8 +22,8 @@ from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import StateError
+from nemo_dali.loader.format import BatchFormat, format_of
 from nemo_dali.loader.loader import Loader
-from nemo_dali.loader.options import BatchFormat, format_of
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.presets import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from nemo_dali.synthetic import synthesize

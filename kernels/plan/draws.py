@@ -1,5 +1,7 @@
 """The rows of the plan, drawn as ``nemo_dali.plan`` lists; for the CPU."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import types
 from numba.extending import overload
@@ -7,14 +9,57 @@ from numba.extending import overload
 from nemo_dali.kernels.arrays import F32, I32, I64, U8, U16, U64, Int
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.plan.exclusions import MOST, Exclusions, random_photos, room
-from nemo_dali.kernels.plan.rows import MINED, RANDOM, SINGLE
+from nemo_dali.kernels.plan.rows import MINED, RANDOM, SINGLE, PlanRows
 from nemo_dali.kernels.plan.words import below, draw_skipping, philox, share
 
 Similarity = F32 | U16  # of a table's rows: float32, or the bits of float16
 
-_M0, _M1 = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)  # multipliers of Philox4x64
-_W0, _W1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)  # key increments (Weyl)
+BEYOND, RANDOM_TOO, ALONE = 1, 2, 4  # how a row met too few candidates; see ``planner.ShortPools``
 _HALF = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # every float16, widened
+
+
+class Columns(NamedTuple):
+    """What rows of one data set are drawn from; ``plan.part.Part`` says more. An empty array: there is none.
+
+    Attributes:
+        ref_image: int32 [refs]. empty: uint8 [refs], 1: the bound is ``tau_empty``.
+        sentence_begin, sentence_count: int64 and int32 [refs]. sentence_ref: int32 [sentences].
+        photos: how many there are.
+        neighbors: int32 [sentences, N]. similarity: float32 [sentences, N], or the bits of float16.
+        cells2, cells3: uint16 [sentences], where a target may lie.
+    """
+
+    ref_image: I32
+    empty: U8
+    sentence_begin: I64
+    sentence_count: I32
+    sentence_ref: I32
+    photos: int
+    neighbors: I32
+    similarity: Similarity
+    cells2: U16
+    cells3: U16
+
+
+class Chances(NamedTuple):
+    """A policy in an epoch.
+
+    Attributes:
+        mining: whether mined samples are mined yet.
+        top_k, tau, tau_empty: of ``window``.
+        p_two: share of 2x2 among the mosaics.
+        shift: largest one of the crossing of a 2x2, in pixels of a frame of ``size``.
+    """
+
+    p_mined: float
+    p_random: float
+    mining: bool
+    top_k: int
+    tau: float
+    tau_empty: float
+    p_two: float
+    shift: int
+    size: int
 
 
 @jit(error_model="python")
@@ -122,66 +167,41 @@ def _allowed(cells: U16, sentence: Int, grid: int) -> Int:
 
 
 @jit(error_model="python")
-def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
-    seed: np.uint64,
-    epoch: np.uint64,
-    ref_image: I32,
-    empty: U8,
-    sentence_begin: I64,
-    sentence_count: I32,
-    sentence_ref: I32,
-    photos: int,
-    rules: Exclusions,
-    neighbors: I32,
-    similarity: Similarity,
-    cells2: U16,
-    cells3: U16,
-    p_mined: float,
-    p_random: float,
-    mining: bool,
-    top_k: int,
-    tau: float,
-    tau_empty: float,
-    p_two: float,
-    shift: int,
-    size: int,
-    position: I64,
-    ref: I32,
-    sentence: I32,
-    kind: U8,
-    grid: U8,
-    cell: U8,
-    images: I32,
-    center: I32,
-    short: I64,
+def fill_rows(
+    seed: np.uint64, epoch: np.uint64, columns: Columns, rules: Exclusions, chances: Chances, rows: PlanRows, short: U8
 ) -> None:
-    """Fill the plan's columns ``ref`` .. ``center`` from ``position`` and items; add to ``short`` int64 [3].
+    """Draw plan rows of one data set.
 
-    ``ref`` holds the items: rows of refs or, where ``sentence_ref`` int32 [sentences] is not empty, of sentences. Refs
-    that are 1 in ``empty`` uint8 [refs] have the bound ``tau_empty`` instead of ``tau``.
+    Args:
+        rows: dtype ``PLAN`` [n], with ``position`` and, as ``ref``, items: rows of refs or, where every sentence is a
+            sample, of sentences. The rest is filled.
+        short: uint8 [n], filled with what each row met: 0, or some of BEYOND, RANDOM_TOO and ALONE.
     """
+    neighbors, similarity, sentence_ref = columns.neighbors, columns.similarity, columns.sentence_ref
+    cells2, cells3 = columns.cells2, columns.cells3
     words = np.empty(16, np.uint64)
     found = np.empty(MOST, np.int64)
     work = room(rules)
-    for row in range(position.size):
+    for i in range(rows.size):
+        row = rows[i]
         for block in range(4):
-            philox(seed, epoch, position[row], block, words[4 * block : 4 * block + 4])
+            philox(seed, epoch, row.position, block, words[4 * block : 4 * block + 4])
+        item = np.int64(row.ref)
         if sentence_ref.size:
-            s = np.int64(ref[row])
-            ref[row] = sentence_ref[s]
-            r = ref[row]
+            r, s = np.int64(sentence_ref[item]), item
         else:
-            r = ref[row]
-            s = sentence_begin[r] + below(words[1], sentence_count[r])
-        own = np.int64(ref_image[r])
-        sentence[row] = s
-        images[row, :] = -1
-        center[row, :] = -1
+            r = item
+            s = columns.sentence_begin[r] + below(words[1], columns.sentence_count[r])
+        own = np.int64(columns.ref_image[r])
+        row.ref, row.sentence = r, s
+        row.images[:] = -1
+        row.center[:] = -1
+        row.kind, row.grid, row.cell, row.images[0] = SINGLE, 1, 0, own
+        short[i] = 0
         drawn = share(words[2])
-        kind[row], grid[row], cell[row], images[row, 0] = SINGLE, 1, 0, own
-        if drawn >= p_mined + p_random:
+        if drawn >= chances.p_mined + chances.p_random:
             continue
-        side = 2 if share(words[3]) < p_two else 3
+        side = 2 if share(words[3]) < chances.p_two else 3
         need = side * side - 1
         bits = _allowed(cells2 if side == 2 else cells3, s, side)
         choices = 0
@@ -190,23 +210,23 @@ def fill_rows(  # noqa: PLR0913  # Numba takes arrays, not objects that hold the
         where = _nth_bit(bits, below(words[4], choices))
         have = np.int64(0)
         beyond: bool | np.bool_ = False
-        mined = drawn < p_mined and mining
+        mined = drawn < chances.p_mined and chances.mining
         if mined:
-            bound = tau_empty if empty[r] else tau
-            have, beyond = _mined_photos(words, neighbors[s], similarity[s], top_k, bound, found, need, own)
-        if have < need and random_photos(words, photos, rules, r, found, have, need, own, *work) < need:
-            short[2] += 1
+            bound = chances.tau_empty if columns.empty[r] else chances.tau
+            have, beyond = _mined_photos(words, neighbors[s], similarity[s], chances.top_k, bound, found, need, own)
+        if have < need and random_photos(words, columns.photos, rules, r, found, have, need, own, *work) < need:
+            short[i] = ALONE
             continue
-        short[0] += beyond
-        short[1] += beyond and have < need
-        kind[row], grid[row], cell[row] = MINED if mined else RANDOM, side, where
+        short[i] = BEYOND * beyond | RANDOM_TOO * (beyond and have < need)
+        row.kind, row.grid, row.cell = MINED if mined else RANDOM, side, where
         k = 0
         for c in range(side * side):
             if c == where:
-                images[row, c] = own
+                row.images[c] = own
             else:
-                images[row, c] = found[k]
+                row.images[c] = found[k]
                 k += 1
         if side == 2:
-            center[row, 0] = size // 2 - shift + below(words[5], 2 * shift + 1)
-            center[row, 1] = size // 2 - shift + below(words[6], 2 * shift + 1)
+            middle = chances.size // 2 - chances.shift
+            row.center[0] = middle + below(words[5], 2 * chances.shift + 1)
+            row.center[1] = middle + below(words[6], 2 * chances.shift + 1)

@@ -1,4 +1,4 @@
-"""Tile records of a batch's cells, from plan rows."""
+"""Tile records of plan rows' cells: their boxes, what is shown there, and where they lie in memory."""
 
 import numpy as np
 
@@ -10,12 +10,12 @@ from nemo_dali.kernels.tile import TileRecords, cell_edge
 
 @jit()
 def write_boxes(rows: PlanRows, size: int, tiles: TileRecords, sample: I64, photo: I64) -> int:
-    """Give each cell of plan rows a record with its frame's size and its box; cells without pixels get none.
+    """Give each cell of plan rows a record with its box; cells without pixels get none.
 
     Args:
         rows: dtype ``plan.PLAN`` [B].
         size: frame height and width in pixels.
-        tiles: dtype ``TILE`` [n], zeros; ``run_count`` becomes 1 in the targets' cells.
+        tiles: dtype ``TILE`` [n]; ``run_count`` becomes 1 in the targets' cells and 0 in the others.
         sample, photo: int64 [n], the row that a record belongs to, and its photo.
 
     Returns:
@@ -33,7 +33,6 @@ def write_boxes(rows: PlanRows, size: int, tiles: TileRecords, sample: I64, phot
             tile.y1 = cell_edge(grid, y + 1, row.center[1], size)
             tile.x1 = cell_edge(grid, x + 1, row.center[0], size)
             if tile.y0 < tile.y1 and tile.x0 < tile.x1:
-                tile.frame_height = tile.frame_width = size
                 tile.run_count = cell == row.cell
                 sample[n], photo[n] = i, row.images[cell]
                 n += 1
@@ -41,32 +40,39 @@ def write_boxes(rows: PlanRows, size: int, tiles: TileRecords, sample: I64, phot
 
 
 @jit()
-def complete(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
-    tiles: TileRecords,
-    ref: I32,
-    sample: I64,
-    photo: I64,
-    run_count: I64,
-    runs: U64,
-    photo_height: I32,
-    photo_width: I32,
-    image: int,
-    image_bytes: int,
-    mask: int,
-    mask_bytes: int,
+def describe(
+    tiles: TileRecords, ref: I32, photo: I64, run_count: I64, runs: U64, photo_height: I32, photo_width: I32
 ) -> None:
-    """Add to records from ``write_boxes`` what lies where, and to the targets' their run lengths.
+    """Add to records from ``write_boxes`` their photos' sizes, and to the targets' their run lengths.
 
     Args:
-        tiles, sample, photo: from ``write_boxes``, [n].
-        ref: int32 [n], of the record's sample.
+        tiles, photo: from ``write_boxes``, [n]. ref: int32 [n], of the record's sample.
         run_count, runs: int64 and uint64 [refs], how many run lengths and at which address.
         photo_height, photo_width: int32 [photos].
-        image, mask: addresses of the first sample's; image_bytes, mask_bytes: of one.
     """
     for i in range(tiles.size):
         tile = tiles[i]
-        tile.image, tile.mask = image + sample[i] * image_bytes, mask + sample[i] * mask_bytes
         tile.photo_height, tile.photo_width = photo_height[photo[i]], photo_width[photo[i]]
         if tile.run_count:
             tile.run_count, tile.runs = run_count[ref[i]], runs[ref[i]]
+
+
+@jit()
+def by_sample(tiles: TileRecords, sample: I64, table: TileRecords) -> None:
+    """Copy records [n], of samples in ascending order, to ``table`` [B, cells]; behind a sample's it stays as it is."""
+    cell = 0
+    for i in range(tiles.size):
+        cell = cell + 1 if i and sample[i] == sample[i - 1] else 0
+        table[sample[i], cell] = tiles[i]
+
+
+@jit()
+def place(tiles: TileRecords, sample: I64, image: int, image_bytes: int, mask: int, mask_bytes: int) -> None:
+    """Say where each record's frame and mask lie.
+
+    Args:
+        sample: int64 [n], of each record.
+        image, mask: addresses of sample 0's. image_bytes, mask_bytes: of one.
+    """
+    for i in range(tiles.size):
+        tiles[i].image, tiles[i].mask = image + sample[i] * image_bytes, mask + sample[i] * mask_bytes

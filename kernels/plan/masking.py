@@ -1,14 +1,29 @@
-"""Words of a batch's sentences masked, by the random words that ``nemo_dali.text.masking`` lists."""
+"""A batch's tokens, and words of it masked by the random words that ``nemo_dali.text.masking`` lists."""
 
 import numpy as np
 
-from nemo_dali.kernels.arrays import I64
+from nemo_dali.kernels.arrays import I32, I64
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.plan.words import below, philox
 from nemo_dali.kernels.plan.words import share as share_of
 
 _USE = 1  # of the random words
 _NOUN_BLOCK = 8192 // 4  # the block that holds word 8192
+
+
+@jit()
+def take_tokens(tokens: I32, lengths: I32, sentences: I32, taken: I64, seen: I64) -> None:
+    """Copy some sentences' tokens, and say which of them a model sees.
+
+    Args:
+        tokens, lengths: int32 [sentences, L] and [sentences]. sentences: int32 [n], rows of them.
+        taken, seen: int64 [n, L], filled; ``seen`` is 1 for a sentence's first ``lengths`` tokens, else 0.
+    """
+    for i in range(sentences.size):
+        length = lengths[sentences[i]]
+        for column in range(tokens.shape[1]):
+            taken[i, column] = tokens[sentences[i], column]
+            seen[i, column] = column < length
 
 
 @jit(error_model="python")

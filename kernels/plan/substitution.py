@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from nemo_dali.kernels.arrays import I32, I64, U8, U64, Flags, Int
+from nemo_dali.kernels.arrays import I32, U64, Flags, Int
 from nemo_dali.kernels.jit import jit
-from nemo_dali.kernels.plan.draws import Similarity, window
+from nemo_dali.kernels.plan.draws import Chances, Columns, Similarity, window
 from nemo_dali.kernels.plan.exclusions import Exclusions, may_stand_in, room
-from nemo_dali.kernels.plan.rows import MINED, SINGLE
+from nemo_dali.kernels.plan.rows import MINED, SINGLE, PlanRows
 from nemo_dali.kernels.plan.words import below, philox
 
 _TRIES = 64  # draws of a random substitute before it is looked for in order: enough even if nine of ten photos are bad
@@ -92,29 +92,18 @@ def _random_other(
 
 
 @jit(error_model="python")
-def replace_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
+def replace_photos(
     seed: np.uint64,
     epoch: np.uint64,
-    neighbors: I32,
-    similarity: Similarity,
-    top_k: int,
-    tau: float,
-    tau_empty: float,
-    empty: U8,
+    columns: Columns,
     rules: Exclusions,
+    chances: Chances,
     bad: Flags,
     barred: Flags,
     visible: Flags,
-    position: I64,
-    ref: I32,
-    sentence: I32,
-    kind: U8,
-    grid: U8,
-    cell: U8,
-    images: I32,
-    center: I32,
+    rows: PlanRows,
 ) -> int:
-    """Replace the bad negatives in the plan's column ``images``; how many there were, or -1 if no photo was left.
+    """Replace the bad negatives in plan rows of one data set; how many there were, or -1 if no photo was left.
 
     Where photos are left, but none that the ref's exclusions allow, the row becomes a single photo.
 
@@ -123,37 +112,40 @@ def replace_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hol
 
     A photo that ``barred`` is asked about and that is not barred must be shown: see ``nemo_dali.plan``.
     """
+    neighbors, similarity = columns.neighbors, columns.similarity
     words = np.empty(4, np.uint64)
+    shown = np.empty(9, np.int32)
     replaced = 0
-    for row in range(position.size):
-        shown = images[row]
-        own = np.int64(shown[cell[row]])
-        cells = np.int64(grid[row]) * grid[row]
+    for i in range(rows.size):
+        row = rows[i]
+        shown[:] = row.images
+        own = np.int64(shown[row.cell])
+        cells = np.int64(row.grid) * row.grid
         free = -1
         for c in range(cells):
-            if c == cell[row]:
+            if c == row.cell:
                 continue
             free += 1
-            if not visible[row, c] or not bad[shown[c]]:
+            if not visible[i, c] or not bad[shown[c]]:
                 continue
             photo: Int = -1
-            if kind[row] == MINED:
-                s = sentence[row]
-                bound = tau_empty if empty[ref[row]] else tau
+            if row.kind == MINED:
+                s = row.sentence
+                bound = chances.tau_empty if columns.empty[row.ref] else chances.tau
                 photo = _next_candidate(
-                    neighbors[s], similarity[s], top_k, bound, cells - 1, own, shown[c], shown, barred
+                    neighbors[s], similarity[s], chances.top_k, bound, cells - 1, own, shown[c], shown, barred
                 )
             if photo < 0:
-                r = ref[row]
-                photo = _random_other(seed, epoch, position[row], free, words, rules, r, own, shown, barred)
+                photo = _random_other(seed, epoch, row.position, free, words, rules, row.ref, own, shown, barred)
             if photo == -2:
                 return -1
             replaced += 1
             if photo < 0:
-                kind[row], grid[row], cell[row] = SINGLE, 1, 0
+                row.kind, row.grid, row.cell = SINGLE, 1, 0
                 shown[:] = -1
                 shown[0] = own
-                center[row, :] = -1
+                row.center[:] = -1
                 break
             shown[c] = photo
+        row.images[:] = shown
     return replaced

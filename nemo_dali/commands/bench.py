@@ -293,7 +293,7 @@ def _memset(loader: Loader) -> Iterator[None]:
             yield None
 
 
-class DecodeOnly(CudaStreamPipeline):
+class DecodeOnly(CudaStreamPipeline[Any]):
     """The loader's reading and decoding on a GPU, and nothing else: the photos are delivered, and dropped."""
 
     def _graph(self) -> Any:

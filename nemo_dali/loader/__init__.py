@@ -21,9 +21,9 @@ from nemo_dali._lazy import lazy_names
 
 if TYPE_CHECKING:
     from nemo_dali.loader.batch import Batch as Batch
+    from nemo_dali.loader.format import BatchFormat as BatchFormat
     from nemo_dali.loader.loader import Loader as Loader
-    from nemo_dali.loader.options import BatchFormat as BatchFormat
 
 __all__ = ["Batch", "BatchFormat", "Loader"]
 
-__getattr__, __dir__ = lazy_names(__name__, {"Batch": "batch", "BatchFormat": "options", "Loader": "loader"})
+__getattr__, __dir__ = lazy_names(__name__, {"Batch": "batch", "BatchFormat": "format", "Loader": "loader"})

@@ -8,26 +8,23 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nemo_dali.data.decoding import is_wrong_size
 from nemo_dali.data.orientation import turned_sizes
 from nemo_dali.data.photos import Problem, find_problem
 from nemo_dali.data.s3 import failed_address, is_remote
 from nemo_dali.errors import NemoError, PhotoError
-from nemo_dali.kernels.mosaic.cpu import DONE
 from nemo_dali.kernels.plan.rows import PlanRows
-from nemo_dali.kernels.tile import TILE
+from nemo_dali.loader._steps import PlannedStep
+from nemo_dali.loader.options import LoaderOptions
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.pipeline.graphs import MEMORY, StreamPipeline
-from nemo_dali.pipeline.paths import encode_path
+from nemo_dali.pipeline.decoder_check import refused
+from nemo_dali.pipeline.graphs import MEMORY
 from nemo_dali.plan.planner import Planner, Replaced, ShortPools
 
 logger = logging.getLogger("nemo_dali")
@@ -55,17 +52,16 @@ class PhotoFaults:
     """Keeps the photos that turned out to be bad.
 
     Args:
-        substitute: show others in their place; else they are errors.
-        photos: whether batches are made from photos; False with resident tiles.
-        num_threads: DALI's threads for looking at photos.
+        options: whether others are shown in their place or they are errors, and DALI's threads for looking at photos.
+        planner: chooses the others.
     """
 
-    def __init__(self, corpus: Corpus, planner: Planner, *, substitute: bool, photos: bool, num_threads: int) -> None:
+    def __init__(self, corpus: Corpus, options: LoaderOptions, planner: Planner) -> None:
         self._corpus = corpus
         self._planner = planner
-        self._substitute = substitute
-        self._photos = photos
-        self._num_threads = num_threads
+        self._substitute = options.on_error == "substitute"
+        self._photos = options.tiles is None  # else none is read
+        self._num_threads = options.resources.num_threads
         self._bad = np.zeros(len(corpus.photo_width), bool)
         self._reasons: dict[str, str] = {}
         self._replaced = Replaced()
@@ -100,56 +96,14 @@ class PhotoFaults:
                 len(self._reasons),
             )
 
-    def settle(self, epoch: int, rows: PlanRows, error: RuntimeError | None, tries: int) -> int:
-        """Find out why a batch failed. If this returns, it is to be made again, from what ``replace`` then gives.
+    def retry(self) -> "Retry":
+        """For a step: what becomes of it each time that it fails."""
+        return Retry(self)
 
-        Args:
-            epoch: that of the rows.
-            rows: what ``replace`` gave for the batch.
-            error: DALI's; None if a photo had the wrong size.
-            tries: 0, or what this returned for the same batch.
-
-        Raises:
-            PhotoError: a photo is at fault, and there is no substitution, or it may be readable again later.
-            NemoError: no photo is at fault, or too few are left.
-        """
-        problems = self._problems(rows, error) if self._photos else {}
-        lasting = {photo: problem for photo, problem in problems.items() if not problem.passing}
-        if not lasting and tries < len(PAUSES) and (problems or _may_pass(error)):
-            cause = next((problem.sentence() for problem in problems.values()), None) or _gist(error)
-            logger.warning("A batch could not be made and is tried again in %s s: %s.", PAUSES[tries], cause)
-            time.sleep(PAUSES[tries])
-            return tries + 1
-        if self._substitute:
-            for photo, problem in lasting.items():
-                self._bad[photo] = True
-                self._reasons[self._corpus.photo_path(photo)] = problem.text
-                logger.warning("%s. Others are shown in its place. %s", problem.sentence(), problem.remedy())
-            if lasting:
-                return 0
-        for photo, problem in (lasting or problems).items():
-            more = "" if self._substitute else " With on_error='substitute' training goes on without it."
-            raise PhotoError(
-                f"{problem.sentence()}; {self._use(epoch, rows, photo)}. {problem.remedy()}{more}"
-            ) from error
-        if MEMORY.search(str(error)):
-            raise NemoError(
-                f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})"
-            ) from error
-        if error is None or is_wrong_size(error):
-            raise NemoError(
-                "A photo's size did not match its annotation when the batch was read, but does now. Restart the run; "
-                "if it recurs, look for a process that rewrites the photos."
-            )
+    def problems(self, photos: list[int], error: RuntimeError | None) -> dict[int, Problem]:
+        """What is wrong with which photo of a batch that failed, in the order given."""
         if not self._photos:
-            raise NemoError(f"The DALI pipeline failed: {_gist(error)}") from error
-        raise NemoError(
-            f"The DALI pipeline failed, though every photo of the batch can be read: {_gist(error)}"
-        ) from error
-
-    def _problems(self, rows: PlanRows, error: RuntimeError | None) -> dict[int, Problem]:
-        """What is wrong with which photo of a batch, in the order of the cells."""
-        photos = list(dict.fromkeys(lay_out(rows, self._planner.size)[2].tolist()))
+            return {}
         paths = [self._corpus.photo_path(photo) for photo in photos]
         sizes = np.stack([self._corpus.photo_width[photos], self._corpus.photo_height[photos]], axis=1)
         turn = np.ones(len(photos), np.uint8) if self._corpus.photo_turn is None else self._corpus.photo_turn[photos]
@@ -166,51 +120,71 @@ class PhotoFaults:
                 problems[photos[index]] = problem
         return problems
 
-    def _use(self, epoch: int, rows: PlanRows, photo: int) -> str:
+    def keep(self, problems: Mapping[int, Problem]) -> bool:
+        """Show others in the place of these photos from now on; whether that may be, and there are any."""
+        if not self._substitute:
+            return False
+        for photo, problem in problems.items():
+            self._bad[photo] = True
+            self._reasons[self._corpus.photo_path(photo)] = problem.text
+            logger.warning("%s. Others are shown in its place. %s", problem.sentence(), problem.remedy())
+        return bool(problems)
+
+    def error(self, step: PlannedStep, problems: Mapping[int, Problem], error: RuntimeError | None) -> NemoError:
+        """Why a step cannot be made."""
+        if problems:
+            photo, problem = next(iter(problems.items()))
+            more = "" if self._substitute else " With on_error='substitute' training goes on without it."
+            return PhotoError(f"{problem.sentence()}; {self._use(step, photo)}. {problem.remedy()}{more}")
+        if MEMORY.search(str(error)):
+            return NemoError(f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})")
+        if error is None or is_wrong_size(error):
+            return NemoError(
+                "A photo's size did not match its annotation when the batch was read, but does now. Restart the run; "
+                "if it recurs, look for a process that rewrites the photos."
+            )
+        readable = ", though every photo of the batch can be read" if self._photos else ""
+        return NemoError(f"The DALI pipeline failed{readable}: {_gist(error)}")
+
+    def _use(self, step: PlannedStep, photo: int) -> str:
         """Which sample a photo was read for."""
+        rows = step.rows
         row = rows[(rows["images"] == photo).any(axis=1)][0]
         ref_id = self._corpus.ref_id[row["ref"]]
         part = "the photo" if row["images"][row["cell"]] == photo else "a negative"
-        return f"it is {part} of ref {ref_id} at position {row['position']} of epoch {epoch}"
+        return f"it is {part} of ref {ref_id} at position {row['position']} of epoch {step.epoch}"
 
 
-def refused(
-    paths: Sequence[str], width: npt.NDArray[Any], height: npt.NDArray[Any], *, num_threads: int
-) -> dict[int, str | None]:
-    """Read and decode photos by DALI's CPU decoder; why it refuses some of them.
+class Retry:
+    """The tries of one step."""
 
-    Args:
-        paths: of n photos, n > 0.
-        width, height: int [n], in pixels, as they should be stored.
+    def __init__(self, faults: PhotoFaults) -> None:
+        self._faults = faults
+        self._tries = 0
 
-    Returns:
-        DALI's message for each photo refused, by its place in ``paths``; None for a photo of another size.
-    """
-    tiles = np.zeros(len(paths), TILE)  # their boxes are empty: only sizes are compared
-    tiles["photo_width"], tiles["photo_height"] = width, height
-    encoded = [encode_path(path) for path in paths]
-    found: dict[int, str | None] = {}
-    pipeline = StreamPipeline(max_cells=len(paths), num_threads=num_threads, prefetch=1)
+    def after(self, step: PlannedStep, error: RuntimeError | None) -> None:
+        """Find out why the step failed. If this returns, it is to be made again, of the rows that it then has.
 
-    def look(begin: int, end: int) -> None:
-        pipeline.feed(encoded[begin:end], tiles[begin:end], None)
-        try:
-            status = pipeline.wait()
-        except RuntimeError as error:
-            if end - begin == 1:
-                found[begin] = None if is_wrong_size(error) else str(error)
-                return
-            middle = (begin + end) // 2
-            look(begin, middle)
-            look(middle, end)
-            return
-        found.update((begin + int(index), None) for index in np.flatnonzero(status != DONE))
+        Args:
+            step: with the rows that failed.
+            error: DALI's; None if a photo had the wrong size.
 
-    try:
-        look(0, len(paths))
-    finally:
-        pipeline.close()
-    return found
+        Raises:
+            PhotoError: a photo is at fault, and there is no substitution, or it may be readable again later.
+            NemoError: no photo is at fault, or too few are left.
+        """
+        problems = self._faults.problems(list(dict.fromkeys(step.cells.photo.tolist())), error)
+        lasting = {photo: problem for photo, problem in problems.items() if not problem.passing}
+        if not lasting and self._tries < len(PAUSES) and (problems or _may_pass(error)):
+            cause = next((problem.sentence() for problem in problems.values()), None) or _gist(error)
+            pause = PAUSES[self._tries]
+            logger.warning("A batch could not be made and is tried again in %s s: %s.", pause, cause)
+            time.sleep(pause)
+            self._tries += 1
+        elif self._faults.keep(lasting):
+            self._tries = 0
+        else:
+            raise self._faults.error(step, lasting or problems, error) from error
 
 
 def _problem(path: str, width: int, height: int, turn: int, message: str | None) -> Problem | None:

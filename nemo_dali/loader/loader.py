@@ -1,43 +1,29 @@
-"""Loader: plan, pipeline and text as one iterator of batches."""
+"""Loader: sources, plan, pipeline and text as one iterator of batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy.typing as npt
 
-from nemo_dali._checks import LARGEST_BATCH, PathLike, as_paths, integer
-from nemo_dali._version import __version__
-from nemo_dali.distributed.ranks import agree, check_still_alone, rank_and_world_size
+from nemo_dali._checks import PathLike
+from nemo_dali.distributed.ranks import agree
 from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.kernels.tile import Resample
-from nemo_dali.loader._faults import PhotoFaults, Substituted
-from nemo_dali.loader._frames import FrameAllocator
-from nemo_dali.loader._prefetch import Prefetcher, Step
+from nemo_dali.loader._arguments import refuse_others
+from nemo_dali.loader._assembly import Assembler
+from nemo_dali.loader._cells import CellLayout
+from nemo_dali.loader._epochs import EpochIterator
+from nemo_dali.loader._faults import PhotoFaults
+from nemo_dali.loader._frames import Frames
+from nemo_dali.loader._prefetch import Prefetcher
 from nemo_dali.loader._sentences import SentenceTokens
-from nemo_dali.loader._state import JOIN, LAST_EPOCH, SAMPLING, Pass, Position, make_state, read_state, sampling_facts
-from nemo_dali.loader.batch import Batch
-from nemo_dali.loader.options import (
-    DType,
-    Fit,
-    MaskDType,
-    MaskedWords,
-    OnError,
-    Resources,
-    Samples,
-    SplitMode,
-    Style,
-    TextField,
-    check_choices,
-    check_tiles,
-    format_of,
-    refuse_others,
-)
+from nemo_dali.loader._steps import StepPlanner
+from nemo_dali.loader.format import DType, Fit, MaskDType, MaskedWords, Style, TextField
+from nemo_dali.loader.options import LoaderOptions, OnError, SplitMode
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.loader.styles import arrange, masks_of
-from nemo_dali.pipeline import gpu
-from nemo_dali.plan.planner import Planner, Replaced, ShortPools
-from nemo_dali.plan.policy import MosaicPolicy, policy_of, warn_if_tuned_elsewhere, warn_if_unbounded
-from nemo_dali.plan.schedule import Schedule
+from nemo_dali.plan.part import Samples
+from nemo_dali.plan.planner import Planner
+from nemo_dali.plan.policy import MosaicPolicy, warn_if_tuned_elsewhere, warn_if_unbounded
 from nemo_dali.text.tokens import Tokenizer
 from nemo_dali.tiles.placement import Placement, ResidentTiles
 
@@ -45,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Loader:
+class Loader(EpochIterator):
     """Iterates over mosaics made inside a DALI pipeline.
 
         loader = Loader(dataset="refcoco.ris.h5", negatives="refcoco.neg.h5", batch_size=8)
@@ -168,125 +154,61 @@ class Loader:
         hw_decoder_load: float | None = None,
         **others: NoReturn,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "others", "__class__")}
         refuse_others(others, Loader)
-        check_choices(split_mode=split_mode, on_error=on_error, placement=placement, policy_given=policy is not None)
-        evaluate = split_mode == "eval"
-        self.format = format = format_of(
-            preset,
-            evaluate=evaluate,
-            size=size,
-            dtype=dtype,
-            mean=mean,
-            std=std,
-            resample=resample,
-            fit=fit,
-            mask_dtype=mask_dtype,
-            tokenizer=tokenizer,
-            context_length=context_length,
-            keep_end=keep_end,
-            text=text,
-            masked_words=masked_words,
-            samples=samples,
-            erase=erase,
-            infinite=infinite,
-            style=style,
-        )
-        policy, policy_file, tuned_for = policy_of(policy, evaluate=evaluate)
-        resources = Resources.of(
-            device=device, num_threads=num_threads, prefetch=prefetch, hw_decoder_load=hw_decoder_load
-        )
-        batch_size = integer("batch_size", batch_size, least=1, most=LARGEST_BATCH)
-        seed = integer("seed", seed, least=0)
-        device_budget = check_tiles(
-            tiles=tiles is not None,
-            format=format,
-            placement=placement,
-            device_id=resources.device_id,
-            device_budget=device_budget,
-        )
-        given_rank = rank is not None or world_size is not None
-        rank, world_size = rank_and_world_size(rank, world_size)
-        together = not given_rank and world_size > 1  # all ranks make their loaders now
-        self._alone = not given_rank and not together
-        self.corpus = Corpus(
-            as_paths("dataset", dataset), as_paths("negatives", negatives), as_paths("images", images, gaps=True)
-        )
-        parts = self.corpus.parts(policy, samples=format.samples)
-        self._planner = Planner(parts, policy, seed=seed, size=format.size, shuffle=not evaluate)
-        warn_if_tuned_elsewhere(policy_file, tuned_for, self.corpus.fingerprints()["negatives"])
-        if together:
-            agree(
-                {"version": __version__, "seed": seed, "batch_size": batch_size, "policy": policy.to_json()}
-                | {"split_mode": split_mode, **format.facts(), "on_error": on_error, "drop_last": drop_last}
-                | {f"{kind} files": prints for kind, prints in self.corpus.fingerprints().items()}
-                | {"epoch length": self._planner.length, "tiles": (tiles is not None, placement, device_budget)}
-            )
-        steps = {"drop_last": drop_last and not evaluate, "pad": not evaluate}
-        self._schedule = Schedule(self._planner.length, batch_size, rank, world_size, **steps)
-        self._schedule.check_filled()
-        self.policy, self.seed, self.batch_size = policy, seed, batch_size
-        self.rank, self.world_size, self.size = rank, world_size, format.size
-        self.device_id, self.num_threads = resources.device_id, resources.num_threads
-        self.prefetch, self.hw_decoder_load = resources.prefetch, resources.hw_decoder_load
-        self.short_pools = ShortPools()  # of all batches delivered so far
-        self._sentences = SentenceTokens(self.corpus, format, seed=seed)
+        options = LoaderOptions.of(**given)
+        format, ranks = options.format, options.ranks
+        self.format, self.policy, self.seed, self.batch_size = format, options.policy, options.seed, options.batch_size
+        self.rank, self.world_size, self.size = ranks.rank, ranks.world_size, format.size
         self.dtype, self.mean, self.std, self.resample = format.dtype, format.mean, format.std, format.resample
-        self._placement = placement
-        self._resident: ResidentTiles | None = None
-        if tiles is not None:
+        self.device_id, self.num_threads, self.prefetch, self.hw_decoder_load = options.resources
+
+        self.corpus = corpus = Corpus(options.dataset, options.negatives, options.images)
+        prints = corpus.fingerprints()
+        warn_if_tuned_elsewhere(options.policy_file, options.tuned_for, prints["negatives"])
+
+        parts = [part.under(options.policy, samples=format.samples) for part in corpus.parts()]
+        shuffle = not options.evaluates
+        self._planner = Planner(parts, options.policy, seed=options.seed, size=format.size, shuffle=shuffle)
+        schedule = options.schedule(self._planner.length)
+        if ranks.together:
+            files = {f"{kind} files": of_kind for kind, of_kind in prints.items()}
+            agree(options.facts() | files | {"epoch length": schedule.length})
+        schedule.check_filled()
+
+        self._sentences = SentenceTokens(corpus, format, seed=options.seed)
+        self._resident = None
+        if options.tiles is not None:
             self._resident = ResidentTiles(
-                as_paths("tiles", tiles),
-                self.corpus.datasets,
+                options.tiles,
+                corpus.datasets,
                 size=format.size,
                 resample=format.resample,
-                policy=policy,
+                policy=options.policy,
                 grids=self._planner.grids,
-                placement=placement,
+                placement=options.placement,
                 device_id=self.device_id,
-                device_budget=device_budget,
-                together=together,
+                device_budget=options.device_budget,
+                together=ranks.together,
             )
-        self._faults = PhotoFaults(
-            self.corpus,
-            self._planner,
-            substitute=on_error == "substitute",
-            photos=tiles is None,
-            num_threads=self.num_threads,
-        )
-        self._frames = FrameAllocator(
-            self.corpus, format, policy, resources, batch_size=batch_size, resident=self._resident, seed=seed
-        )
-        self._prefetcher = Prefetcher(
-            self._schedule, self._planner, self.corpus, self._frames, self._faults, resources, resident=self._resident
-        )
-        warn_if_unbounded(policy)
-        self._position = Position()
-        sampling = sampling_facts(policy, format, split_mode=split_mode)
-        self._fingerprints = {**self.corpus.fingerprints(), SAMPLING: sampling}
-
-    batch_sampler = None  # Lightning asks for it wherever there is a sampler
-
-    def __reduce__(self) -> Any:
-        raise TypeError("A Loader cannot be pickled or copied. Make one in each process.")
-
-    def __len__(self) -> int:
-        """Steps in a full epoch, the same on every rank; in evaluation those that have samples for this rank."""
-        return self._schedule.steps_after(0)
-
-    @property
-    def dataset(self) -> Sequence[Any]:
-        """The samples of an epoch, as far as ``len(loader.dataset)`` asks: how many there are, over all ranks."""
-        return range(self._planner.length)
+        self._frames = Frames(options)
+        assembler = Assembler(corpus, options, self._frames, self._sentences, resident=self._resident)
+        layout = CellLayout(corpus, options, self._frames, resident=self._resident)
+        steps = StepPlanner(self._planner, schedule, layout)
+        faults = PhotoFaults(corpus, options, self._planner)
+        prefetcher = Prefetcher(corpus, options, schedule, steps, assembler, faults, resident=self._resident)
+        warn_if_unbounded(options.policy)
+        super().__init__(options, prints, schedule, prefetcher, faults)
 
     @property
     def mode(self) -> str:
         """How samples are made: "stream", or where resident tiles lie."""
-        return "stream" if self._resident is None else self._placement
+        return "stream" if self._resident is None else self._resident.placement
 
     @property
     def sample_bytes(self) -> int:
         """Of a sample's image and mask."""
-        return self._frames.nbytes // self.batch_size
+        return self._frames.image_bytes + self._frames.mask_bytes
 
     @property
     def decoder(self) -> str:
@@ -294,28 +216,6 @@ class Loader:
         if self._resident is not None:
             return self._resident.decoder
         return "cpu" if self.device_id is None else "mixed"
-
-    @property
-    def substituted(self) -> Substituted:
-        """What ``on_error="substitute"`` has replaced so far, on this rank."""
-        return self._faults.substituted
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the current or the next pass shows."""
-        return self._position.epoch
-
-    @property
-    def sampler(self) -> "Loader":
-        """Itself: ``loader.sampler.set_epoch(e)`` works as with a DistributedSampler."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position.
-
-        Named after its last batch was delivered, an epoch is shown again.
-        """
-        self._position.choose(integer("epoch", epoch, least=0, most=LAST_EPOCH), self._schedule)
 
     def plan(self, epoch: int, positions: npt.ArrayLike) -> PlanRows:
         """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n].
@@ -327,74 +227,3 @@ class Loader:
     def text_of(self, rows: PlanRows) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
         return self._sentences.of(rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
-        position = self._position
-        return make_state(
-            seed=self.seed, epoch=position.epoch, samples_seen=position.seen, fingerprints=self._fingerprints
-        )
-
-    def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Let the next pass go on behind the samples that the saved one delivered.
-
-        Args:
-            state: what ``state_dict`` gave. One that is older than ``sampling`` among its fingerprints is accepted with
-                a warning.
-            strict: refuse a state that was saved with another policy, ``samples``, ``split_mode`` or ``size``, under
-                which the rest of the epoch is not what was left of it. False: accept it, with a warning.
-
-        Raises:
-            StateError: the state is of another version, seed, data set or table, or of other samples; nothing is
-                changed then.
-        """
-        epoch, seen = read_state(state, seed=self.seed, fingerprints=self._fingerprints, strict=strict)
-        self._position.load(epoch, seen)
-
-    def close(self) -> None:
-        """End the pipeline: its threads, and the batches made ahead. The next step makes a new one.
-
-        Raises:
-            NemoError: another thread takes a step, and does not come to its end within a minute.
-        """
-        with self._position.turns.between(JOIN):
-            self._prefetcher.close()
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._alone:
-            check_still_alone()
-        return Pass(self._position.turns, self._passes(*self._position.begin(self._schedule)))
-
-    def _passes(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
-        yield from self._pass(number, epoch, seen)
-        while self.format.infinite and number == self._position.passes:
-            yield from self._pass(number, self._position.epoch, 0)
-
-    def _pass(self, number: int, epoch: int, seen: int) -> Iterator[Any]:
-        replaced = Replaced()
-        for _ in range(self._schedule.steps_after(seen)):
-            self._position.turns.check(number)
-            step = self._prefetcher.step(epoch, seen)
-            seen += self._schedule.global_batch
-            self._position.advance(number, epoch, seen)
-            self.short_pools += step.short
-            self._faults.count(step.replaced)
-            replaced += step.replaced
-            batch = self._batch(step)
-            if not self._schedule.steps_after(seen):  # now: whoever counts steps does not ask for one more
-                self._faults.report(epoch, replaced, self.short_pools)
-            yield batch
-        self._position.advance(number, epoch + 1, 0)
-
-    def _batch(self, step: Step) -> Any:
-        tokens, attention = self._sentences.of(step.plan)
-        masked = self._sentences.masked(step.epoch, step.plan)
-        image, mask, stream = step.drawing.image, step.drawing.mask, step.drawing.stream
-        if self.device_id is not None:
-            tokens, attention = gpu.send(tokens, self.device_id), gpu.send(attention, self.device_id)
-            masked = None if masked is None else gpu.send(masked, self.device_id)
-            current = gpu.current_stream(self.device_id)
-            if current != stream:  # torch must not give the memory away before this stream is done with it
-                image.record_stream(current)
-        mask = masks_of(mask, step.plan, self.format)
-        return arrange(Batch(image, mask, tokens, attention, step.plan, self.corpus, masked), self.format.style)

@@ -1,118 +1,29 @@
-"""BatchFormat: what a batch holds and how it looks, which is what a preset fixes."""
+"""LoaderOptions: the arguments of a Loader, checked, with what is chosen in place of those left out."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from nemo_dali._checks import LARGEST_FRAME, check_channels, integer, one_of
+from nemo_dali._checks import LARGEST_BATCH, PathLike, as_paths, integer, one_of
+from nemo_dali._version import __version__
+from nemo_dali.distributed.ranks import rank_and_world_size
 from nemo_dali.io.threads import most_threads, thread_count
-from nemo_dali.kernels.tile import Resample
+from nemo_dali.loader.format import BatchFormat, format_of
 from nemo_dali.pipeline import gpu
-from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
-from nemo_dali.text.tokens import Tokenizer
+from nemo_dali.plan.policy import MosaicPolicy, policy_of
+from nemo_dali.plan.schedule import Schedule
 from nemo_dali.tiles.placement import Placement
 
 MOST_AHEAD = 1000  # batches
-DType = Literal["float32", "float16", "bfloat16", "uint8"]
-Fit = Literal["stretch", "letterbox"]
-MaskDType = Literal["uint8", "int64", "float32"]
-TextField = Literal["sent", "raw"]
-MaskedWords = Literal["tokens", "nouns"] | Callable[[str], Iterable[int]]
-Samples = Literal["refs", "sentences", "first", "last"]
 OnError = Literal["raise", "substitute"]
 SplitMode = Literal["train", "eval"]
-Style = Literal["batch", "dali", "lavt", "cris", "rela", "caris", "maskris", "cgformer", "dmmi", "dmmi-zom"]
 
 
-# What takes the place of the arguments of torch's DataLoader that a Loader does not have; docs/drop-in.md shows it too.
-INSTEAD = {
-    "num_workers": "Give num_threads; 0 there, too, is left to the machine: this process's share of the cores",
-    "shuffle": "Leave it out: every epoch is shuffled by seed and epoch; split_mode='eval' keeps the file's order",
-    "sampler": "Leave it out: ranks share each epoch by torch.distributed's rank and world_size, or those given",
-    "batch_sampler": "Give batch_size, which is per rank",
-    "collate_fn": "Give preset, or style, which says how a batch looks",
-    "pin_memory": "Give device='cuda', with which batches are made on the GPU",
-    "pin_memory_device": "Give device='cuda', with which batches are made on the GPU",
-    "worker_init_fn": "Give seed: nothing is drawn but by seed, epoch and position",
-    "generator": "Give seed: nothing is drawn but by seed, epoch and position",
-    "prefetch_factor": "Give prefetch, the batches that are made ahead in all",
-    "persistent_workers": "Leave it out: threads stay until close()",
-    "multiprocessing_context": "Leave it out: there are threads in place of worker processes",
-    "timeout": "Leave it out: object storage has limits of its own, and local reads have none",
-    "in_order": "Leave it out: batches come in the order of the plan",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchFormat:
-    """The options of a Loader that a preset may set, with their defaults; ``Loader`` says what they mean.
-
-    Raises:
-        ValueError: an option out of range, or two that do not go together.
-    """
-
-    size: int = 480
-    dtype: DType = "float32"
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-    resample: Resample = "cv2-linear"
-    fit: Fit = "stretch"
-    mask_dtype: MaskDType = "uint8"
-    tokenizer: str | Tokenizer = "clip"
-    context_length: int | None = None
-    keep_end: bool = True
-    text: TextField = "sent"
-    masked_words: MaskedWords | None = None
-    samples: Samples = "refs"
-    erase: float = 0.0
-    infinite: bool = False
-    style: Style = "batch"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", integer("size", self.size, least=1, most=LARGEST_FRAME))
-        check_channels(self.mean, self.std)
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        for name, choices in (
-            ("dtype", DType),
-            ("resample", Resample),
-            ("fit", Fit),
-            ("mask_dtype", MaskDType),
-            ("text", TextField),
-            ("samples", Samples),
-            ("style", Style),
-        ):
-            one_of(name, getattr(self, name), get_args(choices))
-        if not 0 <= self.erase <= 1:
-            raise ValueError(f"erase ({self.erase}) must be from 0 to 1")
-        object.__setattr__(self, "erase", float(self.erase))  # a state holds it
-        if not callable(self.masked_words):
-            one_of("masked_words", self.masked_words, (None, "tokens", "nouns"))
-        if self.style in ("maskris", "dmmi", "dmmi-zom") and self.masked_words is None:
-            raise ValueError(f"masked_words (None) must be given for style {self.style!r}")
-
-    def facts(self) -> dict[str, Any]:
-        """Every option by its name, a callable by its type's: what ranks compare."""
-        return {name: type(value).__name__ if callable(value) else value for name, value in vars(self).items()}
-
-    @property
-    def border(self) -> int:
-        """A letterbox's border: the mean colour, as ``kernels.tile`` packs it."""
-        red, green, blue = (min(max(round(255 * value), 0), 255) for value in self.mean)
-        return red | green << 8 | blue << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
+class Resources(NamedTuple):
     """What of its machine a rank uses; ``Loader`` says what they mean.
 
     Attributes:
         device_id: CUDA device number; None: the CPU.
-
-    Raises:
-        ValueError: an option out of range.
     """
 
     device_id: int | None
@@ -122,7 +33,11 @@ class Resources:
 
     @classmethod
     def of(cls, *, device: str, num_threads: int | None, prefetch: int, hw_decoder_load: float | None) -> "Resources":
-        """Options as a Loader takes them, with what is chosen where None is given."""
+        """Options as a Loader takes them, with what is chosen where None is given.
+
+        Raises:
+            ValueError: an option out of range.
+        """
         device_id = gpu.cuda_device(device)
         threads = (
             integer("num_threads", 0 if num_threads is None else num_threads, least=0, most=most_threads())
@@ -131,90 +46,176 @@ class Resources:
         share = gpu.hardware_share(threads) if hw_decoder_load is None else hw_decoder_load
         if not 0 <= share <= 1:
             raise ValueError(f"hw_decoder_load ({share}) must be from 0 to 1")
-        prefetch = integer("prefetch", prefetch, least=1, most=MOST_AHEAD)
-        return cls(device_id=device_id, num_threads=threads, prefetch=prefetch, hw_decoder_load=share)
+        return cls(device_id, threads, integer("prefetch", prefetch, least=1, most=MOST_AHEAD), share)
 
 
-def refuse_others(given: Mapping[str, Any], loader: type) -> None:
-    """Refuse arguments, by name, that a Loader does not have.
+class Ranks(NamedTuple):
+    """This process among all; ``given``: by arguments, not by torch.distributed."""
 
-    Raises:
-        TypeError: there is one; the sentence says what takes its place.
-    """
-    parameters = inspect.signature(loader).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    for name in given:
-        meant = [name] if name in INSTEAD else get_close_matches(name, [*known, *INSTEAD], n=1)
-        if meant == [name]:
-            raise TypeError(f"Loader takes no {name}, an argument of torch's DataLoader. {INSTEAD[name]}.")
-        hint = f"did you mean {meant[0]!r}?" if meant else "help(Loader) lists its arguments."
-        raise TypeError(f"Loader takes no argument {name!r}; {hint}")
+    rank: int
+    world_size: int
+    given: bool
 
+    @property
+    def together(self) -> bool:
+        """Whether all ranks of torch.distributed make their Loaders now."""
+        return not self.given and self.world_size > 1
 
-def format_of(preset: str | Mapping[str, Any] | None, *, evaluate: bool, **given: Any) -> BatchFormat:
-    """The format that comes of a preset and the options beside it, of which None counts as not given.
-
-    Raises:
-        ValueError: no such preset, an option that is none of a format's, or one out of range.
-    """
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            close = get_close_matches(preset, PRESETS, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"preset ({preset!r}) must be one of {', '.join(PRESETS)}{meant}")
-        preset = PRESETS[preset]()
-    options = dict(preset or {})
-    if unknown := options.keys() - inspect.signature(BatchFormat).parameters:
-        raise ValueError(f"preset ({', '.join(sorted(unknown))}) must hold options of a batch's format only")
-    if evaluate:
-        options |= {"samples": "sentences", "style": "batch", "infinite": False, "masked_words": None, "erase": 0.0}
-    options |= {name: value for name, value in given.items() if value is not None}
-    if evaluate and options["infinite"]:
-        raise ValueError("infinite (True) must be False with split_mode='eval'")
-    if evaluate and options["erase"]:
-        raise ValueError(f"erase ({options['erase']}) must be left out with split_mode='eval'")
-    return BatchFormat(**options)
+    @property
+    def alone(self) -> bool:
+        """Whether torch.distributed knows of no other rank."""
+        return not self.given and self.world_size == 1
 
 
-def check_choices(*, split_mode: str, on_error: str, placement: str, policy_given: bool) -> None:
-    """Refuse values that are none of an option's, and what does not go with an evaluation.
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """What a Loader was given; ``Loader`` says what it means.
+
+    Attributes:
+        policy_file, tuned_for: the file that the policy was read from, and the fingerprint of the table that it was
+            tuned for; None where there is none.
 
     Raises:
-        ValueError: there is one.
+        ValueError: an option out of range, or two that do not go together.
     """
-    for name, choice, choices in (
-        ("split_mode", split_mode, SplitMode),
-        ("placement", placement, Placement),
-        ("on_error", on_error, OnError),
-    ):
-        one_of(name, choice, get_args(choices))
-    if split_mode == "eval" and (policy_given or on_error != "raise"):
-        raise ValueError("policy and on_error must be left out with split_mode='eval'")
 
+    dataset: Sequence[PathLike]
+    negatives: Sequence[PathLike]
+    images: Sequence[PathLike | None]
+    tiles: Sequence[PathLike] | None
+    batch_size: int
+    policy: MosaicPolicy
+    policy_file: PathLike | None
+    tuned_for: str | None
+    seed: int
+    format: BatchFormat
+    split_mode: SplitMode
+    placement: Placement
+    device_budget: int | None
+    drop_last: bool
+    on_error: OnError
+    resources: Resources
+    ranks: Ranks
 
-def check_tiles(
-    *, tiles: bool, format: BatchFormat, placement: Placement, device_id: int | None, device_budget: int | None
-) -> int | None:
-    """Refuse options that do not go together where tiles are given, or are not.
+    def __post_init__(self) -> None:
+        format, placement, budget = self.format, self.placement, self.device_budget
+        tiles, training = self.tiles is not None, not self.evaluates
+        moving = self.policy.jitter > 0 and 2 in self.policy.shown_grids
+        for fits, name, value, rule in (
+            (training or self.on_error == "raise", "on_error", self.on_error, "be left out with split_mode='eval'"),
+            (training or not format.infinite, "infinite", True, "be False with split_mode='eval'"),
+            (training or not format.erase, "erase", format.erase, "be left out with split_mode='eval'"),
+            (not tiles or format.fit != "letterbox", "fit", format.fit, "be 'stretch' with tiles"),
+            # Squares come before the photo is resized, and tiles are.
+            (not tiles or not format.erase, "erase", format.erase, "be 0 with tiles"),
+            (
+                not tiles or not moving,
+                "jitter",
+                self.policy.jitter,
+                "be 0 with tiles, whose sizes are fixed. Leave tiles out to decode each photo as it is needed.",
+            ),
+            (
+                not tiles or (placement == "host") == (self.resources.device_id is None),
+                "placement",
+                placement,
+                "be 'host' for device='cpu', and 'pinned' or 'device' for a GPU",
+            ),
+            (tiles or placement == "host", "placement", placement, "be left out without tiles"),
+            (
+                budget is None or placement == "device",
+                "device_budget",
+                budget,
+                "be left out unless placement is 'device'",
+            ),
+        ):
+            if not fits:
+                raise ValueError(f"{name} ({value!r}) must {rule}")
 
-    Returns:
-        device_budget, as an int.
-
-    Raises:
-        ValueError: there are some.
-    """
-    if format.fit == "letterbox" and tiles:
-        raise ValueError("fit ('letterbox') must be 'stretch' with tiles")
-    if format.erase and tiles:  # squares come before the photo is resized, and tiles are
-        raise ValueError(f"erase ({format.erase}) must be 0 with tiles")
-    if tiles and (placement == "host") != (device_id is None):
-        raise ValueError(
-            f"placement ({placement!r}) must be 'host' for device='cpu', and 'pinned' or 'device' for a GPU"
+    @classmethod
+    def of(  # noqa: PLR0913  # every option by its name
+        cls,
+        *,
+        dataset: PathLike | Sequence[PathLike],
+        negatives: PathLike | Sequence[PathLike] | None,
+        batch_size: int,
+        policy: MosaicPolicy | PathLike | None,
+        seed: int,
+        device: str,
+        preset: str | Mapping[str, Any] | None,
+        split_mode: SplitMode,
+        images: PathLike | Sequence[PathLike | None] | None,
+        tiles: PathLike | Sequence[PathLike] | None,
+        placement: Placement,
+        device_budget: int | None,
+        rank: int | None,
+        world_size: int | None,
+        drop_last: bool,
+        on_error: OnError,
+        num_threads: int | None,
+        prefetch: int,
+        hw_decoder_load: float | None,
+        **look: Any,
+    ) -> "LoaderOptions":
+        """Arguments as ``Loader`` takes them; ``look``: those of a batch's format."""
+        for name, choice, choices in (
+            ("split_mode", split_mode, SplitMode),
+            ("placement", placement, Placement),
+            ("on_error", on_error, OnError),
+        ):
+            one_of(name, choice, get_args(choices))
+        evaluate = split_mode == "eval"
+        if evaluate and policy is not None:
+            raise ValueError(f"policy ({policy!r}) must be left out with split_mode='eval'")
+        format = format_of(preset, evaluate=evaluate, **look)
+        policy, policy_file, tuned_for = policy_of(policy, evaluate=evaluate)
+        return cls(
+            dataset=as_paths("dataset", dataset),
+            negatives=as_paths("negatives", negatives),
+            images=as_paths("images", images, gaps=True),
+            tiles=None if tiles is None else as_paths("tiles", tiles),
+            batch_size=integer("batch_size", batch_size, least=1, most=LARGEST_BATCH),
+            policy=policy,
+            policy_file=policy_file,
+            tuned_for=tuned_for,
+            seed=integer("seed", seed, least=0),
+            format=format,
+            split_mode=split_mode,
+            placement=placement,
+            device_budget=None if device_budget is None else integer("device_budget", device_budget, least=0),
+            drop_last=drop_last,
+            on_error=on_error,
+            resources=Resources.of(
+                device=device, num_threads=num_threads, prefetch=prefetch, hw_decoder_load=hw_decoder_load
+            ),
+            ranks=Ranks(*rank_and_world_size(rank, world_size), rank is not None or world_size is not None),
         )
-    if placement != "host" and not tiles:
-        raise ValueError(f"placement ({placement!r}) must be left out without tiles")
-    if device_budget is not None:
-        if placement != "device":
-            raise ValueError(f"device_budget ({device_budget}) must be left out unless placement is 'device'")
-        return integer("device_budget", device_budget, least=0)
-    return None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether every sample is shown once, in the order of the file."""
+        return self.split_mode == "eval"
+
+    def schedule(self, length: int) -> Schedule:
+        """Which of an epoch's samples this rank shows in each step."""
+        return Schedule(
+            length,
+            self.batch_size,
+            self.ranks.rank,
+            self.ranks.world_size,
+            drop_last=self.drop_last and not self.evaluates,
+            pad=not self.evaluates,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What ranks must have in common, the most telling first."""
+        return {
+            "version": __version__,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "policy": self.policy.to_json(),
+            "split_mode": self.split_mode,
+            **self.format.facts(),
+            "on_error": self.on_error,
+            "drop_last": self.drop_last,
+            "tiles": (self.tiles is not None, self.placement, self.device_budget),
+        }

@@ -1,7 +1,7 @@
 """One or several data sets with their tables, as one: rows of photos, refs and sentences count through them all."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,11 +10,10 @@ import numpy.typing as npt
 from nemo_dali._checks import PathLike
 from nemo_dali.data.columns import have_twins, twins
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.loader.options import Samples, TextField
+from nemo_dali.loader.format import TextField
 from nemo_dali.mining.ranking import padded
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.part import Part
-from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.text.masking import Nouns, noun_runs
 from nemo_dali.text.position_words import allowed_cells
 from nemo_dali.text.tokens import Tokenizer, tokenize
@@ -71,6 +70,11 @@ class Corpus:
     def _joined(self, column: Callable[[Dataset], npt.NDArray[T]]) -> npt.NDArray[T]:
         return np.concatenate([column(dataset) for dataset in self.datasets])
 
+    def _owner(self, offset: npt.NDArray[np.int64], row: int) -> tuple[Dataset, int]:
+        """The data set that a row is of, and its row there."""
+        owner = int(np.searchsorted(offset, row, side="right")) - 1
+        return self.datasets[owner], row - int(offset[owner])
+
     @cached_property
     def ref_id(self) -> npt.NDArray[np.int64]:
         """int64 [refs], the publisher's ids."""
@@ -119,20 +123,19 @@ class Corpus:
 
     def photo_path(self, row: int) -> str:
         """Path or address of a photo."""
-        owner = int(np.searchsorted(self._photo_offset, row, side="right")) - 1
-        return self.datasets[owner].photo_path(row - int(self._photo_offset[owner]))
+        dataset, row = self._owner(self._photo_offset, row)
+        return dataset.photo_path(row)
 
     def runs_of(self, row: int) -> npt.NDArray[np.uint32]:
         """A ref's run lengths, uint32 [n]."""
-        owner = int(np.searchsorted(self._ref_offset, row, side="right")) - 1
-        dataset, row = self.datasets[owner], row - int(self._ref_offset[owner])
+        dataset, row = self._owner(self._ref_offset, row)
         begin = int(dataset.refs.rle_begin[row])
         return dataset.rle_counts[begin : begin + int(dataset.refs.rle_count[row])]
 
     def sentence(self, row: int) -> str:
         """A referring expression."""
-        owner = int(np.searchsorted(self._sentence_offset, row, side="right")) - 1
-        return self.datasets[owner].sentences.text[row - int(self._sentence_offset[owner])]
+        dataset, row = self._owner(self._sentence_offset, row)
+        return dataset.sentences.text[row]
 
     def nouns(self, nouns: str | Nouns, *, text: TextField, context_length: int) -> npt.NDArray[np.int32]:
         """Runs of nouns, int32 [sentences, R, 2]: see ``text.noun_runs``."""
@@ -150,33 +153,29 @@ class Corpus:
 
     def source(self, row: int) -> str:
         """Where a ref came from, "" if the files do not say."""
-        owner = int(np.searchsorted(self._ref_offset, row, side="right")) - 1
-        return self.datasets[owner].refs.source[row - int(self._ref_offset[owner])]
+        dataset, row = self._owner(self._ref_offset, row)
+        return dataset.refs.source[row]
 
     def mask(self, row: int) -> npt.NDArray[np.uint8]:
         """uint8 [height, width] in {0, 1}: a ref's mask at its photo's size."""
-        owner = int(np.searchsorted(self._ref_offset, row, side="right")) - 1
-        return self.datasets[owner].mask(row - int(self._ref_offset[owner]))
+        dataset, row = self._owner(self._ref_offset, row)
+        return dataset.mask(row)
 
-    def parts(self, policy: MosaicPolicy, *, samples: Samples = "refs") -> list[Part]:
-        """What the plan needs of each data set under a policy; what ``samples`` means says ``Loader``."""
+    def parts(self) -> list[Part]:
+        """What the plan must know of each data set, whatever the policy."""
         parts = []
         for index, dataset in enumerate(self.datasets):
             table = self.tables[index] if self.tables else None
             content = twins(dataset.photo_files)
             by_category = table is not None and table.exclude_category
-            begin, count = dataset.refs.sentence_begin, dataset.refs.sentence_count
-            if samples in ("first", "last"):
-                begin, count = begin if samples == "first" else begin + count - 1, np.ones_like(count)
-            grids = [g for g, weight in policy.grids.items() if weight > 0 and policy.target_cell == "positional"]
             parts.append(
                 Part(
                     ref_image=dataset.refs.image,
                     empty=dataset.refs.empty,
-                    sentence_begin=begin,
-                    sentence_count=count,
+                    sentence_begin=dataset.refs.sentence_begin,
+                    sentence_count=dataset.refs.sentence_count,
                     sentences=len(dataset.sentences.ref),
-                    sentence_ref=dataset.sentences.ref if samples == "sentences" else None,
+                    sentence_ref=dataset.sentences.ref,
                     photos=len(dataset.images.id),
                     neighbors=table.neighbors if table else None,
                     similarity=table.similarity if table else None,
@@ -186,7 +185,7 @@ class Corpus:
                     shown=dataset.shown_categories() if by_category else None,
                     twins=content if have_twins(content).any() else None,
                     **_similar(table),
-                    cells={grid: allowed_cells(dataset.sentences.text, grid) for grid in grids},
+                    positional=partial(allowed_cells, dataset.sentences.text),
                 )
             )
         return parts

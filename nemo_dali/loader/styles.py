@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader.batch import Batch
-from nemo_dali.loader.options import BatchFormat
+from nemo_dali.loader.format import MaskDType
 
 if TYPE_CHECKING:
     import torch
@@ -19,22 +19,22 @@ def arrange(batch: Batch, style: str) -> Any:
     return STYLES[style](batch)
 
 
-def masks_of(mask: "torch.Tensor", rows: PlanRows, format: BatchFormat) -> "torch.Tensor":
-    """Masks of the format's type.
+def masks_of(mask: "torch.Tensor", letterboxed: npt.NDArray[np.bool_], dtype: MaskDType) -> "torch.Tensor":
+    """Masks of a type.
 
     Args:
         mask: uint8 [B, S, S] as drawn: 0 and 1, of letterboxed photos in float32 0 to 255.
-        rows: the plan's [B].
+        letterboxed: bool [B].
     """
     import torch
 
-    if format.mask_dtype == "int64":
+    if dtype == "int64":
         return mask.long()
-    if format.mask_dtype == "uint8":
+    if dtype == "uint8":
         return mask
     mask = mask.float()
-    if format.fit == "letterbox":
-        full = torch.from_numpy(np.where(rows["grid"] == 1, 255, 1).astype(np.float32)).to(mask.device)
+    if letterboxed.any():
+        full = torch.from_numpy(np.where(letterboxed, 255, 1).astype(np.float32)).to(mask.device)
         mask /= full[:, None, None]
     return mask
 

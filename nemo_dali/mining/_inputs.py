@@ -126,7 +126,7 @@ class Photos:
         embedding[begin : begin + len(vectors)] = vectors
 
 
-class _PhotoPipeline(StreamPipeline):
+class _PhotoPipeline(StreamPipeline[list[int]]):
     """Reads and decodes photos; ``wait`` gives them as uint8 [height, width, 3].
 
     ``feed`` takes as work the heights and widths that they should have, int32 [photos, 2].
@@ -148,7 +148,7 @@ class _PhotoPipeline(StreamPipeline):
                 copies = [np.array(photos.at(i)) for i in range(len(photos))]
                 self._pipe.release_outputs()
             finally:
-                self.running.popleft()
+                self._running.popleft()
             return copies
 
 

@@ -62,13 +62,16 @@ def mosaic(
         rows["images"][:, :cells] = np.arange(len(photos)).reshape(cells, samples).T
         rows["center"] = _centers(batches[cells], size) if batches[cells:] else center
         _check_photos(batches[:cells], sizes)
-        tiles, sample, photo = lay_out(rows, size)
         frames = _allocate((samples, 3 * size * size), normalisation[2], device, stream)
+        tiles, sample, photo = lay_out(
+            rows,
+            size,
+            table=_table_on(device, *normalisation).data_ptr(),
+            itemsize=frames.itemsize,
+            resample=geometry.resample,
+            channels_last=channels_last,
+        )
         tiles["image"] = frames.data_ptr() + sample * frames.stride(0) * frames.itemsize
-        tiles["table"] = _table_on(device, *normalisation).data_ptr()
-        tiles["itemsize"] = frames.itemsize
-        tiles["resample"] = geometry.resample
-        tiles["channels_last"] = channels_last
         tiles["photo"] = photos[photo]
         tiles["photo_height"], tiles["photo_width"] = sizes[photo, 0], sizes[photo, 1]
         mosaic_gpu.write_tiles(tiles, device=device, stream=stream)

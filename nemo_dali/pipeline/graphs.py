@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,13 @@ MEMORY = re.compile("out of memory|bad_alloc|MemoryAllocation|Resource temporari
 LONGEST_WAIT = 300  # seconds for a batch from object storage
 LONGEST_DRAIN = 30  # seconds for one that nobody wants any more
 
+T = TypeVar("T")
+
 _left_behind: list[Any] = []  # pipelines that wait for a server, and what they will write into
 
 
-class StreamPipeline:
-    """Reads, decodes and places photos, several batches ahead.
+class StreamPipeline(Generic[T]):
+    """Reads, decodes and places photos, several batches ahead; T is what the caller keeps of each.
 
     ``feed`` ``prefetch`` batches, then ``wait`` and ``feed`` in turn. After an exception from ``feed`` or ``wait`` that
     is not a RuntimeError of ``wait`` the only thing left to do is ``close``: what DALI took cannot be taken back.
@@ -74,7 +76,7 @@ class StreamPipeline:
         check_threads(num_threads)
         self._prefetch = prefetch
         self._turns, self._erase = turns, erase
-        self.running: deque[Any] = deque()  # what ``feed`` was given as ``keep``, oldest first
+        self._running: deque[T] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._owed = 0  # batches that DALI has started and that were not taken from it yet
         self._addresses: deque[list[str]] = deque()  # of the photos on object storage of each of these batches
         self._waiting: Waiting[Any] | None = None  # for the oldest of them, if it has any
@@ -146,11 +148,26 @@ class StreamPipeline:
         """Whether this process is a fork of the one that made the pipeline; then only ``close`` works."""
         return os.getpid() != self._process
 
+    @property
+    def in_flight(self) -> int:
+        """Batches that were fed and not waited for."""
+        return len(self._running)
+
+    @property
+    def oldest(self) -> T:
+        """What was kept of the batch that ``wait`` waits for; there must be one."""
+        return self._running[0]
+
+    @property
+    def newest(self) -> T:
+        """What was kept of the batch that was fed last; there must be one."""
+        return self._running[-1]
+
     def feed(
         self,
         paths: list[npt.NDArray[np.uint8]],
         work: Any,
-        keep: Any,
+        keep: T,
         *,
         turn: npt.NDArray[np.uint8] | None = None,
         squares: list[Corners] | None = None,
@@ -160,12 +177,12 @@ class StreamPipeline:
         Args:
             paths: per cell the photo's path from ``encode_path``; none where tiles are resident.
             work: ``kernels.tile.TILE`` [cells]; on a GPU a ``DeviceBatch``.
-            keep: holds what the tiles point to; it stays in ``running`` until the batch is done.
+            keep: holds what the tiles point to; it is kept until the batch is done.
             squares: per cell their corners on the photo, float32 [squares, 2], y and x; with ``erase`` only.
             turn: uint8 [cells], how each photo as stored is to be turned, as EXIF numbers it; only with ``turns``.
         """
         with self._use:
-            self.running.append(keep)  # before DALI learns the addresses
+            self._running.append(keep)  # before DALI learns the addresses
             self._addresses.append([at for path in paths if is_remote(at := os.fsdecode(path.tobytes()))])
             if paths:
                 self._pipe.feed_input("paths", paths)
@@ -179,7 +196,7 @@ class StreamPipeline:
             if self._started:
                 self._pipe.schedule_run()
                 self._owed += 1
-            elif len(self.running) == self._prefetch:  # DALI's first call starts as many batches as it prefetches
+            elif len(self._running) == self._prefetch:  # DALI's first call starts as many batches as it prefetches
                 self._pipe.schedule_run()
                 self._started, self._owed = True, self._prefetch
 
@@ -205,7 +222,7 @@ class StreamPipeline:
                 codes = np.array(status.as_array()[:, 0])
                 self._pipe.release_outputs()
             finally:
-                self.running.popleft()
+                self._running.popleft()
             return codes
 
     def _outputs(self, share: Callable[[], Any]) -> Any:
@@ -221,7 +238,7 @@ class StreamPipeline:
         except BaseException:  # an interrupt: the batch is still to come
             self._owed += 1
             self._addresses.appendleft(addresses)
-            self.running.appendleft(self.running[0])
+            self._running.appendleft(self._running[0])
             raise
         if not ended:
             self._leave_behind()
@@ -236,7 +253,7 @@ class StreamPipeline:
             raise RuntimeError(scrubbed(str(error))) from None
 
     def _leave_behind(self) -> None:
-        _left_behind.append((self, list(self.running)))
+        _left_behind.append((self, list(self._running)))
         abandon(self._pipe)
         self._pipe, self._owed, self.broken = None, 0, True
         atexit.unregister(self._close_at_exit)
@@ -269,11 +286,11 @@ class StreamPipeline:
                 return
             self._pipe._shutdown()  # here, and not in its destructor, where Python drops an interrupt
         self._pipe = None
-        self.running.clear()  # only now: the graph is gone, or will never run here
+        self._running.clear()  # only now: the graph is gone, or will never run here
         atexit.unregister(self._close_at_exit)
 
 
-class ResidentPipeline(StreamPipeline):
+class ResidentPipeline(StreamPipeline[T]):
     """Samples from photos that were resampled beforehand; one DALI sample is one sample, so ``max_cells`` counts those.
 
         samples ──▶ gather ──▶ status

@@ -8,7 +8,7 @@ stream:
 
 from collections import deque
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,10 @@ from nemo_dali.data.decoding import DECODING
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import StreamPipeline
 
+T = TypeVar("T")
 
-class CudaPipeline(StreamPipeline):
+
+class CudaPipeline(StreamPipeline[T]):
     """Batches made on a GPU, where frames and masks are torch tensors; ``work`` is a ``DeviceBatch``.
 
     ``wait`` does not wait for the GPU: it puts torch's current stream behind the batch. After a RuntimeError of
@@ -62,19 +64,19 @@ class CudaPipeline(StreamPipeline):
             except RuntimeError:
                 self.broken = True
                 raise
-            self.running.popleft()
+            self._running.popleft()
             return self._to_deliver.popleft().status
 
     def drain(self) -> None:
         """Wait for the GPU too: only then is the memory of the batches let go."""
-        kept = list(self.running)
+        kept = list(self._running)
         super().drain()
         if kept:
             with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
                 gpu.synchronize(self._device)
 
 
-class CudaStreamPipeline(CudaPipeline):
+class CudaStreamPipeline(CudaPipeline[T]):
     """The stream path on a GPU: photos are decoded there.
 
     Args:
@@ -103,7 +105,7 @@ class CudaStreamPipeline(CudaPipeline):
         )
 
 
-class CudaResidentPipeline(CudaPipeline):
+class CudaResidentPipeline(CudaPipeline[T]):
     """Samples from resident tiles that a GPU reads; one DALI sample is one step, so ``max_cells`` is 1."""
 
     def _graph(self) -> Any:

@@ -17,7 +17,7 @@ def open_pipeline(
     hw_decoder_load: float,
     erase: bool,
     turns: bool,
-) -> StreamPipeline:
+) -> StreamPipeline[Any]:
     """The pipeline for batches of ``batch_size`` samples of up to ``most_cells`` cells.
 
     Args:

@@ -1,15 +1,18 @@
 """What the plan must know of one data set."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
+from nemo_dali.kernels.plan.draws import Columns
 from nemo_dali.kernels.plan.exclusions import Exclusions
 from nemo_dali.plan.policy import MosaicPolicy
+
+Samples = Literal["refs", "sentences", "first", "last"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,7 +38,9 @@ class Part:
         twins: int32 [photos], equal for photos of one content, which are no negatives of each other; None: all differ.
         embedding: float32 [photos, D] of unit length, D a multiple of 32; given with ``similar_above``.
         similar_above: photos more similar than this to a ref's own are none of its random negatives; None: any may be.
-        cells: for grids 2 and 3, uint16 [sentences] with bit c set where the target may lie in cell c; empty: anywhere.
+        positional: for grid 2 or 3, uint16 [sentences] with bit c set where a target in cell c keeps the expression
+            true. None: nobody asks.
+        cells: the same where it is asked for, by grid; none: a target may lie anywhere.
     """
 
     ref_image: npt.NDArray[np.int32]
@@ -54,7 +59,22 @@ class Part:
     twins: npt.NDArray[np.int32] | None = None
     embedding: npt.NDArray[np.float32] | None = None
     similar_above: float | None = None
+    positional: Callable[[int], npt.NDArray[np.uint16]] | None = None
     cells: Mapping[int, npt.NDArray[np.uint16]] = field(default_factory=dict)
+
+    def under(self, policy: MosaicPolicy, *, samples: Samples) -> "Part":
+        """The same with what a policy asks for; ``samples`` as ``Loader`` says. ``sentence_ref`` must be given."""
+        begin, count = self.sentence_begin, self.sentence_count
+        if samples in ("first", "last"):
+            begin, count = begin if samples == "first" else begin + count - 1, np.ones_like(count)
+        grids = [grid for grid in (2, 3) if policy.target_cell == "positional" and policy.grids.get(grid, 0) > 0]
+        return replace(
+            self,
+            sentence_begin=begin,
+            sentence_count=count,
+            sentence_ref=self.sentence_ref if samples == "sentences" else None,
+            cells={grid: self.positional(grid) for grid in grids if self.positional is not None},
+        )
 
     @property
     def length(self) -> int:
@@ -65,6 +85,27 @@ class Part:
     def excludes_by_ref(self) -> bool:
         """Whether it depends on the ref which photos are excluded, so that too few may be left for a mosaic."""
         return self.category is not None or self.similar_above is not None
+
+    def columns(self) -> Columns:
+        """What rows are drawn from, as the kernels take it."""
+        nothing, anywhere = np.empty(0, np.int32), np.empty(0, np.uint16)
+        neighbors, similarity = self.neighbors, self.similarity
+        if neighbors is None or similarity is None:
+            neighbors, similarity = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+        if similarity.dtype == np.float16:
+            similarity = similarity.view(np.uint16)  # the kernels widen it: Numba has no half on the CPU
+        return Columns(
+            ref_image=self.ref_image,
+            empty=self.empty,
+            sentence_begin=self.sentence_begin,
+            sentence_count=self.sentence_count,
+            sentence_ref=nothing if self.sentence_ref is None else self.sentence_ref,
+            photos=self.photos,
+            neighbors=neighbors,
+            similarity=similarity,
+            cells2=self.cells.get(2, anywhere),
+            cells3=self.cells.get(3, anywhere),
+        )
 
     def exclusions(self) -> Exclusions:
         """The rules for random negatives, as the kernels take them."""

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import integer
 from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.kernels.plan.draws import fill_rows, shuffle_keys
+from nemo_dali.kernels.plan.draws import ALONE, BEYOND, RANDOM_TOO, Chances, fill_rows, shuffle_keys
 from nemo_dali.kernels.plan.rows import MINED, PLAN, PlanRows
 from nemo_dali.kernels.plan.substitution import replace_photos
 from nemo_dali.kernels.tile import cell_edges
@@ -33,6 +32,13 @@ class ShortPools:
     last_valid: int = 0
     random: int = 0
     single: int = 0
+
+    @classmethod
+    def of(cls, short: npt.NDArray[np.uint8]) -> "ShortPools":
+        """Count what rows met, uint8 [n] from ``Planner.draw``."""
+        if not short.any():
+            return cls()
+        return cls(*(int(np.count_nonzero(short & bit)) for bit in (BEYOND, RANDOM_TOO, ALONE)))
 
     def __add__(self, other: "ShortPools") -> "ShortPools":
         return ShortPools(self.last_valid + other.last_valid, self.random + other.random, self.single + other.single)
@@ -96,14 +102,12 @@ class Planner:
                     "mine' and give it as negatives=..., or use p_mined=0."
                 )
         self.policy = policy
-        self._tau = np.inf if policy.max_similarity is None else policy.max_similarity
-        other = policy.max_similarity_no_target
-        self._tau_empty = self._tau if other is None else other
         self._shuffle = shuffle
         self.seed = seed
         self.size = size
         self.length = sum(part.length for part in parts)  # samples of an epoch
         self._parts = tuple(parts)
+        self._columns = [part.columns() for part in parts]
         self._exclusions = [part.exclusions() for part in parts]
         self.grids = policy.shown_grids | ({1} if any(part.excludes_by_ref for part in parts) else set())  # of its rows
         self._item_offset = np.cumsum([0, *(part.length for part in parts)])
@@ -131,14 +135,12 @@ class Planner:
 
         A position at or beyond the epoch's length shows the item of ``position % length``, with draws of its own.
         """
-        return self.plan_and_count(epoch, positions)[0]
+        return self.draw(epoch, positions)[0]
 
-    def plan_and_count(self, epoch: int, positions: npt.ArrayLike) -> tuple[PlanRows, ShortPools]:
-        """``plan``, and how many of the rows met a pool that was too small."""
+    def draw(self, epoch: int, positions: npt.ArrayLike) -> tuple[PlanRows, npt.NDArray[np.uint8]]:
+        """``plan``, and how each row met too few candidates, uint8 [n], which ``ShortPools.of`` counts."""
         positions = _as_positions(positions)
-        short = np.zeros(3, np.int64)
-        rows = self._make(epoch, positions, self.order(epoch)[positions % self.length], short)
-        return rows, ShortPools(*short.tolist())
+        return self._draw(epoch, positions, self.order(epoch)[positions % self.length])
 
     def substitute(self, epoch: int, rows: PlanRows, bad: npt.NDArray[np.bool_]) -> tuple[PlanRows, Replaced]:
         """Plan rows without bad photos, by the rules in ``nemo_dali.plan``.
@@ -162,7 +164,7 @@ class Planner:
             replaced[gone] = True
             position = rows["position"][gone]
             items = order[(position + further) % self.length]
-            rows[gone] = self._make(epoch, position, items, np.zeros(3, np.int64))
+            rows[gone] = self._draw(epoch, position, items)[0]
         else:
             raise NemoError(f"None of the {self.length} samples has a photo that can be read. {RESTORE}")
         negatives = 0
@@ -172,92 +174,75 @@ class Planner:
             rows[chosen] = some
         return rows, Replaced(int(replaced.sum()), negatives)
 
-    def _make(
-        self, epoch: int, positions: npt.NDArray[np.int64], items: npt.NDArray[np.int64], short: npt.NDArray[np.int64]
-    ) -> PlanRows:
-        """Rows that show certain items at certain positions; adds to ``short``, the fields of ``ShortPools``."""
-        rows = np.zeros(len(positions), PLAN)
+    def _draw(
+        self, epoch: int, positions: npt.NDArray[np.int64], items: npt.NDArray[np.int64]
+    ) -> tuple[PlanRows, npt.NDArray[np.uint8]]:
+        """Rows that show certain items at certain positions, and how each met too few candidates."""
+        rows, short = np.zeros(len(positions), PLAN), np.zeros(len(positions), np.uint8)
         rows["position"] = positions
         rows["ref"] = items
         for index, chosen in _of_each_part(rows, self._item_offset):
             some = rows[chosen]
-            self._fill(index, epoch, some, short)
+            short[chosen] = self._fill(index, epoch, some)
             rows[chosen] = some
-        return rows
+        return rows, short
 
-    def _fill(self, index: int, epoch: int, rows: PlanRows, short: npt.NDArray[np.int64]) -> None:
-        """Fill everything but the position of rows that belong to one data set; ``ref`` holds items."""
-        policy, part = self.policy, self._parts[index]
-        neighbors, similarity = _table(part)
-        anywhere = np.empty(0, np.uint16)
-        two, three = (policy.grids.get(grid, 0.0) for grid in (2, 3))
-        rows["ref"] -= self._item_offset[index]
-        fill_rows(
-            np.uint64(self.seed),
-            np.uint64(epoch),
-            part.ref_image,
-            part.empty,
-            part.sentence_begin,
-            part.sentence_count,
-            np.empty(0, np.int32) if part.sentence_ref is None else part.sentence_ref,
-            part.photos,
-            self._exclusions[index],
-            neighbors,
-            similarity,
-            part.cells.get(2, anywhere),
-            part.cells.get(3, anywhere),
-            policy.p_mined,
-            policy.p_random,
-            epoch >= policy.mine_after_epoch,
-            policy.top_k,
-            self._tau,
-            self._tau_empty,
-            two / (two + three),
-            int(policy.jitter * self.size),
-            self.size,
-            rows["position"],
-            rows["ref"],
-            rows["sentence"],
-            rows["kind"],
-            rows["grid"],
-            rows["cell"],
-            rows["images"],
-            rows["center"],
-            short,
+    def _chances(self, epoch: int) -> Chances:
+        policy = self.policy
+        tau = np.inf if policy.max_similarity is None else float(policy.max_similarity)
+        other = policy.max_similarity_no_target
+        two, three = (float(policy.grids.get(grid, 0)) for grid in (2, 3))
+        return Chances(
+            p_mined=float(policy.p_mined),
+            p_random=float(policy.p_random),
+            mining=epoch >= policy.mine_after_epoch,
+            top_k=policy.top_k,
+            tau=tau,
+            tau_empty=tau if other is None else float(other),
+            p_two=two / (two + three),
+            shift=int(policy.jitter * self.size),
+            size=self.size,
         )
+
+    def _fill(self, index: int, epoch: int, rows: PlanRows) -> npt.NDArray[np.uint8]:
+        """Fill everything but the position of rows that belong to one data set; ``ref`` holds items."""
+        part, short = self._parts[index], np.empty(len(rows), np.uint8)
+        rows["ref"] -= self._item_offset[index]
+        seed, columns, exclusions = np.uint64(self.seed), self._columns[index], self._exclusions[index]
+        fill_rows(seed, np.uint64(epoch), columns, exclusions, self._chances(epoch), rows, short)
         # What was drawn from is looked at now: before, it is not known which sentences are shown.
         if part.check_rows is not None and (mined := rows["kind"] == MINED).any():
             part.check_rows(rows["sentence"][mined], part.ref_image[rows["ref"][mined]])
         if ((rows["images"] >= 0).sum(1) != rows["grid"].astype(int) ** 2).any() or rows["images"].max() >= part.photos:
             raise FileFormatError("A negative table is damaged: it names photos that do not exist. Mine it again.")
-        rows["ref"] += self._ref_offset[index]
-        rows["sentence"] += self._sentence_offset[index]
-        rows["images"] += np.where(rows["images"] >= 0, self._image_offset[index], 0).astype(np.int32)
+        self._count_from(index, rows, 1)
+        return short
+
+    def _count_from(self, index: int, rows: PlanRows, sign: int) -> None:
+        """Let rows of one data set count through all of them (1), or through it alone (-1), in place."""
+        rows["ref"] += sign * self._ref_offset[index]
+        rows["sentence"] += sign * self._sentence_offset[index]
+        rows["images"] += np.where(rows["images"] >= 0, sign * self._image_offset[index], 0).astype(np.int32)
 
     def _replace_negatives(self, index: int, epoch: int, rows: PlanRows, bad: npt.NDArray[np.bool_]) -> int:
         """Replace them in rows that belong to one data set, in place; how many there were."""
         part, first = self._parts[index], self._image_offset[index]
-        rows["images"] -= np.where(rows["images"] >= 0, first, 0).astype(np.int32)
+        here = bad[first : first + part.photos]
+        self._count_from(index, rows, -1)
         replaced: int = replace_photos(
             np.uint64(self.seed),
             np.uint64(epoch),
-            *_table(part),
-            self.policy.top_k,
-            self._tau,
-            self._tau_empty,
-            part.empty,
+            self._columns[index],
             self._exclusions[index],
-            here := bad[first : first + part.photos],
+            self._chances(epoch),
+            here,
             here if part.excluded is None else here | part.excluded,
             _visible(rows, self.size),
-            rows["position"],
-            rows["ref"] - self._ref_offset[index],
-            rows["sentence"] - self._sentence_offset[index],
-            *(rows[name] for name in ("kind", "grid", "cell", "images", "center")),
+            rows,
         )
         if replaced < 0:
             raise NemoError(f"Too few of a data set's {part.photos} photos can be read to fill a mosaic. {RESTORE}")
-        rows["images"] += np.where(rows["images"] >= 0, first, 0).astype(np.int32)
+        self._count_from(index, rows, 1)
         return replaced
 
 
@@ -290,16 +275,6 @@ def _of_each_part(rows: PlanRows, offset: npt.NDArray[np.int64]) -> Iterator[tup
     for index in range(len(offset) - 1):
         if (chosen := np.flatnonzero(owner == index)).size:
             yield index, chosen
-
-
-def _table(part: Part) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-    """Neighbors and similarities as the kernels take them."""
-    neighbors, similarity = part.neighbors, part.similarity
-    if neighbors is None or similarity is None:
-        return np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
-    if similarity.dtype == np.float16:
-        similarity = similarity.view(np.uint16)  # the kernels widen it: Numba has no half on the CPU
-    return neighbors, similarity
 
 
 def _visible(rows: PlanRows, size: int) -> npt.NDArray[np.bool_]:

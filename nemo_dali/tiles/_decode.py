@@ -14,7 +14,7 @@ import numpy as np
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.tile import RESAMPLE, TILE, TileRecords
+from nemo_dali.kernels.tile import RESAMPLE, TileRecords, tile_records
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
@@ -65,12 +65,8 @@ def decode_tiles(
     pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch, turns=turns)
 
     def feed(batch: list[int]) -> None:
-        tiles = np.zeros((len(arrays), len(batch)), TILE)
-        for of_shape, (h, w) in zip(tiles, arrays, strict=True):
-            of_shape["frame_height"] = of_shape["y1"] = h
-            of_shape["frame_width"] = of_shape["x1"] = w
+        tiles = np.stack([tile_records(len(batch), *shape, resample=RESAMPLE[resample]) for shape in arrays])
         tiles["photo_height"], tiles["photo_width"] = dataset.images.height[batch], dataset.images.width[batch]
-        tiles["itemsize"], tiles["resample"] = 1, RESAMPLE[resample]
         made = work.make(tiles, batch)
         paths = [encode_path(dataset.photo_path(row)) for row in batch]
         pipeline.feed(paths, made, (batch, made), turn=dataset.turn[batch] if turns else None)
@@ -80,7 +76,7 @@ def decode_tiles(
         for batch in islice(ahead, prefetch):
             feed(batch)
         for batch in batches:
-            _, made = pipeline.running[0]
+            _, made = pipeline.oldest
             try:
                 status = pipeline.wait()
             except RuntimeError as error:
@@ -95,7 +91,7 @@ def decode_tiles(
         pipeline.close()
 
 
-class _TilePipeline(StreamPipeline):
+class _TilePipeline(StreamPipeline[Any]):
     """Decodes each photo once and writes it in several sizes. ``work`` is ``TILE`` [sizes, photos]."""
 
     def __init__(self, sizes: int, **options: Any) -> None:
@@ -126,7 +122,7 @@ class _HostWork:
         # The kernel writes masks too, which nobody reads; one for each photo, lest cores fight for the same memory.
         self._masks = np.empty((count, max(h * w for h, w in arrays)), np.uint8)
 
-    def pipeline(self, **options: Any) -> StreamPipeline:
+    def pipeline(self, **options: Any) -> StreamPipeline[Any]:
         return _TilePipeline(len(self._arrays), **options)
 
     def make(self, tiles: TileRecords, batch: list[int]) -> TileRecords:
@@ -182,7 +178,7 @@ class _DeviceWork:
         self._device = device_id
         self._table = torch.arange(256, dtype=torch.uint8, device=gpu.place(device_id)).repeat(3, 1)
 
-    def pipeline(self, *, num_threads: int, **options: Any) -> StreamPipeline:
+    def pipeline(self, *, num_threads: int, **options: Any) -> StreamPipeline[Any]:
         return CudaStreamPipeline(
             device_id=self._device,
             hw_decoder_load=gpu.hardware_share(num_threads),

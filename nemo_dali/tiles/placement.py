@@ -41,7 +41,7 @@ class ResidentTiles:
 
     Args:
         paths: .tiles.h5 files, one for each of ``datasets``.
-        size, resample, policy: of the loader.
+        size, resample, policy: of the loader; the policy's 2x2 mosaics have no jittered crossing.
         grids: that its plan may have; 1 for single photos.
         placement: where they are to lie.
         device_id: CUDA device number; None: the CPU, for "host" alone.
@@ -50,10 +50,12 @@ class ResidentTiles:
         together: whether every rank of torch.distributed makes one now, so that a node's ranks can share a copy.
 
     Attributes:
+        placement: as given.
+        addresses: uint64 [sizes * photos], of every tile; ``check`` comes before one is read.
         device_bytes, pinned_bytes: of the tiles in GPU memory and in page-locked memory.
 
     Raises:
-        ValueError: lists of different lengths, or a jittered crossing: its cells have no fixed size.
+        ValueError: lists of different lengths.
         FileFormatError: a file that does not fit the data set, the size, the resampling or the policy's grids.
         NemoError: not enough memory.
     """
@@ -74,11 +76,7 @@ class ResidentTiles:
     ) -> None:
         if len(paths) != len(datasets):
             raise ValueError(f"tiles ({len(paths)} given) must be one per data set ({len(datasets)})")
-        if policy.jitter > 0 and 2 in policy.shown_grids:
-            raise ValueError(
-                f"jitter ({policy.jitter}) must be 0 with tiles, whose sizes are fixed. Leave tiles out to decode each "
-                "photo as it is needed."
-            )
+        self.placement = placement
         self.files = [TileFile.open(path) for path in paths]
         for file, dataset in zip(self.files, datasets, strict=True):
             file.check_dataset(dataset)
@@ -95,10 +93,17 @@ class ResidentTiles:
             rows = self._send([array for _, array in arrays], device_id, budget, together)
         begins = np.cumsum([0, *(len(file.digest) for file in self.files)])
         self._begin_of = list(zip(begins[:-1].tolist(), self.files, strict=True))
-        self._sound = {shape: np.full(int(begins[-1]), device_id is not None) for shape, _ in arrays}
-        self._addresses: dict[Shape, Addresses] = {}
-        for (shape, _), addresses in zip(arrays, rows, strict=True):
-            self._addresses[shape] = np.concatenate([self._addresses.get(shape, addresses[:0]), addresses])
+        self._photos = int(begins[-1])
+        self._shapes = list(dict.fromkeys(shape for shape, _ in arrays))
+        self._sound = np.full(len(self._shapes) * self._photos, device_id is not None)
+        self.addresses = np.concatenate(
+            [
+                addresses
+                for shape in self._shapes
+                for (of, _), addresses in zip(arrays, rows, strict=True)
+                if of == shape
+            ]
+        )
 
     def _check_all(self, shapes: Iterable[Shape]) -> None:
         """Compare all tiles with their checksums."""
@@ -154,27 +159,29 @@ class ResidentTiles:
         for file in self.files:
             file.mapped.check()
 
-    def addresses(
+    def find(
         self, heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32], photos: npt.NDArray[np.int64]
-    ) -> Addresses:
-        """Of the tiles of photos [n] at given sizes [n], uint64 [n].
+    ) -> npt.NDArray[np.int64]:
+        """The tiles of photos [n] at given sizes [n], int64 [n]: places in ``addresses``."""
+        first = np.empty(len(photos), np.int64)
+        for index, (height, width) in enumerate(self._shapes):
+            first[(heights == height) & (widths == width)] = index * self._photos
+        return first + photos
+
+    def check(self, tiles: npt.NDArray[np.int64]) -> None:
+        """Compare tiles [n] with their checksums, each when it is first asked for.
 
         Raises:
-            FileFormatError: a tile is not as it was written; looked at when it is first asked for.
+            FileFormatError: one is not as it was written.
         """
-        found = np.empty(len(photos), np.uint64)
-        for (height, width), addresses in self._addresses.items():
-            wanted = np.flatnonzero((heights == height) & (widths == width))
-            found[wanted] = addresses[photos[wanted]]
-            if not self._sound[height, width][photos[wanted]].all():
-                self._check((height, width), photos[wanted])
-        return found
-
-    def _check(self, shape: Shape, photos: npt.NDArray[np.int64]) -> None:
-        for begin, file in self._begin_of:
-            of_file = photos[(begin <= photos) & (photos < begin + len(file.digest))]
-            file.rows[shape].check(of_file - begin)
-        self._sound[shape][photos] = True
+        if self._sound.take(tiles).all():
+            return
+        for index, shape in enumerate(self._shapes):
+            photos = tiles[(tiles // self._photos == index) & ~self._sound[tiles]] - index * self._photos
+            for begin, file in self._begin_of:
+                of_file = photos[(begin <= photos) & (photos < begin + len(file.digest))]
+                file.rows[shape].check(of_file - begin)
+        self._sound[tiles] = True
 
 
 def _most_read_first(policy: MosaicPolicy, size: int, grids: Collection[int]) -> list[Shape]:

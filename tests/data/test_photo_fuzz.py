@@ -75,7 +75,7 @@ from PIL import Image
 from nemo_dali.data.columns import Images
 from nemo_dali.data.photo_file import open_file, open_photo
 from nemo_dali.data.photos import check_photos, find_problem
-from nemo_dali.loader._faults import refused
+from nemo_dali.pipeline.decoder_check import refused
 from nemo_dali.mining._inputs import _PhotoPipeline
 from nemo_dali.pipeline.paths import encode_path
 

@@ -174,3 +174,30 @@ def test_lightnings_limit_of_train_batches(files, epochs, steps, caplog):
     trainer.fit(Model(), make(files))
     assert shown == [plan for epoch in epochs for plan in epoch[:steps]]
     assert "anew" not in caplog.text
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+def test_a_pass_that_has_shown_nothing_yet_follows_a_loaded_state(files, epochs, infinite):
+    """detectron2's trainer takes its iterator first and loads the checkpoint then."""
+    saved = make(files, infinite=infinite)
+    assert exactly(saved, 3) == epochs[0][:3]
+    loader = make(files, infinite=infinite)
+    early = iter(loader)
+    loader.load_state_dict(saved.state_dict())
+    assert [next(early).plan.tobytes() for _ in range(4)] == epochs[0][3:7]
+    assert loader.state_dict()["samples_seen"] == 28
+    late = iter(loader)  # the early one has steps behind it now
+    loader.load_state_dict(saved.state_dict())
+    newest = iter(loader)
+    assert [next(newest).plan.tobytes() for _ in range(2)] == epochs[0][3:5]
+    assert next(late).plan.tobytes() == epochs[0][0] and loader.state_dict()["samples_seen"] == 20
+
+
+def test_a_pass_that_has_shown_something_does_not_follow_a_loaded_state(files, epochs):
+    loader = make(files)
+    passing = iter(loader)
+    state = loader.state_dict()
+    next(passing)
+    loader.load_state_dict(state)
+    assert next(passing).plan.tobytes() == epochs[0][1]
+    assert exactly(loader) == epochs[0]

@@ -13,8 +13,8 @@ from PIL import Image
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.loader import _faults as faults
-from nemo_dali.loader._faults import refused
 from nemo_dali.loader.loader import Loader
+from nemo_dali.pipeline.decoder_check import refused
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers import fork_server
 from tests.helpers.cuda_host import needs_compiler

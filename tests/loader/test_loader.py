@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from nvidia.dali.plugin.pytorch import DALIGenericIterator
 from PIL import Image
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError, PhotoError, StateError
+from nemo_dali.loader._arguments import INSTEAD, INSTEAD_OF_DALI
 from nemo_dali.loader.loader import Loader
-from nemo_dali.loader.options import INSTEAD
 from nemo_dali.plan import policy as policy_module
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
@@ -464,6 +465,33 @@ def test_arguments_of_a_dataloader_are_told_what_takes_their_place(files):
         assert str(error.value) == f"Loader takes no {name}, an argument of torch's DataLoader. {instead}."
         arguments = set(re.findall(r"Give (\w+)", instead))
         assert arguments <= taken.keys() and (arguments or instead.startswith("Leave it out: "))
+
+
+def test_arguments_of_dalis_iterators_are_told_what_takes_their_place(files):
+    taken = inspect.signature(Loader).parameters
+    theirs = set(inspect.signature(DALIGenericIterator).parameters) - {"size"}  # that of a frame here
+    assert theirs == INSTEAD_OF_DALI.keys()
+    for name, instead in INSTEAD_OF_DALI.items():
+        with pytest.raises(TypeError, match=r"^Loader takes no .*, an argument of DALI's iterators") as error:
+            make(files, **{name: 1})
+        assert str(error.value).endswith(f" {instead}.")
+        arguments = set(re.findall(r"(\w+)=", instead))
+        assert arguments <= taken.keys() and (arguments or instead.startswith(("Leave it out: ", "Give dataset")))
+    with pytest.raises(ValueError, match=r"^size \(-1\) must be"):
+        make(files, size=-1)
+
+
+def test_a_loop_for_dalis_iterators_shows_one_epoch_after_the_other(files):
+    expected, loader = make(files), make(files, style="dali")
+    for _ in range(3):
+        for (data,), batch in zip(loader, expected, strict=True):
+            assert list(data) == ["image", "mask", "tokens", "attention_mask"]
+            assert all(torch.equal(data[name], getattr(batch, name)) for name in data)
+        loader.reset()
+    passing = iter(loader)
+    next(passing)
+    loader.reset()  # in mid-pass it is ignored, as DALI's is
+    assert len(list(passing)) == len(loader) - 1 and loader.epoch == 4
 
 
 def test_misspelt_arguments_are_told(files):

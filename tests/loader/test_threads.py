@@ -167,10 +167,10 @@ def test_a_new_pass_waits_for_the_last_step_of_one_that_was_given_up(files, epoc
         patch.setattr(loader._prefetcher, "step", slow)
         waiting = pool.submit(next, passes)
         assert inside.wait(60)
-        patch.setattr("nemo_dali.loader._state.PATIENCE_S", 0.01)
+        patch.setattr("nemo_dali.loader._position.PATIENCE_S", 0.01)
         with pytest.raises(NemoError, match=REMEDY):
             iter(loader)
-        patch.setattr("nemo_dali.loader._state.PATIENCE_S", 60)
+        patch.setattr("nemo_dali.loader._position.PATIENCE_S", 60)
         newer = iter(loader)
         assert waiting.done() or waiting.result() is not None
     assert same(list(newer), epochs[0])
@@ -196,7 +196,7 @@ def test_a_close_waits_for_another_threads_step(files, epochs, monkeypatch):
                 monkeypatch.context() as patch,
                 pytest.raises(NemoError, match=r"Another .* before close\(\) is called"),
             ):
-                patch.setattr("nemo_dali.loader._state.PATIENCE_S", 0.01)
+                patch.setattr("nemo_dali.loader._position.PATIENCE_S", 0.01)
                 loader.close()
             closing = pool.submit(loader.close)
             time.sleep(0.1)

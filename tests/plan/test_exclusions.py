@@ -10,7 +10,7 @@ from nemo_dali.loader.sources import Corpus
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import write_table
 from nemo_dali.plan.part import Part
-from nemo_dali.plan.planner import Planner
+from nemo_dali.plan.planner import Planner, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.files import make_files
 from tests.helpers.plans import make_part
@@ -126,7 +126,8 @@ def test_the_exclusions_of_a_file_reach_the_plan(tmp_path):
     )
     corpus = Corpus([files.dataset], [tmp_path / "excluding.neg.h5"], [])
     policy = POLICIES["both"]
-    rows = Planner(corpus.parts(policy), policy, seed=3, size=64).plan(0, np.arange(5000))
+    parts = [part.under(policy, samples="refs") for part in corpus.parts()]
+    rows = Planner(parts, policy, seed=3, size=64).plan(0, np.arange(5000))
     assert not excluded[negatives(rows)].any()
 
 
@@ -246,7 +247,8 @@ def test_where_no_photo_is_left_the_target_is_shown_alone_and_counted():
     part = Part(**{**vars(part), "category": category, "shown": shown})
     policy = MosaicPolicy(p_mined=0, p_random=1, grids={2: 1.0, 3: 1.0})
     planner = Planner([part], policy, seed=3, size=64)
-    rows, short = planner.plan_and_count(0, np.arange(5000))
+    rows, met = planner.draw(0, np.arange(5000))
+    short = ShortPools.of(met)
     single = rows["kind"] == SINGLE
     assert planner.grids == {1, 2, 3} and short.single == single.sum() > 1000 and short.last_valid == 0
     assert set(category[rows["ref"][single]]) == {0}

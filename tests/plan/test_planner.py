@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.rows import MINED, PLAN, RANDOM, SINGLE
 from nemo_dali.plan.part import Part
-from nemo_dali.plan.planner import Planner
+from nemo_dali.plan.planner import Planner, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.counts import examples
 from tests.helpers.plans import make_part
@@ -206,10 +206,11 @@ def test_short_pools_are_counted():
     part = make_part(refs=100, photos=30, depth=20, seed=5)
     part.neighbors[:, 2:], part.similarity[:, 2:] = -1, -np.inf
     planner = Planner([part], MosaicPolicy(p_mined=1), seed=0, size=64)
-    _, short = planner.plan_and_count(0, np.arange(100))
+    short = ShortPools.of(planner.draw(0, np.arange(100))[1])
     assert (short.last_valid, short.random) == (100, 100)
     low = Planner([make_part(seed=6)], MosaicPolicy(p_mined=1, max_similarity=-1), seed=0, size=64)
-    rows, short = low.plan_and_count(0, np.arange(100))
+    rows, met = low.draw(0, np.arange(100))
+    short = ShortPools.of(met)
     assert short.last_valid == 100 and 0 < short.random < 100
     assert (rows["kind"] == MINED).all()
 

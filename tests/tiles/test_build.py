@@ -65,7 +65,7 @@ def interrupted(files, small_batches, tmp_path):
     wait, raised = StreamPipeline.wait, []
 
     def interrupted_wait(self):
-        if self.running[0][0][0] == 12 and not raised:
+        if self.oldest[0][0] == 12 and not raised:
             raised.append(True)
             raise KeyboardInterrupt
         return wait(self)

@@ -71,10 +71,8 @@ def test_the_budget_holds_what_is_read_most_often(files, path):
         assert (whole.device_bytes, whole.pinned_bytes) == (first + last, 0)
         found = loader(files, device_budget=first, **options)._resident
         assert (found.device_bytes, found.pinned_bytes) == (first, last)
-        frames = np.full(1, SIZE, np.int32), np.full(1, SIZE, np.int32), np.zeros(1, np.int64)
-        begin = found._addresses[SIZE, SIZE][0]
-        assert found.addresses(*frames) == begin
-        locked = found._addresses[SIZE, SIZE] if share == 0.7 else found._addresses[SIZE // 2, SIZE // 2]
+        side = np.full(photos, SIZE if share == 0.7 else SIZE // 2, np.int32)
+        locked = found.addresses[found.find(side, side, np.arange(photos))]
         assert len(locked) == photos and len(set(np.diff(locked).tolist())) == 1
     part = loader(files, device_budget=photos * frame + 5 * frame // 2, **options)._resident
     largest = 3 * (SIZE // 2 + 1) ** 2  # the first of the other tiles, or those as small as any
@@ -166,7 +164,7 @@ def act(rank, port, folder, files, path):
         return ResidentTiles([path], corpus.datasets, **options, device_id=0, device_budget=budget, together=True)
 
     tiles = place()
-    address = int(min(addresses.min() for addresses in tiles._addresses.values()))
+    address = int(tiles.addresses.min())
     (line,) = [line for line in open("/proc/self/maps") if line.startswith(f"{address:x}-")]
     found["one"] = len(set(exchange(line.split()[4]))) == 1  # the inode
     gpu.free_memory = lambda number: 10**9 if rank else 0

@@ -1,0 +1,80 @@
+"""StepPlanner: plan rows and their cells, made for many steps at once and given out step by step."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.kernels.plan.rows import PLAN, PlanRows
+from nemo_dali.loader._cells import CellLayout, Cells
+from nemo_dali.plan.planner import Planner, ShortPools
+from nemo_dali.plan.schedule import Schedule
+
+MOST_ROWS = 4096  # of a chunk: compiled code then costs less than the calls into it
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedStep:
+    """What a step shows.
+
+    Attributes:
+        epoch, seen: which step it is: ``seen`` samples of the epoch come before it, over all ranks.
+        rows: dtype ``plan.PLAN`` [B].
+        short: how many of them met too few candidates.
+        cells: of the rows.
+    """
+
+    epoch: int
+    seen: int
+    rows: PlanRows
+    short: ShortPools
+    cells: Cells
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Steps of an epoch that follow each other: rows and cells of them all, and where each step's rows begin."""
+
+    epoch: int
+    steps: dict[int, tuple[int, int]]  # by ``seen``
+    rows: PlanRows
+    short: npt.NDArray[np.uint8]
+    cells: Cells
+
+
+class StepPlanner:
+    """Plans the steps of this rank.
+
+    The plan is pure, so nothing is lost where steps are not asked for in turn: a chunk begins where one is. Each is
+    twice as long as the one before, so that the first step waits for its own rows only.
+    """
+
+    def __init__(self, planner: Planner, schedule: Schedule, layout: CellLayout) -> None:
+        self._planner, self._schedule, self._layout = planner, schedule, layout
+        self._chunk: Chunk | None = None
+        self._length = 1  # steps of the next chunk
+
+    def plan(self, epoch: int, seen: int) -> PlannedStep:
+        """The step behind ``seen`` samples of an epoch."""
+        chunk = self._chunk
+        if chunk is None or chunk.epoch != epoch or seen not in chunk.steps:
+            self._chunk = chunk = self._make(epoch, seen)
+        begin, end = chunk.steps[seen]
+        short = ShortPools.of(chunk.short[begin:end])
+        rows = chunk.rows[begin:end].view(np.uint8).copy().view(PLAN)  # as bytes: NumPy copies records field by field
+        return PlannedStep(epoch, seen, rows, short, chunk.cells.of(begin, end))
+
+    def with_rows(self, step: PlannedStep, rows: PlanRows) -> PlannedStep:
+        """A step with other rows."""
+        return PlannedStep(step.epoch, step.seen, rows, step.short, self._layout.lay_out(rows))
+
+    def _make(self, epoch: int, seen: int) -> Chunk:
+        schedule = self._schedule
+        count = max(1, min(self._length, MOST_ROWS // schedule.batch_size, schedule.steps_after(seen)))
+        self._length = 2 * count
+        starts = [seen + step * schedule.global_batch for step in range(count)]
+        positions = [schedule.positions(start) for start in starts]
+        ends = np.cumsum([len(some) for some in positions]).tolist()
+        rows, short = self._planner.draw(epoch, np.concatenate(positions))
+        steps = dict(zip(starts, zip([0, *ends], ends, strict=False), strict=True))
+        return Chunk(epoch, steps, rows, short, self._layout.lay_out(rows))

@@ -1,0 +1,90 @@
+"""Steps planned many at a time: each is what it would be alone, in whatever order they are asked for."""
+
+import random
+
+import numpy as np
+import pytest
+
+from nemo_dali.loader import _steps
+from nemo_dali.loader.loader import Loader
+from nemo_dali.plan.policy import MosaicPolicy
+from tests.helpers.files import make_files
+
+EVERY_KIND = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter=0.5, top_k=15)
+SIZE = 33
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("steps"), photos=60, seed=2)
+
+
+def steps_of(loader):
+    return loader._prefetcher._steps
+
+
+def make(files, **options):
+    return Loader(files.dataset, files.negatives, **{"size": SIZE, "context_length": 16, **options})
+
+
+def assert_planned(loader, step, *, rank=0):
+    """A step is what the plan says, and its cells what is laid out of its rows alone."""
+    batch = loader.batch_size
+    positions = step.seen + rank * batch + np.arange(batch)
+    if loader._schedule.pad is False:
+        positions = positions[positions < len(loader.dataset)]
+    assert np.array_equal(step.rows, loader.plan(step.epoch, positions))
+    alone = steps_of(loader).with_rows(step, step.rows).cells
+    for name in ("tiles", "sample", "photo", "begin", "letterboxed"):
+        assert getattr(step.cells, name).tobytes() == getattr(alone, name).tobytes(), name
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_every_step_of_an_epoch_in_turn(files, rank, split, fit):
+    policy = {"policy": EVERY_KIND, "drop_last": False} if split == "train" else {}
+    loader = make(files, batch_size=5, split_mode=split, fit=fit, rank=rank, world_size=3, **policy)
+    seen, kinds = 0, set()
+    for _ in range(len(loader)):
+        step = steps_of(loader).plan(3, seen)
+        assert (step.epoch, step.seen) == (3, seen)
+        assert_planned(loader, step, rank=rank)
+        kinds |= set(step.rows["grid"].tolist())
+        seen += 15
+    assert kinds == ({1, 2, 3} if split == "train" else {1})
+
+
+def test_any_step_at_any_time(files, monkeypatch):
+    monkeypatch.setattr(_steps, "MOST_ROWS", 20)
+    loader = make(files, batch_size=4, policy=EVERY_KIND)
+    order = random.Random(1)
+    for _ in range(60):
+        epoch, seen = order.randrange(3), 4 * order.randrange(len(loader))
+        for following in range(seen, min(seen + 4 * order.randrange(1, 5), 4 * len(loader)), 4):
+            assert_planned(loader, steps_of(loader).plan(epoch, following))
+
+
+def test_chunks_grow_to_their_limit_and_never_beyond_an_epoch(files, monkeypatch):
+    monkeypatch.setattr(_steps, "MOST_ROWS", 32)
+    loader, drawn = make(files, batch_size=4, policy=EVERY_KIND), []
+    draw = loader._planner.draw
+    monkeypatch.setattr(
+        loader._planner, "draw", lambda epoch, positions: drawn.append(positions.tolist()) or draw(epoch, positions)
+    )
+    for seen in range(0, 4 * len(loader), 4):
+        steps_of(loader).plan(0, seen)
+    lengths = [len(positions) for positions in drawn]
+    assert lengths[:5] == [4, 8, 16, 32, 32] and max(lengths) == 32
+    assert [position for positions in drawn for position in positions] == list(range(4 * len(loader)))
+
+
+def test_a_step_shares_no_memory_with_others(files):
+    loader = make(files, batch_size=4, policy=EVERY_KIND)
+    steps = steps_of(loader)
+    steps.plan(0, 0)
+    one, other = steps.plan(0, 4), steps.plan(0, 4)
+    one.rows["images"] = -5
+    one.cells.tiles["image"] = 7
+    assert (other.rows["images"] != -5).any() and not other.cells.tiles["image"].any()
+    assert_planned(loader, steps.plan(0, 4))
