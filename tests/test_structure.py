@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from typing import get_args
 
 import pytest
 
+from nemo_dali.kernels.choices import DType, MaskDType, Resample
 from tests.helpers.paths import ROOT
 
 PACKAGE = ROOT / "nemo_dali"
@@ -111,6 +113,19 @@ def test_what_begins_with_an_underscore_is_held_private():
         if last.startswith("_") and not last.startswith("__") and folder != "nemo_dali":
             private[name] = folder
     assert protected == private
+
+
+@pytest.mark.parametrize("folder", ["nemo_dali", "kernels"])
+def test_what_options_may_be_is_listed_once(folder):
+    """In ``kernels.choices``; only the keys of a dict may repeat it, which gives each a meaning."""
+    choices, found = [set(get_args(one)) for one in (DType, MaskDType, Resample)], set()
+    for path in modules(ROOT / folder):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Tuple | ast.List | ast.Set) and path.name != "choices.py":
+                values = [element.value for element in node.elts if isinstance(element, ast.Constant)]
+                if len(values) == len(node.elts) > 1 and any(one.issuperset(values) for one in choices):
+                    found.add(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == set()
 
 
 @pytest.mark.parametrize("folder", ["nemo_dali", "kernels"])

@@ -8,16 +8,16 @@ from typing import Any, Literal, get_args
 
 from nemo_dali._checks import LARGEST_FRAME, check_channels, integer, one_of
 from nemo_dali.io.threads import most_threads, thread_count
-from nemo_dali.kernels.tile import Resample
+from nemo_dali.kernels.choices import DType as DType
+from nemo_dali.kernels.choices import MaskDType as MaskDType
+from nemo_dali.kernels.choices import Resample
 from nemo_dali.pipeline import gpu
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from nemo_dali.text.tokens import Tokenizer
 from nemo_dali.tiles.placement import Placement
 
 MOST_AHEAD = 1000  # batches
-DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Fit = Literal["stretch", "letterbox"]
-MaskDType = Literal["uint8", "int64", "float32"]
 TextField = Literal["sent", "raw"]
 MaskedWords = Literal["tokens", "nouns"] | Callable[[str], Iterable[int]]
 Samples = Literal["refs", "sentences", "first", "last"]

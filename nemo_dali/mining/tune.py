@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.kernels.choices import GRIDS
 from nemo_dali.kernels.plan.pools import pool_begins
 from nemo_dali.mining.pool_curves import DRAWN, Curves, NoTargetCurves, measure_curves
 from nemo_dali.mining.table import NegativeTable
@@ -73,7 +74,7 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
     """
     if not 0 <= passing <= 1:
         raise ValueError(f"passing ({passing}) must be between 0 and 1")
-    if grid not in (2, 3):
+    if grid not in GRIDS[1:]:
         raise ValueError(f"grid ({grid}) must be 2 or 3")
     _check_photos(curves, grid)
     short = curves.short3 if grid == 2 else curves.short8
