@@ -151,7 +151,14 @@ def test_every_kernel_has_its_link():
 HEAVY = ("torch", "nvidia.dali", "numba", "open_clip", "cupy", "h5py", "cv2", "PIL")
 
 
-@pytest.mark.parametrize("code", ["import nemo_dali", "from nemo_dali.commands.cli import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import nemo_dali",
+        "from nemo_dali.commands.cli import main; main(['--help'])",
+        "import nemo_dali.commands.doctor.findings",  # which must work where a library is broken
+    ],
+)
 def test_nothing_heavy_is_imported_before_it_is_used(code):
     code = f"""
 import sys

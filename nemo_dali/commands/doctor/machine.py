@@ -105,7 +105,7 @@ def gather() -> Facts:
     """Look at this machine; some 8 s on two cores, most of it the import of torch."""
     with ThreadPoolExecutor(len(GROUPS)) as pool:
         answers = {step: found for group in pool.map(ask, GROUPS) for step, found in group.items()}
-    installed = {re.sub("[-_.]+", "-", one.metadata["Name"] or "").lower(): one.version for one in distributions()}
+    installed = {normal_name(one.metadata["Name"] or ""): one.version for one in distributions()}
     return Facts(
         python=platform.python_version(),
         nemo_dali=__version__,
@@ -166,6 +166,11 @@ def _one_line(text: str) -> str:
 
 
 # --- packages --------------------------------------------------------------------------------------------------------
+
+
+def normal_name(distribution: str) -> str:
+    """A distribution's name as all its spellings have it in common."""
+    return re.sub("[-_.]+", "-", distribution).lower()
 
 
 def _package(name: str, found: Answer, installed: dict[str, str]) -> Package:
