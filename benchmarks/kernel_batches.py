@@ -217,7 +217,7 @@ def image_work(case: Case, number: int, photos: Photos, *, device: int, stream: 
         module, on_cpu = gather_gpu, gathered_on_cpu
         tile_of_block = gather_gpu.blocks_of(tiles)
         name = gather_gpu.kernel_name(table.itemsize)
-    kernel = cuda_source.load_kernel(module.FILE, name, device)
+    kernel = cuda_source.load_kernel(module.SOURCE, name, device)
     tables, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
     arguments = (*addresses, np.int32(shared)) if shared else tuple(addresses)
     return Work(

@@ -1,8 +1,13 @@
 """The CUDA C++ sources: their complete text, and the kernels compiled from it.
 
+What a source and Python must agree on is written once, in Python: the fields of a tile, a launch's geometry and tables
+of weights. It stands before the source's own text.
+
 CuPy compiles a source at first use, for the device at hand, and keeps the result in its cache on disk.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,9 +16,22 @@ import numpy as np
 
 from nemo_dali.kernels.arrays import I16
 from nemo_dali.kernels.tile import TILE
-from nemo_dali.kernels.warp_weights import WEIGHTS_CUBIC
 
 OPTIONS = ("--std=c++17", "--fmad=false")  # a contracted multiply-add would round once where the CPU rounds twice
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A file of CUDA C++ below this folder, and what it shares with its launcher, by the names that it has there.
+
+    Attributes:
+        constants: integers.
+        tables: see ``table_of``.
+    """
+
+    file: str
+    constants: Mapping[str, int]
+    tables: Mapping[str, I16] = field(default_factory=dict)
 
 
 def struct_of(dtype: np.dtype[Any], name: str) -> str:
@@ -30,25 +48,34 @@ def table_of(array: I16, name: str) -> str:
     return f"__device__ const uint4 {name}[] = {{\n{rows}}};\n"
 
 
-def source(*files: str) -> str:
-    """The CUDA C++ text of files below this folder, such as "mosaic/mosaic.cu", with all that they need before it."""
-    texts = [(Path(__file__).parent / file).read_text() for file in ("lines.cuh", *files)]
-    if "letterbox/letterbox.cu" in files:
-        texts.insert(0, table_of(WEIGHTS_CUBIC, "CUBIC"))
-    return struct_of(TILE, "Tile") + "".join(texts)
+def text_of(*sources: Source) -> str:
+    """The CUDA C++ text of sources, with all that they need before it.
+
+    Raises:
+        ValueError: a name stands for another number in each of two sources.
+    """
+    constants: dict[str, int] = {}
+    for source in sources:
+        for name, value in source.constants.items():
+            if constants.setdefault(name, value) != value:
+                raise ValueError(f"{name} ({value}) must be {constants[name]}, as in another source of the same text")
+    texts = [struct_of(TILE, "Tile"), *(f"constexpr int {name} = {value};\n" for name, value in constants.items())]
+    texts += [table_of(table, name) for source in sources for name, table in source.tables.items()]
+    texts += [(Path(__file__).parent / file).read_text() for file in ("lines.cuh", *(one.file for one in sources))]
+    return "".join(texts)
 
 
 @cache
-def load_kernel(file: str, name: str, device: int) -> Any:
-    """A kernel of a file, ready to launch on a device; compiling takes seconds, loading from the cache far less."""
-    return _load_module(file, device).get_function(name)
+def load_kernel(source: Source, name: str, device: int) -> Any:
+    """A kernel of a source, ready to launch on a device; compiling takes seconds, loading from the cache far less."""
+    return _load_module(source, device).get_function(name)
 
 
 @cache
-def _load_module(file: str, device: int) -> Any:
+def _load_module(source: Source, device: int) -> Any:
     import cupy
 
     with cupy.cuda.Device(device):
-        module = cupy.RawModule(code=source(file), options=OPTIONS)
+        module = cupy.RawModule(code=text_of(source), options=OPTIONS)
         module.compile()
     return module

@@ -1,6 +1,6 @@
 // What the CUDA sources share: the tile of a block, and lines of bytes on their way from global to shared memory.
-// `struct Tile` is generated from tile.TILE and stands before this text; cuda_source.py puts the two and a kernel's
-// own text together.
+// cuda_source.py puts this before a kernel's own text, and before this what it generates: `struct Tile` from tile.TILE,
+// and the constants that the kernel shares with its launcher.
 
 #ifndef DYNAMIC_SHARED
 #define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]

@@ -7,7 +7,7 @@ quotients are those of divisions, by a rounded reciprocal and one correction wit
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,11 @@ from llvmlite import ir
 from numba import types
 
 from nemo_dali.kernels.arrays import U8, Bits
+from nemo_dali.kernels.choices import DType
 from nemo_dali.kernels.jit import intrinsic, jit
 
 LOOK_UP, FLOAT32, FLOAT16, BFLOAT16, COPY = 0, 1, 2, 3, 4
-KINDS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": COPY}
+KINDS: dict[str, int] = dict(zip(get_args(DType), (FLOAT32, FLOAT16, COPY, BFLOAT16), strict=True))
 
 RECIPE = np.dtype(
     [

@@ -5,9 +5,12 @@ functions equal OpenCV, Pillow, pycocotools and torch, which the tests ask in tu
 """
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nemo_dali.kernels.choices import DType
 
 U8 = NDArray[np.uint8]
 I4 = NDArray[np.int32]
@@ -133,7 +136,7 @@ def normalisation_table(mean: Sequence[float], std: Sequence[float], dtype: str)
         return table.half().numpy()
     if dtype == "bfloat16":
         return table.bfloat16().view(torch.uint16).numpy()
-    raise ValueError(f'dtype ({dtype!r}) must be "float32", "float16", "bfloat16" or "uint8".')
+    raise ValueError(f"dtype ({dtype!r}) must be one of {get_args(DType)}")
 
 
 def mosaic(

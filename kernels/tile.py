@@ -13,17 +13,17 @@ memory behind them alive until the pipeline has delivered the batch. For CUDA th
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.kernels.arrays import I64, Int, Integers, Record
+from nemo_dali.kernels.choices import Resample as Resample
 from nemo_dali.kernels.jit import jit, python_of
 
-Resample = Literal["cv2-linear", "pillow-bilinear"]
 CV2_LINEAR, PILLOW_BILINEAR, CV2_LETTERBOX = 0, 1, 2
-RESAMPLE = {"cv2-linear": CV2_LINEAR, "pillow-bilinear": PILLOW_BILINEAR}
+RESAMPLE: dict[str, int] = dict(zip(get_args(Resample), (CV2_LINEAR, PILLOW_BILINEAR), strict=True))
 
 TILE = np.dtype(
     [

@@ -11,7 +11,6 @@ Where a sample cannot be drawn, DALI raises a RuntimeError when the batch is tak
 and what is wrong with it. As with DALI's own Python operators, a pipeline that has these cannot be serialized.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -21,18 +20,18 @@ from nvidia.dali import types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import do_not_convert
 
-from nemo_dali.kernels.tile import RESAMPLE, Resample
+from nemo_dali._checks import check_channels, one_of
+from nemo_dali.kernels.choices import GRIDS, DaliDType, MaskDType, Resample
+from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline import fn_cpu, fn_gpu
 from nemo_dali.pipeline.fn_cpu import Geometry
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 
-DType = Literal["float32", "float16", "uint8"]
-MaskDType = Literal["uint8", "int64", "float32"]
 Device = Literal["cpu", "gpu"]
 
 __all__ = ["mosaic", "remap_mask"]
 
-GRIDS = {1: 1, 4: 2, 9: 3}  # cells a side by number of photos
+_GRIDS = {grid * grid: grid for grid in GRIDS}  # by number of photos
 
 
 @do_not_convert  # type: ignore[untyped-decorator]  # DALI's has no types
@@ -42,7 +41,7 @@ def mosaic(
     size: int = 480,
     center: DataNode | Sequence[int] | None = None,
     resample: Resample = "cv2-linear",
-    dtype: DType = "float32",
+    dtype: DaliDType = "float32",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     channels_last: bool = False,
@@ -72,16 +71,13 @@ def mosaic(
         NemoError: the photos are on a GPU which torch does not see, or CuPy is missing.
     """
     images = list(images)
-    if len(images) not in GRIDS:
+    if len(images) not in _GRIDS:
         raise ValueError(f"images ({len(images)} of them) must be 1, 4 or 9")
     if len(devices := {image.device for image in images}) > 1:
         raise ValueError("images must be on one device, not some on the CPU and some on a GPU")
-    if len(mean) != 3 or not all(math.isfinite(value) for value in mean):
-        raise ValueError(f"mean ({mean}) must be three numbers, one per channel")
-    if len(std) != 3 or not all(math.isfinite(value) and value > 0 for value in std):
-        raise ValueError(f"std ({std}) must be three numbers > 0, one per channel")
-    _check_choice("dtype", dtype, DType)
-    geometry = _geometry(size, GRIDS[len(images)], center, resample)
+    check_channels(mean, std)
+    one_of("dtype", dtype, get_args(DaliDType))
+    geometry = _geometry(size, _GRIDS[len(images)], center, resample)
     draw = fn_gpu.mosaic if devices == {"gpu"} else fn_cpu.mosaic
     return draw(images, geometry, normalisation=(tuple(mean), tuple(std), dtype), channels_last=bool(channels_last))
 
@@ -124,13 +120,13 @@ def remap_mask(
         ValueError: an argument out of range.
         NemoError: the mask is to be made on a GPU which torch does not see, or CuPy is missing.
     """
-    if grid not in GRIDS.values():
+    if grid not in GRIDS:
         raise ValueError(f"grid ({grid!r}) must be 1, 2 or 3")
     if not isinstance(cell, DataNode) and cell not in range(grid * grid):
         raise ValueError(f"cell ({cell!r}) must be an integer from 0 to {grid * grid - 1}")
     device = runs.device if device is None else device
-    _check_choice("device", device, Device)
-    _check_choice("dtype", dtype, MaskDType)
+    one_of("device", device, get_args(Device))
+    one_of("dtype", dtype, get_args(MaskDType))
     target = (
         dali.reshape(_integers(cell, types.INT32), shape=[-1]),
         _integers(shape, types.INT64),
@@ -138,11 +134,6 @@ def remap_mask(
     )
     make = fn_gpu.mask if device == "gpu" else fn_cpu.mask
     return make(target, _geometry(size, grid, center, resample), dtype=dtype)
-
-
-def _check_choice(name: str, value: Any, literal: Any) -> None:
-    if value not in get_args(literal):
-        raise ValueError(f"{name} ({value!r}) must be one of {get_args(literal)}")
 
 
 def _integers(numbers: Any, dtype: Any) -> DataNode:
@@ -153,7 +144,7 @@ def _integers(numbers: Any, dtype: Any) -> DataNode:
 
 
 def _geometry(size: int, grid: int, center: Any, resample: str) -> Geometry:
-    _check_choice("resample", resample, Resample)
+    one_of("resample", resample, get_args(Resample))
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"size ({size!r}) must be an integer >= 1")
     if center is None:

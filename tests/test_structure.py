@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from typing import get_args
 
 import pytest
 
+from nemo_dali.kernels.choices import DType, MaskDType, Resample
 from tests.helpers.paths import ROOT
 
 PACKAGE = ROOT / "nemo_dali"
@@ -116,6 +118,19 @@ def test_what_begins_with_an_underscore_is_held_private():
 
 
 @pytest.mark.parametrize("folder", ["nemo_dali", "kernels"])
+def test_what_options_may_be_is_listed_once(folder):
+    """In ``kernels.choices``; only the keys of a dict may repeat it, which gives each a meaning."""
+    choices, found = [set(get_args(one)) for one in (DType, MaskDType, Resample)], set()
+    for path in modules(ROOT / folder):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Tuple | ast.List | ast.Set) and path.name != "choices.py":
+                values = [element.value for element in node.elts if isinstance(element, ast.Constant)]
+                if len(values) == len(node.elts) > 1 and any(one.issuperset(values) for one in choices):
+                    found.add(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == set()
+
+
+@pytest.mark.parametrize("folder", ["nemo_dali", "kernels"])
 def test_only_one_module_prints(folder):
     """What commands show goes through ``io.terminal``, which takes out what a terminal would obey."""
     streams = {f"sys.{stream}.{name}" for stream in ("stdout", "stderr") for name in ("write", "writelines", "buffer")}
@@ -138,7 +153,14 @@ def test_every_kernel_has_its_link():
 HEAVY = ("torch", "nvidia.dali", "numba", "open_clip", "cupy", "h5py", "cv2", "PIL")
 
 
-@pytest.mark.parametrize("code", ["import nemo_dali", "from nemo_dali.commands.cli import main; main(['--help'])"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import nemo_dali",
+        "from nemo_dali.commands.cli import main; main(['--help'])",
+        "import nemo_dali.commands.doctor.findings",  # which must work where a library is broken
+    ],
+)
 def test_nothing_heavy_is_imported_before_it_is_used(code):
     code = f"""
 import sys

@@ -18,16 +18,10 @@
 // has while the bytes come and go, a half with the reading of what was staged, and does not hold them up. Copies of the
 // table for each fourth thread would raise it to 3.0, 3.1 and 3.2; to compute two exact quotients takes as many cycles.
 //
-// lines.cuh stands before this text; gpu.py launches it.
-
-#ifndef THREADS
-#define THREADS 128  // of a block
-#endif
+// gpu.py launches it and has the constants; lines.cuh stands before this text.
 
 namespace {
 
-const int CHUNK = 6144;  // bytes that a block reads, in up to three pieces of whole lines; three vectors a thread
-const int BUS_LINE = 128;
 const int SLACK = 16;                          // bytes around what is staged that a vector may begin or end in
 const int PIECE = CHUNK / 3 + 16 + 2 * SLACK;  // of shared memory for a plane's piece, its lead and the slack
 

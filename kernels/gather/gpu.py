@@ -11,10 +11,12 @@ from nemo_dali.kernels.device import current, upload
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.tile import TileRecords
 
-FILE = "gather/gather.cu"
-THREADS = (128,)  # as in gather.cu
+THREADS = (128,)  # of a block
 
-_CHUNK, _BUS_LINE = 6144, 128  # as in gather.cu
+_CHUNK = 6144  # bytes that a block reads, in up to three pieces of whole lines; three vectors a thread
+_BUS_LINE = 128  # bytes
+
+SOURCE = cuda_source.Source("gather/gather.cu", {"THREADS": THREADS[0], "CHUNK": _CHUNK, "BUS_LINE": _BUS_LINE})
 
 
 def kernel_name(itemsize: int) -> str:
@@ -59,7 +61,7 @@ def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
     if not len(tiles):
         return
     tile_of_block = blocks_of(tiles)
-    kernel = cuda_source.load_kernel(FILE, kernel_name(int(tiles["itemsize"][0])), device)
+    kernel = cuda_source.load_kernel(SOURCE, kernel_name(int(tiles["itemsize"][0])), device)
     _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
     with current(device, stream):
         kernel((len(tile_of_block),), THREADS, tuple(addresses))

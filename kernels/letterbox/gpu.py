@@ -14,11 +14,17 @@ from nemo_dali.kernels.letterbox.cpu import letterbox_sources
 from nemo_dali.kernels.mask.cpu import add_up
 from nemo_dali.kernels.stores import as_pointer
 from nemo_dali.kernels.tile import TileRecords
+from nemo_dali.kernels.warp_weights import FRACTIONS, ONE, WEIGHTS_CUBIC
 
-FILE = "letterbox/letterbox.cu"
-THREADS = (32, 8)  # LANES, ROWS
+THREADS = (32, 8)  # of a block: along a row, along a column
 
-_PART = 32  # as in letterbox.cu
+_PART = 32  # pixels along a side of what a block writes
+
+SOURCE = cuda_source.Source(
+    "letterbox/letterbox.cu",
+    {"LANES": THREADS[0], "ROWS": THREADS[1], "PART": _PART, "FRACTIONS": FRACTIONS, "ONE": ONE},
+    {"CUBIC": WEIGHTS_CUBIC},
+)
 
 
 def kernel_name(itemsize: int) -> str:
@@ -77,7 +83,7 @@ def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
         return
     tiles = tiles.copy()
     tile_of_block, lines = blocks_of(tiles)
-    kernel = cuda_source.load_kernel(FILE, kernel_name(int(tiles["itemsize"][0])), device)
+    kernel = cuda_source.load_kernel(SOURCE, kernel_name(int(tiles["itemsize"][0])), device)
     _owner, addresses = upload([tiles, tile_of_block, lines], device=device, stream=stream)
     with current(device, stream):
         kernel((len(tile_of_block),), THREADS, tuple(addresses))

@@ -5,26 +5,22 @@
 //     4 x 4 taps of a pixel      ──▶      PART x PART pixels of a block, a thread per pixel
 //     ends of the runs           ──▶      mask [FH, FW]
 //
-// The arithmetic is that of cv2_letterbox.py, to the bit, and all of it on integers: the host finds the coordinates in
-// the photo, by that file's own function. For each cell `lines` holds int32 [h] and [w], of its rows and columns in
+// The arithmetic is that of cpu.py, to the bit, and all of it on integers: the host finds the coordinates in the photo,
+// by that file's own function. For each cell `lines` holds int32 [h] and [w], of its rows and columns in
 // 1/32 pixel, and behind them uint32 [run_count], the ends of the runs; a tile's `runs` is where that begins.
 //
-// `CUBIC`, the weights, is generated; with it lines.cuh stands before this text. gpu.py launches it.
-
-#ifndef LANES
-#define LANES 32  // threads along a row
-#define ROWS 8    // threads along a column
-#endif
+// gpu.py launches it and has the constants and `CUBIC`, the weights; lines.cuh stands before this text.
 
 namespace {
 
-const int PART = 32;          // pixels along a side of what a block writes
-const int ROUNDED = 1 << 14;  // half of a weight's unit of 2**-15
+const int ROUNDED = ONE / 2;  // half of a weight's unit
+
+static_assert(FRACTIONS == 1 << 5 && ONE == 1 << 15, "what is shifted by");
 
 struct Source {  // of a pixel of the frame, along one axis of the photo
     int first, fraction;
 
-    __device__ explicit Source(int coordinate) : first(coordinate >> 5), fraction(coordinate & 31) {}
+    __device__ explicit Source(int coordinate) : first(coordinate >> 5), fraction(coordinate & (FRACTIONS - 1)) {}
 };
 
 // The 4 x 4 taps of all three channels, 0 to 255.
@@ -32,7 +28,7 @@ struct Pixel {
     int value[3];
 
     __device__ Pixel(const Tile& tile, Source down, Source across) {
-        const uint4* weights = CUBIC + 2 * (32 * down.fraction + across.fraction);
+        const uint4* weights = CUBIC + 2 * (FRACTIONS * down.fraction + across.fraction);
         const int top = down.first - 1, left = across.first - 1;
         const bool inside = top >= 0 && top + 4 <= tile.photo_height && left >= 0 && left + 4 <= tile.photo_width;
         for (int c = 0; c < 3; c++) value[c] = ROUNDED;
@@ -109,11 +105,11 @@ struct Mask {
         const unsigned bits = left.covers(down.first) | right.covers(down.first) << 2;
         const int x = across.fraction, y = down.fraction;
         int total = 0;
-        if (bits & 1) total += (32 - x) * (32 - y);
-        if (bits & 2) total += (32 - x) * y;
-        if (bits & 4) total += x * (32 - y);
+        if (bits & 1) total += (FRACTIONS - x) * (FRACTIONS - y);
+        if (bits & 2) total += (FRACTIONS - x) * y;
+        if (bits & 4) total += x * (FRACTIONS - y);
         if (bits & 8) total += x * y;
-        return (32 * 255 * total + ROUNDED) >> 15;
+        return (ONE / (FRACTIONS * FRACTIONS) * 255 * total + ROUNDED) >> 15;
     }
 };
 

@@ -30,7 +30,6 @@ from nemo_dali.kernels.stores import as_pointer
 
 THREADS = 128  # columns of a block; a multiple of a warp's 32
 BAND = 32  # rows of a block: fewer search more often, more leave too few blocks for a small batch
-DTYPES = ("uint8", "int64", "float32")  # of masks
 
 _ENTRY = "write_masks"  # of the compiled kernel
 _SOURCES = ("mask/cpu.py", "mask/kernel.py", "tile.py")  # what its machine code depends on
@@ -202,7 +201,7 @@ def write_masks(
         masks: device address of ``dtype`` [samples, frame_height, frame_width]; everything is set, to 0 or 1.
         samples: at most 65,535.
         frame_height, frame_width: in pixels.
-        dtype: one of DTYPES.
+        dtype: one of ``choices.MaskDType``.
         device: CUDA device number.
         stream: CUDA stream's address.
 

@@ -29,8 +29,11 @@ _nearest_sources = cuda.jit(device=True, inline="always")(python_of(mask_cpu.nea
 _find_run = cuda.jit(device=True, inline="always")(python_of(mask_cpu.find_run))
 
 # A target is read as integers, which a pointer can do too; Numba reads records from arrays only.
-_FIELDS = mask_cpu.TARGET.itemsize // 4
-_BEGIN, _COUNT, _Y0, _X0, _Y1, _X1, _HEIGHT, _WIDTH, _RESAMPLE = range(_FIELDS - 1)
+_NAMES = mask_cpu.TARGET.names or ()
+_FIELDS = len(_NAMES)
+_BEGIN, _COUNT = _NAMES.index("ends_begin"), _NAMES.index("ends_count")
+_Y0, _X0, _Y1, _X1 = map(_NAMES.index, ("y0", "x0", "y1", "x1"))
+_HEIGHT, _WIDTH, _RESAMPLE = map(_NAMES.index, ("photo_height", "photo_width", "resample"))
 
 
 @cuda.jit  # type: ignore[untyped-decorator]  # Numba's has no types

@@ -10,17 +10,35 @@ from nemo_dali.kernels.arrays import U32
 from nemo_dali.kernels.device import current, padded, upload
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TileRecords
 
-FILE = "mosaic/mosaic.cu"
-THREADS = (32, 8)  # LANES, ROWS
+THREADS = (32, 8)  # of a block: along a row, along a column
 LARGEST_PHOTO = 8192  # pixels, width and height
 
-_COLUMNS = 128  # as in mosaic.cu
-_STEP, _GROUP, _COLUMN_TAPS = 8, 16, 1536
-_LINES = 3 * _STEP * (_COLUMNS + 4) * 4  # Lines<V>::BYTES of the widest type
+_COLUMNS = 128  # most output columns of a part
 # Rows of a part: fewer balance the load better, more share the weights of its columns, dear with Pillow's rule.
 _CV2_ROWS, _PILLOW_ROWS = 24, 48
+_STEP = 8  # output rows in the making at a time
+_LINES = 3 * _STEP * (4 * _COLUMNS + 16)  # bytes of these on their way out, of the widest type
+_GROUP = 16  # "pillow-bilinear": photo rows resampled along x at a time
+_COLUMN_TAPS = 1536  # "pillow-bilinear": weights along x that are kept at a time
+_LEAD, _BEYOND = 15, 12  # bytes of a staged row around its segment, at most: before it, and read behind it
 _STAGE = 18 * 1024  # bytes of photo rows that a block keeps in shared memory where it can choose
 _LARGEST_STAGE = 25 * 1024  # and where it cannot: a row of the largest photo
+
+SOURCE = cuda_source.Source(
+    "mosaic/mosaic.cu",
+    {
+        "LANES": THREADS[0],
+        "ROWS": THREADS[1],
+        "COLUMNS": _COLUMNS,
+        "PART_ROWS": max(_CV2_ROWS, _PILLOW_ROWS),
+        "STEP": _STEP,
+        "LINES": _LINES,
+        "GROUP": _GROUP,
+        "COLUMN_TAPS": _COLUMN_TAPS,
+        "LEAD": _LEAD,
+        "BEYOND": _BEYOND,
+    },
+)
 
 
 def kernel_name(resample: int, itemsize: int) -> str:
@@ -52,7 +70,7 @@ def blocks_of(tiles: TileRecords) -> tuple[U32, int]:
     # Photo pixels behind n neighbouring output pixels: at most (n - 1) * scale + around.
     around = np.full(len(tiles), 3.0) if cv2 else 2 * np.maximum(across, 1) + 2
     # Half of the rows that a step likes to keep must fit into the stage.
-    most = (_STAGE // 8 - 27) / 3 - around
+    most = (_STAGE // _STEP - _LEAD - _BEYOND) / 3 - around
     most = np.clip(np.floor(most / across) + 1, 1, _COLUMNS).astype(np.int64)
     if not cv2:
         taps = np.minimum(2 * np.ceil(np.maximum(across, 1)) + 1, source_width)
@@ -64,7 +82,7 @@ def blocks_of(tiles: TileRecords) -> tuple[U32, int]:
     tiles["part_width"], tiles["part_height"] = part_width, part_height
 
     segment = 3 * np.minimum(np.ceil((np.minimum(part_width, width) - 1) * across + around), source_width)
-    pitch = padded(segment.astype(np.int64) + 15 + 12)
+    pitch = padded(_LEAD + segment.astype(np.int64) + _BEYOND)
     if cv2:
         rows = np.minimum(2 * _STEP, np.ceil(_STEP * down) + 2).astype(np.int64)
         stage = max((2 * pitch).max(), min((rows * pitch).max(), _STAGE))
@@ -91,7 +109,7 @@ def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
         return
     tile_of_block, stage_bytes = blocks_of(tiles)
     name = kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0]))
-    kernel = cuda_source.load_kernel(FILE, name, device)
+    kernel = cuda_source.load_kernel(SOURCE, name, device)
     _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
     with current(device, stream):
         kernel((len(tile_of_block),), THREADS, (*addresses, np.int32(stage_bytes)), shared_mem=stage_bytes)

@@ -10,22 +10,12 @@
 // its address modulo 16, so that the middle of every line moves by 16 bytes at a time and only its ends by less.
 //
 // The arithmetic is that of kernels/reference.py, to the bit. Compile with --fmad=false: a contracted multiply-add
-// rounds once where OpenCV, Pillow and the CPU kernels round twice. lines.cuh stands before this text; gpu.py
-// launches it.
-
-#ifndef LANES
-#define LANES 32  // threads along a row
-#define ROWS 8    // threads along a column
-#endif
+// rounds once where OpenCV, Pillow and the CPU kernels round twice. gpu.py launches it and has the constants; lines.cuh
+// stands before this text.
 
 namespace {
 
-const int COLUMNS = 128;       // most output columns of a part
-const int PART_ROWS = 64;      // most output rows of a part
-const int STEP = 8;            // output rows in the making at a time
-const int GROUP = 16;          // "pillow-bilinear": photo rows resampled along x at a time
-const int COLUMN_TAPS = 1536;  // "pillow-bilinear": weights along x that are kept at a time
-const int HALF = 1 << 21;      // "pillow-bilinear": in units of 2**-22; sums begin with it so that a shift rounds them
+const int HALF = 1 << 21;  // "pillow-bilinear": in units of 2**-22; sums begin with it so that a shift rounds them
 
 struct Part {  // of a cell, in pixels from the cell's corner
     int x, y, columns, rows;
@@ -123,6 +113,8 @@ struct Lines {
     }
 };
 
+static_assert(Lines<unsigned>::BYTES == LINES, "gpu.py makes the stage large enough for the widest type");
+
 template <typename V>
 __device__ inline void load_table(V* table, const Tile& tile) {
 #pragma unroll 1
@@ -149,7 +141,8 @@ __device__ inline Pair pair_of(int d, int source, int size, bool clamp_weight) {
     return pair;
 }
 
-// Three channels of two neighbouring pixels at byte `at` of the staged bytes, weighted, in units of 1/128.
+// Three channels of two neighbouring pixels at byte `at` of the staged bytes, weighted, in units of 1/128. Reads the
+// word of that byte and two more, and so BEYOND bytes at most.
 __device__ inline void blend_columns(const unsigned* stage, int at, unsigned weights, int* value) {
     const unsigned* word = stage + (at >> 2);
     int shift = 8 * (at & 3);
@@ -177,8 +170,8 @@ __device__ inline void cv2_linear(const Tile* tiles, const unsigned* tile_of_blo
 
     const int left = pair_of(part.x, tile.photo_width, width, true).first;
     const int right = pair_of(part.x + part.columns - 1, tile.photo_width, width, true).second;
-    const int bytes = 3 * (right - left + 1);   // of the segment of each photo row
-    const int pitch = padded(15 + bytes + 12);  // blend_columns() reads on for up to twelve bytes
+    const int bytes = 3 * (right - left + 1);  // of the segment of each photo row
+    const int pitch = padded(LEAD + bytes + BEYOND);
     load_table(table, tile);
 #pragma unroll 1
     for (int x = thread; x < part.columns; x += LANES * ROWS) {
@@ -326,7 +319,7 @@ __device__ inline void pillow_bilinear(const Tile* tiles, const unsigned* tile_o
         const Taps& last = columns[part.columns - 1];
         segment.left = columns[0].first;
         segment.bytes = 3 * (last.first + last.count - segment.left);
-        segment.pitch = padded(15 + segment.bytes);
+        segment.pitch = padded(LEAD + segment.bytes);
         segment.rows = max(min(GROUP, stage_bytes / segment.pitch), 1);
         // Only a part of a single column can have more taps than are kept at a time.
         segment.taps = part.columns == 1 ? COLUMN_TAPS : across.most(tile.photo_width);

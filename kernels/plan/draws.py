@@ -84,8 +84,8 @@ def _overload_wide(value):  # type: ignore[no-untyped-def]  # Numba compares thi
 
 
 @jit(error_model="python")
-def _first_at_most(row: Similarity, bound: float) -> int:
-    """First index of a descending row whose value is <= bound."""
+def first_at_most(row: Similarity, bound: float) -> int:
+    """First index of a descending row whose value is <= bound, or its size."""
     low, high = 0, row.size
     if high and _wide(row[high - 1]) > bound:  # the usual case of a full row: one cache miss instead of ten
         return high
@@ -104,17 +104,24 @@ def _first_at_most(row: Similarity, bound: float) -> int:
 
 
 @jit(error_model="python")
+def pool_end(begin: Int, valid: Int, top_k: Int) -> Int:
+    """Where a pool ends that begins at ``begin``, in a row whose valid entries end at ``valid``."""
+    return begin + np.minimum(top_k, valid - begin)
+
+
+@jit(error_model="python")
 def window(
     neighbors: I32, similarity: Similarity, top_k: int, tau: float, need: Int, own: Int
 ) -> tuple[Int, Int, int, bool | np.bool_]:
     """The candidates in one row of the table: begin, end, where the row's valid entries end, whether it was too short.
 
-    The window starts at the first similarity <= tau and has at most ``top_k`` entries. A window with fewer than
-    ``need`` entries gives way to the row's last ``need`` ones. ``own`` does not count should a table contain it.
+    The pool starts at the first similarity <= tau and has at most ``top_k`` entries; ``pools`` finds those of many
+    rows, and the report's page.html has this rule once more. A pool with fewer than ``need`` entries gives way to the
+    row's last ``need`` ones. ``own`` does not count should a table contain it.
     """
-    valid = _first_at_most(similarity, -np.inf)
-    begin = 0 if tau == np.inf else _first_at_most(similarity[:valid], tau)
-    end = begin + min(top_k, valid - begin)
+    valid = first_at_most(similarity, -np.inf)
+    begin = 0 if tau == np.inf else first_at_most(similarity[:valid], tau)
+    end = pool_end(begin, valid, top_k)
     enough = end - begin
     for k in range(begin, end):
         enough -= neighbors[k] == own

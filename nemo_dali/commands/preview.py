@@ -1,10 +1,10 @@
 """The contact sheet: samples as a loader delivers them, the target outlined, the negatives with their similarities."""
 
 import io
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nemo_dali._checks import integer
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.io.output import check_inputs, check_place, write_bytes
 from nemo_dali.io.terminal import printable
+from nemo_dali.kernels.plan.pools import pools
 from nemo_dali.kernels.plan.rows import KINDS, MINED, SINGLE
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.cells import lay_out
@@ -151,14 +152,12 @@ def _samples(batch: Any, negatives: NegativeTable, policy: MosaicPolicy, size: i
     for i, (row, sentence, empty) in enumerate(zip(batch.plan, batch.sentences, batch.empty.tolist(), strict=True)):
         target = row["images"][row["cell"]]
         negatives.check_rows(row["sentence"][None])
-        ranked = dict(
-            zip(
-                negatives.neighbors[row["sentence"]].tolist(),
-                negatives.similarity[row["sentence"]].tolist(),
-                strict=True,
-            )
-        )
-        inside = _pool(ranked, policy, no_target=empty) if row["kind"] == MINED else None
+        neighbors, similarity = negatives.neighbors[row["sentence"]], negatives.similarity[row["sentence"]]
+        ranked = dict(zip(neighbors.tolist(), similarity.tolist(), strict=True))
+        inside = None
+        if row["kind"] == MINED:
+            (begin,), (end,) = pools(similarity[None], _tau(policy, no_target=empty), policy.top_k)
+            inside = set(neighbors[begin:end].tolist())
         cells = tuple(
             Cell(
                 box=(int(tile["x0"]), int(tile["y0"]), int(tile["x1"]), int(tile["y1"])),
@@ -173,13 +172,12 @@ def _samples(batch: Any, negatives: NegativeTable, policy: MosaicPolicy, size: i
     return samples
 
 
-def _pool(ranked: dict[int, float], policy: MosaicPolicy, *, no_target: bool) -> set[int]:
-    """The photos that the policy draws from, of those ranked for an expression: at most tau, of these the first K."""
+def _tau(policy: MosaicPolicy, *, no_target: bool) -> float:
+    """The bound for an expression."""
     tau = policy.max_similarity
     if no_target and policy.max_similarity_no_target is not None:
         tau = policy.max_similarity_no_target
-    below = (photo for photo, similarity in ranked.items() if tau is None or similarity <= tau)
-    return set(islice(below, policy.top_k))
+    return math.inf if tau is None else tau
 
 
 def _write(sheet: Image.Image, output: Path) -> None:

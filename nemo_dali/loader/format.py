@@ -7,15 +7,13 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from nemo_dali._checks import LARGEST_FRAME, check_channels, integer, one_of
-from nemo_dali.kernels.tile import Resample
+from nemo_dali.kernels.choices import DType, MaskDType, Resample
 from nemo_dali.plan.part import Samples
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from nemo_dali.text.tokens import Tokenizer
 from nemo_dali.text.wordpiece import PREFIX
 
-DType = Literal["float32", "float16", "bfloat16", "uint8"]
 Fit = Literal["stretch", "letterbox"]
-MaskDType = Literal["uint8", "int64", "float32"]
 TextField = Literal["sent", "raw"]
 MaskedWords = Literal["tokens", "nouns"] | Callable[[str], Iterable[int]]
 Style = Literal["batch", "dali", "lavt", "cris", "rela", "caris", "maskris", "cgformer", "dmmi", "dmmi-zom"]

@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from nemo_dali._checks import PathLike
 from nemo_dali.distributed.ranks import agree
+from nemo_dali.kernels.choices import DType, MaskDType, Resample
 from nemo_dali.kernels.plan.rows import PlanRows
-from nemo_dali.kernels.tile import Resample
 from nemo_dali.loader._arguments import refuse_others
 from nemo_dali.loader._assembly import Assembler
 from nemo_dali.loader._cells import CellLayout
@@ -18,7 +18,7 @@ from nemo_dali.loader._frames import Frames
 from nemo_dali.loader._prefetch import Prefetcher
 from nemo_dali.loader._sentences import SentenceTokens
 from nemo_dali.loader._steps import StepPlanner
-from nemo_dali.loader.format import DType, Fit, MaskDType, MaskedWords, Style, TextField
+from nemo_dali.loader.format import Fit, MaskedWords, Style, TextField
 from nemo_dali.loader.options import LoaderOptions, OnError, SplitMode
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.plan.part import Samples

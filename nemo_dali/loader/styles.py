@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.kernels.choices import MaskDType
 from nemo_dali.loader.batch import Batch
-from nemo_dali.loader.format import MaskDType
 
 if TYPE_CHECKING:
     import torch

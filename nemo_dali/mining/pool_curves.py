@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.mining.table import NegativeTable, first_at_most
+from nemo_dali.kernels.plan.pools import pool_begins, pool_ends, valid_ends
+from nemo_dali.mining.table import NegativeTable
 
 F64 = npt.NDArray[np.float64]
 
@@ -126,7 +127,7 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
     ks = np.array([k for k in TOP_KS if k < width] + [width])
     category = dataset.refs.category[ref]
     hits, by_chance = _hits(dataset, neighbors, category)
-    begins = np.stack([first_at_most(similarity, tau) for tau in taus])
+    begins = np.stack([pool_begins(similarity, tau) for tau in taus])
     deeper = width < len(table.image_embedding) - 1
     curves = _windows(similarity, hits, valid, begins, ks, deeper)
     weight = 1.0 / dataset.refs.sentence_count[ref]
@@ -167,8 +168,8 @@ def _looked_at(
     table: NegativeTable, rows: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Of some rows the neighbors, the similarities, and how many there are."""
-    neighbors = np.array(table.neighbors[rows])
-    return neighbors, np.array(table.similarity[rows], np.float32), (neighbors >= 0).sum(axis=1)
+    similarity = np.array(table.similarity[rows], np.float32)
+    return np.array(table.neighbors[rows]), similarity, valid_ends(similarity)
 
 
 def _no_target(
@@ -179,7 +180,7 @@ def _no_target(
     ks: npt.NDArray[np.int64],
     deeper: bool,
 ) -> NoTargetCurves:
-    begins = np.stack([first_at_most(similarity, tau) for tau in taus])
+    begins = np.stack([pool_begins(similarity, tau) for tau in taus])
     unlabelled = np.full((len(rows), 1), -1, np.int32)
     curves = _windows(similarity, unlabelled, valid, begins, ks, deeper)
     return NoTargetCurves(rows, **{name: curves[name] for name in ("size", "empty", "short3", "short8", "cut")})
@@ -244,9 +245,8 @@ def _windows(
     }
     for t, begin in enumerate(begins):
         for c, k in enumerate(ks):
-            end = np.minimum(begin + k, valid)
-            size = np.maximum(end - begin, 0)
-            end = begin + size
+            end = pool_ends(begin, valid, k)
+            size = end - begin
             total = size.sum()
             curves["size"][t, c] = np.median(size)
             curves["empty"][t, c] = (size == 0).mean()
@@ -279,8 +279,7 @@ def _drawn(
         counts = np.zeros(photos)
         old = np.zeros(len(valid), np.int64), np.zeros(len(valid), np.int64)
         for t in range(len(begins) - 1, -1, -1):
-            begin = np.minimum(begins[t], valid)
-            window = begin, np.minimum(begin + k, valid)
+            window = begins[t], pool_ends(begins[t], valid, k)
             move_windows(neighbors, *old, *window, weight, counts)
             old = window
             counts[np.abs(counts) < 1e-9] = 0  # what rounding left behind

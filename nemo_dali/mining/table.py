@@ -250,11 +250,10 @@ class NegativeTable:
             raise ValueError(f"max_similarity ({max_similarity}) must be a finite number or None")
         if top_k < 1:
             raise ValueError(f"top_k ({top_k}) must be at least 1")
+        from nemo_dali.kernels.plan.pools import pools
+
         self.check_all_rows()
-        last = first_at_most(self.similarity, -np.inf)
-        # As float64: in the table's own type 0.3 would become 0.30000001, or more.
-        begin = np.zeros_like(last) if max_similarity is None else first_at_most(self.similarity, max_similarity)
-        return begin, np.minimum(begin + top_k, last)
+        return pools(self.similarity, math.inf if max_similarity is None else max_similarity, top_k)
 
     def pool_sizes(self, max_similarity: float | None, top_k: int) -> dict[str, Any]:
         """How many candidates the sentences have for this tau and K, as JSON values.
@@ -278,22 +277,6 @@ class NegativeTable:
                 for percent, value in zip(percents, np.percentile(size, percents, method="lower"), strict=True)
             },
         }
-
-
-def first_at_most(descending: npt.NDArray[np.floating[Any]], limit: float) -> npt.NDArray[np.int64]:
-    """Per row the first column whose value is at most ``limit``, or the number of columns.
-
-    By bisection: of C columns log2(C) cells a row are touched.
-    """
-    rows, columns = descending.shape
-    low, high = np.zeros(rows, np.int64), np.full(rows, columns)
-    every_row = np.arange(rows)
-    for _ in range(columns.bit_length()):
-        middle = (low + high) // 2
-        found = (low == high) | (descending[every_row, np.minimum(middle, columns - 1)] <= np.float64(limit))
-        high = np.where(found, middle, high)
-        low = np.where(found, low, middle + 1)
-    return low
 
 
 def read_table(path: str | Path) -> NegativeTable:

@@ -24,8 +24,10 @@ import numpy.typing as npt
 
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
+from nemo_dali.kernels.choices import GRIDS
+from nemo_dali.kernels.plan.pools import pool_begins
 from nemo_dali.mining.pool_curves import DRAWN, Curves, NoTargetCurves, measure_curves
-from nemo_dali.mining.table import NegativeTable, first_at_most
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy
 
 PASSING = 0.25
@@ -72,7 +74,7 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
     """
     if not 0 <= passing <= 1:
         raise ValueError(f"passing ({passing}) must be between 0 and 1")
-    if grid not in (2, 3):
+    if grid not in GRIDS[1:]:
         raise ValueError(f"grid ({grid}) must be 2 or 3")
     _check_photos(curves, grid)
     short = curves.short3 if grid == 2 else curves.short8
@@ -215,7 +217,7 @@ def needed_depth(curves: Curves, rows: npt.NDArray[np.int64], tau: float, k: int
     table = curves.table
     photos, width = len(table.image_embedding), table.neighbors.shape[1]
     rows = rows[:: -(-len(rows) * photos // COUNTED_PAIRS)]
-    begin = first_at_most(np.asarray(table.similarity[rows], np.float32), tau)
+    begin = pool_begins(table.similarity[rows], tau)
     beyond = np.flatnonzero(begin == width)  # rows whose last photo is still above tau: counted from the embeddings
     for some in np.array_split(beyond, max(1, len(beyond) * photos // CELLS)):
         scores = np.asarray(table.text_embedding[rows[some]]) @ np.asarray(table.image_embedding).T

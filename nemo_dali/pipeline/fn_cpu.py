@@ -29,7 +29,6 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...], str]  # mean, std, d
 Target = tuple[DataNode, DataNode, DataNode]  # CPU data: cell int32 [1], photo's shape int64 [2 or more], int64 runs
 Input = tuple[DataNode, Any, int]  # data, its type, its dimensions
 
-TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "uint8": types.UINT8, "int64": types.INT64}
 FAILURES = {
     callbacks.CHANNELS: "images[{0}] has {1} channels, but must be RGB, [H, W, 3]",
     callbacks.NO_PIXELS: "images[{0}] has no pixels",
@@ -70,7 +69,7 @@ def mosaic(
     """See ``fn.mosaic``."""
     size, grid = geometry.size, geometry.grid
     table, recipe = normalising(*normalisation)
-    dtype = TYPES[normalisation[2]]
+    dtype = types.to_dali_type(normalisation[2])
     shape = (size, size, 3) if channels_last else (3, size, size)
     at_once = 3 if grid == 3 else len(images)  # numba_function takes six inputs: nine photos are drawn row by row
     frame, verdicts = None, []
@@ -99,7 +98,7 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
     """See ``fn.remap_mask``."""
     empty = _empty((geometry.size, geometry.size))
     inputs = target_inputs(target, geometry, itemsize=np.dtype(dtype).itemsize)
-    drawn, verdict = call(callbacks.run_mask, [empty, *inputs], TYPES[dtype], 2)
+    drawn, verdict = call(callbacks.run_mask, [empty, *inputs], types.to_dali_type(dtype), 2)
     return dali.reshape(drawn, shape=checked("remap_mask", verdict), layout="HW")
 
 

@@ -6,7 +6,6 @@ import resource
 import sys
 from contextlib import ExitStack
 
-from nemo_dali.data.photo_file import TOO_MANY_FILES
 from nemo_dali.errors import NemoError
 from nemo_dali.io.memory import address_space_left
 from nemo_dali.io.threads import can_start
@@ -42,6 +41,8 @@ def check_open_files() -> None:
     Raises:
         NemoError: they cannot.
     """
+    from nemo_dali.data.photo_file import TOO_MANY_FILES  # imports Pillow, which ``doctor`` may find broken
+
     with ExitStack() as opened:
         try:
             for _ in range(NEW_FILES):

@@ -30,6 +30,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.kernels.choices import GRIDS
+
 _SIDES = {"left": (-1, None), "right": (1, None), "top": (None, -1), "bottom": (None, 1)}
 _SIDES |= {"upper": _SIDES["top"], "lower": _SIDES["bottom"]}
 
@@ -270,7 +272,7 @@ def allowed_cells(sentences: Sequence[str], grid: int) -> npt.NDArray[np.uint16]
     Returns:
         uint16 [S]: bit c is set where row-major cell c is allowed. Never 0; all bits without a position word.
     """
-    if grid not in (1, 2, 3):
+    if grid not in GRIDS:
         raise ValueError(f"grid ({grid}) must be 1, 2 or 3")
     everywhere = range(grid)
     spans = {None: everywhere, -1: everywhere[:1], 0: everywhere[1:2] if grid == 3 else everywhere, 1: everywhere[-1:]}

@@ -22,12 +22,12 @@ from nemo_dali.io.layout import Layout
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.io.writer import Unfinished, amount, unfinished
+from nemo_dali.kernels.choices import GRIDS
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline import gpu
 from nemo_dali.tiles._decode import decode_tiles
 from nemo_dali.tiles.file import (
     FORMAT,
-    GRIDS,
     VERSION,
     Shape,
     TileFile,

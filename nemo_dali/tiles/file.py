@@ -29,11 +29,11 @@ from nemo_dali.io.h5 import CheckedRows, MappedFile, fingerprint
 from nemo_dali.io.index import UNFINISHED
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
+from nemo_dali.kernels.choices import GRIDS
 from nemo_dali.kernels.tile import RESAMPLE
 
 FORMAT = "nemo-dali/tiles"
 VERSION = 2
-GRIDS = (1, 2, 3)
 BLOCK = 1024  # photos whose digests are asked for at once
 
 U8 = npt.NDArray[np.uint8]

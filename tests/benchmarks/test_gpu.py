@@ -221,7 +221,7 @@ def array_at(address, dtype, count):
 def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     """With kernels of the host, and a clock that says 250 us for everything."""
 
-    def load_kernel(file, name, device):
+    def load_kernel(source, name, device):
         def mosaic(blocks, threads, arguments, shared_mem):
             *pointers, stage_bytes = arguments
             assert threads == mosaic_gpu.THREADS and stage_bytes == shared_mem
@@ -231,7 +231,7 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
             assert threads == gather_gpu.THREADS and shared_mem == 0
             cuda_library.run_gather(GATHER_KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers))
 
-        return {mosaic_gpu.FILE: mosaic, gather_gpu.FILE: gather}[file]
+        return {mosaic_gpu.SOURCE: mosaic, gather_gpu.SOURCE: gather}[source]
 
     def write_masks(targets, ends, masks, samples, **frame):
         targets = array_at(targets, TARGET, samples)

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
@@ -15,7 +18,6 @@ from nemo_dali.commands.doctor import findings as rules
 from nemo_dali.commands.doctor import machine as probe
 from nemo_dali.commands.doctor.driver import Driver, Gpu
 from nemo_dali.commands.doctor.findings import (
-    REQUIREMENTS,
     Finding,
     best_extra,
     diagnose,
@@ -211,7 +213,7 @@ CASES = {
         machine({"Pillow": Package(("pillow",), "13.0.0")}),
         "warning",
         ["Pillow 13.0.0", "another order"],
-        ["'pillow<13'"],
+        ["'pillow>=10.1,<13'"],
     ),
     "no NVVM": (
         machine(nvvm=Answer(error="DynamicLibNotFoundError: nvvm")),
@@ -345,21 +347,36 @@ def test_which_extra_fits(driver, packages, fits, best):
     assert (fitting_extras(facts), best_extra(facts)) == (fits, best)
 
 
-def test_remedies_install_what_the_project_asks_for():
-    """Names and versions of pyproject.toml, whatever extras of theirs."""
-    text = (ROOT / "pyproject.toml").read_text()
-    for major, libraries in REQUIREMENTS.items():
-        (line,) = re.findall(rf"^cuda{major} = \[(.*)\]", text, re.MULTILINE)
-        asked = {re.sub(r"\[\w+\]", "", one) for one in re.findall(r'"([^"]+)"', line)}
-        named = {re.sub(r"\[\w+\]", "", one) for name in ("DALI", "CuPy", "numba-cuda") for one in libraries[name]}
-        assert named <= asked and asked - named <= set(libraries["torch"])
-    assert rules.OTHERS["Pillow"] == "pillow<13" and "<13" in re.search(r'"pillow(.*)"', text)[1]
+def test_remedies_install_what_the_extras_do():
+    """Each requirement of pyproject.toml's, and torchvision."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for major in (12, 13):
+        command = shlex.split(rules._install(major, *rules.FOR_CUDA))
+        assert {*project["optional-dependencies"][f"cuda{major}"], "torchvision"} <= set(command)
+        assert len(command) == 2 + 6  # no more than these and torch
+    assert rules._install(13, "torch") == "pip install 'torch>=2.11' torchvision"
 
 
-def test_the_limit_on_open_files_is_the_pipelines():
-    from nemo_dali.pipeline.limits import OTHER_FILES
+def test_versions_in_remedies_are_those_of_the_package(monkeypatch):
+    required = [
+        'cupy-cuda12x[ctk,more]<19,>=17; extra == "cuda12"',
+        "pillow<99,>=98",
+        "Open_CLIP.torch>=3",
+        'h5py>=7; extra == "dev"',
+    ]
+    monkeypatch.setattr(rules, "requires", lambda name: {"nemo-dali": required}[name])
+    assert rules._install(12, "CuPy") == "pip install 'cupy-cuda12x[ctk,more]>=17,<19'"
+    assert rules._install(12, "Pillow", "h5py") == "pip install 'pillow>=98,<99' h5py"
+    assert rules._install(12, "open_clip") == "pip install 'Open_CLIP.torch>=3'"
+    assert rules._install(13, "CuPy") == "pip install cupy-cuda13x"
 
-    assert rules.OTHER_FILES == OTHER_FILES
+
+def test_remedies_of_sources_that_are_not_installed_name_no_versions(monkeypatch):
+    def requires(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(rules, "requires", requires)
+    assert rules._install(12, "DALI", "torch") == "pip install nvidia-dali-cuda120 torch torchvision"
 
 
 # --- this machine ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from nemo_dali.commands.report.page import _picture, _shown_ranks, json_in_html,
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.output import partial_name
+from nemo_dali.kernels.plan.draws import window as window_of
+from nemo_dali.kernels.plan.pools import pool_begins, valid_ends
 from nemo_dali.mining.pool_curves import measure_curves
 from nemo_dali.mining.tune import propose
 from tests.helpers.files import index_grefs, index_refer
@@ -243,12 +246,18 @@ def test_another_data_set_is_refused_and_nothing_is_written(data, tmp_path):
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def refuse(reason):
+    """Skip the test, or fail it where FAIL_WITHOUT_BROWSER=1."""
+    (pytest.fail if os.environ.get("FAIL_WITHOUT_BROWSER") == "1" else pytest.skip)(reason)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Chromium; where there is none the test is skipped, or fails where FAIL_WITHOUT_BROWSER=1."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-    if found is None:
-        (pytest.fail if os.environ.get("FAIL_WITHOUT_BROWSER") == "1" else pytest.skip)("needs Chromium")
+    found = CHROMIUM or refuse("needs Chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -283,6 +292,41 @@ def window(tab, example):
     boxes = tab.locator(".example").nth(example).locator(".strip div")
     classes = boxes.evaluate_all("boxes => boxes.map(box => [box.className, parseInt(box.innerText)])")
     return {name: [rank for kind, rank in classes if kind == name] for name in ("high", "in", "low")}
+
+
+def call_on_page(function, calls, page, request):
+    """What a function of the page gives for each list of arguments: in Chromium; where there is none, in Node.js."""
+    if CHROMIUM:
+        tab = request.getfixturevalue("browser").new_page()
+        tab.goto(page.as_uri())
+        results = tab.evaluate(f"calls => calls.map(given => {function}(...given))", calls)
+        tab.close()
+        return results
+    node = shutil.which("node") or refuse("needs Chromium or Node.js")
+    (source,) = re.findall(rf"(?ms)^function {function}\(.*?^}}$", page.read_text(encoding="utf-8"))
+    script = f"{source}\nconsole.log(JSON.stringify({json.dumps(calls)}.map((given) => {function}(...given))))"
+    return json.loads(subprocess.run([node, "-"], input=script, capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_page_and_the_plan_have_one_window(page, request):
+    """For ties, short and empty rows, any bound or none, any K, and a row that holds the sentence's own photo."""
+    rng, calls, expected = np.random.default_rng(5), [], []
+    taus = [-0.2, 0.0, 0.1, 0.2, 0.3, 0.5, np.inf]
+    for _ in range(3000):
+        width = int(rng.integers(1, 12))
+        valid = int(rng.integers(0, width + 1))
+        similarity = np.full(width, -np.inf, np.float32)
+        similarity[:valid] = np.sort(rng.choice(np.float32([-0.1, 0.0, 0.1, 0.3, 0.30000001, 0.4]), valid))[::-1]
+        neighbors = np.full(width, -1, np.int32)
+        neighbors[:valid] = rng.permutation(20)[:valid]
+        t, k, need, own = (int(rng.integers(most)) for most in (len(taus), 15, 9, 20))
+        place = neighbors.tolist().index(own) if own in neighbors else -1
+        begins = [int(pool_begins(similarity[None], tau)[0]) for tau in taus]
+        calls.append([begins, t, int(valid_ends(similarity[None])[0]), k + 1, need, place])
+        begin, end, _, short = window_of(neighbors, similarity, k + 1, taus[t], need, own)
+        expected.append({"begin": begin, "end": end, "short": bool(short)})
+    assert call_on_page("windowOf", calls, page, request) == expected
+    assert 0.2 < np.mean([window["short"] for window in expected]) < 0.8
 
 
 def test_the_window_and_the_mosaic_follow_the_sliders(tab, page):

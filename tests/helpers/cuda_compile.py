@@ -16,20 +16,21 @@ LARGEST_SHARED = 48 * 1024  # bytes that a block may have without asking for mor
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
-def report_of_nvcc(file, architecture, folder):
-    """What nvcc says of the kernels of a file."""
-    name = Path(file).name
-    (folder / name).write_text(cuda_source.source(file))
+def report_of_nvcc(source, architecture, folder):
+    """What nvcc says of the kernels of a source."""
+    name = Path(source.file).name
+    (folder / name).write_text(cuda_source.text_of(source))
     command = ["nvcc", *cuda_source.OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"]
     run = subprocess.run([*command, "-cubin", name], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stderr
 
 
-def report_of_run_time_compiler(file, architecture):
-    """What NVRTC, to which CuPy hands the source, says of the kernels of a file."""
+def report_of_run_time_compiler(source, architecture):
+    """What NVRTC, to which CuPy hands the text, says of the kernels of a source."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    error, program = nvrtc.nvrtcCreateProgram(cuda_source.source(file).encode(), file.encode(), 0, [], [])
+    text, name = cuda_source.text_of(source).encode(), source.file.encode()
+    error, program = nvrtc.nvrtcCreateProgram(text, name, 0, [], [])
     options = [o.encode() for o in (*cuda_source.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]

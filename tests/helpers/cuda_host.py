@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +50,14 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 
 def build(*options, lanes, rows, main=""):
     """Compile for blocks of lanes x rows threads; the path of what comes out, which is kept until a source changes."""
-    sources = cuda_source.source(mosaic_gpu.FILE, gather_gpu.FILE, letterbox_gpu.FILE)
-    text = f'#include "cuda_on_host.hpp"\n{sources}{RUN}{main}'
+    blocks = {"LANES": lanes, "ROWS": rows, "THREADS": lanes * rows}
+    sources = [
+        replace(gpu.SOURCE, constants={name: blocks.get(name, value) for name, value in gpu.SOURCE.constants.items()})
+        for gpu in (mosaic_gpu, gather_gpu, letterbox_gpu)
+    ]
+    text = f'#include "cuda_on_host.hpp"\n{cuda_source.text_of(*sources)}{RUN}{main}'
     command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
-    command += [f"-DLANES={lanes}", f"-DROWS={rows}", f"-DTHREADS={lanes * rows}", *options]
-    command += ["kernel.cpp", "-o", "kernel", "-pthread"]
+    command += [*options, "kernel.cpp", "-o", "kernel", "-pthread"]
     parts = [text, (HERE / "cuda_on_host.hpp").read_text(), *command]
     built = CACHE / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
 """Batches of masks for the GPU's kernel, with what is expected painted by the reference's rules."""
 
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from nemo_dali.kernels import reference
+from nemo_dali.kernels.choices import MaskDType
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.tile import CV2_LINEAR, PILLOW_BILINEAR
 
@@ -80,7 +81,7 @@ def random_batch(seed, *, largest_frame, largest_photo, samples):
         boxes=[cell_of_grid(random, *frame) for _ in photos],
         photos=photos,
         resample=seed % 2,
-        dtype=mask_gpu.DTYPES[seed % 3],
+        dtype=get_args(MaskDType)[seed % 3],
     )
 
 

@@ -3,14 +3,17 @@
 Every rule is a pure function of ``machine.Facts``, so that machines can be judged that are not at hand.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any, Literal
 
-from nemo_dali.commands.doctor.machine import Facts, Package
+from nemo_dali.commands.doctor.machine import LIBRARIES, Facts, Package, normal_name
 from nemo_dali.commands.doctor.self_check import Pixels
 from nemo_dali.errors import NemoError
+from nemo_dali.pipeline.limits import OTHER_FILES
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -19,27 +22,17 @@ Level = Literal["ok", "warning", "problem"]
 MIN_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 # The oldest GPUs that a major version has code for: "CUDA Toolkit Release Notes", "Deprecated Architectures".
 MIN_CAPABILITY = {12: (5, 0), 13: (7, 5)}
-# By CUDA major version, what the extras in pyproject.toml install (numba-cuda with the extra that brings its compiler),
-# and torch, whose wheels are for CUDA 13 from 2.11 on.
-REQUIREMENTS = {
-    12: {
-        "DALI": ["nvidia-dali-cuda120>=2.4,<2.5"],
-        "CuPy": ["cupy-cuda12x[ctk]>=14"],
-        "numba-cuda": ["numba-cuda[cu12]>=0.30", "numpy<2.5"],
-        "torch": ["torch<2.11", "torchvision"],
-    },
-    13: {
-        "DALI": ["nvidia-dali-cuda130>=2.4,<2.5"],
-        "CuPy": ["cupy-cuda13x[ctk]>=14"],
-        "numba-cuda": ["numba-cuda[cu13]>=0.30", "numpy<2.5"],
-        "torch": ["torch>=2.11", "torchvision"],
-    },
+# What is installed for a library that depends on CUDA, by CUDA's major version; NumPy and torchvision must fit the one
+# that they stand beside.
+FOR_CUDA = {
+    "DALI": ["nvidia-dali-cuda{}0"],
+    "CuPy": ["cupy-cuda{}x"],
+    "numba-cuda": ["numba-cuda", "numpy"],
+    "torch": ["torch", "torchvision"],
 }
-OTHERS = {"NumPy": "numpy>=2", "open_clip": "open_clip_torch", "Pillow": "pillow<13"}
 ONLY_GPU = ("CuPy", "numba-cuda")
 # NCCL's user guide, "Shared memory", asks for this much in a container, where the default is 64 MiB.
 MIN_SHARED_MEMORY = 1 << 30
-OTHER_FILES = 256  # as pipeline.OTHER_FILES
 MIN_CELLS = 64 * 9  # photos open at once in a batch of 64 mosaics of 3x3, the largest that is common on one GPU
 # nvJPEG beside libjpeg on the smooth photos of the self-check, in levels of 0 to 255: both round each of transform,
 # upsampling and colour conversion to a level or so, and a photo that is wrong is wrong by far more.
@@ -125,9 +118,28 @@ def _has_gpu(facts: Facts) -> bool:
 
 
 def _install(major: int, *names: str) -> str:
-    """The command that installs libraries for a CUDA major version; torch brings torchvision of the same release."""
-    wanted = [one for name in names for one in REQUIREMENTS[major].get(name) or [OTHERS.get(name, name)]]
-    return f"pip install {shlex.join(wanted)}"
+    """The command that installs libraries for a CUDA major version."""
+    wheels = [wheel.format(major) for name in names for wheel in FOR_CUDA.get(name) or [LIBRARIES[name]]]
+    return f"pip install {shlex.join(_requirement(wheel, major) for wheel in wheels)}"
+
+
+def _requirement(wheel: str, major: int) -> str:
+    """A distribution with the extras and versions that this package requires, itself or by its extra for CUDA.
+
+    Without versions where the package is not installed but run from its sources.
+    """
+    if wheel == "torch" and major == 13:
+        return _requirement(wheel, 12).replace("<", ">=")  # its wheels are for CUDA 13 where those for 12 end
+    try:
+        required = requires("nemo-dali") or []
+    except PackageNotFoundError:
+        return wheel
+    for extra in (f"cuda{major}", None):
+        for one in required:
+            found = re.fullmatch(r"([\w.-]+)(\[.*\])?([^;]*)(?:; extra == .(\w+).)?", one)
+            if found is not None and normal_name(found[1]) == wheel and found[4] == extra:
+                return found[1] + (found[2] or "") + ",".join(sorted(found[3].split(","), reverse=True))
+    return wheel
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -194,7 +206,7 @@ def _agreement(facts: Facts) -> Iterator[Finding]:
     torch = facts.packages["torch"]
     if torch.version is not None and torch.cuda is None and _has_gpu(facts):
         yield Finding("problem", f"torch {torch.version} is a build without CUDA.", _install(target, "torch"))
-    built = {name: _major(facts.packages[name].cuda) for name in REQUIREMENTS[target] if facts.packages[name].cuda}
+    built = {name: _major(facts.packages[name].cuda) for name in FOR_CUDA if facts.packages[name].cuda}
     if not fits or not built:
         return
     wrong = [name for name, major in built.items() if major != target]
@@ -208,7 +220,7 @@ def _agreement(facts: Facts) -> Iterator[Finding]:
     wheels = [wheel for name in wrong if name in ("DALI", "CuPy") for wheel in facts.packages[name].wheels]
     # One command for all: they share CUDA's own packages, and one alone may not be installable beside the others.
     remedy = f"pip uninstall -y {shlex.join(wheels)} && " if wheels else ""
-    remedy += _install(target, *REQUIREMENTS[target])
+    remedy += _install(target, *FOR_CUDA)
     newest = max(built.values())
     if driver is None or not driver.gpus or newest <= fits[-1]:
         need = f": only driver {MIN_DRIVER[newest]} or newer runs them all" if newest in MIN_DRIVER else ""

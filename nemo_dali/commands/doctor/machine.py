@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import distributions
-from typing import Any
+from typing import Any, get_args
 
 from nemo_dali._version import __version__
 from nemo_dali.commands.doctor.driver import Driver, Gpu, cuda_version, read_driver
 from nemo_dali.commands.doctor.self_check import Pixels, check_pixels
 from nemo_dali.io.threads import core_quota
+from nemo_dali.kernels.choices import Resample
 
 DEADLINE = 300  # seconds for a group of steps; the kernels' first compilation on a machine takes some 20
 LONGEST = 300  # characters of an error message that are kept
@@ -52,7 +53,7 @@ MODULES = {
 PIXELS = tuple(
     f"pixels {device} {resample} {photos}"
     for device, photos in (("cpu", "JPEG"), ("cuda", "PNG"), ("cuda", "JPEG"))
-    for resample in ("cv2-linear", "pillow-bilinear")
+    for resample in get_args(Resample)
 )
 # Each group is a process, and they run side by side: torch takes seconds to import.
 GROUPS = (
@@ -104,7 +105,7 @@ def gather() -> Facts:
     """Look at this machine; some 8 s on two cores, most of it the import of torch."""
     with ThreadPoolExecutor(len(GROUPS)) as pool:
         answers = {step: found for group in pool.map(ask, GROUPS) for step, found in group.items()}
-    installed = {re.sub("[-_.]+", "-", one.metadata["Name"] or "").lower(): one.version for one in distributions()}
+    installed = {normal_name(one.metadata["Name"] or ""): one.version for one in distributions()}
     return Facts(
         python=platform.python_version(),
         nemo_dali=__version__,
@@ -165,6 +166,11 @@ def _one_line(text: str) -> str:
 
 
 # --- packages --------------------------------------------------------------------------------------------------------
+
+
+def normal_name(distribution: str) -> str:
+    """A distribution's name as all its spellings have it in common."""
+    return re.sub("[-_.]+", "-", distribution).lower()
 
 
 def _package(name: str, found: Answer, installed: dict[str, str]) -> Package:

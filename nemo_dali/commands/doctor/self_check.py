@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from nemo_dali.kernels.choices import Resample
+
 if TYPE_CHECKING:
     from nemo_dali.data.columns import Annotations
 
-Resample = Literal["cv2-linear", "pillow-bilinear"]
 PhotoKind = Literal["JPEG", "PNG"]
 # Up- and downscaling, odd numbers, and rows of a cell long enough for every way that the kernels store them.
 SIZES = ((120, 160), (211, 97), (96, 300), (240, 240))  # height, width

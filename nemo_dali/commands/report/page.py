@@ -26,8 +26,9 @@ from nemo_dali.data.photo_file import open_file, open_photo
 from nemo_dali.io.output import check_inputs, check_place, write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
+from nemo_dali.kernels.plan.pools import pool_begins, pools, valid_ends
 from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
-from nemo_dali.mining.table import NegativeTable, first_at_most
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.tune import PASSING, PASSING_NO_TARGET, Proposal, depth_advice, propose
 
 FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
@@ -206,12 +207,13 @@ def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, 
     places = _shown_ranks(table.neighbors.shape[1])
     drawn = _most_drawn(dataset, curves, proposal)
     similarity = np.asarray(table.similarity[sentences], np.float32)
-    begins = np.stack([first_at_most(similarity, tau) for tau in curves.taus], axis=1)
+    begins = np.stack([pool_begins(similarity, tau) for tau in curves.taus], axis=1)
+    ends = valid_ends(similarity)
     wanted = {photo for photo, _ in drawn}
     shown = []
     for i, sentence in enumerate(sentences):
         neighbors = table.neighbors[sentence]
-        valid = int((neighbors >= 0).sum())
+        valid = int(ends[i])
         ref = int(dataset.sentences.ref[sentence])
         own = int(dataset.refs.image[ref])
         ranks = [rank for rank in places if rank <= valid]
@@ -223,7 +225,8 @@ def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, 
                 "similarity": round(float(table.text_embedding[sentence] @ table.image_embedding[own]), 4),
                 "own_rank": int(table.own_rank[sentence]),
                 "valid": valid,
-                "begins": np.minimum(begins[i], valid).tolist(),
+                "own_place": next(iter(np.flatnonzero(neighbors == own).tolist()), -1),  # -1, as it should be
+                "begins": begins[i].tolist(),
                 "candidates": [
                     [rank, round(float(similarity[i, rank - 1]), 4), int(neighbors[rank - 1])] for rank in ranks
                 ],
@@ -271,9 +274,7 @@ def _most_drawn(dataset: Dataset, curves: Curves, proposal: Proposal) -> list[tu
     from nemo_dali.kernels.ranking.pools import draws_reference
 
     table, rows = curves.table, curves.rows
-    valid = (table.neighbors[rows] >= 0).sum(axis=1)
-    begin = np.minimum(first_at_most(np.asarray(table.similarity[rows]), float(curves.taus[proposal.t])), valid)
-    end = np.minimum(begin + int(curves.ks[proposal.c]), valid)
+    begin, end = pools(table.similarity[rows], curves.taus[proposal.t], int(curves.ks[proposal.c]))
     weight = 1.0 / dataset.refs.sentence_count[dataset.sentences.ref[rows]]
     counts = draws_reference(table.neighbors[rows], begin, end, weight, len(table.image_embedding))
     best = np.argsort(-counts, kind="stable")[:MOST_DRAWN]

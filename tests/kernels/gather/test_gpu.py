@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.gather import cpu as gather_cpu
 from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.tile import TILE
@@ -226,10 +225,6 @@ def test_chunks_meet_where_lines_of_memory_meet(cuda_library, channels_last):
     assert len(ends) > 5 and all((37 + end) % 128 == 0 for end in ends)
 
 
-def test_blocks_have_as_many_threads_as_the_source_says():
-    assert f"#define THREADS {gather_gpu.THREADS[0]} " in cuda_source.source(gather_gpu.FILE)
-
-
 def test_nothing_is_launched_without_cells():
     gather_gpu.write_tiles(np.zeros(0, TILE), device=0, stream=0)
 
@@ -264,12 +259,12 @@ def check_compiled(report, title):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc_compiles_the_source_without_spills(tmp_path, architecture):
-    check_compiled(report_of_nvcc(gather_gpu.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
+    check_compiled(report_of_nvcc(gather_gpu.SOURCE, architecture, tmp_path), f"nvcc sm_{architecture}")
 
 
 @pytest.mark.parametrize("architecture", ONE_FAST)
 def test_the_run_time_compiler_compiles_the_source_without_spills(architecture):
-    check_compiled(report_of_run_time_compiler(gather_gpu.FILE, architecture), f"NVRTC sm_{architecture}")
+    check_compiled(report_of_run_time_compiler(gather_gpu.SOURCE, architecture), f"NVRTC sm_{architecture}")
 
 
 @pytest.mark.fuzz

@@ -160,12 +160,12 @@ def check_compiled(report, title):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvcc_compiles_the_source_without_spills(tmp_path, architecture):
-    check_compiled(report_of_nvcc(mosaic_gpu.FILE, architecture, tmp_path), f"nvcc sm_{architecture}")
+    check_compiled(report_of_nvcc(mosaic_gpu.SOURCE, architecture, tmp_path), f"nvcc sm_{architecture}")
 
 
 @pytest.mark.parametrize("architecture", ONE_FAST)
 def test_the_run_time_compiler_compiles_the_source_without_spills(architecture):
-    check_compiled(report_of_run_time_compiler(mosaic_gpu.FILE, architecture), f"NVRTC sm_{architecture}")
+    check_compiled(report_of_run_time_compiler(mosaic_gpu.SOURCE, architecture), f"NVRTC sm_{architecture}")
 
 
 def test_a_photo_that_is_too_large_is_refused():
