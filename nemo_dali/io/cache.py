@@ -15,15 +15,16 @@ import mmap
 import os
 import stat
 import struct
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
+from nemo_dali.io.output import write_own
 
 T = TypeVar("T", bound=np.integer[Any])
 
@@ -151,20 +152,8 @@ def _keep(inside: int, name: str, array: npt.NDArray[Any]) -> None:
     lengths = LENGTHS.pack(*array.shape, *[-1] * (5 - array.ndim))
     digest = xxhash.xxh3_64(lengths)
     digest.update(content.data)
-    partial = f"{uuid.uuid4().hex}.partial"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(partial, flags, 0o644, dir_fd=inside)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(MAGIC + digest.intdigest().to_bytes(8, "little") + lengths)
-            file.write(content.data)
-            file.flush()
-            os.fsync(descriptor)  # the name must not survive a power cut without the content
-        os.replace(partial, name, src_dir_fd=inside, dst_dir_fd=inside)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(partial, dir_fd=inside)
-        raise
+    head = MAGIC + digest.intdigest().to_bytes(8, "little") + lengths
+    write_own(name, head, content.data, folder=inside)
 
 
 @functools.cache
