@@ -24,8 +24,7 @@ import numpy.typing as npt
 from nemo_dali._checks import LARGEST_BATCH, MOST, as_list, integer
 from nemo_dali.data.columns import have_twins
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.distributed.collectives import Ranks, joined_ranks
-from nemo_dali.distributed.ranks import compare
+from nemo_dali.distributed.ranks import Ranks, joined_ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.output import cannot_write, check_inputs
 from nemo_dali.io.progress import progress
@@ -145,7 +144,7 @@ def _mine(
         probes = min(probes or max(lists // 16, 1), lists)
         method = f"FAISS IVF{lists},SQ8, {probes} probes, re-ranked exactly"
     attributes = task.attributes(depth, batch_size, method)
-    compare(ranks.share({name: repr(value) for name, value in attributes.items()}), "began mining")
+    ranks.agree(attributes, "began mining")
     table = begin_table(
         output,
         sentences=sentences,
