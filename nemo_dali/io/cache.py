@@ -9,13 +9,14 @@ The checksum finds what a disk or a copy damaged.
 """
 
 import functools
+import hashlib
 import logging
 import math
 import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +52,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "nemo-dali"
 
 
+def name_for(kind: str, depends_on: Sequence[object]) -> str:
+    """The name of an array in the cache, which tells everything that it depends on, each by its ``repr``."""
+    return f"{kind}-{hashlib.sha256(repr(list(depends_on)).encode()).hexdigest()}"
+
+
 def cached(
     name: str,
     dtype: type[T],
@@ -62,7 +68,7 @@ def cached(
     """An array from the cache; where it is missing there or cannot be used it is made, and kept for the next time.
 
     Args:
-        name: of the file, without its ending; it must tell everything that the array depends on.
+        name: see ``name_for``.
         dtype: of the array.
         shape: of the array, None where a length is not known.
         make: makes it.

@@ -16,12 +16,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from nemo_dali._checks import shorten
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import HDF5, OFFSETS, MappedFile, read_index
-from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, Entry, Index, Value, checksum, encode
+from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, Entry, Index, Value, checksum, encode, row_checksum
 from nemo_dali.io.layout import PAGE, Layout, block_of, create, room_for
 from nemo_dali.io.output import FREE_SPACE, cannot_write, disk_errors_told, output_file, partial_name
 
@@ -72,7 +71,7 @@ class Unfinished(Generic[T]):
         """Write the checksums of an array's rows, which are as they will stay; None: of all rows."""
         array, sums = self.writable(name), self.writable(self._arrays[name].row_checksums)
         for row in range(len(array)) if rows is None else rows:
-            sums[row] = xxhash.xxh3_64_intdigest(array[row])
+            sums[row] = row_checksum(array[row])
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
