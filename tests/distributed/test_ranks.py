@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from nemo_dali.distributed import ranks as ranks_module
+from nemo_dali.distributed._rendezvous import Rendezvous
 from nemo_dali.distributed.ranks import Ranks, agree, exchange, joined_ranks, node_peers
 from nemo_dali.errors import NemoError
 from nemo_dali.plan.policy import MosaicPolicy
@@ -98,6 +99,8 @@ def act(rank, port, folder, files):
         "node": node_peers(),
     }
     found["both ways"] = both_ways()
+    older = Rendezvous(ranks_module._store_of(object()), rank, RANKS, patience=60)  # of a torch without the public way
+    found["older torch"] = older.exchange(rank, patience=60)
     ranks_module.socket.gethostname = lambda: f"host{rank % 2}"
     found["two nodes"] = node_peers()
     distributed.destroy_process_group()
@@ -199,6 +202,10 @@ def test_torch_s_private_parts_are_touched_in_one_place():
         (path.name, path.read_text().count("_get_default_store")) for path in modules if "c10d" in path.read_text()
     ]
     assert found == [("ranks.py", 1)]
+
+
+def test_a_torch_without_a_public_way_to_the_store_will_do(ranks):
+    assert the_same(ranks, "older torch") == [0, 1, 2, 3]
 
 
 def test_a_process_group_may_end_and_another_begin(ranks):
