@@ -25,7 +25,7 @@ from common import RESULTS, generate, in_a_process, revision
 
 from nemo_dali.commands.bench import Spread, machine, versions
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.distributed.collectives import Ranks
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.ranking.reference import rank_reference
 from nemo_dali.mining._inputs import Photos, Sentences

@@ -18,6 +18,7 @@ from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
+from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.planner import Planner
 
@@ -64,11 +65,7 @@ def delivered(loader: Loader) -> Iterator[Any]:
 
 def decoded(pipeline: DecodeOnly, photos: list[Any], prefetch: int) -> Iterator[None]:
     """The same batches, only decoded, in the loader's order of waiting and feeding."""
-    for batch in photos[:prefetch]:
-        pipeline.feed(batch, NOTHING, None)
-    for batch in photos[prefetch:]:
-        pipeline.wait()
-        pipeline.feed(batch, NOTHING, None)
+    for _ in in_flight(pipeline, (Fed(batch, NOTHING, None) for batch in photos), prefetch=prefetch):
         yield
 
 

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.distributed.collectives import Ranks
-from nemo_dali.distributed.ranks import compare
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 
 if TYPE_CHECKING:
@@ -177,9 +176,10 @@ class Segmentation:
 
         joined = distributed.is_available() and distributed.is_initialized()
         ranks = Ranks(distributed.group.WORLD if joined else None)
-        every = ranks.share((repr(self.protocol), ranks.attempt(self._totals)))
-        compare([{"protocol": protocol} for protocol, _ in every], "computed metrics")
-        total = {name: sum(totals[name] for _, totals in every) for name in every[0][1]}
+        totals = ranks.attempt(self._totals)
+        ranks.agree({"protocol": self.protocol}, "computed metrics")
+        every = ranks.share(totals)
+        total = {name: sum(one[name] for one in every) for name in totals}
         if not total["targeted"] + total["no_target"]:
             raise NemoError("There is nothing to measure: no rank has a sample. Call update() before compute().")
         rewarded = self.protocol.no_target == "rewarded"

@@ -142,6 +142,33 @@ def test_only_one_module_prints(folder):
     assert found == set()
 
 
+WRITE = {"os.rename", "os.replace", "os.link", "shutil.move", "tempfile.mkstemp", "tempfile.NamedTemporaryFile"}
+NOT_KEPT = {"nemo_dali/commands/bench.py", "nemo_dali/mining/clip.py"}  # a switch of the kernel's, a temporary folder
+
+
+@pytest.mark.parametrize("folder", ["nemo_dali", "kernels"])
+def test_only_one_module_writes_files_that_are_kept_and_says_that_one_cannot_be(folder):
+    found = set()
+    for path in modules(ROOT / folder):
+        name = str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_text())):
+            writes = isinstance(node, ast.Attribute) and (
+                ast.unparse(node) in WRITE or (node.attr in {"write_bytes", "write_text"} and name not in NOT_KEPT)
+            )
+            if writes or (isinstance(node, ast.Constant) and "Cannot write " in str(node.value)):
+                found.add(name)
+    assert found <= {"nemo_dali/io/output.py"}
+
+
+def test_who_asks_the_cache_has_its_name_made_there():
+    """And the algorithm of checksums stands beside the index and in the cache, which has a format of its own."""
+    texts = {str(path.relative_to(PACKAGE)): path.read_text() for path in modules(PACKAGE)}
+    asking = [name for name, text in texts.items() if "io.cache import cached" in text]
+    assert sorted(asking) == ["text/masking.py", "text/tokens.py"]
+    assert not any("hashlib" in texts[name] for name in asking)
+    assert sorted(name for name, text in texts.items() if "xxhash" in text) == ["io/cache.py", "io/index.py"]
+
+
 def test_every_kernel_has_its_link():
     entries = {path.name for path in (ROOT / "kernels").iterdir()} - {"__pycache__"}
     links = {path.name: path for path in (PACKAGE / "kernels").iterdir() if path.is_symlink()}

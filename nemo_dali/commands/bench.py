@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import active_children
@@ -35,7 +35,9 @@ from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
+from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
+from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
 
 PACKAGES = (
@@ -245,9 +247,8 @@ class _Baseline:
         return self._steps / seconds
 
 
-def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
+def _decode_only(loader: Loader, steps: int) -> Iterator[None]:
     """Read and decode the photos that the loader would, in its order, and nothing else: paths are made beforehand."""
-    from nvidia.dali import Pipeline, fn, types
 
     def paths(step: int) -> list[npt.NDArray[np.uint8]]:
         epoch, step = divmod(step, len(loader))
@@ -256,26 +257,18 @@ def _decode_only(loader: Loader, steps: int) -> Iterator[Any]:
         _, _, photos = lay_out(rows, loader.size)
         return [encode_path(loader.corpus.photo_path(row)) for row in photos.tolist()]
 
-    cells = loader.batch_size * loader.policy.largest_grid**2
     depth = loader.prefetch
-    batches = itertools.cycle([paths(step) for step in range(depth + steps + WARM_UP)])
-    if loader.device_id is not None:
-        yield from _decoded_by_gpu(loader, cells, batches)
-    pipe = Pipeline(cells, loader.num_threads, None, prefetch_queue_depth=depth)
-    with pipe:
-        source = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
-        encoded = fn.io.file.read(source, dont_use_mmap=True)
-        pipe.set_outputs(fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False))
-    pipe.build()
-    for batch in itertools.islice(batches, depth):
-        pipe.feed_input("paths", batch)
-    pipe.schedule_run()
-    for batch in batches:
-        pipe.share_outputs()
-        pipe.release_outputs()
-        pipe.feed_input("paths", batch)
-        pipe.schedule_run()
-        yield None
+    batches = itertools.cycle([Fed(paths(step), NOTHING, None) for step in range(depth + steps + WARM_UP)])
+    cells = loader.batch_size * loader.policy.largest_grid**2
+    options: dict[str, Any] = {"max_cells": cells, "num_threads": loader.num_threads, "prefetch": depth}
+    pipeline: StreamPipeline[None]
+    if loader.device_id is None:
+        pipeline = HostDecodeOnly(**options)
+    else:
+        pipeline = DecodeOnly(device_id=loader.device_id, hw_decoder_load=loader.hw_decoder_load, **options)
+    with closing(pipeline):
+        for _ in in_flight(pipeline, batches, prefetch=depth):
+            yield None
 
 
 def _memset(loader: Loader) -> Iterator[None]:
@@ -293,8 +286,8 @@ def _memset(loader: Loader) -> Iterator[None]:
             yield None
 
 
-class DecodeOnly(CudaStreamPipeline[Any]):
-    """The loader's reading and decoding on a GPU, and nothing else: the photos are delivered, and dropped."""
+class _ReadAndDecode(StreamPipeline[None]):
+    """The loader's reading and decoding, and nothing else: the photos are delivered, and dropped."""
 
     def _graph(self) -> Any:
         from nvidia.dali import fn, types
@@ -302,32 +295,25 @@ class DecodeOnly(CudaStreamPipeline[Any]):
         paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
         return self._decode(fn.io.file.read(paths, dont_use_mmap=True))
 
-    def _feed(self, work: Any) -> None:
-        self._to_deliver.append(work)
-
     def _photo_sizes(self, work: Any) -> None:
         """None that are looked at."""
 
 
-def _decoded_by_gpu(loader: Loader, cells: int, batches: Iterator[Any]) -> Iterator[None]:
-    """Decode batches of paths, in the loader's order of waiting and feeding."""
-    assert loader.device_id is not None
-    pipeline = DecodeOnly(
-        device_id=loader.device_id,
-        hw_decoder_load=loader.hw_decoder_load,
-        max_cells=cells,
-        num_threads=loader.num_threads,
-        prefetch=loader.prefetch,
-    )
-    try:
-        for batch in itertools.islice(batches, loader.prefetch):
-            pipeline.feed(batch, NOTHING, None)
-        for batch in batches:
-            pipeline.wait()
-            pipeline.feed(batch, NOTHING, None)
-            yield None
-    finally:
-        pipeline.close()
+class HostDecodeOnly(_ReadAndDecode):
+    """On the CPU."""
+
+    def _feed(self, work: Any) -> None:
+        """Nothing but paths."""
+
+    def _result(self, outputs: Any) -> None:
+        """Nothing."""
+
+
+class DecodeOnly(_ReadAndDecode, CudaStreamPipeline[None]):
+    """On a GPU."""
+
+    def _feed(self, work: Any) -> None:
+        self._to_deliver.append(work)
 
 
 def machine() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """``nemo-dali demo``: the whole way on generated data, with a small CLIP model trained on the spot."""
 
+import io
 import json
 import shutil
 import time
@@ -16,7 +17,7 @@ from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.io.output import partial_name
+from nemo_dali.io.output import cannot_write, partial_name, write_own
 from nemo_dali.io.progress import progress
 from nemo_dali.io.terminal import say
 from nemo_dali.loader.loader import Loader
@@ -40,6 +41,7 @@ CLIP_CONFIG: dict[str, Any] = {
 BATCH = 64
 LEARNING_RATE = 1e-3
 LONGEST_TRAINING = 110.0  # seconds; on a slow machine it ends early, its learning rate brought down all the same
+OTHER_FOLDER = "Choose another folder with --out."
 NEAREST = 20  # negatives per sentence that are looked at for what they show
 
 
@@ -76,7 +78,7 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
         index_dataset(annotations, images=photos, output=out / f"{split}.ris.h5")
     say(f"Indexed the training split and the validation split: {out / 'train.ris.h5'}, {out / 'val.ris.h5'}")
 
-    config.write_text(json.dumps(CLIP_CONFIG, indent=2) + "\n")
+    write_own(config, (json.dumps(CLIP_CONFIG, indent=2) + "\n").encode())
     training = train_clip(Dataset.open(out / "train.ris.h5"), weights, steps=steps)
     say(
         f"Trained a CLIP model on the training split, contrastively: {training.steps} steps of {training.batch} photos "
@@ -134,7 +136,7 @@ def _clear(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARKER).touch()
     except OSError as error:
-        raise NemoError(f"Cannot write {out}: {error.strerror}. Choose another folder with --out.") from error
+        raise cannot_write(out, error, OTHER_FOLDER) from error
 
 
 def _ranking(report: MiningReport) -> str:
@@ -205,9 +207,11 @@ def train_clip(dataset: Dataset, weights: Path, *, steps: int, seed: int = 0) ->
             # Of 49,408 tokens some hundred occur: their random vectors are told apart well enough by what follows.
             network.token_embedding.requires_grad_(False)
             training = _train(network, dataset, steps, Random(seed))
-        torch.save(network.state_dict(), weights)
+        saved = io.BytesIO()
+        torch.save(network.state_dict(), saved)
+        write_own(weights, saved.getbuffer())
     except OSError as error:
-        raise NemoError(f"Cannot write {weights}: {error.strerror}. Choose another folder with --out.") from error
+        raise cannot_write(weights, error, OTHER_FOLDER) from error
     finally:
         torch.set_num_threads(threads)
     return training

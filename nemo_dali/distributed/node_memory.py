@@ -7,28 +7,26 @@ is not bounded by /dev/shm, of which containers often have 64 MB, and it goes wi
 import contextlib
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.distributed import ranks
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 
 PAGE = mmap.PAGESIZE
 CHUNK = 2**26  # bytes copied at a time
+ROUND = 16  # chunks that a rank copies before it says so: the others' patience is for a GiB, however slow the disk
 ROOM = 2**28  # bytes that a process needs besides
-PATIENCE = 3600.0  # seconds until a rank that is still copying is missed: its disk may be slow
 INSTEAD = "Or hold more in GPU memory (placement='device'), use device='cpu' with placement='host', or no tiles."
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 U8 = npt.NDArray[np.uint8]
-T = TypeVar("T")
 
 
 def available_memory() -> int:
@@ -85,11 +83,11 @@ def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> Nod
     """
     begins = np.cumsum([0, *(-(-array.nbytes // PAGE) * PAGE for array in arrays)]).tolist()
     nbytes = max(begins[-1], PAGE)
-    peers = ranks.node_peers() if together else [0]
-    share = peers.index(_rank()) if together else 0
-
-    def tell(fact: T) -> list[T]:
-        return ranks.exchange(fact, patience=PATIENCE) if together else [fact]
+    ranks = Ranks.through_store() if together else Ranks()
+    peers = ranks.node_peers()
+    share = peers.index(ranks.rank)
+    chunks = [(number, begin) for number, array in enumerate(arrays) for begin in range(0, array.size, CHUNK)]
+    chunks = chunks[share :: len(peers)]
 
     with contextlib.ExitStack() as opened:
         made = -1
@@ -99,31 +97,29 @@ def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> Nod
                 opened.callback(os.close, made)
             except (NemoError, OSError) as error:
                 problem = str(error)
-        owners = tell((os.getpid(), made, problem))
-        _raise_first(problem for _, _, problem in owners)
-        owner, descriptor, _ = owners[peers[0]]
-        try:
-            memory = np.frombuffer(_map(owner, descriptor, nbytes), np.uint8)
-            copies = tuple(
-                memory[begin : begin + array.nbytes].reshape(array.shape)
-                for begin, array in zip(begins, arrays, strict=False)
-            )
-            _copy(arrays, copies, share, len(peers))
-        except Exception as error:  # whatever it is, the other ranks are to hear of it
-            problem = str(error)
-        _raise_first(tell(problem))  # beyond this, all have copied their share, and nobody needs the descriptor
+        told = ranks.share((os.getpid(), made, len(chunks), problem))
+        _raise_first(problem for *_, problem in told)
+        owner, descriptor, *_ = told[peers[0]]
+        most = max(count for _, _, count, _ in told)  # nodes of fewer ranks have more to copy
+        for first in range(0, max(most, 1), ROUND):
+            try:
+                if first == 0:
+                    memory = np.frombuffer(_map(owner, descriptor, nbytes), np.uint8)
+                    copies = tuple(
+                        memory[begin : begin + array.nbytes].reshape(array.shape)
+                        for begin, array in zip(begins, arrays, strict=False)
+                    )
+                _copy(arrays, copies, chunks[first : first + ROUND])
+            except Exception as error:  # whatever it is, the other ranks are to hear of it
+                problem = str(error)
+            _raise_first(ranks.share(problem))
+        # Now all have copied their share, and nobody needs the descriptor.
     return NodeCopy(memory, copies)
 
 
 def _raise_first(problems: Iterable[str]) -> None:
     if problem := next(filter(None, problems), None):
         raise NemoError(problem)
-
-
-def _rank() -> int:
-    import torch.distributed as distributed
-
-    return distributed.get_rank()
 
 
 def _make(nbytes: int, *, copies: int) -> int:
@@ -152,15 +148,13 @@ def _map(owner: int, descriptor: int, nbytes: int) -> mmap.mmap:
         ) from error
 
 
-def _copy(arrays: Sequence[U8], copies: Sequence[U8], share: int, shares: int) -> None:
-    """Copy every ``shares``-th piece, from the ``share``-th on."""
+def _copy(arrays: Sequence[U8], copies: Sequence[U8], chunks: Sequence[tuple[int, int]]) -> None:
+    """Copy chunks, each by the number of its array and where in it, flattened, it begins."""
 
-    def pieces() -> Iterator[tuple[Any, Any]]:
-        for array, copy in zip(arrays, copies, strict=True):
-            flat, into = array.reshape(-1), copy.reshape(-1)
-            for begin in range(0, flat.size, CHUNK):
-                yield into[begin : begin + CHUNK], flat[begin : begin + CHUNK]
+    def copy(number: int, begin: int) -> None:
+        part = slice(begin, begin + CHUNK)
+        np.copyto(copies[number].reshape(-1)[part], arrays[number].reshape(-1)[part])
 
     with ThreadPoolExecutor(thread_count()) as pool:
-        for _ in pool.map(lambda piece: np.copyto(*piece), list(pieces())[share::shares]):
+        for _ in pool.map(copy, *zip(*chunks, strict=True)) if chunks else ():
             pass

@@ -9,21 +9,23 @@ The checksum finds what a disk or a copy damaged.
 """
 
 import functools
+import hashlib
 import logging
 import math
 import mmap
 import os
 import stat
 import struct
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
+from nemo_dali.io.output import write_own
 
 T = TypeVar("T", bound=np.integer[Any])
 
@@ -50,6 +52,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "nemo-dali"
 
 
+def name_for(kind: str, depends_on: Sequence[object]) -> str:
+    """The name of an array in the cache, which tells everything that it depends on, each by its ``repr``."""
+    return f"{kind}-{hashlib.sha256(repr(list(depends_on)).encode()).hexdigest()}"
+
+
 def cached(
     name: str,
     dtype: type[T],
@@ -61,7 +68,7 @@ def cached(
     """An array from the cache; where it is missing there or cannot be used it is made, and kept for the next time.
 
     Args:
-        name: of the file, without its ending; it must tell everything that the array depends on.
+        name: see ``name_for``.
         dtype: of the array.
         shape: of the array, None where a length is not known.
         make: makes it.
@@ -151,20 +158,8 @@ def _keep(inside: int, name: str, array: npt.NDArray[Any]) -> None:
     lengths = LENGTHS.pack(*array.shape, *[-1] * (5 - array.ndim))
     digest = xxhash.xxh3_64(lengths)
     digest.update(content.data)
-    partial = f"{uuid.uuid4().hex}.partial"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(partial, flags, 0o644, dir_fd=inside)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(MAGIC + digest.intdigest().to_bytes(8, "little") + lengths)
-            file.write(content.data)
-            file.flush()
-            os.fsync(descriptor)  # the name must not survive a power cut without the content
-        os.replace(partial, name, src_dir_fd=inside, dst_dir_fd=inside)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(partial, dir_fd=inside)
-        raise
+    head = MAGIC + digest.intdigest().to_bytes(8, "little") + lengths
+    write_own(name, head, content.data, folder=inside)
 
 
 @functools.cache

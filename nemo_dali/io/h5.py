@@ -13,11 +13,20 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.files import open_regular
-from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, DamagedIndex, Index, Line, checksum, decode, first_line
+from nemo_dali.io.index import (
+    LARGEST_BLOCK,
+    UNFINISHED,
+    DamagedIndex,
+    Index,
+    Line,
+    checksum,
+    decode,
+    first_line,
+    row_checksum,
+)
 from nemo_dali.io.output import HEAD
 
 HDF5 = b"\x89HDF\r\n\x1a\n"  # how every HDF5 file without a user block begins, those of version 1 among them
@@ -197,7 +206,7 @@ class CheckedRows:
             FileFormatError: naming the first that is damaged.
         """
         new = rows[~self._sound[rows]]
-        array, expected, digest = self.array, self._expected, xxhash.xxh3_64_intdigest
+        array, expected, digest = self.array, self._expected, row_checksum
         for row in new.tolist():
             if digest(array[row]) != expected[row]:
                 raise self._file.damage(f"row {row} of /{self._name} does not match its checksum")

@@ -80,9 +80,12 @@ class Index:
     arrays: Mapping[str, Entry]
 
 
+row_checksum = xxhash.xxh3_64_intdigest  # of a row of an array, an integer of 64 bits
+
+
 def checksum(content: Any) -> str:
     """XXH3-64 of bytes, in 16 hexadecimal digits."""
-    return f"{xxhash.xxh3_64_intdigest(content):016x}"
+    return f"{row_checksum(content):016x}"
 
 
 class Line(NamedTuple):

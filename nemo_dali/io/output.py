@@ -3,15 +3,17 @@
     F.partial ──▶ opened and locked ──▶ written ──▶ fsync ──▶ renamed to F ──▶ fsync of the folder
 
 What has the name F or F.partial and is of another kind was not meant: it is never written over. A killed run leaves
-F.partial, which the next one takes over.
+F.partial, which the next one takes over. Every file that is made to be kept is written through this module, and every
+message that a file cannot be written is made here.
 """
 
 import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nemo_dali.errors import FileFormatError
@@ -20,6 +22,7 @@ IsOurs = Callable[[bytes], bool]  # told by the first bytes of a file, at most H
 
 HEAD = 4096  # bytes
 ELSEWHERE = "Choose another place with -o."
+FREE_SPACE = "Free some space or choose another place with -o."
 DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -38,7 +41,7 @@ def check_inputs(path: Path, inputs: Iterable[str | Path]) -> None:
         for name in (path, partial_name(path)):
             with suppress(OSError, ValueError):  # one of them does not exist: it is told where it is opened
                 if os.path.samefile(name, given):
-                    raise FileFormatError(f"Cannot write {path}: it is the input {given}. {ELSEWHERE}")
+                    raise cannot_write(path, f"it is the input {given}")
 
 
 def check_place(path: Path, *, is_ours: IsOurs, kind: str) -> None:
@@ -70,7 +73,7 @@ def check_target(path: Path, is_ours: IsOurs, kind: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from error
+        raise cannot_write(path, error) from error
     try:
         status = os.fstat(found)
         if stat.S_ISDIR(status.st_mode):
@@ -104,13 +107,13 @@ def open_partial(path: Path, is_ours: IsOurs) -> int:
             raise _in_the_way(path, "a symbolic link") from error
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise _in_the_way(path, "no regular file") from error
-        raise cannot_write(path, error.strerror or str(error)) from error
+        raise cannot_write(path, error) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise _in_the_way(path, "no regular file")
         if not _locked(descriptor, partial):
-            raise FileFormatError(f"Cannot write {path}: another run is writing it. Wait for it or end it.")
+            raise cannot_write(path, "another run is writing it", "Wait for it or end it.")
         if status.st_nlink != 1:
             raise _in_the_way(path, "a file with another name besides")
         if status.st_size and not is_ours(os.pread(descriptor, HEAD, 0)):
@@ -121,15 +124,59 @@ def open_partial(path: Path, is_ours: IsOurs) -> int:
     return descriptor
 
 
-def publish(descriptor: int, path: Path) -> None:
-    """Give a complete F.partial, open as ``descriptor``, its name; the name itself survives a power cut.
+@contextmanager
+def output_file(path: Path, *, is_ours: IsOurs, kind: str, keep: Callable[[], bool] | None = None) -> Iterator[int]:
+    """F.partial, open for reading and writing and locked; it becomes F when the block ends without an exception.
+
+    Args:
+        is_ours, kind: what may be replaced; see ``check_target``.
+        keep: for a file that can be gone on with, asked after an exception: whether what is there is left for the next
+            run. The block is then given what an earlier run left, as it is. None: it is given an empty file, and
+            nothing is left.
 
     Raises:
-        OSError: the disk is full, say; nothing is renamed then.
+        FileFormatError: something else has one of the names, or the file cannot be opened.
+        OSError: the disk is full, say.
     """
-    os.fsync(descriptor)
-    partial_name(path).replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    check_target(path, is_ours, kind)
+    descriptor = open_partial(path, is_ours)
+    with _named_at_end(descriptor, partial_name(path), path, keep=keep):
+        if keep is None:
+            os.ftruncate(descriptor, 0)
+        yield descriptor
+
+
+@contextmanager
+def _named_at_end(
+    descriptor: int,
+    partial: Path,
+    path: Path,
+    *,
+    folder: int | None = None,
+    keep: Callable[[], bool] | None = None,
+) -> Iterator[None]:
+    """Give an open file its name once the block has written it; the name itself survives a power cut."""
+    named = False
+    try:
+        yield
+        os.fsync(descriptor)
+        os.replace(partial, path, src_dir_fd=folder, dst_dir_fd=folder)
+        named = True
+        if folder is None:
+            _sync_folder(path.parent)
+        else:
+            os.fsync(folder)
+    except BaseException:
+        if not named and (keep is None or not keep()):
+            with suppress(OSError):
+                os.unlink(partial, dir_fd=folder)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
     finally:
@@ -146,32 +193,66 @@ def write_bytes(path: str | Path, content: bytes, *, is_ours: IsOurs, kind: str)
         FileFormatError: something else has that name, or it cannot be written.
     """
     path = Path(path)
-    check_target(path, is_ours, kind)
-    descriptor = open_partial(path, is_ours)
     try:
-        os.ftruncate(descriptor, 0)
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        publish(descriptor, path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial_name(path).unlink()
-        if isinstance(error, OSError):
-            raise cannot_write(path, error.strerror or str(error)) from error
+        with output_file(path, is_ours=is_ours, kind=kind) as descriptor:
+            _write(descriptor, content)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def write_own(path: str | Path, *parts: bytes | memoryview, folder: int | None = None) -> None:
+    """Write a file in a folder of our own, in which whatever has its name may be replaced; several processes may do so.
+
+    Args:
+        parts: the content.
+        folder: the descriptor of the folder in which the name is to be; None: the working directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{uuid.uuid4().hex}.partial")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(partial, flags, 0o644, dir_fd=folder)
+    with _named_at_end(descriptor, partial, path, folder=folder):
+        for part in parts:
+            _write(descriptor, part)
+
+
+def _write(descriptor: int, content: bytes | memoryview) -> None:
+    if not (rest := memoryview(content)).nbytes:  # of which no view as bytes can be had
+        return
+    rest = rest.cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+@contextmanager
+def disk_errors_told(path: Path) -> Iterator[None]:
+    """Tell in one sentence that the disk does not take a large file.
+
+    Raises:
+        FileFormatError: it does not.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # HDF5 gives the number in the text only.
+        for number in DISK_ERRORS:
+            if number == getattr(error, "errno", None) or f"errno = {number}," in str(error):
+                raise cannot_write(path, os.strerror(number), FREE_SPACE) from error
         raise
-    finally:
-        os.close(descriptor)
 
 
-def cannot_write(path: Path, why: str) -> FileFormatError:
-    """The error that a file cannot be written."""
-    return FileFormatError(f"Cannot write {path}: {why}. {ELSEWHERE}")
+def cannot_write(path: Path, why: str | OSError, remedy: str = ELSEWHERE) -> FileFormatError:
+    """The error that a file or folder cannot be written."""
+    if isinstance(why, OSError):
+        why = why.strerror or str(why)
+    return FileFormatError(f"Cannot write {path}: {why}. {remedy}")
 
 
 def _in_the_way(path: Path, what: str) -> FileFormatError:
-    partial = partial_name(path)
-    return FileFormatError(f"Cannot write {path}: {partial} is {what}. Remove it, or choose another place with -o.")
+    return cannot_write(path, f"{partial_name(path)} is {what}", "Remove it, or choose another place with -o.")
 
 
 def _locked(descriptor: int, partial: Path) -> bool:

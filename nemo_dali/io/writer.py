@@ -16,14 +16,13 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from nemo_dali._checks import shorten
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import HDF5, OFFSETS, MappedFile, read_index
-from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, Entry, Index, Value, checksum, encode
+from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, Entry, Index, Value, checksum, encode, row_checksum
 from nemo_dali.io.layout import PAGE, Layout, block_of, create, room_for
-from nemo_dali.io.output import DISK_ERRORS, check_target, open_partial, partial_name, publish
+from nemo_dali.io.output import FREE_SPACE, cannot_write, disk_errors_told, output_file, partial_name
 
 SEARCHED = 1 << 24  # bytes at a file's begin and end where the name of a format is looked for
 
@@ -72,7 +71,7 @@ class Unfinished(Generic[T]):
         """Write the checksums of an array's rows, which are as they will stay; None: of all rows."""
         array, sums = self.writable(name), self.writable(self._arrays[name].row_checksums)
         for row in range(len(array)) if rows is None else rows:
-            sums[row] = xxhash.xxh3_64_intdigest(array[row])
+            sums[row] = row_checksum(array[row])
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk."""
@@ -109,35 +108,28 @@ def unfinished(
         FileFormatError: something else has that name, the file cannot be written, the disk has no room for it, another
             run is writing it, or an unfinished one was begun with other attributes.
     """
-    partial, ours = partial_name(output), _is_ours(output, format)
-    check_target(output, ours, f"a file of format '{format}'")
-    descriptor = open_partial(output, ours)
-    file = None
-    try:
+    partial, kind = partial_name(output), f"a file of format '{format}'"
+    looked, file = False, None
+
+    def keep() -> bool:
+        return not looked or (file is not None and bool(done(file)))
+
+    with (
+        disk_errors_told(output),
+        output_file(output, is_ours=_is_ours(output, format), kind=kind, keep=keep) as descriptor,
+    ):
         file = _begun(partial, read, done)
-        try:
-            if file is None:
-                _check_room(output, descriptor, nbytes := room_for(arrays))
-                create(descriptor, nbytes, format=format, version=version, attributes=attributes, arrays=arrays)
-                file = read(partial)
-            else:
-                _check_attributes(output, partial, file.mapped.index.attributes, attributes, done(file))
-                _check_room(output, descriptor, os.fstat(descriptor).st_size)
-            # All of it now: where the disk is full a mapped page cannot be written, and the process is killed.
-            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-            yield Unfinished(file, partial, descriptor)
-            publish(descriptor, output)
-        except BaseException:
-            if file is None or not done(file):
-                with suppress(OSError):
-                    partial.unlink()
-            raise
-    except (OSError, RuntimeError) as error:
-        if (refusal := _disk_error(output, error)) is None:
-            raise
-        raise refusal from error
-    finally:
-        os.close(descriptor)
+        looked = True
+        if file is None:
+            _check_room(output, descriptor, nbytes := room_for(arrays))
+            create(descriptor, nbytes, format=format, version=version, attributes=attributes, arrays=arrays)
+            file = read(partial)
+        else:
+            _check_attributes(output, partial, file.mapped.index.attributes, attributes, done(file))
+            _check_room(output, descriptor, os.fstat(descriptor).st_size)
+        # All of it now: where the disk is full a mapped page cannot be written, and the process is killed.
+        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+        yield Unfinished(file, partial, descriptor)
 
 
 @dataclass
@@ -160,33 +152,21 @@ def write_h5(output: str | Path, *, format: str, version: int) -> Iterator[Calla
         FileFormatError: something else has that name, the file cannot be written, the disk is full, or another run is
             writing it.
     """
-    output = Path(output)
-    ours = _is_ours(output, format)
-    check_target(output, ours, f"a file of format '{format}'")
-    descriptor = open_partial(output, ours)
+    output, kind = Path(output), f"a file of format '{format}'"
+    with disk_errors_told(output), output_file(output, is_ours=_is_ours(output, format), kind=kind) as descriptor:
 
-    def write(content: Content) -> None:
-        arrays = _as_arrays(content.columns)
-        layouts = {name: Layout(array.dtype.str, array.shape) for name, array in arrays.items()}
-        _check_room(output, descriptor, nbytes := room_for(layouts))
-        create(descriptor, nbytes, format=format, version=version, attributes=content.attributes, arrays=layouts)
-        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-        index = read_index(descriptor)
-        for name, array in arrays.items():
-            _writable(descriptor, index.arrays[name])[...] = array
-        _finish(descriptor, index, content.fingerprint)
+        def write(content: Content) -> None:
+            arrays = _as_arrays(content.columns)
+            layouts = {name: Layout(array.dtype.str, array.shape) for name, array in arrays.items()}
+            _check_room(output, descriptor, nbytes := room_for(layouts))
+            create(descriptor, nbytes, format=format, version=version, attributes=content.attributes, arrays=layouts)
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+            index = read_index(descriptor)
+            for name, array in arrays.items():
+                _writable(descriptor, index.arrays[name])[...] = array
+            _finish(descriptor, index, content.fingerprint)
 
-    try:
         yield write
-        publish(descriptor, output)
-    except BaseException as error:
-        with suppress(OSError):
-            partial_name(output).unlink()
-        if isinstance(error, OSError | RuntimeError) and (refusal := _disk_error(output, error)) is not None:
-            raise refusal from error
-        raise
-    finally:
-        os.close(descriptor)
 
 
 def _as_arrays(columns: Mapping[str, npt.NDArray[Any] | list[str]]) -> dict[str, npt.NDArray[Any]]:
@@ -231,17 +211,6 @@ def _names(path: Path, format: bytes) -> bool:
     return False
 
 
-def _disk_error(output: Path, error: BaseException) -> FileFormatError | None:
-    """The error that the disk does not take the file; None: it is another."""
-    # HDF5 gives the number in the text only.
-    for number in DISK_ERRORS:
-        if number == getattr(error, "errno", None) or f"errno = {number}," in str(error):
-            return FileFormatError(
-                f"Cannot write {output}: {os.strerror(number)}. Free some space or choose another place with -o."
-            )
-    return None
-
-
 def _begun(partial: Path, read: Callable[[Path], T], done: Callable[[T], str]) -> T | None:
     """What an earlier run left, if anything in it is done."""
     try:
@@ -257,19 +226,19 @@ def _check_attributes(
     for name, value in wanted.items():
         if found.get(name) != value:
             here, there = shorten(str(found.get(name)), str(value))
-            raise FileFormatError(
-                f"Cannot write {output}: {done} for {name.replace('_', ' ')} {here}, not {there}. To go on give the "
-                f"same options again; to start anew remove {partial}, or choose another place with -o."
+            raise cannot_write(
+                output,
+                f"{done} for {name.replace('_', ' ')} {here}, not {there}",
+                "To go on give the same options again; to start anew remove "
+                f"{partial}, or choose another place with -o.",
             )
 
 
 def _check_room(output: Path, descriptor: int, needed: int) -> None:
     there, free = os.fstat(descriptor).st_blocks * 512, shutil.disk_usage(output.parent).free
     if needed - there > free:
-        raise FileFormatError(
-            f"Cannot write {output}: it takes {amount(needed)}, and the disk has {amount(free + there)} for it. Free "
-            "some space or choose another place with -o."
-        )
+        why = f"it takes {amount(needed)}, and the disk has {amount(free + there)} for it"
+        raise cannot_write(output, why, FREE_SPACE)
 
 
 def _finish(descriptor: int, index: Index, fingerprint: str) -> None:

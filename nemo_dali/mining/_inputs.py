@@ -15,6 +15,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.clip import Clip
 from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.text.tokens import encode, too_long
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
 DECODED = 16  # photos that DALI decodes together, at least; 12 megapixels each are 0.6 GB of memory
 
 
@@ -93,27 +95,18 @@ class Photos:
         pipeline = _PhotoPipeline(max_cells=count, num_threads=self._num_threads, prefetch=prefetch, turns=turns)
         sizes = np.stack([dataset.images.height, dataset.images.width], axis=1)
 
-        def feed(batch: list[int]) -> None:
+        def fed(batch: list[int]) -> Fed[list[int]]:
             paths = [encode_path(dataset.photo_path(row)) for row in batch]
-            pipeline.feed(paths, sizes[batch], batch, turn=dataset.turn[batch] if turns else None)
+            return Fed(paths, sizes[batch], batch, dataset.turn[batch] if turns else None)
 
-        ahead = iter(batches)
-        try:
-            for batch in islice(ahead, prefetch):
-                feed(batch)
-            with ThreadPoolExecutor(self._num_threads) as pool:
-                for batch in batches:
-                    try:
-                        photos = pipeline.wait()
-                    except RuntimeError as error:
-                        raise dataset.batch_error(batch, error) from error
-                    if (np.array([photo.shape[:2] for photo in photos]) != sizes[batch]).any():
-                        raise dataset.batch_error(batch, "a photo has another size than annotated")
-                    if (following := next(ahead, None)) is not None:
-                        feed(following)
-                    yield from pool.map(lambda photo: self._clip.transform(Image.fromarray(photo)), photos)
-        finally:
-            pipeline.close()
+        def check(batch: list[int], photos: list[U8]) -> None:
+            if (np.array([photo.shape[:2] for photo in photos]) != sizes[batch]).any():
+                raise dataset.batch_error(batch, "a photo has another size than annotated")
+
+        made = in_flight(pipeline, map(fed, batches), prefetch=prefetch, land=check, failed=dataset.batch_error)
+        with closing(pipeline), ThreadPoolExecutor(self._num_threads) as pool:
+            for _, photos in made:
+                yield from pool.map(lambda photo: self._clip.transform(Image.fromarray(photo)), photos)
 
     def encode(self, batch: Any) -> "torch.Tensor":
         features: torch.Tensor = self._clip.network.encode_image(batch)
@@ -141,15 +134,9 @@ class _PhotoPipeline(StreamPipeline[list[int]]):
     def _photo_sizes(self, work: Any) -> Any:
         return work
 
-    def wait(self) -> Any:
-        with self._use:
-            try:
-                (photos,) = self._outputs(self._pipe.share_outputs)
-                copies = [np.array(photos.at(i)) for i in range(len(photos))]
-                self._pipe.release_outputs()
-            finally:
-                self._running.popleft()
-            return copies
+    def _result(self, outputs: Any) -> Any:
+        (photos,) = outputs
+        return [np.array(photos.at(i)) for i in range(len(photos))]
 
 
 class Sentences:

@@ -17,7 +17,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.mining.ranking import RankedBlock
 
 if TYPE_CHECKING:
-    from nemo_dali.distributed.collectives import Ranks
+    from nemo_dali.distributed.ranks import Ranks
     from nemo_dali.mining.ranking import Ranker
 
 F32 = npt.NDArray[np.float32]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.distributed.collectives import Ranks
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.mining._inputs import Inputs

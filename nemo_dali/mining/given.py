@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nemo_dali._checks import MOST, integer
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.distributed.collectives import joined_ranks
+from nemo_dali.distributed.ranks import joined_ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.files import open_regular
 from nemo_dali.io.output import check_inputs

@@ -24,10 +24,9 @@ import numpy.typing as npt
 from nemo_dali._checks import LARGEST_BATCH, MOST, as_list, integer
 from nemo_dali.data.columns import have_twins
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.distributed.collectives import Ranks, joined_ranks
-from nemo_dali.distributed.ranks import compare
-from nemo_dali.errors import FileFormatError, NemoError
-from nemo_dali.io.output import check_inputs
+from nemo_dali.distributed.ranks import Ranks, joined_ranks
+from nemo_dali.errors import NemoError
+from nemo_dali.io.output import cannot_write, check_inputs
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.io.writer import Unfinished
@@ -121,7 +120,7 @@ def mine(  # noqa: PLR0913  # the options of a command
 def _check_output(output: Path, inputs: Sequence[str | Path]) -> None:
     check_inputs(output, inputs)
     if not output.absolute().parent.is_dir():
-        raise FileFormatError(f"Cannot write {output}: its folder does not exist. Choose another place with -o.")
+        raise cannot_write(output, "its folder does not exist")
 
 
 def _mine(
@@ -145,7 +144,7 @@ def _mine(
         probes = min(probes or max(lists // 16, 1), lists)
         method = f"FAISS IVF{lists},SQ8, {probes} probes, re-ranked exactly"
     attributes = task.attributes(depth, batch_size, method)
-    compare(ranks.share({name: repr(value) for name, value in attributes.items()}), "began mining")
+    ranks.agree(attributes, "began mining")
     table = begin_table(
         output,
         sentences=sentences,
@@ -287,10 +286,8 @@ def _finished(made: Unfinished[NegativeTable]) -> NegativeTable:
 def _check_progress(made: Unfinished[NegativeTable], output: Path, stages: int) -> None:
     """Several models' embeddings can come from the models or from a table, and then have other stages."""
     if (found := len(made.file.progress)) != stages:
-        raise FileFormatError(
-            f"Cannot write {output}: it was begun {'with' if found == 3 else 'without'} --embeddings. "
-            "Go on as it was begun, or choose another place with -o."
-        )
+        why = f"it was begun {'with' if found == 3 else 'without'} --embeddings"
+        raise cannot_write(output, why, "Go on as it was begun, or choose another place with -o.")
 
 
 def _rank(

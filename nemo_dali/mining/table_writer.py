@@ -39,7 +39,7 @@ def begin_table(
     models: int = 1,
     recalls: int = 0,
 ) -> AbstractContextManager[Unfinished[NegativeTable]]:
-    """A table to be filled, or one to go on with; see ``io.resumable.unfinished``.
+    """A table to be filled, or one to go on with; see ``io.writer.unfinished``.
 
     Args:
         sentences, photos: S and M.

@@ -208,7 +208,7 @@ class StreamPipeline(Generic[T]):
         tiles = work.reshape(-1, work.shape[-1])[0]
         return np.stack([tiles["photo_height"], tiles["photo_width"]], axis=1)
 
-    def wait(self) -> npt.NDArray[np.uint8]:
+    def wait(self) -> Any:
         """Wait for the oldest batch; its status, uint8 [cells].
 
         Raises:
@@ -218,12 +218,16 @@ class StreamPipeline(Generic[T]):
         """
         with self._use:
             try:
-                (status,) = self._outputs(self._pipe.share_outputs)
-                codes = np.array(status.as_array()[:, 0])
+                result = self._result(self._outputs(self._pipe.share_outputs))
                 self._pipe.release_outputs()
             finally:
                 self._running.popleft()
-            return codes
+            return result
+
+    def _result(self, outputs: Any) -> Any:
+        """What ``wait`` gives of the graph's outputs, whose memory is DALI's."""
+        (status,) = outputs
+        return np.array(status.as_array()[:, 0])
 
     def _outputs(self, share: Callable[[], Any]) -> Any:
         """What ``share`` gives, which takes the oldest batch from DALI. Object storage has a time for it."""

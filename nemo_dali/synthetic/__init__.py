@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from nemo_dali.errors import NemoError
+from nemo_dali.io.output import cannot_write, write_own
 from nemo_dali.io.progress import progress
 from nemo_dali.synthetic._backdrops import THEMES, Theme, backdrop
 from nemo_dali.synthetic._contours import traced
@@ -233,9 +234,7 @@ def synthesize(
         annotations.mkdir()
         return _write(annotations, photos, images, seed, distractors, its)
     except OSError as error:
-        raise NemoError(
-            f"Cannot write {folder}: {error.strerror}. Choose another folder or free some space."
-        ) from error
+        raise cannot_write(folder, error, "Choose another folder or free some space.") from error
 
 
 def _write(
@@ -255,7 +254,7 @@ def _write(
         photo = make_photo(seed=seed, number=number, distractors=distractors)
         image_id = number + 1
         name = layout.photo_name.format(image_id)
-        (photos / f"{name}.jpg").write_bytes(_jpeg(photo.image, Random(f"{seed}/{number}/jpeg")))
+        write_own(photos / f"{name}.jpg", _jpeg(photo.image, Random(f"{seed}/{number}/jpeg")))
         width, height = photo.image.size
         instances["images"].append({"id": image_id, "file_name": f"{name}.jpg", "width": width, "height": height})
         here: dict[int, dict[str, Any]] = {}  # the annotation of each thing that can be seen
@@ -293,11 +292,10 @@ def _write(
                 "sentences": sentences,
                 **({"distractors": similar(photo.scene, things[0])} if layout.folder == "refcoco" else own),
             })  # fmt: skip
-    (annotations / "instances.json").write_text(json.dumps(instances))
-    partial = annotations / f"{layout.refs_file}.partial"
+    write_own(annotations / "instances.json", json.dumps(instances).encode())
     is_json = layout.refs_file.endswith(".json")
-    partial.write_bytes(json.dumps(refs).encode() if is_json else pickle.dumps(refs, protocol=2))
-    partial.replace(annotations / layout.refs_file)
+    # Last: it says that the data set is complete.
+    write_own(annotations / layout.refs_file, json.dumps(refs).encode() if is_json else pickle.dumps(refs, protocol=2))
     return {
         "images": images,
         "refs": len(refs),

@@ -11,7 +11,6 @@ the upper 53 bits of a word.
     8192          the nouns that are masked: ``mask_nouns``
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from nemo_dali._checks import integer
 from nemo_dali.errors import NemoError
-from nemo_dali.io.cache import cached
+from nemo_dali.io.cache import cached, name_for
 from nemo_dali.kernels.plan.masking import replace_nouns, replace_tokens
 from nemo_dali.text.tokens import MAX_CONTEXT_LENGTH
 
@@ -173,7 +172,7 @@ def noun_runs(
     _import_textblob()  # first, for its message is better than that of version()
     parts = [RUNS_VERSION, nouns, version("textblob"), version("nltk"), context_length, fingerprint]
     return cached(
-        f"nouns-{hashlib.sha256(repr(parts).encode()).hexdigest()}",
+        name_for("nouns", parts),
         np.int32,
         (len(sentences), None, 2),
         make=lambda: _runs(sentences, textblob_nouns, context_length),

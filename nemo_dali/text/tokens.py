@@ -1,12 +1,11 @@
 """Tokenizers: a data set's sentences become one int32 array, made once and kept on disk.
 
 What is kept is int32 [sentences, context_length + 1], the last column the number of tokens; ``io.cache`` says where and
-how. Its name is a sha256 over what the tokens depend on.
+how.
 """
 
 import difflib
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from nemo_dali._checks import integer
 from nemo_dali.errors import NemoError
-from nemo_dali.io.cache import cached
+from nemo_dali.io.cache import cached, name_for
 from nemo_dali.text.wordpiece import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
 
 TOKENS_VERSION = 2  # of the cached array; part of its name
@@ -83,7 +82,7 @@ def tokenize(
         made_by = [source, version("open_clip_torch")]
     parts = [TOKENS_VERSION, *made_by, context_length, fingerprint, *([] if keep_end else ["end may be cut"])]
     packed = cached(
-        f"tokens-{hashlib.sha256(repr(parts).encode()).hexdigest()}",
+        name_for("tokens", parts),
         np.int32,
         (len(sentences), None if context_length is None else context_length + 1),
         make=lambda: _make(sentences, source, context_length, keep_end),

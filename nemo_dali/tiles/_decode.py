@@ -6,8 +6,8 @@ on a GPU      paths ──▶ io.file.read ──▶ decoders.image (mixed) ─�
 """
 
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from nemo_dali.kernels.tile import RESAMPLE, TileRecords, tile_records
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
+from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.tiles.file import U8, Shape
 
@@ -64,31 +65,28 @@ def decode_tiles(
     turns = bool((dataset.turn > 1).any())
     pipeline = work.pipeline(max_cells=count, num_threads=num_threads, prefetch=prefetch, turns=turns)
 
-    def feed(batch: list[int]) -> None:
+    def fed(batch: list[int]) -> Fed[tuple[list[int], Any]]:
         tiles = np.stack([tile_records(len(batch), *shape, resample=RESAMPLE[resample]) for shape in arrays])
         tiles["photo_height"], tiles["photo_width"] = dataset.images.height[batch], dataset.images.width[batch]
         made = work.make(tiles, batch)
         paths = [encode_path(dataset.photo_path(row)) for row in batch]
-        pipeline.feed(paths, made, (batch, made), turn=dataset.turn[batch] if turns else None)
+        return Fed(paths, made, (batch, made), dataset.turn[batch] if turns else None)
 
-    ahead = iter(batches)
-    try:
-        for batch in islice(ahead, prefetch):
-            feed(batch)
-        for batch in batches:
-            _, made = pipeline.oldest
-            try:
-                status = pipeline.wait()
-            except RuntimeError as error:
-                raise dataset.batch_error(batch, error) from error
-            if (status != DONE).any():
-                raise dataset.batch_error(batch, None)
-            work.land(made, batch)
-            if (following := next(ahead, None)) is not None:
-                feed(following)
+    def land(kept: tuple[list[int], Any], status: U8) -> None:
+        batch, made = kept
+        if (status != DONE).any():
+            raise dataset.batch_error(batch, None)
+        work.land(made, batch)
+
+    with closing(pipeline):
+        for (batch, _), _ in in_flight(
+            pipeline,
+            map(fed, batches),
+            prefetch=prefetch,
+            land=land,
+            failed=lambda kept, error: dataset.batch_error(kept[0], error),
+        ):
             yield batch
-    finally:
-        pipeline.close()
 
 
 class _TilePipeline(StreamPipeline[Any]):

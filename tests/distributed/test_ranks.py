@@ -7,10 +7,12 @@ from datetime import timedelta
 import pytest
 
 from nemo_dali.distributed import ranks as ranks_module
-from nemo_dali.distributed.ranks import agree, exchange, node_peers
+from nemo_dali.distributed._rendezvous import Rendezvous
+from nemo_dali.distributed.ranks import Ranks, agree, exchange, joined_ranks, node_peers
 from nemo_dali.errors import NemoError
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers import fork_server
+from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.process
 
@@ -24,6 +26,26 @@ def said(facts):
     except NemoError as error:
         return str(error)
     return ""
+
+
+def both_ways():
+    """What a rank hears of the others through the store, and through gloo."""
+
+    def heard(ranks):
+        def fail():
+            if ranks.rank == 2:
+                raise NemoError("no photo")
+
+        found = [ranks.rank, ranks.size, ranks.share(ranks.rank), ranks.node_peers()]
+        for call in (lambda: ranks.agree({"model": ranks.rank % 3}, "began mining"), lambda: ranks.attempt(fail)):
+            try:
+                call()
+            except NemoError as error:
+                found.append(str(error))
+        return found
+
+    with joined_ranks() as ranks:
+        return heard(Ranks.through_store()), heard(ranks)
 
 
 def missed():
@@ -76,6 +98,9 @@ def act(rank, port, folder, files):
         "older": said({"version": "0.2", **ALIKE} if rank != 3 else ALIKE),
         "node": node_peers(),
     }
+    found["both ways"] = both_ways()
+    older = Rendezvous(ranks_module._store_of(object()), rank, RANKS, patience=60)  # of a torch without the public way
+    found["older torch"] = older.exchange(rank, patience=60)
     ranks_module.socket.gethostname = lambda: f"host{rank % 2}"
     found["two nodes"] = node_peers()
     distributed.destroy_process_group()
@@ -151,6 +176,36 @@ def test_a_rank_that_does_not_know_a_fact_differs(ranks):
 def test_the_ranks_of_a_node_find_each_other(ranks):
     assert the_same(ranks, "node") == [0, 1, 2, 3]
     assert [found["two nodes"] for found in ranks] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+
+
+def test_ranks_hear_the_same_through_the_store_and_through_gloo(ranks):
+    for rank, found in enumerate(ranks):
+        by_store, by_gloo = found["both ways"]
+        assert (
+            by_store
+            == by_gloo
+            == [
+                rank,
+                RANKS,
+                [0, 1, 2, 3],
+                [0, 1, 2, 3],
+                "Ranks 1, 2 of 4 began mining with another model: 1 on rank 1, 0 on rank 0. Give every rank the same "
+                "files and options.",
+                "no photo" if rank == 2 else "Rank 2 failed: no photo",
+            ]
+        )
+
+
+def test_torch_s_private_parts_are_touched_in_one_place():
+    modules = sorted((ROOT / "nemo_dali").rglob("*.py"))
+    found = [
+        (path.name, path.read_text().count("_get_default_store")) for path in modules if "c10d" in path.read_text()
+    ]
+    assert found == [("ranks.py", 1)]
+
+
+def test_a_torch_without_a_public_way_to_the_store_will_do(ranks):
+    assert the_same(ranks, "older torch") == [0, 1, 2, 3]
 
 
 def test_a_process_group_may_end_and_another_begin(ranks):

@@ -1,5 +1,6 @@
 """The cache: what was kept comes back, and what is damaged or another's is made anew, with a line that says why."""
 
+import hashlib
 import logging
 import mmap
 import os
@@ -36,6 +37,13 @@ def folder(tmp_path, monkeypatch):
     for once in (cache._log_unwritable, cache._warn_distrusted):
         once.cache_clear()
     return tmp_path / "cache"
+
+
+def test_a_name_tells_everything_that_an_array_depends_on():
+    whole = hashlib.sha256(b"[2, 'clip', None, 'f']").hexdigest()
+    assert cache.name_for("tokens", [2, "clip", None, "f"]) == f"tokens-{whole}"
+    names = {cache.name_for(*of) for of in (("a", []), ("b", []), ("a", [1]), ("a", ["1"]), ("a", [1, 2]), ("a", [12]))}
+    assert len(names) == 6 and all(Path(name).name == name for name in names)
 
 
 class Made:

@@ -3,12 +3,26 @@
 import fcntl
 import os
 import resource
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nemo_dali.errors import FileFormatError
 from nemo_dali.io import output
-from nemo_dali.io.output import check_inputs, check_place, open_partial, partial_name, write_bytes
+from nemo_dali.io.cache import cached
+from nemo_dali.io.output import (
+    check_inputs,
+    check_place,
+    open_partial,
+    output_file,
+    partial_name,
+    write_bytes,
+    write_own,
+)
+from nemo_dali.io.writer import Content, write_h5
+from nemo_dali.plan.policy import MosaicPolicy, write_policy
+from nemo_dali.synthetic import synthesize
 from tests.helpers import fork_server
 
 KIND = "a file of the test's"
@@ -163,6 +177,86 @@ def test_on_a_full_disk_the_earlier_file_stays(tmp_path):
     done = fork_server.run(FULL_DISK, path)
     assert done.stdout.startswith(f"Cannot write {path}: File too large.") and not done.stderr
     assert path.read_bytes() == b"ours, old" and names(tmp_path) == ["f"]
+
+
+def write_table(path):
+    with write_h5(path, format="nemo-dali/test", version=1) as content:
+        content(Content({"values": np.arange(3)}, {}, "a" * 64))
+
+
+WRITERS = {
+    "bytes": (write, ["f"]),
+    "own": (lambda path: write_own(path, b"one", b"", b"two"), ["f"]),
+    "cache": (
+        lambda path: cached("f", np.int32, (2,), make=lambda: np.ones(2, np.int32), fits=lambda _: True),
+        ["f.cache"],
+    ),
+    "h5": (write_table, ["f"]),
+    "policy": (
+        lambda path: write_policy(path.with_name("f.json"), MosaicPolicy(), tuned_for="a" * 64, why=[]),
+        ["f.json"],
+    ),
+    "data set": (
+        lambda path: synthesize(path, images=1),
+        ["COCO_train2014_000000000001.jpg", "instances.json", "refs(unc).p"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_so_is_the_name(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("NEMO_DALI_CACHE", str(tmp_path))
+    fsync, replace = os.fsync, os.replace
+    happened, named = [], []
+
+    def spied_fsync(descriptor):
+        happened.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def spied_replace(source, target, *, src_dir_fd=None, dst_dir_fd=None):
+        file = os.stat(source, dir_fd=src_dir_fd).st_ino
+        assert happened[-1] == file, "the file was not synced"
+        replace(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        folder = Path(target).parent.stat() if dst_dir_fd is None else os.fstat(dst_dir_fd)
+        named.append((os.path.basename(target), len(happened), folder.st_ino))
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(os, "replace", spied_replace)
+    call, files = WRITERS[kind]
+    call(tmp_path / "f")
+    assert [name for name, _, _ in named] == files
+    assert [happened[then] for _, then, _ in named] == [folder for _, _, folder in named]
+    made = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert made == sorted(files)
+
+
+@pytest.mark.parametrize("at", ["fsync", "replace"])
+@pytest.mark.parametrize("keep", [None, True, False])
+def test_what_is_left_where_the_end_fails(tmp_path, monkeypatch, at, keep):
+    def refuse(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "f"
+    path.write_bytes(b"ours, old")
+    kept = None if keep is None else lambda: keep
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(os, at, refuse)
+        with output_file(path, is_ours=is_ours, kind=KIND, keep=kept) as descriptor:
+            os.write(descriptor, b"ours, half")
+    assert path.read_bytes() == b"ours, old" and names(tmp_path) == (["f", "f.partial"] if keep else ["f"])
+    with output_file(path, is_ours=is_ours, kind=KIND, keep=kept) as descriptor:
+        assert os.pread(descriptor, 100, 0) == (b"ours, half" if keep else b"")
+        os.pwrite(descriptor, b"ours, whole", 0)
+    assert path.read_bytes() == b"ours, whole" and names(tmp_path) == ["f"]
+
+
+def test_a_file_of_our_own_replaces_whatever_has_its_name(tmp_path):
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "f").symlink_to(tmp_path / "victim")
+    write_own(tmp_path / "f", b"ours")
+    assert not (tmp_path / "f").is_symlink() and (tmp_path / "victim").read_bytes() == b"precious"
+    with pytest.raises(FileNotFoundError):
+        write_own(tmp_path / "nowhere" / "f", b"ours")
 
 
 @pytest.mark.parametrize("by", ["name", "relative name", "link", "hard link", "partial name"])

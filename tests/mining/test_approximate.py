@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from nemo_dali.distributed.collectives import Ranks
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.approximate import ApproximateRanker, list_count, recall_places
 from nemo_dali.mining.job import mine

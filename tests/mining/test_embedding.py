@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from nemo_dali.data.dataset import Dataset
-from nemo_dali.distributed.collectives import Ranks
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.mining import embedding
 from nemo_dali.mining._inputs import Photos, Sentences

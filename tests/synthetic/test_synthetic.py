@@ -177,9 +177,11 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     def no_space(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synthetic.Path, "write_bytes", no_space)
-    with pytest.raises(NemoError, match="No space left on device"):
+    monkeypatch.setattr("nemo_dali.io.output.os.write", no_space)
+    words = f"Cannot write {tmp_path / 'data'}: No space left on device. Choose another folder or free some space."
+    with pytest.raises(NemoError, match=re.escape(words)):
         synthesize(tmp_path / "data", images=1)
+    assert [path for path in (tmp_path / "data").rglob("*") if path.is_file()] == []
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from nemo_dali import MosaicPolicy, NemoError
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed import node_memory
+from nemo_dali.distributed import ranks as ranks_module
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import exchange
 from nemo_dali.loader.sources import Corpus
@@ -144,9 +146,13 @@ def act(rank, port, folder, files, path):
 
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     array = np.random.default_rng(1).integers(0, 256, (50, 3, 7, 9), dtype=np.uint8)
-    node_memory.CHUNK = 1000  # so that each has pieces to copy
+    node_memory.CHUNK, node_memory.ROUND = 1000, 2  # so that each has five chunks to copy, in three rounds
+    said = []
+    share = ranks_module.Ranks.share
+    ranks_module.Ranks.share = lambda self, fact: (said.append(fact), share(self, fact))[1]
     copy = node_copy([array], together=True)
-    found = {"right": bool((copy.arrays[0] == array).all())}
+    ranks_module.Ranks.share = share
+    found = {"right": bool((copy.arrays[0] == array).all()), "rounds": said[2:]}
     exchange(None)
     copy.arrays[0][rank, 0, 0, 0] = 100 + rank
     exchange(None)
@@ -172,8 +178,15 @@ def act(rank, port, folder, files, path):
     gpu.free_memory = lambda number: 10**9
     node_memory.available_memory = lambda: 0  # asked by rank 0 alone
     found["no room"] = told(place)
-    (folder / str(rank)).write_text(json.dumps(found))
     exchange(None)
+    ranks_module.PATIENCE = 1.0
+    node_memory.available_memory = lambda: 10**12
+    if rank:
+        node_memory._copy = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    with suppress(KeyboardInterrupt):
+        found["ended"] = told(lambda: node_copy([array], together=True))
+    (folder / str(rank)).write_text(json.dumps(found))
+    distributed.barrier()
     distributed.destroy_process_group()
 
 
@@ -190,8 +203,9 @@ def test_the_ranks_of_a_node_share_one_copy_and_hear_of_each_others_problems(tmp
     fork_server.call(fork, port, tmp_path, files, path)
     for rank in "01":
         found = json.loads((tmp_path / rank).read_text())
-        assert found["right"] and found["shared"] and found["one"]
+        assert found["right"] and found["shared"] and found["one"] and found["rounds"] == [""] * 3
         assert "GPU 0 has 0.0 GB free" in found["full"] and "0.0 GB are free on this node" in found["no room"]
+    assert json.loads((tmp_path / "0").read_text())["ended"].startswith("Rank 1 of 2 made no Loader within 1 s")
 
 
 def test_memory_is_what_the_tightest_control_group_leaves(tmp_path, monkeypatch):
