@@ -39,7 +39,8 @@ class Frames:
         table = np.ascontiguousarray(normalisation_table(format.mean, format.std, format.dtype))
         self.mask_bytes = format.size**2
         self.image_bytes = 3 * self.mask_bytes * table.itemsize
-        self._nbytes = options.batch_size * (self.image_bytes + self.mask_bytes)
+        self._images = options.batch_size * self.image_bytes  # of a batch
+        self._nbytes = self._images + options.batch_size * self.mask_bytes
         needed, memory = self._nbytes * (prefetch + 1), memory_bytes()
         if self._device_id is None and needed > memory:
             raise NemoError(
@@ -72,9 +73,12 @@ class Frames:
         import torch
 
         block, size = self._block(), self._size
-        image, mask = block[: count * self.image_bytes], block[len(block) - count * self.mask_bytes :]
-        image = image.view(getattr(torch, self._dtype)).view(count, 3, size, size)
-        return image, mask.view(count, size, size)
+        area = size * size
+        image = block[: self._images].view(getattr(torch, self._dtype))
+        return (
+            image.as_strided((count, 3, size, size), (3 * area, area, size, 1)),
+            block.as_strided((count, size, size), (area, size, 1), self._images),
+        )
 
     def _block(self) -> "torch.Tensor":
         """Memory for the images and then the masks of a batch, uint8 [bytes]."""

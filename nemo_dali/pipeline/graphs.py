@@ -16,7 +16,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -35,7 +35,13 @@ LONGEST_DRAIN = 30  # seconds for one that nobody wants any more
 
 T = TypeVar("T")
 
+_NOTHING = nullcontext()
 _left_behind: list[Any] = []  # pipelines that wait for a server, and what they will write into
+
+
+def _no_check(_: Any) -> Any:
+    """What DALI asks for around each call, which only ``StreamPipeline`` makes, in the right order."""
+    return _NOTHING
 
 
 class StreamPipeline(Generic[T]):
@@ -101,6 +107,7 @@ class StreamPipeline(Generic[T]):
                     "There is no memory or thread left for a DALI pipeline. Lower batch_size, num_threads or prefetch."
                 ) from error
             raise
+        pipe._check_api_type_scope = _no_check  # DALI's own makes a class at every call: 60 us a batch
         self._pipe: Any = pipe
         self._started = False
         # Registered after DALI's own hook, hence run before it: DALI would shut the graph down under running batches.
