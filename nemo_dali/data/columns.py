@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import compress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -102,15 +102,18 @@ class Sentences:
     raw: Sequence[str]  # as the annotator typed it
 
 
+# A box: left, top, width and height (COCO's), or its corners; in pixels, or in shares of the photo's sides.
+BoxFormat = Literal["xywh", "xyxy", "rel_xywh", "rel_xyxy"]
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """One split of one data set. Photos are those with at least one ref in the split, by ascending id.
 
     Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
-    ``box_format`` says what numbers the boxes are that masks were made of: "xywh" (COCO's: left, top, width, height, in
-    pixels), "xyxy", the same in shares of the photo's sides, "rel_xywh" and "rel_xyxy", or "" where none was. ``exif``
-    says whether masks and sizes are of the photos as stored ("ignore") or as viewers show them ("apply"); or that no
-    photo may make a difference there ("refuse").
+    ``box_format`` says what the boxes are that masks were made of, a ``BoxFormat``, or "" where none was. ``exif`` says
+    whether masks and sizes are of the photos as stored ("ignore") or as viewers show them ("apply"); or that no photo
+    may make a difference there ("refuse").
     """
 
     name: str

@@ -5,7 +5,7 @@ All but RefCOCO's are written from what their publishers' readers take from the 
 
 from dataclasses import dataclass
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,8 @@ class Layout:
         }
 
 
-LAYOUTS = {
+LayoutName = Literal["refcoco", "refclef", "grefcoco", "ref-zom"]
+LAYOUTS: dict[LayoutName, Layout] = {
     "refcoco": Layout("refcoco", "refs(unc).p", "images/mscoco/images/train2014", "COCO_train2014_{:012d}"),
     "refclef": Layout("refclef", "refs(unc).p", "images/saiapr_tc-12", "{}", compressed=True),
     "grefcoco": Layout(
