@@ -37,6 +37,7 @@ REQUIREMENTS = {
 }
 OTHERS = {"NumPy": "numpy>=2", "open_clip": "open_clip_torch", "Pillow": "pillow<13"}
 ONLY_GPU = ("CuPy", "numba-cuda")
+OF_EXTRAS = {"open_clip": "; CLIP models and the tokenizer 'clip' need it"}
 # NCCL's user guide, "Shared memory", asks for this much in a container, where the default is 64 MiB.
 MIN_SHARED_MEMORY = 1 << 30
 OTHER_FILES = 256  # as pipeline.OTHER_FILES
@@ -173,8 +174,8 @@ def _packages(facts: Facts) -> Iterator[Finding]:
                 f"pip uninstall -y {' '.join(package.wheels)} && {install}",
             )
         if not package.wheels and package.version is None:
-            level: Level = "ok" if optional else "problem"
-            needed = "; without a GPU it is not needed" if optional else ""
+            level: Level = "ok" if optional else "warning" if name in OF_EXTRAS else "problem"
+            needed = "; without a GPU it is not needed" if optional else OF_EXTRAS.get(name, "")
             yield Finding(level, f"{name} is not installed{needed}.", None if optional else install)
         elif package.error is not None:
             level = "warning" if optional else "problem"
@@ -319,7 +320,8 @@ def _pixels(facts: Facts) -> Iterator[Finding]:
 
 def _stops(name: str, package: Package, device: str) -> bool:
     """Whether a library that is missing or broken, and told so already, keeps a pipeline from running."""
-    return package.version is None and (device == "cuda" or name not in ONLY_GPU)
+    needed = name not in OF_EXTRAS and (device == "cuda" or name not in ONLY_GPU)
+    return needed and package.version is None
 
 
 _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
