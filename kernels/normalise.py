@@ -14,8 +14,8 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 
+from nemo_dali._choices import DType
 from nemo_dali.kernels.arrays import U8, Bits
-from nemo_dali.kernels.choices import DType
 from nemo_dali.kernels.jit import intrinsic, jit
 
 LOOK_UP, FLOAT32, FLOAT16, BFLOAT16, COPY = 0, 1, 2, 3, 4

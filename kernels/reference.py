@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_dali.kernels.choices import DType
+from nemo_dali._choices import DType
 
 U8 = NDArray[np.uint8]
 I4 = NDArray[np.int32]

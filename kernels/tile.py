@@ -18,8 +18,8 @@ from typing import cast, get_args
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._choices import Resample as Resample
 from nemo_dali.kernels.arrays import I64, Int, Integers, Record
-from nemo_dali.kernels.choices import Resample as Resample
 from nemo_dali.kernels.jit import jit, python_of
 
 CV2_LINEAR, PILLOW_BILINEAR, CV2_LETTERBOX = 0, 1, 2

@@ -1,9 +1,12 @@
-"""Public names that are imported when first used, so that importing a package imports nothing heavy."""
+"""What is imported when first used: public names, so that importing a package imports little, and extras' packages."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+
+from nemo_dali.errors import NemoError
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -25,3 +28,23 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
         return sorted({*vars(sys.modules[package]), *homes})
 
     return get, names
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """For a block that imports packages of an extra of ``pyproject.toml``.
+
+    Args:
+        name: of the extra.
+        what: needs them, at the beginning of a sentence.
+
+    Raises:
+        NemoError: one of them is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise NemoError(
+            f"{what} needs the package '{error.name}', which is not installed. Install it with: "
+            f"pip install 'nemo-dali[{name}]'"
+        ) from error

@@ -21,7 +21,7 @@ from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import do_not_convert
 
 from nemo_dali._checks import check_channels, one_of
-from nemo_dali.kernels.choices import GRIDS, DaliDType, MaskDType, Resample
+from nemo_dali._choices import GRIDS, DaliDType, MaskDType, Resample
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline import fn_cpu, fn_gpu
 from nemo_dali.pipeline.fn_cpu import Geometry

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_dali._lazy import extra
 from nemo_dali.commands.preview import preview
 from nemo_dali.commands.report.page import report
 from nemo_dali.data.annotations import read_refer
@@ -58,11 +59,14 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
 
     Raises:
         ValueError: ``images`` < 40, too few for every split.
-        NemoError: ``out`` holds files that are not a demo's, or cannot be written.
+        NemoError: ``out`` holds files that are not a demo's, or cannot be written, or a package is not installed.
     """
     if images < 40:
         raise ValueError(f"images ({images}) must be at least 40")
     begin = time.monotonic()
+    with extra("mining,report", "The demo"):  # told now, not after the work
+        import open_clip  # noqa: F401
+        import plotly  # noqa: F401
     out = Path(out)
     _clear(out)
     data, config, weights = out / "data", out / "clip.json", out / "clip.pt"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.data.orientation import Exif
+from nemo_dali._choices import Exif
 from nemo_dali.errors import PhotoError
 
 MAX_SIDE = 65535  # of a photo, in pixels: the most a JPEG can have; an area then fits a uint32
@@ -102,15 +102,17 @@ class Sentences:
     raw: Sequence[str]  # as the annotator typed it
 
 
+# A box: left, top, width and height (COCO's), or its corners; in pixels, or in shares of the photo's sides.
+
+
 @dataclass(frozen=True, eq=False)
 class Annotations:
     """One split of one data set. Photos are those with at least one ref in the split, by ascending id.
 
     Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
-    ``box_format`` says what numbers the boxes are that masks were made of: "xywh" (COCO's: left, top, width, height, in
-    pixels), "xyxy", the same in shares of the photo's sides, "rel_xywh" and "rel_xyxy", or "" where none was. ``exif``
-    says whether masks and sizes are of the photos as stored ("ignore") or as viewers show them ("apply"); or that no
-    photo may make a difference there ("refuse").
+    ``box_format`` says what the boxes are that masks were made of, a ``BoxFormat``, or "" where none was. ``exif`` says
+    whether masks and sizes are of the photos as stored ("ignore") or as viewers show them ("apply"); or that no photo
+    may make a difference there ("refuse").
     """
 
     name: str

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._choices import Exif
 from nemo_dali.data.columns import (
     MAX_SIDE,
     Annotations,
@@ -24,7 +25,7 @@ from nemo_dali.data.columns import (
     begins,
     is_inside,
 )
-from nemo_dali.data.orientation import EXIF, Exif
+from nemo_dali.data.orientation import EXIF
 from nemo_dali.data.photos import batch_error
 from nemo_dali.data.s3 import check_names, image_root, is_remote
 from nemo_dali.errors import NemoError, PhotoError

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nemo_dali._checks import PathLike
+from nemo_dali._choices import Exif
 from nemo_dali.data.columns import (
     Annotations,
     PhotoFiles,
@@ -17,7 +18,6 @@ from nemo_dali.data.columns import (
     with_photos,
 )
 from nemo_dali.data.dataset import FORMAT, VERSION, Dataset, write_columns
-from nemo_dali.data.orientation import Exif
 from nemo_dali.data.photo_folders import locate
 from nemo_dali.data.photos import check_photos
 from nemo_dali.io.writer import write_h5

@@ -10,14 +10,13 @@ itself (``adjust_orientation``), but for all photos or none, by tags that Pillow
 it end the process.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
-# What is done about it: "ignore", photos are shown as stored; "apply", as viewers show them; "refuse", there must be no
-# photo for which that differs.
-Exif = Literal["ignore", "apply", "refuse"]
+from nemo_dali._choices import Exif
+
 EXIF: tuple[str, ...] = get_args(Exif)
 
 # By EXIF's number whether a photo is transposed and, after that, flipped left to right and top to bottom; int32 [9, 3].

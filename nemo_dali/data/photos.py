@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL.ImageFile import ImageFile
 
+from nemo_dali._choices import Exif
 from nemo_dali.data.columns import Images, other_coco_names
 from nemo_dali.data.decoding import is_decodable
-from nemo_dali.data.orientation import Exif, turned_size
+from nemo_dali.data.orientation import turned_size
 from nemo_dali.data.photo_file import (
     MOST_BYTES,
     TOO_LONG,

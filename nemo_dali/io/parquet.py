@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_dali._lazy import extra
 from nemo_dali.errors import NemoError
 from nemo_dali.io.files import open_regular
 
@@ -23,13 +24,9 @@ def parquet_pieces(path: Path, columns: Sequence[str], *, what: str, rows: int =
         OSError: it cannot be opened, or is no regular file; ``strerror`` says which.
         NemoError: pyarrow is not installed, or the file is no Parquet file, damaged, or lacks a column.
     """
-    try:
+    with extra("parquet", f"To read {path}"):
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
-        raise NemoError(
-            f"{path} is read by pyarrow, which is not installed. Install it with: pip install 'nemo-dali[parquet]'"
-        ) from error
     with os.fdopen(open_regular(path), "rb") as opened:
         try:
             file = parquet.ParquetFile(opened)

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from nemo_dali._checks import LARGEST_FRAME, check_channels, integer, one_of
-from nemo_dali.kernels.choices import DType, MaskDType, Resample
+from nemo_dali._choices import DType, MaskDType, Resample
 from nemo_dali.plan.part import Samples
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD, PRESETS
 from nemo_dali.text.tokens import Tokenizer

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy.typing as npt
 
 from nemo_dali._checks import PathLike
+from nemo_dali._choices import DType, MaskDType, Placement, Resample
 from nemo_dali.distributed.ranks import agree
-from nemo_dali.kernels.choices import DType, MaskDType, Resample
 from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader._arguments import refuse_others
 from nemo_dali.loader._assembly import Assembler
@@ -25,7 +25,7 @@ from nemo_dali.plan.part import Samples
 from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy, warn_if_tuned_elsewhere, warn_if_unbounded
 from nemo_dali.text.tokens import Tokenizer
-from nemo_dali.tiles.placement import Placement, ResidentTiles
+from nemo_dali.tiles.placement import ResidentTiles
 
 if TYPE_CHECKING:
     import torch

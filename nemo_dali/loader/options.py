@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from nemo_dali._checks import LARGEST_BATCH, PathLike, as_paths, integer, one_of
+from nemo_dali._choices import Placement
 from nemo_dali._version import __version__
 from nemo_dali.distributed.ranks import rank_and_world_size
 from nemo_dali.io.threads import most_threads, thread_count
@@ -12,7 +13,6 @@ from nemo_dali.loader.format import BatchFormat, format_of
 from nemo_dali.pipeline import gpu
 from nemo_dali.plan.policy import MosaicPolicy, policy_of
 from nemo_dali.plan.schedule import Schedule
-from nemo_dali.tiles.placement import Placement
 
 MOST_AHEAD = 1000  # batches
 OnError = Literal["raise", "substitute"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.kernels.choices import MaskDType
+from nemo_dali._choices import MaskDType
 from nemo_dali.loader.batch import Batch
 
 if TYPE_CHECKING:

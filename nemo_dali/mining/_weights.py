@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from nemo_dali._lazy import extra
 from nemo_dali.errors import NemoError
 from nemo_dali.io.files import check_regular
 from nemo_dali.io.torch_pickle import Storage, StoredTensor, check_structure, read_description, tensors_of
@@ -132,7 +133,8 @@ def first_line(error: BaseException) -> str:
 
 
 def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    from safetensors import SafetensorError, safe_open
+    with extra("mining", f"{path}"):
+        from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:

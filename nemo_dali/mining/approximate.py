@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.errors import NemoError
+from nemo_dali._lazy import extra
 from nemo_dali.mining.ranking import RankedBlock
 
 if TYPE_CHECKING:
@@ -105,12 +105,8 @@ def import_faiss() -> Any:
     Raises:
         NemoError: it is not installed.
     """
-    try:
+    with extra("faiss", "The approximate search"):
         import faiss
-    except ImportError as error:
-        raise NemoError(
-            "The approximate search needs FAISS, which is not installed. Install it with: pip install faiss-cpu"
-        ) from error
     return faiss
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from nemo_dali._lazy import extra
 from nemo_dali.errors import NemoError
 from nemo_dali.io.h5 import fingerprint
 from nemo_dali.mining._model_config import read_config
@@ -60,11 +61,12 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
         device: "cpu", "cuda", "cuda:1", ...; None: CUDA where there is a device, else the CPU.
 
     Raises:
-        NemoError: no such model, weights or device, or weights of another model.
+        NemoError: no such model, weights or device, weights of another model, or open_clip is not installed.
     """
-    import open_clip
     import torch
 
+    with extra("mining", f"The model {model}"):
+        import open_clip
     torch_device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name, preprocess = model_name(model)
     weights = read_weights(find_weights(model, name, pretrained))

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._choices import GRIDS
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.choices import GRIDS
 from nemo_dali.kernels.plan.pools import pool_begins
 from nemo_dali.mining.pool_curves import DRAWN, Curves, NoTargetCurves, measure_curves
 from nemo_dali.mining.table import NegativeTable

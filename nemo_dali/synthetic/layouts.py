@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from nemo_dali._choices import LayoutName
 from nemo_dali.synthetic._scenes import Scene, describe_none, describe_several
 
 # Of every 50 photos, these are not for training: 8, 6 and 6 per cent, spread so that a small data set has all splits.
@@ -81,7 +82,7 @@ class Layout:
         }
 
 
-LAYOUTS = {
+LAYOUTS: dict[LayoutName, Layout] = {
     "refcoco": Layout("refcoco", "refs(unc).p", "images/mscoco/images/train2014", "COCO_train2014_{:012d}"),
     "refclef": Layout("refclef", "refs(unc).p", "images/saiapr_tc-12", "{}", compressed=True),
     "grefcoco": Layout(

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import integer
+from nemo_dali._lazy import extra
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cached, name_for
 from nemo_dali.kernels.plan.masking import replace_nouns, replace_tokens
@@ -169,8 +170,8 @@ def noun_runs(
         raise ValueError(f"nouns ({nouns!r}) must be 'textblob' or a callable")
     if fingerprint is None:
         return _runs(sentences, textblob_nouns, context_length)
-    _import_textblob()  # first, for its message is better than that of version()
-    parts = [RUNS_VERSION, nouns, version("textblob"), version("nltk"), context_length, fingerprint]
+    with extra("nouns", "Masking nouns"):
+        parts = [RUNS_VERSION, nouns, version("textblob"), version("nltk"), context_length, fingerprint]
     return cached(
         name_for("nouns", parts),
         np.int32,
@@ -192,7 +193,9 @@ def textblob_nouns(sentence: str) -> list[int]:
     Raises:
         NemoError: TextBlob or the data of its tagger is not installed.
     """
-    textblob = _import_textblob()
+    with extra("nouns", "Masking nouns"):
+        import textblob
+        import textblob.exceptions
     try:
         tags = textblob.TextBlob(sentence.lower()).tags
     except textblob.exceptions.MissingCorpusError as error:
@@ -201,18 +204,6 @@ def textblob_nouns(sentence: str) -> list[int]:
             "lite`, or give `nouns` a callable of your own."
         ) from error
     return [place for place, (_, tag) in enumerate(tags, start=1) if tag in ("NN", "NNS")]
-
-
-def _import_textblob() -> Any:
-    try:
-        import textblob
-        import textblob.exceptions
-    except ImportError as error:
-        raise NemoError(
-            "Masking nouns needs the package 'textblob'. Install it with `pip install textblob` and its data with "
-            "`python -m textblob.download_corpora lite`, or give `nouns` a callable of your own."
-        ) from error
-    return textblob
 
 
 def _runs(sentences: Sequence[str], nouns: Nouns, context_length: int) -> npt.NDArray[np.int32]:

@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.kernels.choices import GRIDS
+from nemo_dali._choices import GRIDS
 
 _SIDES = {"left": (-1, None), "right": (1, None), "top": (None, -1), "bottom": (None, 1)}
 _SIDES |= {"upper": _SIDES["top"], "lower": _SIDES["bottom"]}

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import integer
+from nemo_dali._lazy import extra
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cached, name_for
 from nemo_dali.text.wordpiece import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
@@ -79,7 +80,8 @@ def tokenize(
     if isinstance(source, Vocabulary):
         made_by = [f"{PREFIX}{source.hash}", version("tokenizers")]
     else:
-        made_by = [source, version("open_clip_torch")]
+        with extra("mining", f"Tokenizer '{source}'"):
+            made_by = [source, version("open_clip_torch")]
     parts = [TOKENS_VERSION, *made_by, context_length, fingerprint, *([] if keep_end else ["end may be cut"])]
     packed = cached(
         name_for("tokens", parts),
@@ -189,8 +191,8 @@ def _pack(tokens: npt.NDArray[Any], *, pad: int, end: int | None) -> Int32:
 
 
 def _load(name: str, context_length: int | None) -> Any:
-    import open_clip
-
+    with extra("mining", f"Tokenizer '{name}'"):
+        import open_clip
     if name == "clip":
         return open_clip.SimpleTokenizer(context_length=context_length or open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH)
     # get_tokenizer itself takes any unknown name for CLIP's.

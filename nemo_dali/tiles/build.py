@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from nemo_dali._choices import GRIDS
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.io.layout import Layout
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.io.writer import Unfinished, amount, unfinished
-from nemo_dali.kernels.choices import GRIDS
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.pipeline import gpu
 from nemo_dali.tiles._decode import decode_tiles

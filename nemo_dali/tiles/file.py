@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._choices import GRIDS
 from nemo_dali.data.columns import MAX_SIDE
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError
@@ -29,7 +30,6 @@ from nemo_dali.io.h5 import CheckedRows, MappedFile, fingerprint
 from nemo_dali.io.index import UNFINISHED
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
-from nemo_dali.kernels.choices import GRIDS
 from nemo_dali.kernels.tile import RESAMPLE
 
 FORMAT = "nemo-dali/tiles"

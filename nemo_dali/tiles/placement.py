@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import PathLike
+from nemo_dali._choices import Placement
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.node_memory import node_copy
 from nemo_dali.distributed.ranks import agree
@@ -31,7 +32,6 @@ from nemo_dali.tiles.file import Shape, TileFile
 
 ROOM = 2**29  # bytes of a GPU that kernels and the decoder need besides
 
-Placement = Literal["host", "pinned", "device"]
 Addresses = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 

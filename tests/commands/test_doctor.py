@@ -184,6 +184,12 @@ CASES = {
         ["cupy-cuda12x and cupy-cuda13x"],
         ["pip uninstall -y cupy-cuda12x cupy-cuda13x && pip install 'cupy-cuda12x[ctk]>=14'"],
     ),
+    "no open_clip, which the loader can do without": (
+        machine({"open_clip": MISSING}),
+        "warning",
+        ["open_clip is not installed; CLIP models and the tokenizer 'clip' need it"],
+        ["pip install open_clip_torch"],
+    ),
     "no DALI": (machine({"DALI": MISSING}, driver=None), "problem", ["DALI is not installed"], ["nvidia-dali-cuda120"]),
     "no CuPy beside a GPU": (
         machine({"CuPy": MISSING}),

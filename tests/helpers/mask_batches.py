@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from nemo_dali._choices import MaskDType
 from nemo_dali.kernels import reference
-from nemo_dali.kernels.choices import MaskDType
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.tile import CV2_LINEAR, PILLOW_BILINEAR
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from nemo_dali._choices import Exif
 from nemo_dali.data.annotations import read_json_lines
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.indexing import index_dataset
-from nemo_dali.data.orientation import Exif
 from tests.helpers.files import Files
 from tests.helpers.tables import write_random_table
 

@@ -111,6 +111,6 @@ def test_without_faiss_it_is_told_how_to_install_it(clip, tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "faiss", None)
     dataset = make_noise(tmp_path, photos=9)
     options = {"model": str(clip[0] / "tiny.json"), "pretrained": str(clip[0] / "tiny.pt"), "device": "cpu"}
-    with pytest.raises(NemoError, match="pip install faiss-cpu"):
+    with pytest.raises(NemoError, match=r"pip install 'nemo-dali\[faiss\]'"):
         mine(dataset, output=tmp_path / "a.neg.h5", approximate=True, **options)
     assert not list(tmp_path.glob("a.neg.h5*"))

@@ -191,7 +191,7 @@ def test_textblob_or_its_data_is_missing(textblob, monkeypatch):
         noun_runs(["no data"])
     monkeypatch.setitem(sys.modules, "textblob", None)
     for fingerprint in (None, "f"):
-        with pytest.raises(NemoError, match="pip install textblob"):
+        with pytest.raises(NemoError, match=r"pip install 'nemo-dali\[nouns\]'"):
             noun_runs(["a"], fingerprint=fingerprint)
 
 

@@ -31,6 +31,7 @@ FOR_CUDA = {
     "torch": ["torch", "torchvision"],
 }
 ONLY_GPU = ("CuPy", "numba-cuda")
+OF_EXTRAS = {"open_clip": "; CLIP models and the tokenizer 'clip' need it"}
 # NCCL's user guide, "Shared memory", asks for this much in a container, where the default is 64 MiB.
 MIN_SHARED_MEMORY = 1 << 30
 MIN_CELLS = 64 * 9  # photos open at once in a batch of 64 mosaics of 3x3, the largest that is common on one GPU
@@ -185,8 +186,8 @@ def _packages(facts: Facts) -> Iterator[Finding]:
                 f"pip uninstall -y {' '.join(package.wheels)} && {install}",
             )
         if not package.wheels and package.version is None:
-            level: Level = "ok" if optional else "problem"
-            needed = "; without a GPU it is not needed" if optional else ""
+            level: Level = "ok" if optional else "warning" if name in OF_EXTRAS else "problem"
+            needed = "; without a GPU it is not needed" if optional else OF_EXTRAS.get(name, "")
             yield Finding(level, f"{name} is not installed{needed}.", None if optional else install)
         elif package.error is not None:
             level = "warning" if optional else "problem"
@@ -331,7 +332,8 @@ def _pixels(facts: Facts) -> Iterator[Finding]:
 
 def _stops(name: str, package: Package, device: str) -> bool:
     """Whether a library that is missing or broken, and told so already, keeps a pipeline from running."""
-    return package.version is None and (device == "cuda" or name not in ONLY_GPU)
+    needed = name not in OF_EXTRAS and (device == "cuda" or name not in ONLY_GPU)
+    return needed and package.version is None
 
 
 _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (

@@ -20,11 +20,11 @@ from importlib import import_module
 from importlib.metadata import distributions
 from typing import Any, get_args
 
+from nemo_dali._choices import Resample
 from nemo_dali._version import __version__
 from nemo_dali.commands.doctor.driver import Driver, Gpu, cuda_version, read_driver
 from nemo_dali.commands.doctor.self_check import Pixels, check_pixels
 from nemo_dali.io.threads import core_quota
-from nemo_dali.kernels.choices import Resample
 
 DEADLINE = 300  # seconds for a group of steps; the kernels' first compilation on a machine takes some 20
 LONGEST = 300  # characters of an error message that are kept

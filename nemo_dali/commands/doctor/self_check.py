@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nemo_dali.kernels.choices import Resample
+from nemo_dali._choices import Resample
 
 if TYPE_CHECKING:
     from nemo_dali.data.columns import Annotations

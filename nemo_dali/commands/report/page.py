@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from nemo_dali._checks import MOST, integer
+from nemo_dali._lazy import extra
 from nemo_dali.commands.preview import outline
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.orientation import turned_pixels, turned_size
@@ -67,7 +68,7 @@ def report(
 
     Raises:
         ValueError: an argument out of range, or ``output`` is no .html.
-        NemoError: a file cannot be read or written.
+        NemoError: a file cannot be read or written, or plotly is not installed.
     """
     output = Path(output)
     examples = integer("examples", examples, least=1, most=MOST)
@@ -100,8 +101,8 @@ def _is_page(head: bytes) -> bool:
 
 
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
+    with extra("report", "The report"):
+        from plotly.offline import get_plotlyjs
     script: str = get_plotlyjs()
     return script.replace("</script", "<\\/script")
 

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from nemo_dali._checks import PathLike, as_list
+from nemo_dali._choices import Exif
 from nemo_dali.data.annotations.cris_lmdb import is_lmdb, read_cris_lmdb
 from nemo_dali.data.annotations.json_lines import DEFAULT_SPLIT, read_json_lines
 from nemo_dali.data.annotations.parquet_mirror import is_parquet, read_parquet_mirror
 from nemo_dali.data.annotations.refer import read_refer
 from nemo_dali.data.columns import Annotations
-from nemo_dali.data.orientation import EXIF, Exif
+from nemo_dali.data.orientation import EXIF
 from nemo_dali.errors import AnnotationError
 
 __all__ = ["read_annotations", "read_cris_lmdb", "read_json_lines", "read_parquet_mirror", "read_refer"]

@@ -5,17 +5,18 @@ A box in another format than meant is a mask all the same, of other pixels. One 
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._choices import BoxFormat
 from nemo_dali.data.annotations._untrusted import field
 from nemo_dali.errors import AnnotationError
 
 logger = logging.getLogger("nemo_dali")
 
-FORMATS = ("xywh", "xyxy", "rel_xywh", "rel_xyxy")  # rel_: in shares of the photo's width and height
+FORMATS: tuple[str, ...] = get_args(BoxFormat)
 NUMBERS = {"xywh": "[x, y, width, height]", "xyxy": "[x1, y1, x2, y2]"}
 BORDER = 2  # pixels that a box may reach beyond the photo by without being doubted: rounding, padding
 REL_BORDER = 0.01  # the same as a share of the photo

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._choices import Exif
 from nemo_dali.data.annotations._untrusted import EmptyTexts, checked, field, photo_name
 from nemo_dali.data.columns import MAX_SIDE, Annotations, PhotoRecord, RefRecord, in_columns
-from nemo_dali.data.orientation import Exif, turned_size
+from nemo_dali.data.orientation import turned_size
 from nemo_dali.data.photo_file import open_photo, orientation_of, too_many_pixels
 from nemo_dali.data.rle import area, of_pixels
 from nemo_dali.data.s3 import image_root, is_remote

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._checks import PathLike, one_of
+from nemo_dali._choices import Exif
 from nemo_dali.data.annotations._boxes import FORMATS, Box, check_format, outline, stated_format
 from nemo_dali.data.annotations._untrusted import (
     EmptyTexts,
@@ -29,7 +30,7 @@ from nemo_dali.data.annotations._untrusted import (
     read_bytes,
 )
 from nemo_dali.data.columns import Annotations, PhotoRecord, RefRecord, in_columns
-from nemo_dali.data.orientation import Exif, turned_size
+from nemo_dali.data.orientation import turned_size
 from nemo_dali.data.photo_folders import locate
 from nemo_dali.data.photos import Header, read_header, refused_orientations
 from nemo_dali.data.rle import area, run_lengths

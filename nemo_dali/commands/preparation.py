@@ -1,0 +1,216 @@
+"""The commands that make what a Loader reads: ``demo``, ``synth``, ``index``, ``mine`` and ``tiles``."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nemo_dali._choices import BoxFormat, Exif, LayoutName
+from nemo_dali.commands.limits import check_address_space
+from nemo_dali.commands.options import (
+    BATCH,
+    COUNT,
+    SEED,
+    SIDE,
+    Dataset,
+    ImageRoot,
+    Resample,
+    Threads,
+    Verbose,
+    argument,
+    as_typed,
+    flag,
+    integer,
+    number,
+    option,
+    output,
+)
+from nemo_dali.io.terminal import say
+
+GRIDS = [1, 2]
+
+
+def demo(out: Annotated[Path, option("DIR", "Folder to write into.")] = Path("demo"), verbose: Verbose = False) -> None:
+    """Go the whole way on generated data, ending in a picture."""
+    check_address_space()
+    from nemo_dali.commands.demo import run_demo
+
+    _must_be_utf8(out)
+    run_demo(out)
+
+
+def synth(
+    folder: Annotated[Path, argument("DIR", "Folder to write into.")],
+    images: Annotated[int, option("N", "Photos.", COUNT)] = 500,
+    seed: Annotated[int, option("N", "Seed: another gives other photos.", SEED)] = 0,
+    layout: Annotated[LayoutName, typer.Option(help="Data set whose files and keys it has.")] = "refcoco",
+    distractors: Annotated[tuple[int, int], option("LEAST MOST", "Things like the target in a photo.", integer(0))] = (
+        0,
+        3,
+    ),
+    verbose: Verbose = False,
+) -> None:
+    """Generate a data set in the layout of a published one."""
+    from nemo_dali.synthetic import synthesize
+    from nemo_dali.synthetic.layouts import LAYOUTS
+
+    synthesize(folder, images=images, seed=seed, distractors=distractors, layout=layout)
+    its = LAYOUTS[layout]
+    split_by = its.refs_file.partition("(")[2].partition(")")[0]
+    say(
+        f"{folder}: {images} photos. Next:",
+        f"  nemo-dali index {folder} --dataset {its.folder} --split-by {split_by} --split train "
+        f"--images {folder / its.photos} -o train.ris.h5",
+    )
+
+
+def index(
+    source: Annotated[Path, argument("SOURCE", "Folder in REFER's layout, .jsonl file, .lmdb of CRIS, or Parquet.")],
+    images: Annotated[list[str], option("DIR", "Folder of photos, or s3://...; again for each of several.", as_typed)],
+    output: Annotated[Path, output("F.ris.h5", "Data set file to write.")],
+    dataset: Annotated[str | None, option("NAME", "refcoco, refcoco+, refcocog, refclef, ...; for a folder.")] = None,
+    split_by: Annotated[str | None, option("WHOM", "unc, umd, google, berkeley or final; for a folder.")] = None,
+    split: Annotated[str | None, option("SPLIT", "train, val, test, testA, ...; for all but a .lmdb.")] = None,
+    box_format: Annotated[
+        BoxFormat | None, typer.Option(help="Boxes of a .jsonl file.", show_default="as its lines say, else xywh")
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, option("WHAT...", "Photos, by file name, for a folder; or all of G.ris.h5.", as_typed)
+    ] = None,
+    exif: Annotated[
+        Exif | None,
+        typer.Option(
+            help="Photos that EXIF turns: as stored, as viewers show them, or an error.",
+            show_default="refuse for a .jsonl file, else ignore",
+        ),
+    ] = None,
+    verify: Annotated[bool, flag("--verify", "Decode every photo.")] = False,
+    skip_empty: Annotated[bool, flag("--skip-empty", "Skip sentences without text, and refs without any.")] = False,
+    skip_corrupt: Annotated[bool, flag("--skip-corrupt", "Leave photos out that cannot be used.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a data set file of annotations and photos."""
+    from nemo_dali.data.annotations import read_annotations
+    from nemo_dali.data.indexing import index_dataset
+
+    _must_be_utf8(*images)
+    others = [name for name in leave_out or [] if name.endswith(".ris.h5")]
+    annotations = read_annotations(
+        source,
+        images=images,
+        dataset=dataset,
+        split_by=split_by,
+        split=split,
+        leave_out=[name for name in leave_out or [] if name not in others],
+        skip_empty=skip_empty,
+        box_format=box_format,
+        exif=exif,
+    )
+    report = index_dataset(
+        annotations, images=images, output=output, verify=verify, skip_corrupt=skip_corrupt, photos_of=others
+    )
+    say(*str(report).split("\n"))
+
+
+def mine(
+    dataset: Dataset,
+    output: Annotated[Path, output("F.neg.h5", "Negative table to write.")],
+    model: Annotated[
+        list[str] | None,
+        option("MODEL...", "open_clip's name, or a model config .json; several are averaged.", as_typed),
+    ] = None,
+    pretrained: Annotated[
+        list[str] | None, option("TAG_OR_FILE...", "Weights of each: open_clip's tag, or a local file.", as_typed)
+    ] = None,
+    embeddings: Annotated[Path | None, option("F.neg.h5", "Take a table's embeddings instead of a model.")] = None,
+    scores: Annotated[
+        Path | None,
+        option("FILE", "Take scores instead: .parquet, .csv or .tsv of sent_id, image_id, score, or an .lmdb."),
+    ] = None,
+    depth: Annotated[int, option("N", "Candidates kept per sentence.", COUNT)] = 1000,
+    exclude_similar_photos: Annotated[
+        float | None, option("S", "Exclude photos more similar than S to the target's photo.", number())
+    ] = None,
+    exclude_category: Annotated[
+        bool, flag("--exclude-category", "Exclude photos that show the target's category.")
+    ] = False,
+    exclude_siblings: Annotated[
+        float | None, option("S", "Exclude photos more similar than S to another sentence of the ref.", number())
+    ] = None,
+    exclude_photos_of: Annotated[
+        list[Path] | None, option("G.ris.h5...", "Exclude the photos of other data sets.")
+    ] = None,
+    approximate: Annotated[bool, flag("--approximate", "Search by FAISS, for millions of photos.")] = False,
+    probes: Annotated[
+        int | None, option("N", "FAISS's lists that are searched.", COUNT, default="a sixteenth of them")
+    ] = None,
+    batch_size: Annotated[int, option("N", "Photos or sentences at a time.", BATCH)] = 64,
+    device: Annotated[str | None, option("DEVICE", "cuda, cuda:1 or cpu.", default="cuda if there is one")] = None,
+    images: ImageRoot = None,
+    verbose: Verbose = False,
+) -> None:
+    """Rank all photos for every sentence, by CLIP or by given scores."""
+    check_address_space()
+    from nemo_dali.mining import job
+    from nemo_dali.mining.exclusions import Exclusions
+    from nemo_dali.mining.given import mine_scores
+
+    exclusions = Exclusions(
+        similar_photos=exclude_similar_photos,
+        category=exclude_category,
+        siblings=exclude_siblings,
+        photos_of=exclude_photos_of or (),
+    )
+    common: dict[str, Any] = {"output": output, "depth": depth, "exclusions": exclusions}
+    by_model: dict[str, Any] = {
+        "model": model or None,
+        "pretrained": pretrained or None,
+        "embeddings": embeddings,
+        "approximate": approximate,
+        "probes": probes,
+    }
+    if scores is not None:
+        for name, value in by_model.items():
+            if value:
+                raise ValueError(f"--{name} ({value}) must be left out with --scores")
+        report: object = mine_scores(dataset, scores, **common)
+    else:
+        report = job.mine(dataset, batch_size=batch_size, device=device, images=images, **by_model, **common)
+    if os.environ.get("RANK", "0") == "0":
+        say(*str(report).split("\n"))
+
+
+def tiles(
+    dataset: Dataset,
+    size: Annotated[int, option("PIXELS", "Sides of the frames.", SIDE)],
+    output: Annotated[Path, output("F.tiles.h5", "Tile file to write.")],
+    grids: Annotated[list[int], option("GRID...", "1 for single photos, 2 for 2x2, 3 for 3x3.", COUNT)] = GRIDS,
+    resample: Resample = "cv2-linear",
+    images: ImageRoot = None,
+    num_threads: Threads = None,
+    device: Annotated[str | None, option("DEVICE", "cpu or cuda.", default="cuda if there is one")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Decode and resample every photo once."""
+    check_address_space()
+    from nemo_dali.pipeline.gpu import default_device
+    from nemo_dali.tiles.build import make_tiles
+
+    report = make_tiles(
+        dataset,
+        size=size,
+        output=output,
+        resample=resample,
+        grids=grids,
+        images=images,
+        num_threads=num_threads,
+        device=device or default_device(),
+        announce=say,
+    )
+    say(str(report))
+
+
+def _must_be_utf8(*paths: str | Path) -> None:
+    """Raise a UnicodeEncodeError for names that a file is to record, now and not after the work."""
+    "".join(map(os.path.abspath, paths)).encode()
