@@ -114,6 +114,7 @@ class Prefetcher:
 
     def close(self) -> None:
         """End the pipeline: its threads, and the steps made ahead. The next step makes a new one."""
+        self._steps.close()
         if self._pipeline is not None:
             self._close()
             self._pipeline = None

@@ -1,5 +1,7 @@
 """StepPlanner: plan rows and their cells, made for many steps at once and given out step by step."""
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,23 +44,44 @@ class Chunk:
     cells: Cells
 
 
+@dataclass(frozen=True, eq=False)
+class ChunkAhead:
+    """A chunk that another thread makes, and where it begins."""
+
+    place: tuple[int, int]  # epoch and ``seen``
+    future: Future[Chunk]
+
+
 class StepPlanner:
     """Plans the steps of this rank.
 
     The plan is pure, so nothing is lost where steps are not asked for in turn: a chunk begins where one is. Each is
-    twice as long as the one before, so that the first step waits for its own rows only.
+    twice as long as the one before, so that the first step waits for its own rows only, and while its steps are taken a
+    thread makes the next one: compiled code runs beside Python.
+
+    Args:
+        check_files: raises where a mapped file was cut short, which must be known before it is read.
     """
 
-    def __init__(self, planner: Planner, schedule: Schedule, layout: CellLayout) -> None:
-        self._planner, self._schedule, self._layout = planner, schedule, layout
+    def __init__(
+        self, planner: Planner, schedule: Schedule, layout: CellLayout, *, check_files: Callable[[], None]
+    ) -> None:
+        self._planner, self._schedule, self._layout, self._check_files = planner, schedule, layout, check_files
         self._chunk: Chunk | None = None
         self._length = 1  # steps of the next chunk
+        self._thread: ThreadPoolExecutor | None = None
+        self._ahead: ChunkAhead | None = None
 
     def plan(self, epoch: int, seen: int) -> PlannedStep:
-        """The step behind ``seen`` samples of an epoch."""
+        """The step behind ``seen`` samples of an epoch.
+
+        Raises:
+            FileFormatError: a table is damaged, or was cut short.
+        """
         chunk = self._chunk
         if chunk is None or chunk.epoch != epoch or seen not in chunk.steps:
-            self._chunk = chunk = self._make(epoch, seen)
+            self._chunk = chunk = self._take(epoch, seen)
+            self._make_ahead(*self._schedule.behind(epoch, max(chunk.steps)))
         begin, end = chunk.steps[seen]
         short = ShortPools.of(chunk.short[begin:end])
         rows = chunk.rows[begin:end].view(np.uint8).copy().view(PLAN)  # as bytes: NumPy copies records field by field
@@ -68,7 +91,28 @@ class StepPlanner:
         """A step with other rows."""
         return PlannedStep(step.epoch, step.seen, rows, step.short, self._layout.lay_out(rows))
 
+    def close(self) -> None:
+        """End the thread; the next step may start another one."""
+        self._ahead = None
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+            self._thread = None
+
+    def _take(self, epoch: int, seen: int) -> Chunk:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.place == (epoch, seen):
+            return ahead.future.result()
+        return self._make(epoch, seen)
+
+    def _make_ahead(self, epoch: int, seen: int) -> None:
+        try:
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="nemo-dali plan")
+            self._ahead = ChunkAhead((epoch, seen), self._thread.submit(self._make, epoch, seen))
+        except RuntimeError:  # the system starts no further thread: this one makes the chunk when it is asked for it
+            self._thread = None
+
     def _make(self, epoch: int, seen: int) -> Chunk:
+        self._check_files()
         schedule = self._schedule
         count = max(1, min(self._length, MOST_ROWS // schedule.batch_size, schedule.steps_after(seen)))
         self._length = 2 * count

@@ -194,7 +194,7 @@ class Loader(EpochIterator):
         self._frames = Frames(options)
         assembler = Assembler(corpus, options, self._frames, self._sentences, resident=self._resident)
         layout = CellLayout(corpus, options, self._frames, resident=self._resident)
-        steps = StepPlanner(self._planner, schedule, layout)
+        steps = StepPlanner(self._planner, schedule, layout, check_files=corpus.check_files)
         faults = PhotoFaults(corpus, options, self._planner)
         prefetcher = Prefetcher(corpus, options, schedule, steps, assembler, faults, resident=self._resident)
         warn_if_unbounded(options.policy)

@@ -1,10 +1,13 @@
 """Steps planned many at a time: each is what it would be alone, in whatever order they are asked for."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from nemo_dali.errors import FileFormatError
 from nemo_dali.loader import _steps
 from nemo_dali.loader.loader import Loader
 from nemo_dali.plan.policy import MosaicPolicy
@@ -69,14 +72,70 @@ def test_chunks_grow_to_their_limit_and_never_beyond_an_epoch(files, monkeypatch
     monkeypatch.setattr(_steps, "MOST_ROWS", 32)
     loader, drawn = make(files, batch_size=4, policy=EVERY_KIND), []
     draw = loader._planner.draw
-    monkeypatch.setattr(
-        loader._planner, "draw", lambda epoch, positions: drawn.append(positions.tolist()) or draw(epoch, positions)
-    )
+
+    def noted(epoch, positions):
+        drawn.append((epoch, positions.tolist()))
+        return draw(epoch, positions)
+
+    monkeypatch.setattr(loader._planner, "draw", noted)
     for seen in range(0, 4 * len(loader), 4):
         steps_of(loader).plan(0, seen)
+    steps_of(loader).close()
+    drawn = [positions for epoch, positions in drawn if epoch == 0]
     lengths = [len(positions) for positions in drawn]
     assert lengths[:5] == [4, 8, 16, 32, 32] and max(lengths) == 32
     assert [position for positions in drawn for position in positions] == list(range(4 * len(loader)))
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("nemo-dali plan")]
+
+
+def test_the_next_chunk_is_made_by_a_thread_that_ends_with_the_pipeline(files, monkeypatch):
+    loader = make(files, batch_size=4, policy=EVERY_KIND)
+    makers, draw = [], loader._planner.draw
+
+    def noted(epoch, positions):
+        makers.append(threading.current_thread().name)
+        return draw(epoch, positions)
+
+    monkeypatch.setattr(loader._planner, "draw", noted)
+    assert not threads()
+    assert len(list(loader)) == len(loader)
+    assert makers[0] == "MainThread" and len(makers) > 2
+    assert all(name.startswith("nemo-dali plan") for name in makers[1:])
+    assert len(threads()) == 1
+    loader.close()
+    assert not threads()
+
+
+def test_what_goes_wrong_ahead_is_raised_with_its_own_step(files, monkeypatch):
+    monkeypatch.setattr(_steps, "MOST_ROWS", 8)
+    loader = make(files, batch_size=4, policy=EVERY_KIND, prefetch=1)
+    expected = [batch.plan.tobytes() for batch in make(files, batch_size=4, policy=EVERY_KIND)]
+    draw, passing, broken = loader._planner.draw, iter(loader), True
+
+    def damaged(epoch, positions):
+        if broken and 24 in positions:
+            raise FileFormatError("damaged")
+        return draw(epoch, positions)
+
+    monkeypatch.setattr(loader._planner, "draw", damaged)
+    shown = []
+    with pytest.raises(FileFormatError, match="damaged"):
+        shown.extend(batch.plan.tobytes() for batch in passing)
+    assert shown == expected[: len(shown)] and 4 <= len(shown) <= 6
+    broken = False
+    assert [batch.plan.tobytes() for batch in loader] == expected
+
+
+def test_without_a_further_thread_chunks_are_made_when_they_are_asked_for(files, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    expected = [batch.plan.tobytes() for batch in make(files, batch_size=4, policy=EVERY_KIND)]
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    assert [batch.plan.tobytes() for batch in make(files, batch_size=4, policy=EVERY_KIND)] == expected
 
 
 def test_a_step_shares_no_memory_with_others(files):
