@@ -27,11 +27,11 @@ from repeat import repeat_dataset, repeat_tiles, spread_table
 from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader._assembly import Assembler
+from nemo_dali.loader._steps import StepPlanner
 from nemo_dali.loader.loader import Loader
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.graphs import StreamPipeline
-from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
@@ -43,7 +43,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "open tiles": (TileFile, "open"),
     "tokens": (Corpus, "tokens"),
     "build graph": (StreamPipeline, "__init__"),
-    "plan": (Planner, "draw"),  # of the batches made ahead
+    "plan": (StepPlanner, "plan"),  # of the batches made ahead
     "prepare": (Assembler, "prepare"),
     "feed": (StreamPipeline, "feed"),
     "wait": (StreamPipeline, "wait"),  # for the first batch

@@ -14,13 +14,13 @@ from nvidia.dali import Pipeline, fn, types
 from nemo_dali.commands.bench import NOTHING, WARM_UP, DecodeOnly, Spread
 from nemo_dali.data.decoding import DECODING
 from nemo_dali.loader._assembly import Assembler
+from nemo_dali.loader._steps import StepPlanner
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.cells import lay_out
 from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
 from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
-from nemo_dali.plan.planner import Planner
 
 BUSY_MS = 500  # that the GPU has other work while batches are asked for
 
@@ -101,7 +101,7 @@ def clocked(function: Callable[..., Any], taken: list[float]) -> Callable[..., A
 def clocks() -> Iterator[dict[str, list[float]]]:
     """Microseconds of each call, by what is called; the loaders in question are made inside."""
     taken: dict[str, list[float]] = {name: [] for name in ("plan", "prepare", "feed", "wait", "python_function")}
-    methods = {"plan": (Planner, "draw"), "prepare": (Assembler, "prepare")}
+    methods = {"plan": (StepPlanner, "plan"), "prepare": (Assembler, "prepare")}
     methods |= {name: (CudaStreamPipeline, name) for name in ("feed", "wait")}
     operator = fn.dl_tensor_python_function
 
