@@ -1,6 +1,7 @@
 """LoaderOptions: every option, and every two that do not go together, in one place."""
 
 import inspect
+import re
 from dataclasses import fields
 
 import pytest
@@ -89,3 +90,9 @@ def test_what_ranks_compare_tells_any_two_loaders_apart_that_would_show_or_hold_
 )
 def test_who_makes_loaders(ranks, together, alone):
     assert (ranks.together, ranks.alone) == (together, alone)
+
+
+def test_the_docstring_explains_every_argument():
+    lines = re.findall(r"^    ([a-z_]+(?:, [a-z_]+)*): ", inspect.getdoc(Loader), re.MULTILINE)
+    explained = {name for line in lines for name in line.split(", ")}
+    assert explained >= {*DEFAULTS, "dataset", "batch_size"}
