@@ -108,7 +108,7 @@ class Position:
         resumed: the next pass starts behind ``seen``, not at the epoch's beginning.
         confirmed: ``set_epoch`` has named the loaded epoch: it is shown even if nothing of it is left.
         passes: how often the position was moved; only the newest pass moves it on.
-        waiting: the pass that was begun last, by its number, until it takes its first step.
+        waiting: the pass that was begun last, by its number, until it has taken its first step; then 0.
         overtaken: the one that was waiting when a state was loaded: it shows what the state says.
         restarts: passes over this epoch that were given up and begun anew since it was chosen.
         told: so much was said.
@@ -134,9 +134,8 @@ class Position:
     def load(self, epoch: int, seen: int) -> None:
         """Let the next pass start behind these samples, or the one that was begun and has shown nothing yet."""
         self.restarts = 0
-        waiting = self.passes == self.waiting
         self.move(epoch, seen, resumed=True)
-        if waiting:
+        if self.waiting:
             self.overtaken = self.waiting
 
     def choose(self, epoch: int, schedule: Schedule) -> None:
@@ -183,7 +182,8 @@ class Position:
 
     def advance(self, number: int, epoch: int, seen: int) -> None:
         """A pass, by its number, has come this far."""
-        self.waiting = 0
+        if number == self.waiting:
+            self.waiting = 0
         if number == self.passes:
             if epoch != self.epoch:
                 self.restarts = 0

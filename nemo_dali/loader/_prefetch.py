@@ -114,14 +114,19 @@ class Prefetcher:
 
     def close(self) -> None:
         """End the pipeline: its threads, and the steps made ahead. The next step makes a new one."""
-        self._steps.close()
+        try:
+            self._close_pipeline()
+        finally:
+            self._steps.close()
+
+    def _close_pipeline(self) -> None:
         if self._pipeline is not None:
             self._close()
             self._pipeline = None
 
     def _running_pipeline(self) -> StreamPipeline[Step]:
         if self._pipeline is not None and self._pipeline.broken:
-            self.close()
+            self._close_pipeline()
         if self._pipeline is None:
             self._pipeline = self._open_pipeline()
             self._close = weakref.finalize(self, self._pipeline.close)

@@ -1,12 +1,14 @@
 """StepPlanner: plan rows and their cells, made for many steps at once and given out step by step."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.errors import NemoError
 from nemo_dali.kernels.plan.rows import PLAN, PlanRows
 from nemo_dali.loader._cells import CellLayout, Cells
 from nemo_dali.plan.planner import Planner, ShortPools
@@ -55,9 +57,9 @@ class ChunkAhead:
 class StepPlanner:
     """Plans the steps of this rank.
 
-    The plan is pure, so nothing is lost where steps are not asked for in turn: a chunk begins where one is. Each is
-    twice as long as the one before, so that the first step waits for its own rows only, and while its steps are taken a
-    thread makes the next one: compiled code runs beside Python.
+    The plan is pure, so nothing is lost where steps are not asked for in turn. One that is asked for so is a chunk of
+    its own, and waits for no other's rows. While a chunk's steps are taken, a thread makes the next one, twice as long:
+    compiled code runs beside Python. What goes wrong there is raised with the step that it is of.
 
     Args:
         check_files: raises where a mapped file was cut short, which must be known before it is read.
@@ -68,7 +70,6 @@ class StepPlanner:
     ) -> None:
         self._planner, self._schedule, self._layout, self._check_files = planner, schedule, layout, check_files
         self._chunk: Chunk | None = None
-        self._length = 1  # steps of the next chunk
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: ChunkAhead | None = None
 
@@ -81,7 +82,7 @@ class StepPlanner:
         chunk = self._chunk
         if chunk is None or chunk.epoch != epoch or seen not in chunk.steps:
             self._chunk = chunk = self._take(epoch, seen)
-            self._make_ahead(*self._schedule.behind(epoch, max(chunk.steps)))
+            self._make_ahead(*self._schedule.behind(epoch, max(chunk.steps)), most=2 * len(chunk.steps))
         begin, end = chunk.steps[seen]
         short = ShortPools.of(chunk.short[begin:end])
         rows = chunk.rows[begin:end].view(np.uint8).copy().view(PLAN)  # as bytes: NumPy copies records field by field
@@ -93,29 +94,31 @@ class StepPlanner:
 
     def close(self) -> None:
         """End the thread; the next step may start another one."""
-        self._ahead = None
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
-            self._thread = None
+        thread, self._thread, self._ahead = self._thread, None, None
+        if thread is not None:
+            thread.shutdown(cancel_futures=True)
 
     def _take(self, epoch: int, seen: int) -> Chunk:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.place == (epoch, seen):
-            return ahead.future.result()
-        return self._make(epoch, seen)
+            with suppress(NemoError, CancelledError):  # of a later step, perhaps: those before it can be had
+                return ahead.future.result()
+        elif ahead is not None:
+            ahead.future.cancel()
+        return self._make(epoch, seen, most=1)
 
-    def _make_ahead(self, epoch: int, seen: int) -> None:
+    def _make_ahead(self, epoch: int, seen: int, *, most: int) -> None:
         try:
             self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="nemo-dali plan")
-            self._ahead = ChunkAhead((epoch, seen), self._thread.submit(self._make, epoch, seen))
+            self._ahead = ChunkAhead((epoch, seen), self._thread.submit(self._make, epoch, seen, most=most))
         except RuntimeError:  # the system starts no further thread: this one makes the chunk when it is asked for it
             self._thread = None
 
-    def _make(self, epoch: int, seen: int) -> Chunk:
+    def _make(self, epoch: int, seen: int, *, most: int) -> Chunk:
+        """The chunk of at most so many steps, and as many as there are left, that begins with a step."""
         self._check_files()
         schedule = self._schedule
-        count = max(1, min(self._length, MOST_ROWS // schedule.batch_size, schedule.steps_after(seen)))
-        self._length = 2 * count
+        count = max(1, min(most, MOST_ROWS // schedule.batch_size, schedule.steps_after(seen)))
         starts = [seen + step * schedule.global_batch for step in range(count)]
         positions = [schedule.positions(start) for start in starts]
         ends = np.cumsum([len(some) for some in positions]).tolist()

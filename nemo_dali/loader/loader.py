@@ -154,6 +154,7 @@ class Loader(EpochIterator):
         hw_decoder_load: float | None = None,
         **others: NoReturn,
     ) -> None:
+        # Before any other name is set: these are the arguments.
         given = {name: value for name, value in locals().items() if name not in ("self", "others", "__class__")}
         refuse_others(others, Loader)
         options = LoaderOptions.of(**given)

@@ -11,6 +11,7 @@ An unfinished table is called F.neg.h5.partial; ``/progress`` says how many rows
 
 import logging
 import math
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ BLOCK = 1 << 14  # rows looked at together
 COPIES_CELLS = 1 << 22  # of rows looked at for copies of their own photo, about: some milliseconds
 
 logger = logging.getLogger("nemo_dali")
+_checking = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,6 +134,8 @@ class NegativeTable:
     def check_rows(self, rows: npt.NDArray[np.integer[Any]], own: npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Look at the candidates of sentences before they are read; each sentence's once, later it costs nothing.
 
+        Several threads may call it.
+
         Args:
             rows: of sentences.
             own: int [the same], the sentences' own photos, which must not be among their candidates.
@@ -140,15 +144,19 @@ class NegativeTable:
             FileFormatError: not as they were written, photos that there are not or twice, or similarities that do not
                 descend.
         """
+        if not self._sound[rows].all():
+            with _checking:
+                self._check(np.asarray(rows, np.int64), None if own is None else np.asarray(own, np.int64))
+
+    def _check(self, rows: npt.NDArray[np.int64], own: npt.NDArray[np.int64] | None) -> None:
+        """One thread at a time: ``_seen`` is shared."""
         from nemo_dali.kernels.ranking.checks import first_bad_row
 
         new = ~self._sound[rows]
-        if not new.any():
-            return
-        some = np.asarray(rows, np.int64)[new]
+        some = rows[new]
         self._rows["neighbors"].check(some)
         self._rows["similarity"].check(some)
-        others = np.full(len(some), -1, np.int64) if own is None else np.asarray(own, np.int64)[new]
+        others = np.full(len(some), -1, np.int64) if own is None else own[new]
         if self.similarity.dtype == np.float32:
             bad = first_bad_row(some, others, self.neighbors, self.similarity, self._seen)
         else:  # Numba has no half on the CPU

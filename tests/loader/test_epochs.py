@@ -193,6 +193,21 @@ def test_a_pass_that_has_shown_nothing_yet_follows_a_loaded_state(files, epochs,
     assert next(late).plan.tobytes() == epochs[0][0] and loader.state_dict()["samples_seen"] == 20
 
 
+@pytest.mark.parametrize("between", ["set_epoch", "a step of an older pass"])
+def test_a_waiting_pass_is_not_forgotten(files, epochs, between):
+    saved = make(files)
+    saved.set_epoch(1)
+    assert exactly(saved, 2) == epochs[1][:2]
+    loader = make(files)
+    older = iter(loader)
+    next(older)
+    waiting = iter(loader)
+    loader.set_epoch(2) if between == "set_epoch" else next(older)
+    loader.load_state_dict(saved.state_dict())
+    assert next(waiting).plan.tobytes() == epochs[1][2]
+    assert (loader.epoch, loader.state_dict()["samples_seen"]) == (1, 12)
+
+
 def test_a_pass_that_has_shown_something_does_not_follow_a_loaded_state(files, epochs):
     loader = make(files)
     passing = iter(loader)

@@ -28,6 +28,11 @@ def test_a_loader_takes_every_option_of_a_format_and_leaves_its_default_to_it():
     assert options().format == BatchFormat()
 
 
+def test_a_loader_hands_on_every_argument():
+    named = inspect.signature(LoaderOptions.of).parameters.keys() - {"look"}
+    assert named | {field.name for field in fields(BatchFormat)} == {*DEFAULTS, "dataset", "batch_size"}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -1,5 +1,7 @@
 import json
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import h5py
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_dali.errors import FileFormatError
+from nemo_dali.kernels.ranking import checks
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import write_table
 from tests.helpers.counts import examples
@@ -313,3 +316,21 @@ def test_a_changed_bit_is_found_when_it_is_used(tmp_path):
         with pytest.raises(FileFormatError, match=f"row 5 of /{name} does not match its checksum"):
             table.check_rows(np.array([5]))
             table.check_embeddings()
+
+
+def test_several_threads_may_check_rows(tmp_path, monkeypatch):
+    _write(tmp_path / "a.neg.h5")
+    table, real = NegativeTable.open(tmp_path / "a.neg.h5"), checks.first_bad_row
+    inside, most = [], []
+
+    def slow(*arguments):
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(checks, "first_bad_row", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda row: table.check_rows(np.array([row])), range(8)))
+    assert most == [1] * 8  # they share what they mark photos in
