@@ -76,6 +76,7 @@ class Prefetcher:
             **options.resources._asdict(),
         )
         self._pipeline: StreamPipeline[Step] | None = None
+        weakref.finalize(self, steps.close).atexit = False  # the interpreter sees to its thread itself
 
     @property
     def in_flight(self) -> int:

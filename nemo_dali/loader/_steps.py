@@ -1,5 +1,6 @@
 """StepPlanner: plan rows and their cells, made for many steps at once and given out step by step."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +15,7 @@ from nemo_dali.loader._cells import CellLayout, Cells
 from nemo_dali.plan.planner import Planner, ShortPools
 from nemo_dali.plan.schedule import Schedule
 
+THREAD = "nemo-dali plan"
 MOST_ROWS = 4096  # of a chunk: compiled code then costs less than the calls into it
 
 
@@ -95,8 +97,8 @@ class StepPlanner:
     def close(self) -> None:
         """End the thread; the next step may start another one."""
         thread, self._thread, self._ahead = self._thread, None, None
-        if thread is not None:
-            thread.shutdown(cancel_futures=True)
+        if thread is not None:  # the thread itself may come here, where it collects a forgotten loader
+            thread.shutdown(wait=not threading.current_thread().name.startswith(THREAD), cancel_futures=True)
 
     def _take(self, epoch: int, seen: int) -> Chunk:
         ahead, self._ahead = self._ahead, None
@@ -109,7 +111,7 @@ class StepPlanner:
 
     def _make_ahead(self, epoch: int, seen: int, *, most: int) -> None:
         try:
-            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="nemo-dali plan")
+            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix=THREAD)
             self._ahead = ChunkAhead((epoch, seen), self._thread.submit(self._make, epoch, seen, most=most))
         except RuntimeError:  # the system starts no further thread: this one makes the chunk when it is asked for it
             self._thread = None

@@ -188,7 +188,7 @@ CASES = {
         machine({"open_clip": MISSING}),
         "warning",
         ["open_clip is not installed; CLIP models and the tokenizer 'clip' need it"],
-        ["pip install 'open_clip_torch>=3.0'"],
+        ["pip install 'nemo-dali[mining]'"],
     ),
     "no DALI": (machine({"DALI": MISSING}, driver=None), "problem", ["DALI is not installed"], ["nvidia-dali-cuda120"]),
     "no CuPy beside a GPU": (

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -193,3 +194,21 @@ def test_a_step_shares_no_memory_with_others(files):
     one.cells.tiles["image"] = 7
     assert (other.rows["images"] != -5).any() and not other.cells.tiles["image"].any()
     assert_planned(loader, steps.plan(0, 4))
+
+
+def test_the_thread_ends_with_a_loader_that_is_gone(files, monkeypatch):
+    loader = make(files, batch_size=4, policy=EVERY_KIND)
+    draw, begun = loader._planner.draw, threading.Event()
+
+    def slow(epoch, positions):
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            time.sleep(0.3)
+        return draw(epoch, positions)
+
+    monkeypatch.setattr(loader._planner, "draw", slow)
+    batches = iter(loader)
+    next(batches)
+    assert begun.wait(60) and threads()
+    del loader, batches
+    assert not threads()

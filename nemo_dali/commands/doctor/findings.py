@@ -31,7 +31,8 @@ FOR_CUDA = {
     "torch": ["torch", "torchvision"],
 }
 ONLY_GPU = ("CuPy", "numba-cuda")
-OF_EXTRAS = {"open_clip": "; CLIP models and the tokenizer 'clip' need it"}
+# Libraries of this package's extras: the extra, and who needs it.
+OF_EXTRAS = {"open_clip": ("mining", "CLIP models and the tokenizer 'clip' need it")}
 # NCCL's user guide, "Shared memory", asks for this much in a container, where the default is 64 MiB.
 MIN_SHARED_MEMORY = 1 << 30
 MIN_CELLS = 64 * 9  # photos open at once in a batch of 64 mosaics of 3x3, the largest that is common on one GPU
@@ -186,13 +187,17 @@ def _packages(facts: Facts) -> Iterator[Finding]:
                 f"pip uninstall -y {' '.join(package.wheels)} && {install}",
             )
         if not package.wheels and package.version is None:
-            level: Level = "ok" if optional else "warning" if name in OF_EXTRAS else "problem"
-            needed = "; without a GPU it is not needed" if optional else OF_EXTRAS.get(name, "")
-            yield Finding(level, f"{name} is not installed{needed}.", None if optional else install)
+            if name in OF_EXTRAS:
+                extra, needed = OF_EXTRAS[name]
+                remedy = f"pip install 'nemo-dali[{extra}]'"
+                yield Finding("warning", f"{name} is not installed; {needed}.", remedy)
+            elif optional:
+                yield Finding("ok", f"{name} is not installed; without a GPU it is not needed.")
+            else:
+                yield Finding("problem", f"{name} is not installed.", install)
         elif package.error is not None:
-            level = "warning" if optional else "problem"
             remedy = install.replace("install", "install --force-reinstall", 1)
-            yield Finding(level, f"{name} cannot be imported: {package.error}.", remedy)
+            yield Finding("warning" if optional else "problem", f"{name} cannot be imported: {package.error}.", remedy)
     pillow = facts.packages["Pillow"]
     if _major(pillow.version) >= 13:
         yield Finding(
