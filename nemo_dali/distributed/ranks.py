@@ -243,21 +243,6 @@ def check_still_alone() -> None:
         )
 
 
-def exchange(fact: Any, *, patience: float | None = None) -> list[Any]:
-    """``Ranks.share`` through the store; ``patience``: None: ``PATIENCE``."""
-    return Ranks.through_store(patience).share(fact)
-
-
-def agree(facts: dict[str, Any]) -> None:
-    """``Ranks.agree`` of ranks that make Loaders."""
-    Ranks.through_store().agree(facts, "made a Loader")
-
-
-def node_peers() -> list[int]:
-    """``Ranks.node_peers`` through the store."""
-    return Ranks.through_store().node_peers()
-
-
 def _meeting(group: Any, patience: float) -> Rendezvous:
     """The meeting of a group's ranks, which they come to once."""
     if group not in _meetings:

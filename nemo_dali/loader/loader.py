@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from nemo_dali._checks import PathLike
 from nemo_dali._choices import DType, MaskDType, Placement, Resample
-from nemo_dali.distributed.ranks import agree
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.kernels.plan.rows import PlanRows
 from nemo_dali.loader._arguments import refuse_others
 from nemo_dali.loader._assembly import Assembler
@@ -174,7 +174,8 @@ class Loader(EpochIterator):
         schedule = options.schedule(self._planner.length)
         if ranks.together:
             files = {f"{kind} files": of_kind for kind, of_kind in prints.items()}
-            agree(options.facts() | files | {"epoch length": schedule.length})
+            facts = options.facts() | files | {"epoch length": schedule.length}
+            Ranks.through_store().agree(facts, "made a Loader")
         schedule.check_filled()
 
         self._sentences = SentenceTokens(corpus, format, seed=options.seed)

@@ -49,7 +49,7 @@ class Resources(NamedTuple):
         return cls(device_id, threads, integer("prefetch", prefetch, least=1, most=MOST_AHEAD), share)
 
 
-class Ranks(NamedTuple):
+class OwnRank(NamedTuple):
     """This process among all; ``given``: by arguments, not by torch.distributed."""
 
     rank: int
@@ -95,7 +95,7 @@ class LoaderOptions:
     drop_last: bool
     on_error: OnError
     resources: Resources
-    ranks: Ranks
+    ranks: OwnRank
 
     def __post_init__(self) -> None:
         format, placement, budget = self.format, self.placement, self.device_budget
@@ -187,7 +187,7 @@ class LoaderOptions:
             resources=Resources.of(
                 device=device, num_threads=num_threads, prefetch=prefetch, hw_decoder_load=hw_decoder_load
             ),
-            ranks=Ranks(*rank_and_world_size(rank, world_size), rank is not None or world_size is not None),
+            ranks=OwnRank(*rank_and_world_size(rank, world_size), rank is not None or world_size is not None),
         )
 
     @property

@@ -23,7 +23,7 @@ from nemo_dali._checks import PathLike
 from nemo_dali._choices import Placement
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed.node_memory import node_copy
-from nemo_dali.distributed.ranks import agree
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.threads import thread_count
 from nemo_dali.pipeline import gpu
@@ -82,7 +82,7 @@ class ResidentTiles:
             file.check_dataset(dataset)
             file.check(size=size, resample=resample, grids=grids)
         if together:
-            agree({"tile files": [file.fingerprint for file in self.files]})
+            Ranks.through_store().agree({"tile files": [file.fingerprint for file in self.files]}, "made a Loader")
         arrays = [(shape, file.arrays[shape]) for shape in _most_read_first(policy, size, grids) for file in self.files]
         self.device_bytes = self.pinned_bytes = 0
         if device_id is None:

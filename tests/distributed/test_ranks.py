@@ -8,7 +8,7 @@ import pytest
 
 from nemo_dali.distributed import ranks as ranks_module
 from nemo_dali.distributed._rendezvous import Rendezvous
-from nemo_dali.distributed.ranks import Ranks, agree, exchange, joined_ranks, node_peers
+from nemo_dali.distributed.ranks import Ranks, joined_ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers import fork_server
@@ -22,7 +22,7 @@ ALIKE = {"seed": 3, "files": {"dataset": ["9f" * 32], "negatives": []}, "drop_la
 
 def said(facts):
     try:
-        agree(facts)
+        Ranks.through_store().agree(facts, "made a Loader")
     except NemoError as error:
         return str(error)
     return ""
@@ -51,7 +51,7 @@ def both_ways():
 def missed():
     begin = time.monotonic()
     try:
-        exchange(None)
+        Ranks.through_store().share(None)
     except NemoError as error:
         return str(error), time.monotonic() - begin
     return "", 0.0
@@ -90,23 +90,24 @@ def act(rank, port, folder, files):
     begin("first")
     found = {
         "early": passed(early) if rank == 0 else None,
-        "all": exchange((rank, {"seed": None})) == [(other, {"seed": None}) for other in range(RANKS)],
+        "all": Ranks.through_store().share((rank, {"seed": None}))
+        == [(other, {"seed": None}) for other in range(RANKS)],
         "alike": said(ALIKE),
         "seed": said({**ALIKE, "seed": 4 if rank == 2 else 3}),
         "halves": said({**ALIKE, "drop_last": rank < 2}),
         "files": said({**ALIKE, "files": {"dataset": ["9f" * 32 if rank else "9f" * 31 + "00"], "negatives": []}}),
         "older": said({"version": "0.2", **ALIKE} if rank != 3 else ALIKE),
-        "node": node_peers(),
+        "node": Ranks.through_store().node_peers(),
     }
     found["both ways"] = both_ways()
     older = Rendezvous(ranks_module._store_of(object()), rank, RANKS, patience=60)  # of a torch without the public way
     found["older torch"] = older.exchange(rank, patience=60)
     ranks_module.socket.gethostname = lambda: f"host{rank % 2}"
-    found["two nodes"] = node_peers()
+    found["two nodes"] = Ranks.through_store().node_peers()
     distributed.destroy_process_group()
-    found["alone"] = exchange(rank)
+    found["alone"] = Ranks.through_store().share(rank)
     begin("second")
-    found["again"] = exchange(10 * rank)
+    found["again"] = Ranks.through_store().share(10 * rank)
     found["loader"] = made(files)
     found["other batch"] = made(files, batch_size=2 + rank // 3)
     found["by hand"] = made(files, batch_size=1 + rank, rank=0, world_size=1) if rank == 1 else None
@@ -230,5 +231,5 @@ def test_ranks_that_are_missing_are_named_when_time_is_up(ranks):
 
 
 def test_without_torch_distributed_a_process_is_alone():
-    assert exchange("fact") == ["fact"] and node_peers() == [0]
-    agree({"seed": 1})
+    assert Ranks.through_store().share("fact") == ["fact"] and Ranks.through_store().node_peers() == [0]
+    Ranks.through_store().agree({"seed": 1}, "made a Loader")

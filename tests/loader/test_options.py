@@ -8,7 +8,7 @@ import pytest
 
 from nemo_dali.loader.format import BatchFormat
 from nemo_dali.loader.loader import Loader
-from nemo_dali.loader.options import LoaderOptions, Ranks
+from nemo_dali.loader.options import LoaderOptions, OwnRank
 from nemo_dali.plan.policy import MosaicPolicy
 
 DEFAULTS = {
@@ -91,7 +91,7 @@ def test_what_ranks_compare_tells_any_two_loaders_apart_that_would_show_or_hold_
 
 @pytest.mark.parametrize(
     ("ranks", "together", "alone"),
-    [(Ranks(0, 1, False), False, True), (Ranks(1, 2, False), True, False), (Ranks(1, 2, True), False, False)],
+    [(OwnRank(0, 1, False), False, True), (OwnRank(1, 2, False), True, False), (OwnRank(1, 2, True), False, False)],
 )
 def test_who_makes_loaders(ranks, together, alone):
     assert (ranks.together, ranks.alone) == (together, alone)

@@ -17,7 +17,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed import node_memory
 from nemo_dali.distributed import ranks as ranks_module
 from nemo_dali.distributed.node_memory import node_copy
-from nemo_dali.distributed.ranks import exchange
+from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.tiles.build import make_tiles
@@ -153,9 +153,9 @@ def act(rank, port, folder, files, path):
     copy = node_copy([array], together=True)
     ranks_module.Ranks.share = share
     found = {"right": bool((copy.arrays[0] == array).all()), "rounds": said[2:]}
-    exchange(None)
+    Ranks.through_store().share(None)
     copy.arrays[0][rank, 0, 0, 0] = 100 + rank
-    exchange(None)
+    Ranks.through_store().share(None)
     found["shared"] = copy.arrays[0][:2, 0, 0, 0].tolist() == [100, 101]
 
     gpu.free_memory = lambda number: 10**9
@@ -172,13 +172,13 @@ def act(rank, port, folder, files, path):
     tiles = place()
     address = int(tiles.addresses.min())
     (line,) = [line for line in open("/proc/self/maps") if line.startswith(f"{address:x}-")]
-    found["one"] = len(set(exchange(line.split()[4]))) == 1  # the inode
+    found["one"] = len(set(Ranks.through_store().share(line.split()[4]))) == 1  # the inode
     gpu.free_memory = lambda number: 10**9 if rank else 0
     found["full"] = told(lambda: place(budget=100_000, placement="device"))
     gpu.free_memory = lambda number: 10**9
     node_memory.available_memory = lambda: 0  # asked by rank 0 alone
     found["no room"] = told(place)
-    exchange(None)
+    Ranks.through_store().share(None)
     ranks_module.PATIENCE = 1.0
     node_memory.available_memory = lambda: 10**12
     if rank:
