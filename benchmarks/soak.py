@@ -41,7 +41,7 @@ POLICY = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 1.0, 3: 1.0}, jitter
 GLOBAL_BATCH, SIZE = 16, 224
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RECORD = np.dtype([("epoch", "i8"), ("row", PLAN)])
-ENDING = 30.0  # seconds after which a process that was told to end is held to hang
+ENDING = 30.0  # seconds after which a process that should have ended counts as hanging
 FIRST_BATCH = 120.0  # seconds after which a process that has made no batch, or no epoch, is held to hang
 GROWTH = 1.05  # of the memory, from the second third of the run to the last, that still counts as flat
 # Each new pipeline brings new threads, and glibc gives those further arenas, each with gaps of its own: without the

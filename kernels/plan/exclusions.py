@@ -118,7 +118,7 @@ def may_stand_in(rules: Exclusions, ref: Int, own: Int, photo: Int, vector: F64,
 
 
 @jit(error_model="python")
-def random_photos(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
+def random_photos(  # noqa: PLR0913  # Numba takes no dataclass, and a tuple used once is no shorter
     words: U64,
     photos: int,
     rules: Exclusions,

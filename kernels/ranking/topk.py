@@ -245,7 +245,7 @@ def _rule_out(
 
 
 @jit(error_model="python")
-def rank_groups(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
+def rank_groups(  # noqa: PLR0913  # Numba takes no dataclass, and a tuple used once is no shorter
     begin: Int,
     end: Int,
     groups: I64,
@@ -330,7 +330,7 @@ def rank_groups(  # noqa: PLR0913  # Numba takes arrays, not objects that hold t
 
 
 @jit(error_model="python")
-def rank_candidates(  # noqa: PLR0913  # Numba takes arrays, not objects that hold them
+def rank_candidates(  # noqa: PLR0913  # Numba takes no dataclass, and a tuple used once is no shorter
     begin: Int,
     end: Int,
     groups: I64,

@@ -65,8 +65,8 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
         raise ValueError(f"images ({images}) must be at least 40")
     begin = time.monotonic()
     with extra("mining,report", "The demo"):  # told now, not after the work
-        import open_clip  # noqa: F401
-        import plotly  # noqa: F401
+        import open_clip  # noqa: F401  # whether it is there
+        import plotly  # noqa: F401  # likewise
     out = Path(out)
     _clear(out)
     data, config, weights = out / "data", out / "clip.json", out / "clip.pt"

@@ -34,7 +34,7 @@ class _Shown:
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return cast(list[str], super().parse_args(ctx, args))  # type: ignore[misc]
+            return cast(list[str], super().parse_args(ctx, args))  # type: ignore[misc]  # as above
         except UsageError as error:
             error.ctx = error.ctx or ctx  # not every one knows it
             raise
