@@ -1,12 +1,9 @@
 """Builds the CUDA sources with a C++ compiler, for tests on machines without a GPU."""
 
 import ctypes
-import fcntl
 import functools
-import hashlib
 import shutil
 import subprocess
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +15,12 @@ from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.tile import RESAMPLE
-from tests.helpers.paths import ROOT
+from tests.helpers.building import built
 
 KERNELS = [mosaic_gpu.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
 GATHER_KERNELS = [gather_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
 LETTERBOX_KERNELS = [letterbox_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
 HERE = Path(__file__).parent
-CACHE = ROOT / ".pytest_cache" / "cuda_on_host"
 RUN = f"""
 extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
     decltype(&{KERNELS[0]}) kernels[] = {{{", ".join(KERNELS)}}};
@@ -56,20 +52,9 @@ def build(*options, lanes, rows, main=""):
         for gpu in (mosaic_gpu, gather_gpu, letterbox_gpu)
     ]
     text = f'#include "cuda_on_host.hpp"\n{cuda_source.text_of(*sources)}{RUN}{main}'
-    command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", f"-I{HERE}"]
-    command += [*options, "kernel.cpp", "-o", "kernel", "-pthread"]
-    parts = [text, (HERE / "cuda_on_host.hpp").read_text(), *command]
-    built = CACHE / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:  # what several processes need is built by one
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.exists():
-            with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-                (Path(folder) / "kernel.cpp").write_text(text)
-                run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-                assert run.returncode == 0, run.stderr
-                (Path(folder) / "kernel").rename(built)
-    return built
+    command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", *options]
+    header = (HERE / "cuda_on_host.hpp").read_text()
+    return built({"kernel.cpp": text, "cuda_on_host.hpp": header}, [*command, "kernel.cpp", "-pthread"])
 
 
 def launch(library, tiles):

@@ -1,4 +1,4 @@
-"""The gather's CUDA source: on the host and under sanitizers, compiled for every GPU, run where one is."""
+"""The gather's CUDA source: on the CPU, also as PTX, and under sanitizers, compiled for every GPU; on a GPU."""
 
 import ctypes
 
@@ -11,6 +11,7 @@ from nemo_dali.kernels.gather import cpu as gather_cpu
 from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.tile import TILE
 from tests.helpers.counts import examples
+from tests.helpers.cpu_launches import WAYS, launch_of
 from tests.helpers.cuda_compile import (
     ARCHITECTURES,
     ONE_FAST,
@@ -23,7 +24,6 @@ from tests.helpers.cuda_host import (
     GATHER_KERNELS,
     KERNELS,
     SANITIZERS,
-    launch_gather,
     needs_compiler,
     run_sanitized,
     sanitized,
@@ -33,10 +33,11 @@ CHUNK = gather_gpu._CHUNK
 BLOCKS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture
-def on_host(cuda_library):
-    """``write(tiles, memory)``: one launch, by a single thread of the host."""
-    return lambda tiles, memory: launch_gather(cuda_library, tiles)
+@pytest.fixture(params=WAYS)
+def on_cpu(request):
+    """``write(tiles, memory)``: one launch, by a single thread of the host or as PTX."""
+    launch = launch_of("gather", request.param)
+    return lambda tiles, memory: launch(tiles)
 
 
 @pytest.fixture(params=["device", "pinned"])
@@ -155,27 +156,24 @@ def check_surroundings(write, itemsize, channels_last):
 
 
 @pytest.mark.fuzz
-@needs_compiler
 @settings(BLOCKS, max_examples=examples(200))
 @given(made=batches())
-def test_the_source_equals_the_cpus_kernel_for_any_batch(on_host, made):
-    check(on_host, *made)
+def test_the_source_equals_the_cpus_kernel_for_any_batch(on_cpu, made):
+    check(on_cpu, *made)
 
 
-@needs_compiler
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(("box", "frame"), BOXES)
-def test_the_source_equals_the_cpus_kernel_for_cells_of_any_shape(on_host, box, frame, channels_last, itemsize):
+def test_the_source_equals_the_cpus_kernel_for_cells_of_any_shape(on_cpu, box, frame, channels_last, itemsize):
     for offset in (0, 3):
-        check(on_host, *batch([box], frame, itemsize=itemsize, channels_last=channels_last, offsets=(offset, 0, 0)))
+        check(on_cpu, *batch([box], frame, itemsize=itemsize, channels_last=channels_last, offsets=(offset, 0, 0)))
 
 
-@needs_compiler
 @pytest.mark.parametrize("itemsize", [1, 2, 4])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_cell_leaves_its_surroundings_alone_wherever_it_lies(on_host, channels_last, itemsize):
-    check_surroundings(on_host, itemsize, channels_last)
+def test_a_cell_leaves_its_surroundings_alone_wherever_it_lies(on_cpu, channels_last, itemsize):
+    check_surroundings(on_cpu, itemsize, channels_last)
 
 
 def ends_of(tile):

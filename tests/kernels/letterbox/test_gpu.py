@@ -1,4 +1,4 @@
-"""The letterbox's CUDA source: on the host and under sanitizers, compiled for every GPU, run where one is.
+"""The letterbox's CUDA source: on the CPU, also as PTX, and under sanitizers, compiled for every GPU; on a GPU.
 
 What is expected comes from the CPU's kernel, which is held to OpenCV elsewhere.
 """
@@ -14,6 +14,7 @@ from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
 from nemo_dali.kernels.mosaic import cpu as mosaic_cpu
 from nemo_dali.kernels.tile import CV2_LETTERBOX, TILE
 from tests.helpers.counts import examples
+from tests.helpers.cpu_launches import WAYS, launch_of
 from tests.helpers.cuda_compile import (
     ARCHITECTURES,
     ONE_FAST,
@@ -27,7 +28,6 @@ from tests.helpers.cuda_host import (
     KERNELS,
     LETTERBOX_KERNELS,
     SANITIZERS,
-    launch_letterbox,
     needs_compiler,
     run_sanitized,
     sanitized,
@@ -38,10 +38,11 @@ DTYPES = ["float32", "float16", "bfloat16", "uint8"]
 ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture
-def on_host(cuda_library):
-    """``write(tiles, photos, frames, masks, table)``: one launch, by a single thread of the host."""
-    return lambda tiles, *_: launch_letterbox(cuda_library, tiles)
+@pytest.fixture(params=WAYS)
+def on_cpu(request):
+    """``write(tiles, photos, frames, masks, table)``: one launch, by a single thread of the host or as PTX."""
+    launch = launch_of("letterbox", request.param)
+    return lambda tiles, *_: launch(tiles)
 
 
 @pytest.fixture
@@ -119,21 +120,19 @@ LARGEST = [([(8192, 8192)], (480, 480)), ([(8192, 3), (3, 8192)], (480, 480)), (
 
 
 @pytest.mark.fuzz
-@needs_compiler
 @settings(ANY, max_examples=examples(300))
 @example([(40, 90), (31, 7)], (64, 64), "float32", True, False, (0, 0), 0)
 @given(**some(150, 100))
 def test_the_source_equals_the_cpus_kernel_for_any_batch(
-    on_host, shapes, cell, dtype, soft, channels_last, margin, seed
+    on_cpu, shapes, cell, dtype, soft, channels_last, margin, seed
 ):
-    check(on_host, shapes, cell, dtype=dtype, soft=soft, channels_last=channels_last, margin=margin, seed=seed)
+    check(on_cpu, shapes, cell, dtype=dtype, soft=soft, channels_last=channels_last, margin=margin, seed=seed)
 
 
-@needs_compiler
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(("shapes", "cell"), SHAPES)
-def test_the_source_equals_the_cpus_kernel_at_the_ends_of_what_is_allowed(on_host, shapes, cell, soft):
-    check(on_host, shapes, cell, soft=soft)
+def test_the_source_equals_the_cpus_kernel_at_the_ends_of_what_is_allowed(on_cpu, shapes, cell, soft):
+    check(on_cpu, shapes, cell, soft=soft)
 
 
 def test_weights_of_masks_are_products():

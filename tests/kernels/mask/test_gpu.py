@@ -1,4 +1,4 @@
-"""The mask kernel for the GPU: in Numba's simulator, as PTX and machine code, and where there is a GPU, on it.
+"""The mask kernel for the GPU: in Numba's simulator, as PTX on the CPU, as machine code, and where there is a GPU.
 
 What is expected does not come from the code under test: the runs are painted into the whole photo, and the output
 pixels pick theirs by the reference's rules.
@@ -18,9 +18,12 @@ from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.tile import CV2_LINEAR
+from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.mask_batches import SOURCES, numba_launch, random_batch
 from tests.helpers.paths import ROOT
+from tests.helpers.ptx.launches import ARCHITECTURES, FAST, masks
 
+ONE_FAST = [pytest.param(name, marks=[pytest.mark.slow] * (name != FAST)) for name in ARCHITECTURES]
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 
 
@@ -170,6 +173,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(cache, monkeypatch):
     cache.write_text("a file where the folder should be")
     monkeypatch.setattr(mask_gpu, "_compile", lambda *_: b"\x7fELF...")
     assert mask_gpu.compiled_kernel("uint8", (9, 0)) == b"\x7fELF..."
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", ONE_FAST)
+def test_the_kernels_ptx_writes_the_same(compiler, architecture):
+    for seed in range(60):
+        batch = random_batch(seed, largest_frame=150, largest_photo=120, samples=3)
+        assert np.array_equal(masks(batch, architecture, seed=seed)[0], batch.expected()), seed
 
 
 def cupy_launch(batch):

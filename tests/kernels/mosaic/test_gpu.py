@@ -1,4 +1,4 @@
-"""The CUDA source: on the host against the oracle and under sanitizers, compiled for every GPU, run where one is."""
+"""The CUDA source: on the CPU, also as PTX, against the oracle; under sanitizers, compiled for every GPU; on a GPU."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from nemo_dali.kernels import reference
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.tile import RESAMPLE, TILE
 from tests.helpers.counts import examples
+from tests.helpers.cpu_launches import WAYS, launch_of
 from tests.helpers.cuda_compile import (
     ARCHITECTURES,
     ONE_FAST,
@@ -16,17 +17,18 @@ from tests.helpers.cuda_compile import (
     report_of_nvcc,
     report_of_run_time_compiler,
 )
-from tests.helpers.cuda_host import KERNELS, SANITIZERS, launch, needs_compiler, run_sanitized, sanitized
+from tests.helpers.cuda_host import KERNELS, SANITIZERS, needs_compiler, run_sanitized, sanitized
 from tests.helpers.mosaics import by_tiles, samples
 
 
-@pytest.fixture
-def on_host(cuda_library):
-    """``write(tiles, photos, frame, table)``: one launch, by a single thread of the host."""
+@pytest.fixture(params=WAYS)
+def on_cpu(request):
+    """``write(tiles, photos, frame, table)``: one launch, by a single thread of the host or as PTX."""
+    launch = launch_of("mosaic", request.param)
 
     def write(tiles, photos, frame, table):
         tiles["photo"] = [photo.ctypes.data for photo in photos]
-        launch(cuda_library, tiles)
+        launch(tiles)
 
     return write
 
@@ -101,28 +103,25 @@ LARGEST = [(8192, 8192, 3, 3), (8192, 8192, 240, 240), (2, 2, 8192, 3), (2, 2, 3
 
 
 @pytest.mark.fuzz
-@needs_compiler
 @settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sample=samples())
-def test_the_source_equals_the_reference_for_any_sample(on_host, sample):
-    check(on_host, sample)
+def test_the_source_equals_the_reference_for_any_sample(on_cpu, sample):
+    check(on_cpu, sample)
 
 
-@needs_compiler
 @pytest.mark.parametrize("resample", RESAMPLE)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_the_source_equals_the_reference_at_the_ends_of_what_is_allowed(on_host, sizes, resample):
-    one_cell(on_host, *sizes, resample=resample)
+def test_the_source_equals_the_reference_at_the_ends_of_what_is_allowed(on_cpu, sizes, resample):
+    one_cell(on_cpu, *sizes, resample=resample)
 
 
-@needs_compiler
 @pytest.mark.parametrize("resample", RESAMPLE)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
-def test_a_cell_leaves_its_surroundings_alone_wherever_it_lies(on_host, dtype, channels_last, resample):
+def test_a_cell_leaves_its_surroundings_alone_wherever_it_lies(on_cpu, dtype, channels_last, resample):
     for left in range(17):
         sizes = (60, 50, 23, 40 + left)
-        one_cell(on_host, *sizes, resample=resample, dtype=dtype, margin=(2, left), channels_last=channels_last)
+        one_cell(on_cpu, *sizes, resample=resample, dtype=dtype, margin=(2, left), channels_last=channels_last)
 
 
 def boxes(random, count):
