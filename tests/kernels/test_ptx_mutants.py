@@ -1,0 +1,191 @@
+"""Mutants of the kernels' PTX: the machine sees each barrier, wait, alignment and bound that is left out.
+
+A mutant is caught by a fault of the machine or by a wrong byte; each is tried with several orders of the warps.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from nemo_dali.kernels import reference
+from nemo_dali.kernels.gather import cpu as gather_cpu
+from nemo_dali.kernels.mosaic import cpu as mosaic_cpu
+from nemo_dali.kernels.tile import CV2_LETTERBOX, CV2_LINEAR, PILLOW_BILINEAR, TILE
+from tests.helpers.mask_batches import random_batch, some_runs
+from tests.helpers.ptx import launches
+from tests.helpers.ptx.machine import Fault
+from tests.helpers.ptx.machine_library import needs_compiler
+
+pytestmark = needs_compiler
+LIMIT = 10**7  # issues; a mutant may never end
+SEEDS = range(4)
+
+
+class Scene:
+    """Cells of some photos, what they must become, and the launch that makes it.
+
+    Args:
+        kernels: "mosaic", "gather" or "letterbox".
+        photos: heights and widths. cells: boxes (y0, x0, y1, x1) in frames of their own.
+    """
+
+    def __init__(self, kernels, photos, cells, *, resample=CV2_LINEAR, dtype="float16"):
+        random = np.random.default_rng(0)
+        self.launch = getattr(launches, kernels)
+        self.table = np.ascontiguousarray(reference.normalisation_table((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), dtype))
+        height, width = (max(cell[edge] for cell in cells) + 3 for edge in (2, 3))
+        self.frames = np.full((len(cells), 3, height, width), 7, self.table.dtype)
+        self.masks = np.full((len(cells), height, width), 7, np.uint8)
+        expected_frames, expected_masks = self.frames.copy(), self.masks.copy()
+        tiles = np.zeros(len(cells), TILE)
+        for name, column in zip(("y0", "x0", "y1", "x1"), np.transpose(cells), strict=True):
+            tiles[name] = column
+        tiles["frame_height"], tiles["frame_width"] = height, width
+        tiles["photo_height"], tiles["photo_width"] = np.transpose(photos)
+        tiles["itemsize"], tiles["resample"] = self.table.itemsize, resample
+        tiles["table"] = self.table.ctypes.data
+        self.runs = [some_runs(random, h * w) for h, w in photos]
+        if kernels == "gather":
+            shapes = [(3, y1 - y0, x1 - x0) for y0, x0, y1, x1 in cells]
+        else:
+            shapes = [(h, w, 3) for h, w in photos]
+        if kernels == "letterbox":
+            tiles["runs"], tiles["run_count"] = [a.ctypes.data for a in self.runs], [a.size for a in self.runs]
+        self.photos = [random.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+        tiles["photo"] = [photo.ctypes.data for photo in self.photos]
+        for index, photo in enumerate(self.photos):
+            tiles["image"][index] = expected_frames[index].ctypes.data
+            tiles["mask"][index] = expected_masks[index].ctypes.data
+            if kernels == "gather":
+                gather_cpu.write_sample(tiles[index : index + 1])
+            else:
+                assert mosaic_cpu.write_tile(tiles[index], photo) == mosaic_cpu.DONE
+            tiles["image"][index], tiles["mask"][index] = self.frames[index].ctypes.data, self.masks[index].ctypes.data
+        self.tiles, self.expected = tiles, expected_frames.tobytes()
+        self.expected += expected_masks.tobytes() if kernels == "letterbox" else b""
+
+    def draw(self, architecture, text, seed):
+        """Whether the launch makes what it must."""
+        self.frames[:], self.masks[:] = 7, 7
+        self.launch(self.tiles, architecture, text=text, seed=seed, limit=LIMIT)
+        return (self.frames.tobytes() + self.masks.tobytes()).startswith(self.expected)
+
+
+class Masks:
+    """Batches of masks, likewise."""
+
+    def __init__(self):
+        self.batches = [random_batch(seed, largest_frame=150, largest_photo=90, samples=2) for seed in (0, 6)]
+
+    def draw(self, architecture, text, seed):
+        return all(
+            np.array_equal(launches.masks(batch, architecture, text=text, seed=seed, limit=LIMIT)[0], batch.expected())
+            for batch in self.batches
+        )
+
+
+# Cells of several parts and steps, photos that are enlarged and made smaller, by a little and so far that a step does
+# not fit into the stage; one column with more taps than are kept.
+PHOTOS = [(61, 83), (200, 37), (31, 1900)]
+CELLS = [(1, 2, 60, 150), (0, 3, 33, 20), (2, 0, 50, 17)]
+SCENES = {
+    "cv2_linear_2": lambda: Scene("mosaic", PHOTOS, CELLS, resample=CV2_LINEAR),
+    "cv2_linear_4": lambda: Scene("mosaic", PHOTOS, CELLS, resample=CV2_LINEAR, dtype="float32"),
+    "pillow_bilinear_2": lambda: Scene(
+        "mosaic", [*PHOTOS, (9, 8000)], [*CELLS, (0, 0, 4, 1)], resample=PILLOW_BILINEAR
+    ),
+    "gather_2": lambda: Scene("gather", PHOTOS, CELLS),
+    "letterbox_2": lambda: Scene("letterbox", PHOTOS, CELLS, resample=CV2_LETTERBOX),
+    "write_masks": Masks,
+}
+SOURCES = {"cv2": "mosaic", "pillow": "mosaic", "gather": "gather", "letterbox": "letterbox"}
+
+
+def source_of(kernel):
+    return getattr(launches, f"{SOURCES[kernel.split('_')[0]]}_gpu").SOURCE
+
+
+def text_of(kernel, architecture):
+    """The PTX of this kernel alone."""
+    if kernel == "write_masks":
+        return launches.mask_ptx_of("uint8", architecture)
+    return only(launches.ptx_of(source_of(kernel), architecture), kernel)
+
+
+def only(text, kernel):
+    return re.sub(
+        r"\.(?:visible\s+)?\.?entry\s+(\w+)\s*\([^)]*\)[^{]*\{.*?\n\}",
+        lambda found: found[0] if found[1] == kernel else "",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def is_caught(scene, architecture, text):
+    for seed in SEEDS:
+        try:
+            if not scene.draw(architecture, text, seed):
+                return True
+        except Fault:
+            return True
+    return False
+
+
+def mutants_of(text, pattern, replacement):
+    """The text with one match replaced, for each match in turn, and the line that it is on."""
+    for found in re.finditer(pattern, text):
+        mutant = text[: found.start()] + found.expand(replacement) + text[found.end() :]
+        yield text.count("\n", 0, found.start()) + 1, mutant
+
+
+FAST = ("cv2_linear_2", "gather_2", "write_masks")
+KERNELS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in SCENES]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return {}
+
+
+def check(scenes, kernel, architecture, pattern, replacement, *, least):
+    """Every mutant is caught; there are at least so many, and without a change the launch is right."""
+    scene = scenes.setdefault(kernel, None) or SCENES[kernel]()
+    scenes[kernel] = scene
+    text = text_of(kernel, architecture)
+    for seed in SEEDS:
+        assert scene.draw(architecture, text, seed)
+    mutants = list(mutants_of(text, pattern, replacement))
+    assert len(mutants) >= least
+    survivors = [line for line, mutant in mutants if not is_caught(scene, architecture, mutant)]
+    lines = text.splitlines()
+    assert not survivors, [(line, lines[line - 1]) for line in survivors]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_barrier_that_is_left_out(scenes, kernel):
+    check(scenes, kernel, "80", r"bar(rier)?\.sync\s[^;]*;", "", least=1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS[:-1])
+def test_a_wait_that_is_left_out(scenes, kernel):
+    check(scenes, kernel, "80", r"cp\.async\.wait_(all|group)[^;]*;", "", least=1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS[:-1])
+def test_an_alignment_that_is_missed(scenes, kernel):
+    check(
+        scenes,
+        kernel,
+        "80",
+        r"((?:cp\.async\.c\w|\b(?:ld|st)\.[\w.:]*v4)[^;]*?\[%\w+)(?:\+(\d+))?\]",
+        r"\1+4]",
+        least=1,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["75", "90"])
+def test_barriers_on_other_architectures(scenes, architecture):
+    for kernel in ("cv2_linear_2", "pillow_bilinear_2", "gather_2"):
+        check(scenes, kernel, architecture, r"bar(rier)?\.sync\s[^;]*;", "", least=1)
