@@ -199,7 +199,7 @@ def decode_difference(photos: list[Any], num_threads: int, hw_decoder_load: floa
     there = DecodeOnly(
         device_id=device, hw_decoder_load=hw_decoder_load, max_cells=size, num_threads=num_threads, prefetch=1
     )
-    here = Pipeline(size, num_threads, None, prefetch_queue_depth=1)
+    here = Pipeline(batch_size=size, num_threads=num_threads, device_id=None, prefetch_queue_depth=1)
     with here:
         source = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
         here.set_outputs(fn.decoders.image(fn.io.file.read(source, dont_use_mmap=True), **DECODING))

@@ -1,6 +1,5 @@
 """The GPU benchmarks: without a GPU all that needs none, and the way of a batch played by the host; with one, a run."""
 
-import ctypes
 import importlib
 import json
 import os
@@ -8,7 +7,6 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,18 +15,14 @@ from PIL import Image
 
 from nemo_dali.commands import bench
 from nemo_dali.commands.doctor import driver
-from nemo_dali.kernels import cuda_source, reference
-from nemo_dali.kernels.gather import gpu as gather_gpu
-from nemo_dali.kernels.mask import gpu as mask_gpu
-from nemo_dali.kernels.mask.cpu import TARGET
-from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from nemo_dali.kernels import reference
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
-from tests.helpers.cuda_host import GATHER_KERNELS, KERNELS, launch, needs_compiler
+from tests.helpers.cuda_host import launch, needs_compiler
 from tests.helpers.paths import ROOT
-from tests.helpers.played_gpu import masks_on_host
+from tests.helpers.played_launches import Event, play_clock, play_launches
 
 pytestmark = pytest.mark.slow
 
@@ -192,69 +186,13 @@ def test_a_single_wrong_byte_ends_the_run(cuda_library):
         kernels.check(case, work(right, unwritten))
 
 
-class Event:
-    """Of a GPU that needs 2 ms for a round."""
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        pass
-
-    def query(self):
-        return False
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, end):
-        return 2.0
-
-
-def array_at(address, dtype, count):
-    memory = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (dtype.itemsize * count,))
-    return memory.view(dtype)
-
-
 @needs_compiler
 @pytest.mark.usefixtures("played")
 def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     """With kernels of the host, and a clock that says 250 us for everything."""
 
-    def load_kernel(source, name, device):
-        def mosaic(blocks, threads, arguments, shared_mem):
-            *pointers, stage_bytes = arguments
-            assert threads == mosaic_gpu.THREADS and stage_bytes == shared_mem
-            cuda_library.run(KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers), int(stage_bytes))
-
-        def gather(blocks, threads, pointers, shared_mem=0):
-            assert threads == gather_gpu.THREADS and shared_mem == 0
-            cuda_library.run_gather(GATHER_KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers))
-
-        return {mosaic_gpu.SOURCE: mosaic, gather_gpu.SOURCE: gather}[source]
-
-    def write_masks(targets, ends, masks, samples, **frame):
-        targets = array_at(targets, TARGET, samples)
-        masks_on_host(targets, array_at(ends, np.dtype("u4"), targets["ends_count"].sum()), masks, samples, **frame)
-
-    def mask_kernel(blocks, threads, arguments, shared_mem):
-        *pointers, height, width, band = arguments
-        assert blocks == mask_gpu.grid(blocks[2], height, width) and band == mask_gpu.BAND
-        write_masks(*pointers, blocks[2], frame_height=int(height), frame_width=int(width))
-
-    def upload(arrays, **_):
-        copies = [array.copy() for array in arrays]
-        return copies, [copy.ctypes.data for copy in copies]
-
-    monkeypatch.setattr(cuda_source, "load_kernel", load_kernel)
-    monkeypatch.setattr(mask_gpu, "load_kernel", lambda dtype, device: mask_kernel)
-    monkeypatch.setattr(mask_gpu, "write_masks", write_masks)
-    monkeypatch.setattr(batches, "upload", upload)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=3000))
-    monkeypatch.setattr(batches, "PHOTO", (48, 64))
+    play_clock(monkeypatch)
+    play_launches(monkeypatch, cuda_library, batches)
     monkeypatch.setattr(kernels, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(kernels, "launch_costs", lambda case, **_: {"case": case})
     todo = [replace(case, size=50) for case in batches.cases((2,), ("uint8",))]
