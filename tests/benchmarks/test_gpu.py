@@ -15,6 +15,7 @@ from PIL import Image
 
 from nemo_dali.commands import bench
 from nemo_dali.commands.doctor import driver
+from nemo_dali.errors import NemoError
 from nemo_dali.kernels import reference
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader.loader import Loader
@@ -232,6 +233,22 @@ def test_times_are_microseconds_a_launch_of_launches_queued_in_time(monkeypatch)
     naps.clear()
     kernels.timed([lambda: None], rounds=1, ahead=False)
     assert naps == []
+
+
+def test_a_host_that_waits_for_each_launch_is_told_so(monkeypatch):
+    """As CUDA_LAUNCH_BLOCKING=1 makes it: the GPU has begun whenever it is asked."""
+    naps = []
+
+    class BegunEvent(Event):
+        def query(self):
+            return True
+
+    monkeypatch.setattr(torch.cuda, "Event", BegunEvent)
+    monkeypatch.setattr(torch.cuda, "_sleep", naps.append)
+    with pytest.raises(NemoError, match="Unset CUDA_LAUNCH_BLOCKING"):
+        kernels.timed([lambda: None], rounds=3)
+    assert len(naps) == kernels.DOUBLINGS + 1 and naps[-1] == naps[0] * 2**kernels.DOUBLINGS
+    kernels.timed([lambda: None], rounds=3, ahead=False)  # does not ask
 
 
 def test_the_kernels_document_from_given_numbers():
