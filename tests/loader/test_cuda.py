@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +197,48 @@ def test_a_device_beyond_the_last_and_a_missing_cupy_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(NemoError, match=r"needs CuPy.*nemo-dali\[cuda12\]"):
         gpu.cuda_device(torch.device("cuda", 1))
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """What torch says of two GPUs, of which it uses the first."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    gpu._warn_of_rank.cache_clear()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_rank_that_has_chosen_no_gpu_is_warned_once(monkeypatch, caplog):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [gpu.cuda_device("cuda"), gpu.cuda_device(torch.device("cuda"))] == [0, 0]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "GPU 0" in record.message and "LOCAL_RANK is 1" in record.message
+    assert "Call torch.cuda.set_device(local_rank) before, or give device='cuda:1'." in record.message
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("rank", "devices", "current", "device"),
+    [
+        ("1", 2, 1, "cuda"),  # it has chosen
+        ("0", 2, 0, "cuda"),
+        ("1", 2, 0, "cuda:0"),  # it says which
+        ("1", 1, 0, "cuda"),  # it is shown one only
+        ("7", 2, 0, "cuda"),  # more ranks than GPUs
+        (None, 2, 0, "cuda"),
+        ("", 2, 0, "cuda"),
+        ("x", 2, 0, "cuda"),
+    ],
+)
+def test_a_rank_that_has_chosen_or_cannot_is_not_warned(monkeypatch, caplog, rank, devices, current, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert gpu.cuda_device(device) == current and not caplog.records
 
 
 def test_the_hardware_decoders_share_falls_with_the_threads():
