@@ -119,17 +119,18 @@ def read_tests(place: Place, run: Run, stage: str) -> Outcome:
         counts = Counter(re.findall(r" (PASSED|FAILED|ERROR|SKIPPED) ", run.log))
         so_far = ", ".join(f"{count} {word.lower()}" for word, count in counts.items())
         return Outcome("failed", missing(run.log) or last_error(run.log), so_far)
-    counts, wrong, text = Counter[str](), [], []
+    counts, wrong, text, noted = Counter[str](), [], [], {}
     for case in ElementTree.parse(xml).iter("testcase"):
         kinds = [child.tag for child in case if child.tag in ("failure", "error", "skipped")]
         counts[kinds[0] if kinds else "passed"] += 1
+        noted |= {one.get("name"): one.get("value") for one in case.iter("property")}
         for child in case:
             if child.tag in ("failure", "error", "skipped"):
                 message = " ".join(child.get("message", "").split())[:300]
                 wrong.append({"test": f"{case.get('classname')}::{case.get('name')}", "is": child.tag, "why": message})
                 text.append(child.text or "")
     figures = ", ".join(f"{counts[kind]} {kind}" for kind in ("passed", "failure", "error", "skipped") if counts[kind])
-    result = {"counts": dict(counts), "wrong": wrong, "left out": [COVERED]}
+    result = {"counts": dict(counts), "wrong": wrong, "noted": noted, "left out": [COVERED]}
     if place.pretended:
         return pretended_tests(counts, figures, result)
     if counts["passed"] and not wrong:

@@ -94,11 +94,15 @@ class Loader(EpochIterator):
             PhotoError names it in the step that it belongs to. "substitute": a negative gives way to the sentence's
             next candidate, a target to the next ref, as told in ``nemo_dali.plan``; a warning names every such photo.
             The samples depend on which photos are bad and on nothing else, so they are the same for any number of
-            ranks and after any resume. With tiles no photo is read. In both cases a batch that failed without a
-            photo's fault, by a hiccup of disk or network, is made again up to three times.
+            ranks and after any resume. Which are bad the decoder says: a GPU's may show a damaged JPEG that the CPU's
+            refuses, so devices agree only where the data set was indexed with ``--verify``. With tiles no photo is
+            read. In both cases a batch that failed without a photo's fault, by a hiccup of disk or network, is made
+            again up to three times.
         num_threads: DALI's threads; None or 0: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in flight while the training loop works on one.
         hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: chosen by ``num_threads``.
+            Where a GPU has one, which decoder takes a photo depends on its batch and on the first batch of the
+            process, and their pixels may differ slightly: 0 for runs that are to be repeated, or resumed, bit by bit.
 
     Attributes:
         corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.

@@ -45,6 +45,7 @@ STREAM_KEYS = {
     "next_while_busy",
     "memory_mib",
     "decode_difference",
+    "hardware_difference",
     "sweep",
     "config",
 }
@@ -343,7 +344,7 @@ def test_the_difference_between_decoders(files, monkeypatch):
 
     def flipped_on_gpu(data, device="cpu", **options):
         image = decode(data, device=device, **options)
-        return fn.flip(image) if device == "mixed" else image
+        return fn.flip(image) if device == "mixed" and options["hw_decoder_load"] else image
 
     monkeypatch.setattr(fn.decoders, "image", flipped_on_gpu)
     pixels = [np.asarray(Image.open(path).convert("RGB")).astype(int) for path in photos]
@@ -351,6 +352,8 @@ def test_the_difference_between_decoders(files, monkeypatch):
     found = measures.decode_difference(paths, 1, 0.5, 0)
     assert found["mean"] == pytest.approx(differences.mean(), abs=1e-4) and found["max"] == differences.max()
     assert found["share_differing"] == pytest.approx((differences > 0).mean(), abs=1e-4)
+    assert measures.decode_difference(paths, 1, 1.0, 0, beside=0.0) == found  # the hardware decoder beside the other
+    assert measures.decode_difference(paths, 1, 1.0, 0, beside=1.0)["max"] == 0
 
 
 def test_a_host_that_waits_is_told_from_one_that_does_not():
@@ -376,6 +379,7 @@ def test_the_streams_document(files, tmp_path, monkeypatch):
     assert result["samples_per_s"]["median"] > 0 and result["single"]["decode_only"]["median"] > 0
     assert result["config"]["batch_size"] == 8 and result["config"]["photos"] == 24
     assert [one["photos"] for one in result["decode_difference"]] == [24] * 3
+    assert result["hardware_difference"] == {"mean": 0, "max": 0, "share_differing": 0, "photos": 24}
 
 
 # --- the command lines -----------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_every_file_with_tests_for_a_gpu_is_in_one_stage():
 
 
 TESTS = {
-    "passing": "def test_a(): pass\ndef test_b(): pass",
+    "passing": "def test_a(record_property): record_property('decoder', 'grey')\ndef test_b(): pass",
     "failing": "def test_c(): assert 0, 'wrong bytes'",
     "skipped": "import pytest\ndef test_d(): pytest.skip('no nvcc')",
     "lacking": "import no_such_package.of_mine\ndef test_e(): pass",
@@ -208,6 +208,7 @@ def test_skipped_tests_are_failures_and_a_missing_module_is_named(place, tmp_pat
     )
     assert (found.status, found.figures) == (status, figures), (found, done.stdout, done.stderr)
     assert why in found.why
+    assert not names or found.result["noted"] == {"decoder": "grey"}
 
 
 def test_tests_that_had_no_time_to_end_are_counted(place):

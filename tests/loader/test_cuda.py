@@ -317,6 +317,27 @@ def test_on_a_gpu_a_bad_photo_is_named_and_the_loader_goes_on(tmp_path):
     assert all(torch.equal(one.image.cpu(), other) for one, other in zip(loader, expected, strict=True))
 
 
+@pytest.mark.parametrize(
+    "way", [pytest.param("played", marks=needs_compiler), pytest.param("a GPU", marks=pytest.mark.gpu)]
+)
+def test_without_the_hardware_decoder_a_resume_repeats_every_bit(files, request, way):
+    """From every step, with other batches ahead and other threads."""
+    if way == "played":
+        request.getfixturevalue("played")
+    options = {"batch_size": 4, "policy": POLICY, "size": 90, "device": "cuda", "hw_decoder_load": 0.0}
+    loader = Loader(files.dataset, files.negatives, **options)
+    states, whole = [loader.state_dict()], []
+    for batch in loader:
+        whole.append(batch)
+        states.append(loader.state_dict())
+    for done, state in enumerate(states[:-1]):
+        resumed = Loader(files.dataset, files.negatives, prefetch=1 + done % 3, num_threads=1 + done % 2, **options)
+        resumed.load_state_dict(state)
+        rest = list(resumed)
+        assert len(rest) == len(whole) - done > 0
+        assert all(torch.equal(one.image, other.image) for one, other in zip(rest, whole[done:], strict=True))
+
+
 @pytest.mark.gpu
 def test_two_loaders_on_one_gpu_do_not_disturb_each_other(files):
     options = {"batch_size": 4, "policy": POLICY, "size": 90, "dtype": "uint8", "device": "cuda"}
