@@ -2,8 +2,7 @@
 
     python benchmarks/gpu_kernels.py [--quick]
 
-No GPU has run this yet, so there are no figures. It writes gpu_kernels.<device>.json; a single wrong byte ends it with
-exit code 1.
+It writes gpu_kernels.<device>.json; a single wrong byte ends it with exit code 1.
 
 Times are the GPU's own (CUDA events), in microseconds a launch: median and quartiles over rounds of launches in a row,
 which are queued while the GPU is kept busy, so that the host's time is not in them. The launches go in turn through

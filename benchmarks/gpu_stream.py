@@ -3,9 +3,9 @@
     python benchmarks/gpu_stream.py [--quick]                    generated photos
     python benchmarks/gpu_stream.py F.ris.h5 F.neg.h5            one's own
 
-No GPU has run this yet, so there are no figures. It writes gpu_stream.<device>.json. Samples per second are those of
-2x2 mosaics, float16, with the same in ``single`` for photos alone; each is timed in turn with the same graph without
-the Python function, fed with the same photos and consumed on the same stream. The ratio of each pair is what counts.
+It writes gpu_stream.<device>.json. Samples per second are those of 2x2 mosaics, float16, with the same in ``single``
+for photos alone; each is timed in turn with the same graph without the Python function, fed with the same photos and
+consumed on the same stream. The ratio of each pair is what counts.
 """
 
 import argparse

@@ -5,7 +5,7 @@ frames = torch.empty(...)  ──▶   DALI's stream waits for the training stre
 ready = an event behind it       the photos' addresses join the tiles ──▶ mosaic kernel, mask kernel,
                                  letterbox kernel
 
-No GPU has run this yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
+What of it has run on a GPU is in the README, "What has run where".
 """
 
 import logging
