@@ -14,14 +14,16 @@ part; its files say so by their names and in their contents.
 """
 
 import argparse
+import resource
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gpu_run import Place, read_record, run_all, say
+from gpu_run import Place, run_all, say
 from gpu_setup import ROOT, digest_of_sources, first_gpu, folder_name, packages, revision_of
 from gpu_stages import STAGES
 from gpu_summary import write_summary
@@ -67,13 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     say(f"{device}, revision {place.revision}: records go to {place.folder}")
     signal.signal(signal.SIGTERM, interrupt)
+    # A stage that is ended by force must not write its memory to the disk first.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    summarise = partial(write_summary, place, stages)
     try:
-        run_all(stages, place, again=options.again, patience=PATIENCE if options.pretend else 1)
+        run_all(stages, place, again=options.again, patience=PATIENCE if options.pretend else 1, after_each=summarise)
     except KeyboardInterrupt:
-        write_summary(place, [read_record(place, stage) for stage in stages], stages)
+        summarise()
         say("Interrupted; the next call goes on from here.")
         return 130
-    summary = write_summary(place, [read_record(place, stage) for stage in stages], stages)
+    summary = summarise()
     say(f"{'All stages passed' if summary['passed'] else 'Not all stages passed'}: {place.file('summary.md')}")
     return 0 if summary["passed"] else 1
 

@@ -90,8 +90,20 @@ class Stage:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def run_all(stages: Sequence[Stage], place: Place, *, again: Sequence[str] = (), patience: float = 1.0) -> list[Any]:
-    """Run the stages that are not done; the records of all. An interrupt leaves them valid, and goes on upwards."""
+def run_all(
+    stages: Sequence[Stage],
+    place: Place,
+    *,
+    again: Sequence[str] = (),
+    patience: float = 1.0,
+    after_each: Callable[[], Any] = lambda: None,
+) -> list[Any]:
+    """Run the stages that are not done; the records of all. An interrupt leaves them valid, and goes on upwards.
+
+    Args:
+        again: names of stages that are run though they are done, or "all".
+        patience: factor of the limits.
+    """
     place.folder.mkdir(parents=True, exist_ok=True)
     place.work.mkdir(parents=True, exist_ok=True)
     records, spare = [], 0.0
@@ -107,6 +119,7 @@ def run_all(stages: Sequence[Stage], place: Place, *, again: Sequence[str] = (),
         say(f"{title}: {stage.what}; at most {limit:.0f} s")
         records.append(record := run_one(stage, place, limit))
         say(f"{' ' * len(title)}  {told(record)}")
+        after_each()
         spare = max(spare + own - record["seconds"], 0.0)
     return records
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpu_run import Place, Stage, write_json
+from gpu_run import Place, Stage, read_record, write_json
 
 PRETENDED = "**Pretended: no GPU was there. This is a rehearsal; no figure below is a measurement.**"
 # What --pretend cannot reach, for nothing on a CPU can play it.
@@ -18,8 +18,9 @@ UNREACHED = (
 )
 
 
-def write_summary(place: Place, records: Sequence[Mapping[str, Any]], stages: Sequence[Stage]) -> dict[str, Any]:
-    """Write summary.json and summary.md of what there is now; the former's content."""
+def write_summary(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
+    """Write summary.json and summary.md of the records that there are now; the former's content."""
+    records = [read_record(place, stage) for stage in stages]
     rows = [row(place, stage, record) for stage, record in zip(stages, records, strict=True)]
     summary = {
         "pretended": place.pretended,

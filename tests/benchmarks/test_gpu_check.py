@@ -92,7 +92,7 @@ def test_a_stage_hides_nothing_of_another(place, tmp_path):
     for name, record in found.items():
         assert json.loads((place.folder / f"{name}.json").read_text()) == record
         assert (record["revision"], record["source"], record["pretended"]) == ("abc", "digest", False)
-    summary = summaries.write_summary(place, list(found.values()), some)
+    summary = summaries.write_summary(place, some)
     assert not summary["passed"] and [row["stage"] for row in summary["stages"]] == [one.name for one in some]
     text = (place.folder / "summary.md").read_text()
     assert "| hanging | **timed out** |" in text and "| sound | passed |" in text and "pretended" not in text.lower()
@@ -142,12 +142,20 @@ def test_an_interrupt_leaves_records_and_no_process(place, tmp_path):
     assert not alive(int(file.read_text()))
     found = [runs.read_record(place, one) for one in some]
     assert [record.get("status") for record in found] == ["passed", "interrupted", None]
-    summary = summaries.write_summary(place, found, some)
+    summary = summaries.write_summary(place, some)
     assert [row["status"] for row in summary["stages"]] == ["passed", "interrupted", "not run"]
     assert [runs.is_done(record, place, one) for record, one in zip(found, some, strict=True)] == [True, False, False]
 
 
-def test_a_record_that_is_being_made_is_not_done(place, monkeypatch):
+def test_a_summary_is_there_from_the_first_stage_on(place):
+    some, seen = [stage("one", ""), stage("two", "")], []
+    runs.run_all(some, place, after_each=lambda: seen.append(summaries.write_summary(place, some)))
+    statuses = [[row["status"] for row in summary["stages"]] for summary in seen]
+    assert statuses == [["passed", "not run"], ["passed", "passed"]]
+    assert [summary["passed"] for summary in seen] == [False, True]
+
+
+def test_a_record_that_is_being_made_is_not_done(place):
     """That is what a kill of the check itself leaves."""
     seen = []
 
@@ -189,7 +197,7 @@ TESTS = {
         (["passing"], "passed", "", "2 passed"),
         (["failing", "passing"], "failed", "wrong bytes", "2 passed, 1 failure"),
         (["passing", "skipped"], "failed", "no nvcc", "2 passed, 1 skipped"),
-        (["lacking", "passing"], "failed", "no_such_package is missing: install", "2 passed, 1 error"),
+        (["lacking", "passing"], "failed", "no_such_package is missing: install what", "2 passed, 1 error"),
         ([], "failed", "No test was run.", ""),
     ],
 )
@@ -225,6 +233,27 @@ def test_without_pytest_a_sentence_says_so(place, monkeypatch):
     monkeypatch.setattr(stages, "find_sanitizer", lambda: "/bin/true")
     for found in (stages.run_tests(place, "other-tests"), stages.run_sanitizer(place, "memcheck")):
         assert found == runs.Outcome("not run", "pytest is missing: pip install pytest hypothesis.")
+
+
+def test_a_doctor_that_cannot_begin_says_what_is_missing(place):
+    place.work.mkdir(parents=True)
+    (place.work / "doctor.json").write_text("")
+    found = stages.read_doctor(place, runs.Run(1, "Traceback\nModuleNotFoundError: No module named 'typer'\n"))
+    assert found == runs.Outcome("failed", "typer is missing: install what pyproject.toml lists.")
+    report = {"findings": [{"level": "problem", "what": "CuPy is old."}, {"level": "warning", "what": "x"}]}
+    (place.work / "doctor.json").write_text(json.dumps(report))
+    found = stages.read_doctor(place, runs.Run(1, ""))
+    assert (found.status, found.why, found.figures) == ("failed", "CuPy is old.", "problems: 1, warnings: 1")
+
+
+def test_a_sanitizer_is_given_tests_of_every_kernel(place):
+    place.work.mkdir(parents=True)
+    files = [path for path in stages.gpu_tests("kernel-tests") if path.parent.parent.name == "kernels"]
+    command = [*stages.pytest_command(place, "memcheck", files, "gpu and not fuzz"), "-k", stages.SANITIZED]
+    listed = subprocess.run([*command, "--collect-only", "-qq"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert {path.parent.name for path in files} == {"gather", "letterbox", "mask", "mosaic"}
+    for path in files:
+        assert f"tests/kernels/{path.parent.name}/test_gpu.py" in listed, path
 
 
 @pytest.mark.parametrize(
