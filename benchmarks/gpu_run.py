@@ -182,7 +182,7 @@ def finish(record: dict[str, Any], outcome: Outcome, seconds: float, place: Plac
         "seconds": round(seconds, 1),
         "why": outcome.why,
         "figures": f"pretended: {outcome.figures}" if place.pretended and outcome.figures else outcome.figures,
-        "result": outcome.result,
+        "result": {"pretended": True, **outcome.result} if place.pretended and outcome.result else outcome.result,
     }
     write_json(place.file(f"{record['stage']}.json"), record)
     return record

@@ -214,7 +214,8 @@ def read_stream(place: Place, run: Run) -> Outcome:
     if run.code != 0:
         return Outcome("failed", last_error(run.log))
     result = result_of(place, "gpu_stream")
-    figures = f"{rate(result)}, {result['ratio_decode_only']['median']:.2f} of decode-only"
+    figures = f"{rate(result)}, {result['ratio_decode_only']['median']:.2f} of decode-only; hardware decoder off by "
+    figures += f"{result['hardware_difference']['max']} levels at most"
     if result["next_while_busy"]["synchronises"] and not place.pretended:
         return Outcome("failed", "The host waits for a busy GPU (next_while_busy).", figures, result)
     return Outcome("passed", "", figures, result)

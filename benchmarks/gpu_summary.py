@@ -42,7 +42,8 @@ def row(place: Place, stage: Stage, record: Mapping[str, Any]) -> dict[str, Any]
     if record.get("source") != place.source:
         record = {"status": "not run"}
     names = ("status", "seconds", "limit_s", "revision", "figures", "why")
-    return {"stage": stage.name, **{name: record.get(name) for name in names}}
+    noted = (record.get("result") or {}).get("noted", {})
+    return {"stage": stage.name, **{name: record.get(name) for name in names}, "noted": noted}
 
 
 def versions(place: Place, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def table(summary: Mapping[str, Any]) -> str:
     setup = summary["setup"]
     lines = [f"# {summary['device']}", ""]
     lines += [PRETENDED, ""] if summary["pretended"] else []
-    lines += [f"Revision {summary['revision']} (sources {summary['source']}), by `make gpu-check`.", ""]
+    sources = "" if summary["source"] in summary["revision"] else f" (sources {summary['source']})"
+    lines += [f"Revision {summary['revision']}{sources}, by `make gpu-check`.", ""]
     lines += ["| stage | result | s | |", "| --- | --- | --- | --- |"]
     for one in summary["stages"]:
         said = "; ".join(part for part in (one["figures"], one["why"]) if part)
@@ -68,6 +70,8 @@ def table(summary: Mapping[str, Any]) -> str:
         status = f"**{one['status']}**" if one["status"] not in ("passed", "not installed") else one["status"]
         lines.append(f"| {one['stage']} | {status} | {seconds} | {cell(said)} |")
     lines += ["", "| | version |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in setup.items())]
+    if noted := {name: text for one in summary["stages"] for name, text in one["noted"].items()}:
+        lines += ["", "What tests noted:", "", *(f"* {name}: {text}" for name, text in noted.items())]
     if summary["unreached"]:
         lines += ["", "What a rehearsal does not reach:", "", *(f"* {one}" for one in summary["unreached"])]
     return "\n".join(lines) + "\n"

@@ -155,6 +155,17 @@ def test_a_summary_is_there_from_the_first_stage_on(place):
     assert [summary["passed"] for summary in seen] == [False, True]
 
 
+def test_what_tests_noted_is_in_the_summary(place):
+    noted = runs.Outcome("passed", result={"noted": {"damaged JPEG, zeros": "shown"}})
+    some = [stage("one", "", read=lambda place, run: noted), stage("two", "")]
+    runs.run_all(some, place)
+    summaries.write_summary(place, some)
+    assert "* damaged JPEG, zeros: shown\n" in place.file("summary.md").read_text()
+    pretended = replace(place, pretended=True)
+    runs.run_all(some, pretended)
+    assert json.loads(pretended.file("one.json").read_text())["result"]["pretended"] is True
+
+
 def test_a_record_that_is_being_made_is_not_done(place):
     """That is what a kill of the check itself leaves."""
     seen = []
@@ -271,12 +282,13 @@ def test_what_a_sanitizer_says(place, monkeypatch, code, summary, status):
 def test_a_host_that_waits_for_a_busy_gpu_fails_the_stage(place):
     (place.work / "gpu_stream").mkdir(parents=True)
     result = {"samples_per_s": {"median": 12345.6}, "ratio_decode_only": {"median": 0.9}}
+    result |= {"hardware_difference": {"max": 3}}
     for waits in (False, True):
         document = result | {"next_while_busy": {"synchronises": waits}}
         (place.work / "gpu_stream" / "gpu_stream.x.json").write_text(json.dumps(document))
         found = stages.read_stream(place, runs.Run(0, ""))
         assert found.status == ("failed" if waits else "passed")
-        assert found.figures == "12,346 samples/s, 0.90 of decode-only"
+        assert found.figures == "12,346 samples/s, 0.90 of decode-only; hardware decoder off by 3 levels at most"
 
 
 # --- the sources -----------------------------------------------------------------------------------------------------
@@ -355,6 +367,7 @@ def test_a_rehearsal_runs_every_stage_and_can_be_taken_for_no_record(tmp_path):
     assert {case["kernel"] for case in records["gpu_kernels"]["result"]["cases"]} == {"mosaic", "mask", "gather"}
     assert records["gpu_stream"]["result"]["memory_mib"] == {"device": 0, "torch": 0}
     assert records["loader-device"]["result"]["mode"] == "device"
+    assert all(record["result"] is None or record["result"]["pretended"] for record in records.values())
 
 
 @pytest.mark.slow
