@@ -1,9 +1,10 @@
-# What a person needs: make install demo test test-slow test-all fuzz coverage lint format cuda-check bench clean
+# What a person needs: make install demo test test-slow test-all fuzz coverage lint format cuda-check gpu-check bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),python3),$(PYTHON))
 DEMO ?= demo
 WORKERS ?= 2
 # Byte code is kept whatever the environment says: without it each process of the tests takes seconds more to start.
@@ -11,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE =
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CUDA := $(wildcard kernels/*.cuh kernels/*/*.cu tests/helpers/*.cpp tests/helpers/*.hpp)
 
-.PHONY: install demo test test-slow test-all fuzz coverage lint cuda-check format bench clean
+.PHONY: install demo test test-slow test-all fuzz coverage lint cuda-check gpu-check format bench clean
 
 install: $(STAMP)
 
@@ -60,6 +61,12 @@ lint: install
 # Part of the tests; here with the registers of every kernel on every architecture.
 cuda-check: install
 	$(BIN)/python -m pytest -s -q -m "" tests/kernels/*/test_gpu.py
+
+# One command for anybody with a GPU, eight minutes at most; it needs no `make install`, but takes the Python that is
+# there. GPU_CHECK="--pretend" rehearses it without a GPU.
+gpu-check:
+	$(GPU_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 format: install
 	$(BIN)/ruff check --fix .

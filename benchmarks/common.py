@@ -91,8 +91,8 @@ def described(device: int, measured: str) -> dict[str, Any]:
     here = machine()
     return {
         "device": torch.cuda.get_device_name(device),
-        "driver": here["driver"],
-        "cuda": {"driver": here["cuda"], "torch": torch.version.cuda},
+        "driver": here.get("driver"),
+        "cuda": {"driver": here.get("cuda"), "torch": torch.version.cuda},
         "revision": measured,
         "machine": here,
         "versions": versions(),

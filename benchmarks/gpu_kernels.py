@@ -2,8 +2,7 @@
 
     python benchmarks/gpu_kernels.py [--quick]
 
-No GPU has run this yet, so there are no figures. It writes gpu_kernels.<device>.json; a single wrong byte ends it with
-exit code 1.
+It writes gpu_kernels.<device>.json; a single wrong byte ends it with exit code 1.
 
 Times are the GPU's own (CUDA events), in microseconds a launch: median and quartiles over rounds of launches in a row,
 which are queued while the GPU is kept busy, so that the host's time is not in them. The launches go in turn through
@@ -41,6 +40,11 @@ TIMES_L2 = 3
 LAUNCHES = 8  # at least, in a round: its two events cost a microsecond or two
 WARM_UP = 2  # rounds
 CYCLES = 20_000  # about 10 us that the GPU is kept busy for each launch to be queued; doubled where they are too few
+DOUBLINGS = 10  # of these; then the GPU is busy for 10 ms a launch, which no host needs to queue one
+IN_STEP = (
+    "The GPU begins before a round is queued, however long it is kept busy: the host waits for each launch. "
+    "Unset CUDA_LAUNCH_BLOCKING, and run under no debugger or profiler."
+)
 COPY_BYTES = 1 << 30
 UNWRITTEN = 0xA5  # in every byte of an output before its check
 
@@ -141,11 +145,14 @@ def timed(launches: Sequence[Callable[[], Any]], *, rounds: int, ahead: bool = T
 
     Args:
         ahead: queue a round's launches before the GPU begins with them; else it may have to wait for the host.
+
+    Raises:
+        NemoError: the host cannot get ahead of the GPU.
     """
     import torch
 
     launches = [*launches] * -(-LAUNCHES // len(launches))
-    cycles = CYCLES * len(launches)
+    cycles, doublings = CYCLES * len(launches), 0
     here, there = [], []
     while len(there) < rounds + WARM_UP:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -160,7 +167,9 @@ def timed(launches: Sequence[Callable[[], Any]], *, rounds: int, ahead: bool = T
         end.record()
         end.synchronize()
         if late:
-            cycles *= 2
+            if doublings == DOUBLINGS:
+                raise NemoError(IN_STEP)
+            cycles, doublings = 2 * cycles, doublings + 1
             continue
         here.append(seconds * 1e6 / len(launches))
         there.append(begin.elapsed_time(end) * 1e3 / len(launches))

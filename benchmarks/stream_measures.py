@@ -9,10 +9,9 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import fn
 
-from nemo_dali.commands.bench import NOTHING, WARM_UP, DecodeOnly, Spread
-from nemo_dali.data.decoding import DECODING
+from nemo_dali.commands.bench import NOTHING, WARM_UP, DecodeOnly, HostDecodeOnly, Spread
 from nemo_dali.loader._assembly import Assembler
 from nemo_dali.loader._steps import StepPlanner
 from nemo_dali.loader.loader import Loader
@@ -189,31 +188,34 @@ def waits(taken: npt.NDArray[np.float64], busy: float, prefetch: int) -> dict[st
 # --- what nvJPEG does ------------------------------------------------------------------------------------------------
 
 
-def decode_difference(photos: list[Any], num_threads: int, hw_decoder_load: float, device: int) -> dict[str, Any]:
+def decode_difference(
+    photos: list[Any], num_threads: int, hw_decoder_load: float, device: int, *, beside: float | None = None
+) -> dict[str, Any]:
     """Between DALI's decoders on the CPU and on the GPU, in levels of 0 to 255.
+
+    Args:
+        beside: the GPU's decoders with this ``hw_decoder_load``, in place of the CPU's.
 
     Returns:
         ``mean`` and ``max`` of the absolute difference, ``share_differing`` of the values, and how many ``photos``.
     """
     size = min(32, len(photos))
-    there = DecodeOnly(
-        device_id=device, hw_decoder_load=hw_decoder_load, max_cells=size, num_threads=num_threads, prefetch=1
+    options = {"max_cells": size, "num_threads": num_threads, "prefetch": 1}
+    there = DecodeOnly(device_id=device, hw_decoder_load=hw_decoder_load, **options)
+    here = (
+        HostDecodeOnly(**options) if beside is None else DecodeOnly(device_id=device, hw_decoder_load=beside, **options)
     )
-    here = Pipeline(size, num_threads, None, prefetch_queue_depth=1)
-    with here:
-        source = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
-        here.set_outputs(fn.decoders.image(fn.io.file.read(source, dont_use_mmap=True), **DECODING))
     total = differing = values = largest = 0
     for begin in range(0, len(photos), size):
         paths = photos[begin : begin + size]
-        (ours,), (theirs,) = there._pipe.run(paths=paths), here.run(paths=paths)
-        for one, other in zip(ours.as_cpu(), theirs, strict=True):
+        (ours,), (theirs,) = (pipeline._pipe.run(paths=paths) for pipeline in (there, here))
+        for one, other in zip(ours.as_cpu(), theirs.as_cpu(), strict=True):
             difference = np.abs(np.asarray(one).astype(np.int16) - np.asarray(other))
             total += int(difference.sum())
             differing += int(np.count_nonzero(difference))
             values += difference.size
             largest = max(largest, int(difference.max()))
-    there.close()
+    there.close(), here.close()
     return {
         "mean": round(total / values, 4),
         "max": largest,

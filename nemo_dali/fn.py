@@ -4,8 +4,7 @@
     mask = nemo_dali.fn.remap_mask(runs, shape, cell=2, grid=2)    uint32 [n] ──▶ uint8 [480, 480], of photo c
 
 Pixels and masks are those of the Loader, bit for bit. On the CPU they are made per sample on DALI's threads, without
-the GIL; on a GPU by one launch a batch on DALI's stream. No GPU has run this yet; what does is
-``pytest -m gpu tests/pipeline/test_fn_gpu.py``.
+the GIL; on a GPU by one launch a batch on DALI's stream.
 
 Where a sample cannot be drawn, DALI raises a RuntimeError when the batch is taken from it, whose text names the sample
 and what is wrong with it. As with DALI's own Python operators, a pipeline that has these cannot be serialized.

@@ -1,7 +1,4 @@
-"""Launches ``gather.cu``: all cells of a batch at once, from resident tiles, on a stream of the caller's.
-
-No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
-"""
+"""Launches ``gather.cu``: all cells of a batch at once, from resident tiles, on a stream of the caller's."""
 
 import numpy as np
 

@@ -1,7 +1,4 @@
-"""Launches ``letterbox.cu``: all letterboxed cells of a batch at once, with their masks, on a stream of the caller's.
-
-No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
-"""
+"""Launches ``letterbox.cu``: all letterboxed cells of a batch, with their masks, on a stream of the caller's."""
 
 import numpy as np
 from numba import carray

@@ -2,8 +2,6 @@
 
 Numba compiles the kernel at first use. CuPy launches it, as it does ``mosaic.cu``, so that Numba need not manage the
 GPU as well. The machine code is kept in the cache (``io.cache``), a file for each GPU architecture and type of mask.
-
-No GPU has run this yet. ``pytest -m gpu tests/kernels/mask/test_gpu.py`` does.
 """
 
 import functools

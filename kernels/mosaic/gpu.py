@@ -1,7 +1,4 @@
-"""Launches ``mosaic.cu``: all cells of a batch at once, on a stream of the caller's.
-
-No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does, and ``benchmarks/gpu_kernels.py`` measures it.
-"""
+"""Launches ``mosaic.cu``: all cells of a batch at once, on a stream of the caller's."""
 
 import numpy as np
 

@@ -51,8 +51,7 @@ class Loader(EpochIterator):
         policy: the mosaic policy, or the file of one, as ``nemo-dali tune`` writes it.
         seed: integer in [0, 2**64); the same on every rank.
         device: "cpu", or "cuda" or "cuda:1": where photos are decoded and batches made. On a GPU the tensors are
-            torch's own, ready for its current stream and safe to keep; the host does not wait for them. No GPU has
-            run this yet.
+            torch's own, ready for its current stream and safe to keep; the host does not wait for them.
         preset: the name of a function of ``nemo_dali.presets``, or the options that one returned: those from ``size``
             to ``style`` below, as a training repository wants them. An option given beside it beats it.
         size: height and width of a frame in pixels, 480.
@@ -62,7 +61,7 @@ class Loader(EpochIterator):
             BILINEAR), each with that library's nearest neighbour for masks.
         fit: "stretch", or "letterbox" as in CRIS: a single photo keeps its proportions, on a border of the mean colour,
             resampled by OpenCV 4's warpAffine, cubic, its mask linear. Cells of a mosaic are stretched either way.
-            Without tiles only. On a GPU it gives the CPU's pixels but for the decoder's; no GPU has run it yet.
+            Without tiles only. On a GPU it gives the CPU's pixels but for the decoder's.
         mask_dtype: "uint8" (the default), "int64" or "float32". The mask of a letterboxed photo has steps of 1/255 in
             float32; in the others it is 1 from 128/255 on.
         tokenizer, context_length, keep_end: see ``text.tokenize``.
@@ -94,11 +93,15 @@ class Loader(EpochIterator):
             PhotoError names it in the step that it belongs to. "substitute": a negative gives way to the sentence's
             next candidate, a target to the next ref, as told in ``nemo_dali.plan``; a warning names every such photo.
             The samples depend on which photos are bad and on nothing else, so they are the same for any number of
-            ranks and after any resume. With tiles no photo is read. In both cases a batch that failed without a
-            photo's fault, by a hiccup of disk or network, is made again up to three times.
+            ranks and after any resume. Which are bad the decoder says: a GPU's may show a damaged JPEG that the CPU's
+            refuses, so devices agree only where the data set was indexed with ``--verify``. With tiles no photo is
+            read. In both cases a batch that failed without a photo's fault, by a hiccup of disk or network, is made
+            again up to three times.
         num_threads: DALI's threads; None or 0: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in flight while the training loop works on one.
         hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: chosen by ``num_threads``.
+            Where a GPU has one, which decoder takes a photo depends on its batch and on the first batch of the
+            process, and their pixels may differ slightly: 0 for runs that are to be repeated, or resumed, bit by bit.
 
     Attributes:
         corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.

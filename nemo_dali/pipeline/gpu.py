@@ -5,11 +5,14 @@ frames = torch.empty(...)  ──▶   DALI's stream waits for the training stre
 ready = an event behind it       the photos' addresses join the tiles ──▶ mosaic kernel, mask kernel,
                                  letterbox kernel
 
-No GPU has run this yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
+What of it has run on a GPU is in the README, "What has run where".
 """
 
+import logging
+import os
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,8 @@ from nemo_dali.kernels.tile import CV2_LETTERBOX, TileRecords
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger("nemo_dali")
 
 COPIED_AT_A_TIME = 2**26  # bytes
 LOCKED_AT_A_TIME = 2**36  # bytes; some drivers refuse 2**39 at once
@@ -56,7 +61,22 @@ def cuda_device(device: Any) -> int | None:
             f"device='cuda' needs CuPy, which cannot be imported ({error}). Install it with "
             "pip install 'nemo-dali[cuda12]', or 'nemo-dali[cuda13]' where torch is built for CUDA 13."
         ) from error
+    rank = os.environ.get("LOCAL_RANK", "")
+    if match[2] is None and rank.isdecimal() and number != int(rank) < torch.cuda.device_count():
+        _warn_of_rank(number, int(rank))
     return number
+
+
+@cache  # once is enough
+def _warn_of_rank(number: int, local_rank: int) -> None:
+    """Ranks that choose no GPU are all on the first one: that is out of memory, or a fraction of the speed."""
+    logger.warning(
+        "device='cuda' is GPU %d, torch's current one, where LOCAL_RANK is %d: ranks may share that GPU. Call "
+        "torch.cuda.set_device(local_rank) before, or give device='cuda:%d'.",
+        number,
+        local_rank,
+        local_rank,
+    )
 
 
 def default_device() -> str:

@@ -87,7 +87,7 @@ def make_tiles(
         images: where the photos are, if not where they were when the data set file was made.
         num_threads: of DALI; None: one per core.
         device: "cpu", "cuda" or "cuda:1": what decodes and resamples. A GPU's decoder gives slightly other pixels than
-            the CPU's; the file says which it was. No GPU has run this yet.
+            the CPU's; the file says which it was.
         announce: told beforehand how large the file will be.
 
     Raises:

@@ -1,6 +1,5 @@
 """The GPU benchmarks: without a GPU all that needs none, and the way of a batch played by the host; with one, a run."""
 
-import ctypes
 import importlib
 import json
 import os
@@ -8,7 +7,6 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,18 +15,15 @@ from PIL import Image
 
 from nemo_dali.commands import bench
 from nemo_dali.commands.doctor import driver
-from nemo_dali.kernels import cuda_source, reference
-from nemo_dali.kernels.gather import gpu as gather_gpu
-from nemo_dali.kernels.mask import gpu as mask_gpu
-from nemo_dali.kernels.mask.cpu import TARGET
-from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from nemo_dali.errors import NemoError
+from nemo_dali.kernels import reference
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE
 from nemo_dali.loader.loader import Loader
 from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
-from tests.helpers.cuda_host import GATHER_KERNELS, KERNELS, launch, needs_compiler
+from tests.helpers.cuda_host import launch, needs_compiler
 from tests.helpers.paths import ROOT
-from tests.helpers.played_gpu import masks_on_host
+from tests.helpers.played_launches import Event, play_clock, play_launches
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +45,7 @@ STREAM_KEYS = {
     "next_while_busy",
     "memory_mib",
     "decode_difference",
+    "hardware_difference",
     "sweep",
     "config",
 }
@@ -192,69 +188,13 @@ def test_a_single_wrong_byte_ends_the_run(cuda_library):
         kernels.check(case, work(right, unwritten))
 
 
-class Event:
-    """Of a GPU that needs 2 ms for a round."""
-
-    def __init__(self, enable_timing):
-        assert enable_timing
-
-    def record(self):
-        pass
-
-    def query(self):
-        return False
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, end):
-        return 2.0
-
-
-def array_at(address, dtype, count):
-    memory = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (dtype.itemsize * count,))
-    return memory.view(dtype)
-
-
 @needs_compiler
 @pytest.mark.usefixtures("played")
 def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     """With kernels of the host, and a clock that says 250 us for everything."""
 
-    def load_kernel(source, name, device):
-        def mosaic(blocks, threads, arguments, shared_mem):
-            *pointers, stage_bytes = arguments
-            assert threads == mosaic_gpu.THREADS and stage_bytes == shared_mem
-            cuda_library.run(KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers), int(stage_bytes))
-
-        def gather(blocks, threads, pointers, shared_mem=0):
-            assert threads == gather_gpu.THREADS and shared_mem == 0
-            cuda_library.run_gather(GATHER_KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers))
-
-        return {mosaic_gpu.SOURCE: mosaic, gather_gpu.SOURCE: gather}[source]
-
-    def write_masks(targets, ends, masks, samples, **frame):
-        targets = array_at(targets, TARGET, samples)
-        masks_on_host(targets, array_at(ends, np.dtype("u4"), targets["ends_count"].sum()), masks, samples, **frame)
-
-    def mask_kernel(blocks, threads, arguments, shared_mem):
-        *pointers, height, width, band = arguments
-        assert blocks == mask_gpu.grid(blocks[2], height, width) and band == mask_gpu.BAND
-        write_masks(*pointers, blocks[2], frame_height=int(height), frame_width=int(width))
-
-    def upload(arrays, **_):
-        copies = [array.copy() for array in arrays]
-        return copies, [copy.ctypes.data for copy in copies]
-
-    monkeypatch.setattr(cuda_source, "load_kernel", load_kernel)
-    monkeypatch.setattr(mask_gpu, "load_kernel", lambda dtype, device: mask_kernel)
-    monkeypatch.setattr(mask_gpu, "write_masks", write_masks)
-    monkeypatch.setattr(batches, "upload", upload)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=3000))
-    monkeypatch.setattr(batches, "PHOTO", (48, 64))
+    play_clock(monkeypatch)
+    play_launches(monkeypatch, cuda_library, batches)
     monkeypatch.setattr(kernels, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(kernels, "launch_costs", lambda case, **_: {"case": case})
     todo = [replace(case, size=50) for case in batches.cases((2,), ("uint8",))]
@@ -294,6 +234,22 @@ def test_times_are_microseconds_a_launch_of_launches_queued_in_time(monkeypatch)
     naps.clear()
     kernels.timed([lambda: None], rounds=1, ahead=False)
     assert naps == []
+
+
+def test_a_host_that_waits_for_each_launch_is_told_so(monkeypatch):
+    """As CUDA_LAUNCH_BLOCKING=1 makes it: the GPU has begun whenever it is asked."""
+    naps = []
+
+    class BegunEvent(Event):
+        def query(self):
+            return True
+
+    monkeypatch.setattr(torch.cuda, "Event", BegunEvent)
+    monkeypatch.setattr(torch.cuda, "_sleep", naps.append)
+    with pytest.raises(NemoError, match="Unset CUDA_LAUNCH_BLOCKING"):
+        kernels.timed([lambda: None], rounds=3)
+    assert len(naps) == kernels.DOUBLINGS + 1 and naps[-1] == naps[0] * 2**kernels.DOUBLINGS
+    kernels.timed([lambda: None], rounds=3, ahead=False)  # does not ask
 
 
 def test_the_kernels_document_from_given_numbers():
@@ -388,7 +344,7 @@ def test_the_difference_between_decoders(files, monkeypatch):
 
     def flipped_on_gpu(data, device="cpu", **options):
         image = decode(data, device=device, **options)
-        return fn.flip(image) if device == "mixed" else image
+        return fn.flip(image) if device == "mixed" and options["hw_decoder_load"] else image
 
     monkeypatch.setattr(fn.decoders, "image", flipped_on_gpu)
     pixels = [np.asarray(Image.open(path).convert("RGB")).astype(int) for path in photos]
@@ -396,6 +352,8 @@ def test_the_difference_between_decoders(files, monkeypatch):
     found = measures.decode_difference(paths, 1, 0.5, 0)
     assert found["mean"] == pytest.approx(differences.mean(), abs=1e-4) and found["max"] == differences.max()
     assert found["share_differing"] == pytest.approx((differences > 0).mean(), abs=1e-4)
+    assert measures.decode_difference(paths, 1, 1.0, 0, beside=0.0) == found  # the hardware decoder beside the other
+    assert measures.decode_difference(paths, 1, 1.0, 0, beside=1.0)["max"] == 0
 
 
 def test_a_host_that_waits_is_told_from_one_that_does_not():
@@ -421,6 +379,7 @@ def test_the_streams_document(files, tmp_path, monkeypatch):
     assert result["samples_per_s"]["median"] > 0 and result["single"]["decode_only"]["median"] > 0
     assert result["config"]["batch_size"] == 8 and result["config"]["photos"] == 24
     assert [one["photos"] for one in result["decode_difference"]] == [24] * 3
+    assert result["hardware_difference"] == {"mean": 0, "max": 0, "share_differing": 0, "photos": 24}
 
 
 # --- the command lines -----------------------------------------------------------------------------------------------

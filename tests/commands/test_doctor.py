@@ -27,8 +27,9 @@ from nemo_dali.commands.doctor.findings import (
     report,
 )
 from nemo_dali.commands.doctor.machine import LIBRARIES, Answer, Facts, Package
-from nemo_dali.commands.doctor.self_check import Pixels, check_pixels
+from nemo_dali.commands.doctor.self_check import SIZES, Decoders, Pixels, check_pixels, compare_decoders
 from nemo_dali.errors import NemoError
+from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.paths import ROOT
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85 << 30)
@@ -485,6 +486,54 @@ def test_a_sabotaged_oracle_or_kernel_is_found(monkeypatch):
 def test_the_gpus_pixels(resample, photos):
     found = check_pixels(device="cuda", resample=resample, photos=photos)
     assert not_ok(machine(pixels={f"cuda {resample} {photos}": Answer(found)})) == [], found
+
+
+@pytest.mark.parametrize(
+    ("found", "level", "text"),
+    [
+        (Answer(Decoders(values=9000, differing=0, largest_difference=0)), "ok", "the same pixels whether or not"),
+        (
+            Answer(Decoders(values=9000, differing=1200, largest_difference=3)),
+            "ok",
+            "1,200 of 9,000 values are off, by 3",
+        ),
+        (Answer(error="RuntimeError: no luck"), "warning", "could not be compared: RuntimeError: no luck."),
+    ],
+)
+def test_what_is_said_of_the_hardware_decoder(found, level, text):
+    (finding,) = set(diagnose(machine(decoders=found))) - set(diagnose(machine()))
+    assert finding.level == level and text in finding.what
+    assert (found.value is not None and found.value.differing == 0) or "hw_decoder_load=0" in f"{finding}"
+    assert diagnose(machine(decoders=found, driver=None)) == diagnose(machine(driver=None))
+    broken = {"CuPy": MISSING}  # told already
+    assert found.error is None or diagnose(machine(broken, decoders=found)) == diagnose(machine(broken))
+
+
+@needs_compiler
+@pytest.mark.usefixtures("played")
+def test_a_hardware_decoder_is_compared_with_the_other(monkeypatch):
+    from nvidia.dali import fn
+
+    same = compare_decoders()
+    assert same == Decoders(values=sum(3 * h * w for h, w in SIZES), differing=0, largest_difference=0)
+    decode = fn.decoders.image
+
+    def darker_by_hardware(data, device="cpu", **options):
+        image = decode(data, device=device, **options)
+        return image // 2 if options["hw_decoder_load"] else image
+
+    monkeypatch.setattr(fn.decoders, "image", darker_by_hardware)
+    found = compare_decoders()
+    assert (
+        found.values == same.values and found.values * 0.9 < found.differing and 100 < found.largest_difference <= 128
+    )
+
+
+@pytest.mark.gpu
+def test_the_gpus_decoders_are_compared(record_property):
+    found = compare_decoders()
+    record_property("hardware decoder", f"{found.differing} of {found.values} off, {found.largest_difference} at most")
+    assert 0 <= found.differing <= found.values == sum(3 * h * w for h, w in SIZES)
 
 
 # A driver of two GPUs in C: what ctypes must pass and read.

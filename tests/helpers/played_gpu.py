@@ -69,6 +69,11 @@ class Played(NamedTuple):
 @pytest.fixture
 def played(monkeypatch, cuda_library):
     """``device="cuda"`` then means the host."""
+    return play(monkeypatch, cuda_library)
+
+
+def play(monkeypatch, cuda_library):
+    """Let the host play the GPU until ``monkeypatch`` undoes it."""
     import nvidia.dali
     import nvidia.dali.fn as fn
     import nvidia.dali.python_function_plugin as plugin

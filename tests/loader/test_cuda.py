@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -198,6 +199,48 @@ def test_a_device_beyond_the_last_and_a_missing_cupy_are_named(monkeypatch):
         gpu.cuda_device(torch.device("cuda", 1))
 
 
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """What torch says of two GPUs, of which it uses the first."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    gpu._warn_of_rank.cache_clear()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_rank_that_has_chosen_no_gpu_is_warned_once(monkeypatch, caplog):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [gpu.cuda_device("cuda"), gpu.cuda_device(torch.device("cuda"))] == [0, 0]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "GPU 0" in record.message and "LOCAL_RANK is 1" in record.message
+    assert "Call torch.cuda.set_device(local_rank) before, or give device='cuda:1'." in record.message
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("rank", "devices", "current", "device"),
+    [
+        ("1", 2, 1, "cuda"),  # it has chosen
+        ("0", 2, 0, "cuda"),
+        ("1", 2, 0, "cuda:0"),  # it says which
+        ("1", 1, 0, "cuda"),  # it is shown one only
+        ("7", 2, 0, "cuda"),  # more ranks than GPUs
+        (None, 2, 0, "cuda"),
+        ("", 2, 0, "cuda"),
+        ("x", 2, 0, "cuda"),
+    ],
+)
+def test_a_rank_that_has_chosen_or_cannot_is_not_warned(monkeypatch, caplog, rank, devices, current, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    assert gpu.cuda_device(device) == current and not caplog.records
+
+
 def test_the_hardware_decoders_share_falls_with_the_threads():
     shares = [gpu.hardware_share(threads) for threads in (1, 2, 8, 16, 70)]
     assert shares == sorted(shares, reverse=True) and 0.11 < shares[-1] < 0.13 and shares[0] > 0.85
@@ -272,6 +315,27 @@ def test_on_a_gpu_a_bad_photo_is_named_and_the_loader_goes_on(tmp_path):
     bad.write_bytes(content)
     loader.set_epoch(0)
     assert all(torch.equal(one.image.cpu(), other) for one, other in zip(loader, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param("played", marks=needs_compiler), pytest.param("a GPU", marks=pytest.mark.gpu)]
+)
+def test_without_the_hardware_decoder_a_resume_repeats_every_bit(files, request, way):
+    """From every step, with other batches ahead and other threads."""
+    if way == "played":
+        request.getfixturevalue("played")
+    options = {"batch_size": 4, "policy": POLICY, "size": 90, "device": "cuda", "hw_decoder_load": 0.0}
+    loader = Loader(files.dataset, files.negatives, **options)
+    states, whole = [loader.state_dict()], []
+    for batch in loader:
+        whole.append(batch)
+        states.append(loader.state_dict())
+    for done, state in enumerate(states[:-1]):
+        resumed = Loader(files.dataset, files.negatives, prefetch=1 + done % 3, num_threads=1 + done % 2, **options)
+        resumed.load_state_dict(state)
+        rest = list(resumed)
+        assert len(rest) == len(whole) - done > 0
+        assert all(torch.equal(one.image, other.image) for one, other in zip(rest, whole[done:], strict=True))
 
 
 @pytest.mark.gpu

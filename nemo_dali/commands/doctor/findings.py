@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from typing import Any, Literal
 
-from nemo_dali.commands.doctor.machine import LIBRARIES, Facts, Package, normal_name
-from nemo_dali.commands.doctor.self_check import Pixels
+from nemo_dali.commands.doctor.machine import LIBRARIES, Answer, Facts, Package, normal_name
+from nemo_dali.commands.doctor.self_check import Decoders, Pixels
 from nemo_dali.errors import NemoError
 from nemo_dali.pipeline.limits import OTHER_FILES
 
@@ -335,6 +335,28 @@ def _pixels(facts: Facts) -> Iterator[Finding]:
             yield Finding("ok", f"{pipeline} gives the right masks and pixels as near as nvJPEG's: off are {text}.")
 
 
+def _decoders(facts: Facts) -> Iterator[Finding]:
+    found = facts.decoders
+    if not _has_gpu(facts) or found == Answer():
+        return
+    if found.error is not None:
+        if not any(_stops(name, package, "cuda") for name, package in facts.packages.items()):
+            text = f"The pixels of a hardware decoder could not be compared: {found.error}."
+            yield Finding("warning", text, "Loader(hw_decoder_load=0) for runs that are to be repeated bit by bit.")
+        return
+    decoders: Decoders = found.value
+    if decoders.differing:
+        off, largest = f"{decoders.differing:,} of {decoders.values:,} values", decoders.largest_difference
+        yield Finding(
+            "ok",
+            f"The hardware decoder gives other pixels than CUDA's: {off} are off, by {largest} levels at most. Which "
+            "one takes a photo depends on the batches before: Loader(hw_decoder_load=0) for runs that are to be "
+            "repeated bit by bit.",
+        )
+    else:
+        yield Finding("ok", "JPEGs decode to the same pixels whether or not a hardware decoder is used.")
+
+
 def _stops(name: str, package: Package, device: str) -> bool:
     """Whether a library that is missing or broken, and told so already, keeps a pipeline from running."""
     needed = name not in OF_EXTRAS and (device == "cuda" or name not in ONLY_GPU)
@@ -348,4 +370,5 @@ _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     _compilers,
     _limits,
     _pixels,
+    _decoders,
 )

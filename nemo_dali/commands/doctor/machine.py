@@ -23,7 +23,7 @@ from typing import Any, get_args
 from nemo_dali._choices import Resample
 from nemo_dali._version import __version__
 from nemo_dali.commands.doctor.driver import Driver, Gpu, cuda_version, read_driver
-from nemo_dali.commands.doctor.self_check import Pixels, check_pixels
+from nemo_dali.commands.doctor.self_check import Decoders, Pixels, check_pixels, compare_decoders
 from nemo_dali.io.threads import core_quota
 
 DEADLINE = 300  # seconds for a group of steps; the kernels' first compilation on a machine takes some 20
@@ -57,7 +57,7 @@ PIXELS = tuple(
 )
 # Each group is a process, and they run side by side: torch takes seconds to import.
 GROUPS = (
-    ("import DALI", "cache", *PIXELS),
+    ("import DALI", "cache", *PIXELS, "decoders"),
     ("import torch", "import open_clip"),
     ("import NumPy", "import Numba", "import h5py", "import Pillow", "import pycocotools"),
     ("import CuPy", "nvrtc", "import numba-cuda", "nvvm"),
@@ -99,6 +99,7 @@ class Facts:
     open_files: int | None  # the hard limit: a pipeline raises the soft one by itself
     cache: Answer  # the folder of compiled kernels, which was written to
     pixels: dict[str, Answer]  # self_check.Pixels by "device resampling photos", for the devices that there are
+    decoders: Answer = Answer()  # self_check.Decoders, where there is a GPU
 
 
 def gather() -> Facts:
@@ -123,6 +124,7 @@ def gather() -> Facts:
             for step, found in answers.items()
             if step.startswith("pixels ") and found != Answer()
         },
+        decoders=Answer(answers["decoders"].value and Decoders(**answers["decoders"].value), answers["decoders"].error),
     )
 
 
@@ -243,8 +245,17 @@ def _write_cache() -> str | None:
     return folder
 
 
+def _there_is_a_gpu() -> bool:
+    driver = read_driver()
+    return driver is not None and bool(driver.gpus)
+
+
+def _compare_decoders() -> dict[str, Any] | None:
+    return asdict(compare_decoders()) if _there_is_a_gpu() else None
+
+
 def _check_pixels(device: str, resample: Any, photos: Any) -> dict[str, Any] | None:
-    if device == "cuda" and ((driver := read_driver()) is None or not driver.gpus):
+    if device == "cuda" and not _there_is_a_gpu():
         return None
     return asdict(check_pixels(device=device, resample=resample, photos=photos))
 
@@ -275,4 +286,5 @@ _STEPS: dict[str, Callable[..., Any]] = {
     "nvvm": _compile_with_nvvm,
     "cache": _write_cache,
     "pixels": _check_pixels,
+    "decoders": _compare_decoders,
 }

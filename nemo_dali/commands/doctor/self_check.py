@@ -3,10 +3,11 @@
 All libraries are imported by the functions: ``doctor`` uses the types where a library may be broken.
 """
 
+import io
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nemo_dali._choices import Resample
 
@@ -35,6 +36,48 @@ class Pixels:
     wrong_mask: int  # pixels
     mean_difference: float
     largest_difference: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoders:
+    """How the pixels of a GPU's hardware decoder differ from those of its other one, in levels of 0 to 255."""
+
+    values: int
+    differing: int
+    largest_difference: int
+
+
+def compare_decoders(device_id: int = 0) -> Decoders:
+    """Decode a few JPEGs with and without the hardware decoder. Without one in the GPU both are the same."""
+    import numpy as np
+    from nvidia.dali import Pipeline, fn, types
+    from PIL import Image
+
+    from nemo_dali.data.decoding import DECODING
+
+    random, encoded = np.random.default_rng(0), []
+    for height, width in SIZES:  # of noise, on which decoders differ most
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "JPEG", quality=90)
+        encoded.append(np.frombuffer(file.getvalue(), np.uint8))
+
+    def decoded(hw_decoder_load: float) -> list[Any]:
+        pipe = Pipeline(batch_size=len(SIZES), num_threads=1, device_id=device_id, prefetch_queue_depth=1)
+        options = {"hw_decoder_load": hw_decoder_load, "jpeg_fancy_upsampling": True, **DECODING}
+        with pipe:
+            source = fn.external_source(name="encoded", ndim=1, dtype=types.UINT8)
+            pipe.set_outputs(fn.decoders.image(source, device="mixed", **options))
+        pipe.build()
+        pipe.feed_input("encoded", encoded)
+        (images,) = pipe.run()
+        return [np.asarray(image).astype(np.int16) for image in images.as_cpu()]
+
+    difference = [np.abs(one - other) for one, other in zip(decoded(0.0), decoded(1.0), strict=True)]
+    return Decoders(
+        values=sum(one.size for one in difference),
+        differing=sum(int(np.count_nonzero(one)) for one in difference),
+        largest_difference=max(int(one.max()) for one in difference),
+    )
 
 
 def check_pixels(*, device: str, resample: Resample, photos: PhotoKind) -> Pixels:
