@@ -28,7 +28,7 @@ from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.cuda_host import GATHER_KERNELS, KERNELS, launch, needs_compiler
 from tests.helpers.paths import ROOT
-from tests.helpers.played_gpu import masks_on_host
+from tests.helpers.played_gpu import array_at, masks_on_host
 
 pytestmark = pytest.mark.slow
 
@@ -211,23 +211,18 @@ class Event:
         return 2.0
 
 
-def array_at(address, dtype, count):
-    memory = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (dtype.itemsize * count,))
-    return memory.view(dtype)
-
-
 @needs_compiler
 @pytest.mark.usefixtures("played")
 def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     """With kernels of the host, and a clock that says 250 us for everything."""
 
     def load_kernel(source, name, device):
-        def mosaic(blocks, threads, arguments, shared_mem):
+        def mosaic(blocks, threads, arguments, shared_mem, stream=None):
             *pointers, stage_bytes = arguments
             assert threads == mosaic_gpu.THREADS and stage_bytes == shared_mem
             cuda_library.run(KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers), int(stage_bytes))
 
-        def gather(blocks, threads, pointers, shared_mem=0):
+        def gather(blocks, threads, pointers, shared_mem=0, stream=None):
             assert threads == gather_gpu.THREADS and shared_mem == 0
             cuda_library.run_gather(GATHER_KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers))
 
@@ -237,7 +232,7 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
         targets = array_at(targets, TARGET, samples)
         masks_on_host(targets, array_at(ends, np.dtype("u4"), targets["ends_count"].sum()), masks, samples, **frame)
 
-    def mask_kernel(blocks, threads, arguments, shared_mem):
+    def mask_kernel(blocks, threads, arguments, shared_mem, stream=None):
         *pointers, height, width, band = arguments
         assert blocks == mask_gpu.grid(blocks[2], height, width) and band == mask_gpu.BAND
         write_masks(*pointers, blocks[2], frame_height=int(height), frame_width=int(width))
