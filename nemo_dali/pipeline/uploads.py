@@ -52,19 +52,20 @@ class Uploads:
         for array in arrays:
             begins.append(nbytes)
             nbytes += padded(array.nbytes)
-        block = self._take(nbytes, stream)
-        for array, begin in zip(arrays, begins, strict=True):
-            block.memory[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
-        try:
-            kernel_device.copy(block.there, block.here, nbytes, TO_DEVICE, stream=stream)
-            first = 0
-            for launch in launches:
-                end = first + len(launch.arrays)
-                addresses = [block.there + begin for begin in begins[first:end]]
-                launch.queue(addresses, device=self.device, stream=stream)
-                first = end
-        finally:
-            block.done.record(kernel_device.torch_stream(self.device, stream))
+        with kernel_device.on(self.device):  # else CUDA would wake another one, which takes memory there
+            block = self._take(nbytes, stream)
+            for array, begin in zip(arrays, begins, strict=True):
+                block.memory[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
+            try:
+                kernel_device.copy(block.there, block.here, nbytes, TO_DEVICE, stream=stream)
+                first = 0
+                for launch in launches:
+                    end = first + len(launch.arrays)
+                    addresses = [block.there + begin for begin in begins[first:end]]
+                    launch.queue(addresses, device=self.device, stream=stream)
+                    first = end
+            finally:
+                block.done.record(kernel_device.torch_stream(self.device, stream))
 
     def _take(self, nbytes: int, stream: int) -> _Block:
         """A block of at least so many bytes that nothing reads any more; it is the youngest from now on."""
