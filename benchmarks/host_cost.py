@@ -27,7 +27,6 @@ from typing import Any
 PHOTOS, SENTENCES, SIZE, BATCH = 1000, 20_000, 480, 64
 ROUNDS, WARM_UP, STEPS = 7, 200, {"device": 300, "stream": 60}
 MODES = tuple(STEPS)
-LARGEST_BLOCK = 2**28  # bytes; a batch has 103 MB
 PLANNING = "nemo-dali plan"  # the thread that draws the next steps
 
 
@@ -113,18 +112,19 @@ def _play_torch() -> None:
         "memory_allocated": 0,
     }.items():
         setattr(cuda, name, _giving(value))
-    blocks = {2**power: torch.zeros(2**power, dtype=torch.uint8) for power in range(4, 28)}
+    known: dict[Any, Any] = {}
+
+    def is_cuda(place: Any) -> bool:
+        return place.startswith("cuda") if isinstance(place, str) else place is not None and place.type == "cuda"
 
     def allocator(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            if options.pop("pin_memory", False) | (torch.device(options.get("device") or "cpu").type == "cuda"):
-                options.pop("device", None)
-                shape = torch.Size(arguments[0] if isinstance(arguments[0], tuple | list) else arguments)
-                dtype = options.get("dtype") or torch.float32
-                nbytes = shape.numel() * dtype.itemsize
-                if 16 < nbytes <= 2**27:  # a block that was used before, as torch's allocators give out
-                    return blocks[1 << (nbytes - 1).bit_length()][:nbytes].view(dtype).view(shape)
-            return function(*arguments, **options)
+        def call(*arguments: Any, device: Any = None, pin_memory: bool = False, **options: Any) -> Any:
+            if not pin_memory and not is_cuda(device):
+                return function(*arguments, **options)
+            key = (arguments, *options.values())
+            if key not in known:  # the same again, as torch's allocators give out what was used before
+                known[key] = function(*arguments, **options)
+            return known[key]
 
         return call
 
@@ -138,9 +138,7 @@ def _play_torch() -> None:
 
     def to(tensor: Any, *arguments: Any, **options: Any) -> Any:
         where = arguments[0] if arguments else options.get("device")
-        if isinstance(where, str):
-            where = torch.device("cuda") if where.startswith("cuda") else where
-        if isinstance(where, torch.device) and where.type == "cuda":
+        if isinstance(where, torch.device | str) and is_cuda(where):
             return tensor
         return copy_to(tensor, *arguments, **options)
 
