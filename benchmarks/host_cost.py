@@ -270,6 +270,12 @@ def run(checkout: Path, *arguments: str) -> str:
     ).stdout
 
 
+def label(checkout: Path) -> str:
+    """A checkout's git revision; its folder's name where there is none."""
+    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=checkout, capture_output=True, text=True)
+    return run.stdout.strip() or checkout.name
+
+
 def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Medians of the turns of each checkout, and what the last one's take of the first one's, pair by pair."""
     result: dict[str, Any] = {}
@@ -306,27 +312,30 @@ def main() -> None:
         print(json.dumps(measure(Path(options.measure[0]), options.measure[1])))
         return
     # Not above: a turn of another checkout has its own package, and none of this one's benchmarks.
-    from common import RESULTS, ROOT, machine, revision, versions
+    from common import RESULTS, ROOT, machine, versions
 
-    measured = revision()
     checkouts = [ROOT] if options.beside is None else [options.beside.resolve(), ROOT]
+    labels = [label(checkout) for checkout in checkouts]
+    if len(set(labels)) < len(labels):
+        parser.error(f"--beside ({options.beside}) must be a checkout of another revision")
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for number, checkout in enumerate(checkouts):
             (Path(folder) / str(number)).mkdir()
             run(checkout, "--make", f"{folder}/{number}")
         for mode in options.modes:
-            turns: dict[str, list[dict[str, float]]] = {checkout.name: [] for checkout in checkouts}
+            turns: dict[str, list[dict[str, float]]] = {name: [] for name in labels}
             for _ in range(options.turns):
                 for number, checkout in enumerate(checkouts):
-                    turns[checkout.name].append(json.loads(run(checkout, "--measure", f"{folder}/{number}", mode)))
+                    found = json.loads(run(checkout, "--measure", f"{folder}/{number}", mode))
+                    turns[labels[number]].append(found)
             result[mode] = summary(turns)
             print(mode, "us a batch:", json.dumps(result[mode]), flush=True)
     config = {"batch_size": BATCH, "size": SIZE, "dtype": "float16", "grid": 2, "turns": options.turns}
-    folder = options.output or RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
-    document = {**result, "config": config, "machine": machine(), "versions": versions(), "revision": measured}
-    (folder / "host_cost.json").write_text(json.dumps(document, indent=2) + "\n")
+    output = options.output or RESULTS
+    output.mkdir(parents=True, exist_ok=True)
+    document = {**result, "config": config, "machine": machine(), "versions": versions(), "revision": labels[-1]}
+    (output / "host_cost.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.tile import RESAMPLE
 from nemo_dali.loader import _token_table, styles
-from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline import gpu, opening
 from nemo_dali.pipeline.device_batch import DeviceBatch
 from nemo_dali.tiles import make_tiles
 from tests.helpers.cuda_host import needs_compiler
@@ -291,6 +291,30 @@ def test_on_a_gpu_batches_are_ready_for_the_current_stream_and_safe_to_keep(file
     side.synchronize()
     assert sum(sums[: len(loader)]) == 0
     assert all(torch.equal(image, expected[step]) for step, image in kept)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["training thread", "dali"])
+def test_on_a_gpu_resident_tiles_are_whole_and_safe_to_keep(files, tmp_path, monkeypatch, way):
+    """The consumer's stream is busy, and so are those that wrote into the same memory before."""
+    monkeypatch.setattr(opening, "GATHER_FROM", way)
+    make_tiles(files.dataset, size=480, output=tmp_path / "all.tiles.h5", grids=(1, 2))
+    options = {"batch_size": 4, "policy": MosaicPolicy(p_mined=0.5), "size": 480, "dtype": "float16"}
+    names = ("image", "mask", "tokens", "attention_mask")
+    expected = [
+        [getattr(batch, name).cuda() for name in names] for batch in Loader(files.dataset, files.negatives, **options)
+    ]
+    there = {"tiles": tmp_path / "all.tiles.h5", "placement": "device", "device": "cuda", "prefetch": 3}
+    loader, side, wrong = Loader(files.dataset, files.negatives, **options, **there), torch.cuda.Stream(), []
+    torch.cuda.synchronize()
+    for epoch in range(3):
+        loader.set_epoch(0)
+        with torch.cuda.stream(side if epoch == 1 else torch.cuda.current_stream()):
+            for batch, tensors in zip(loader, expected, strict=True):
+                torch.cuda._sleep(20_000_000)
+                wrong += [(getattr(batch, name) != of).sum() for name, of in zip(names, tensors, strict=True)]
+    torch.cuda.synchronize()
+    assert len(wrong) == 3 * len(names) * len(loader) and not any(map(int, wrong))
 
 
 @pytest.mark.gpu
