@@ -94,10 +94,12 @@ class DeviceBatch:
 
         boxed = self.tiles["resample"] == CV2_LETTERBOX
         launches = list(self.launches)
+        if not boxed.any():
+            launches.insert(0, mosaic_gpu.launch_of(self.tiles))
+            return launches
         if not boxed.all():
             launches.insert(0, mosaic_gpu.launch_of(self.tiles[~boxed]))
-        if boxed.any():
-            launches.append(letterbox_gpu.launch_of(self.tiles[boxed]))  # masks too, so it comes behind them
+        launches.append(letterbox_gpu.launch_of(self.tiles[boxed]))  # masks too, so it comes behind them
         return launches
 
 
