@@ -20,7 +20,7 @@ from pytest import MonkeyPatch
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from tests.helpers.cuda_host import library
 from tests.helpers.played_gpu import play
-from tests.helpers.played_launches import play_clock, play_launches
+from tests.helpers.played_launches import play_at_once, play_clock
 
 SIZE = 50  # of a frame, in pixels
 COPY_BYTES = 1 << 20
@@ -29,7 +29,7 @@ COPY_BYTES = 1 << 20
 def play_kernels(patch: MonkeyPatch) -> None:
     """Small batches, launched by the host. Launches by CuPy and Numba themselves are left out: nothing plays those."""
     kernels, batches = importlib.import_module("gpu_kernels"), importlib.import_module("kernel_batches")
-    play_launches(patch, library(), batches)
+    play_at_once(patch, library(), batches)
     small = [replace(case, size=SIZE) for case in batches.cases(kernels.BATCHES[:1], kernels.DTYPES[:1])]
     patch.setattr(kernels, "cases", lambda *_: small)
     patch.setattr(kernels, "COPY_BYTES", COPY_BYTES)

@@ -4,7 +4,7 @@ import numpy as np
 
 from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.arrays import U32, Int
-from nemo_dali.kernels.device import current, upload
+from nemo_dali.kernels.device import Launch
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.tile import TileRecords
 
@@ -45,20 +45,29 @@ def blocks_of(tiles: TileRecords) -> U32:
     return tile_of_block
 
 
-def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
-    """Queue the writing of all cells of a batch; their masks are the work of ``mask.gpu``.
+def launch_of(tiles: TileRecords) -> Launch:
+    """The launch that writes all cells of a batch; their masks are the work of ``mask.gpu``.
 
     Args:
-        tiles: dtype ``TILE`` [n] in host memory, of one item size, without empty boxes. ``photo`` is the address of
-            uint8 [3, y1 - y0, x1 - x0], the photo as it is to stand in the cell, in the device's memory or in
-            page-locked memory of the host's that the device reads. Addresses are the device's; what is behind them
-            must stay until ``stream`` has come past this launch.
+        tiles: dtype ``TILE`` [n], n >= 1, in host memory, of one item size, without empty boxes; ``first_block`` is
+            set. ``photo`` is the address of uint8 [3, y1 - y0, x1 - x0], the photo as it is to stand in the cell, in
+            the device's memory or in page-locked memory of the host's that the device reads. Addresses are the
+            device's; what is behind them must stay until the launch's stream has come past it.
+    """
+    tile_of_block, name = blocks_of(tiles), kernel_name(int(tiles["itemsize"][0]))
+    return Launch(
+        load=lambda device: cuda_source.load_kernel(SOURCE, name, device),
+        blocks=(len(tile_of_block),),
+        threads=THREADS,
+        arrays=(tiles, tile_of_block),
+    )
+
+
+def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
+    """Queue the writing of all cells of a batch by ``launch_of``'s launch; there may be none.
+
+    Args:
         device: CUDA device number. stream: CUDA stream's address.
     """
-    if not len(tiles):
-        return
-    tile_of_block = blocks_of(tiles)
-    kernel = cuda_source.load_kernel(SOURCE, kernel_name(int(tiles["itemsize"][0])), device)
-    _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
-    with current(device, stream):
-        kernel((len(tile_of_block),), THREADS, tuple(addresses))
+    if len(tiles):
+        launch_of(tiles).send_and_queue(device=device, stream=stream)

@@ -5,7 +5,7 @@ from numba import carray
 
 from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.arrays import I32, U32, Int
-from nemo_dali.kernels.device import current, upload
+from nemo_dali.kernels.device import Launch
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.letterbox.cpu import letterbox_sources
 from nemo_dali.kernels.mask.cpu import add_up
@@ -67,20 +67,30 @@ def blocks_of(tiles: TileRecords) -> tuple[U32, I32]:
     return tile_of_block, lines
 
 
-def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
-    """Queue the writing of letterboxed cells and of their masks.
+def launch_of(tiles: TileRecords) -> Launch:
+    """The launch that writes letterboxed cells and their masks.
 
     Args:
-        tiles: dtype ``TILE`` [n] in host memory, of one item size, without empty boxes. ``runs`` are addresses in host
-            memory; the others are the device's, and what is behind them must stay until ``stream`` has come past this
-            launch.
-        device: CUDA device number. stream: CUDA stream's address.
+        tiles: dtype ``TILE`` [n], n >= 1, in host memory, of one item size, without empty boxes. ``runs`` are addresses
+            in host memory; the others are the device's, and what is behind them must stay until the launch's stream has
+            come past it.
     """
-    if not len(tiles):
-        return
     tiles = tiles.copy()
     tile_of_block, lines = blocks_of(tiles)
-    kernel = cuda_source.load_kernel(SOURCE, kernel_name(int(tiles["itemsize"][0])), device)
-    _owner, addresses = upload([tiles, tile_of_block, lines], device=device, stream=stream)
-    with current(device, stream):
-        kernel((len(tile_of_block),), THREADS, tuple(addresses))
+    name = kernel_name(int(tiles["itemsize"][0]))
+    return Launch(
+        load=lambda device: cuda_source.load_kernel(SOURCE, name, device),
+        blocks=(len(tile_of_block),),
+        threads=THREADS,
+        arrays=(tiles, tile_of_block, lines),
+    )
+
+
+def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
+    """Queue the writing of letterboxed cells and of their masks by ``launch_of``'s launch; there may be none.
+
+    Args:
+        device: CUDA device number. stream: CUDA stream's address.
+    """
+    if len(tiles):
+        launch_of(tiles).send_and_queue(device=device, stream=stream)

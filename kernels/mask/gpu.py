@@ -21,10 +21,11 @@ from numba import carray
 from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cached
 from nemo_dali.kernels.arrays import I64, U32, U64
-from nemo_dali.kernels.device import current
+from nemo_dali.kernels.device import Launch
 from nemo_dali.kernels.jit import jit
 from nemo_dali.kernels.mask.cpu import TARGET, Targets, add_up
 from nemo_dali.kernels.stores import as_pointer
+from nemo_dali.kernels.tile import CV2_LETTERBOX, TileRecords
 
 THREADS = 128  # columns of a block; a multiple of a warp's 32
 BAND = 32  # rows of a block: fewer search more often, more leave too few blocks for a small batch
@@ -80,8 +81,8 @@ def make_targets(
     Raises:
         NemoError: the batch has 2**31 run lengths or more.
     """
-    if (total := int(counts.sum())) >= 2**31:
-        raise NemoError(f"The masks of a batch have {total} runs, more than a GPU is given at once; lower batch_size.")
+    total = int(counts.sum())
+    _check_total(total)
     targets = np.zeros(len(addresses), TARGET)
     for fields, values in ((("y0", "x0", "y1", "x1"), boxes), (("photo_height", "photo_width"), photos)):
         for field, column in zip(fields, np.asarray(values).T, strict=True):
@@ -90,6 +91,58 @@ def make_targets(
     ends = np.empty(total, np.uint32)
     fill_ends(np.ascontiguousarray(addresses, np.uint64), np.ascontiguousarray(counts, np.int64), targets, ends)
     return targets, ends
+
+
+@jit()
+def _find_targets(tiles: TileRecords, sample: I64, cell_of: I64) -> int:
+    """Set each sample's target cell, or -1 where there is none; how many run lengths they have together."""
+    cell_of[:] = -1
+    total = 0
+    for i in range(tiles.size):
+        if tiles[i].run_count > 0 and tiles[i].resample != CV2_LETTERBOX:
+            cell_of[sample[i]] = i
+            total += tiles[i].run_count
+    return total
+
+
+@jit()
+def _describe_targets(tiles: TileRecords, cell_of: I64, targets: Targets, ends: U32) -> None:
+    begin = 0
+    for i in range(targets.size):
+        target = targets[i]
+        target.ends_begin = begin
+        if cell_of[i] < 0:
+            continue
+        tile = tiles[cell_of[i]]
+        target.y0, target.x0, target.y1, target.x1 = tile.y0, tile.x0, tile.y1, tile.x1
+        target.photo_height, target.photo_width, target.resample = tile.photo_height, tile.photo_width, tile.resample
+        target.ends_count = tile.run_count
+        runs = carray(as_pointer(tile.runs), tile.run_count, np.uint32)
+        add_up(runs, np.int64(tile.photo_height) * tile.photo_width, ends[begin : begin + tile.run_count])
+        begin += tile.run_count
+
+
+def targets_of(tiles: TileRecords, sample: I64, samples: int) -> tuple[Targets, U32]:
+    """``make_targets`` from the cells of a batch; the mask is empty where a sample's target is letterboxed.
+
+    Args:
+        tiles: dtype ``TILE`` [cells] with boxes, photos' sizes and, in the targets' cells, ``run_count`` and ``runs``.
+        sample: int64 [cells], the sample that each belongs to, of so many.
+
+    Raises:
+        NemoError: see ``make_targets``.
+    """
+    cell_of = np.empty(samples, np.int64)
+    total = _find_targets(tiles, sample, cell_of)
+    _check_total(total)
+    targets, ends = np.zeros(samples, TARGET), np.empty(total, np.uint32)
+    _describe_targets(tiles, cell_of, targets, ends)
+    return targets, ends
+
+
+def _check_total(total: int) -> None:
+    if total >= 2**31:
+        raise NemoError(f"The masks of a batch have {total} runs, more than a GPU is given at once; lower batch_size.")
 
 
 def grid(
@@ -180,6 +233,30 @@ def load_kernel(dtype: str, device: int) -> Any:
                 ) from error
 
 
+def _launch(
+    arguments: tuple[int, ...], arrays: Sequence[Any], samples: int, frame: tuple[int, int], dtype: str = "uint8"
+) -> Launch:
+    return Launch(
+        load=lambda device: load_kernel(dtype, device),
+        blocks=grid(samples, *frame),
+        threads=(THREADS,),
+        arrays=arrays,
+        arguments=(*arguments, *map(np.int32, (*frame, BAND))),
+        shared_mem=shared_bytes(),
+    )
+
+
+def launch_of(targets: Targets, ends: U32, masks: int, *, frame_height: int, frame_width: int) -> Launch:
+    """The launch that writes all masks of a batch.
+
+    Args:
+        targets, ends: as ``make_targets`` gives them.
+        masks: device address of uint8 [B, frame_height, frame_width]; everything is set, to 0 or 1. It must stay until
+            the launch's stream has come past it.
+    """
+    return _launch((masks,), (targets, ends), len(targets), (frame_height, frame_width))
+
+
 def write_masks(
     targets: int,
     ends: int,
@@ -206,10 +283,6 @@ def write_masks(
     Raises:
         NemoError: see ``load_kernel``.
     """
-
-    if samples == 0:
-        return
-    kernel = load_kernel(dtype, device)
-    arguments = (targets, ends, masks, np.int32(frame_height), np.int32(frame_width), np.int32(BAND))
-    with current(device, stream):
-        kernel(grid(samples, frame_height, frame_width), (THREADS,), arguments, shared_mem=shared_bytes())
+    if samples:
+        launch = _launch((targets, ends, masks), (), samples, (frame_height, frame_width), dtype)
+        launch.queue((), device=device, stream=stream)

@@ -4,7 +4,7 @@ import numpy as np
 
 from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.arrays import U32
-from nemo_dali.kernels.device import current, padded, upload
+from nemo_dali.kernels.device import Launch, padded
 from nemo_dali.kernels.tile import CV2_LINEAR, RESAMPLE, TileRecords
 
 THREADS = (32, 8)  # of a block: along a row, along a column
@@ -91,22 +91,37 @@ def blocks_of(tiles: TileRecords) -> tuple[U32, int]:
     return np.repeat(np.arange(len(tiles), dtype=np.uint32), blocks), int(stage)
 
 
-def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
-    """Queue the writing of all cells of a batch; their masks are the work of ``mask.gpu``.
+def launch_of(tiles: TileRecords) -> Launch:
+    """The launch that writes all cells of a batch; their masks are the work of ``mask.gpu``.
 
     Args:
-        tiles: dtype ``TILE`` [n] in host memory, of one resampling and item size, without empty boxes; addresses are
-            those of device memory, which must stay until ``stream`` has come past this launch.
+        tiles: dtype ``TILE`` [n], n >= 1, in host memory, of one resampling and item size, without empty boxes;
+            ``first_block`` and the parts' sizes are set. Addresses are those of device memory, which must stay until
+            the launch's stream has come past it.
+
+    Raises:
+        ValueError: see ``blocks_of``.
+    """
+    tile_of_block, stage_bytes = blocks_of(tiles)
+    name = kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0]))
+    return Launch(
+        load=lambda device: cuda_source.load_kernel(SOURCE, name, device),
+        blocks=(len(tile_of_block),),
+        threads=THREADS,
+        arrays=(tiles, tile_of_block),
+        arguments=(np.int32(stage_bytes),),
+        shared_mem=stage_bytes,
+    )
+
+
+def write_tiles(tiles: TileRecords, *, device: int, stream: int) -> None:
+    """Queue the writing of all cells of a batch by ``launch_of``'s launch; there may be none.
+
+    Args:
         device: CUDA device number. stream: CUDA stream's address.
 
     Raises:
-        ValueError: see ``cut``.
+        ValueError: see ``blocks_of``.
     """
-    if not len(tiles):
-        return
-    tile_of_block, stage_bytes = blocks_of(tiles)
-    name = kernel_name(int(tiles["resample"][0]), int(tiles["itemsize"][0]))
-    kernel = cuda_source.load_kernel(SOURCE, name, device)
-    _owner, addresses = upload([tiles, tile_of_block], device=device, stream=stream)
-    with current(device, stream):
-        kernel((len(tile_of_block),), THREADS, (*addresses, np.int32(stage_bytes)), shared_mem=stage_bytes)
+    if len(tiles):
+        launch_of(tiles).send_and_queue(device=device, stream=stream)

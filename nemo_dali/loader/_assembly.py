@@ -16,6 +16,7 @@ from nemo_dali.loader.options import LoaderOptions
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.loader.styles import arrange, masks_of
 from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.device_batch import DeviceBatch, device_batch
 from nemo_dali.pipeline.paths import NOTHING, encode_path
 from nemo_dali.plan.erasing import Corners, black_squares
 from nemo_dali.tiles.placement import ResidentTiles
@@ -31,7 +32,7 @@ class PreparedBatch:
     Attributes:
         planned: what it shows.
         image: torch [B, 3, size, size] and mask: torch uint8 [B, size, size], of undefined content until it is drawn.
-        text: the sentences', in host memory.
+        text: the sentences', where the image is; on a GPU of undefined content until then, too.
         paths: of the photo of each cell, from ``encode_path``; none with resident tiles.
         work: dtype ``TILE`` [cells], with resident tiles [B, most cells]; on a GPU a ``DeviceBatch`` either way.
         turn: uint8 [cells], how each photo is to be turned; None: none is.
@@ -44,7 +45,7 @@ class PreparedBatch:
     mask: "torch.Tensor"
     text: Text
     paths: list[npt.NDArray[np.uint8]]
-    work: TileRecords | gpu.DeviceBatch
+    work: TileRecords | DeviceBatch
     turn: npt.NDArray[np.uint8] | None
     squares: list[Corners] | None
     stream: "torch.cuda.Stream | None"
@@ -93,22 +94,24 @@ class Assembler:
             paths = [self._path(row) for row in cells.photo.tolist()]
             turn = None if self._corpus.photo_turn is None else self._corpus.photo_turn[cells.photo]
             squares = self._squares(planned) if self._format.erase else None
-        work: TileRecords | gpu.DeviceBatch = tiles
+        work: TileRecords | DeviceBatch = tiles
         stream = None
-        if self._device_id is not None:
+        if self._device_id is None:
+            text = self._sentences.text(planned.epoch, rows)
+        else:
             stream = gpu.current_stream(self._device_id)
-            work = gpu.device_batch(tiles, sample, mask, stream, resident=self._resident)
-        text = self._sentences.text(planned.epoch, rows)
+            text, launches = self._sentences.on_device(planned.epoch, rows)
+            work = device_batch(tiles, sample, mask, stream, text=launches, resident=self._resident)
         return PreparedBatch(planned, image, mask, text, paths, work, turn, squares, stream)
 
     def finish(self, prepared: PreparedBatch) -> Any:
         """The batch, once the pixels are written, in the format's style."""
         rows, image, text = prepared.planned.rows, prepared.image, prepared.text
         if self._device_id is not None:
-            text = text.on(self._device_id)
             current = gpu.current_stream(self._device_id)
             if current != prepared.stream:  # torch must not give the memory away before this stream is done with it
                 image.record_stream(current)
+                text.tokens.record_stream(current)
         mask = masks_of(prepared.mask, prepared.planned.cells.letterboxed, self._format.mask_dtype)
         batch = Batch(image, mask, text.tokens, text.attention_mask, rows, self._corpus, text.masked)
         return arrange(batch, self._format.style)

@@ -137,14 +137,14 @@ class PhotoFaults:
             more = "" if self._substitute else " With on_error='substitute' training goes on without it."
             return PhotoError(f"{problem.sentence()}; {self._use(step, photo)}. {problem.remedy()}{more}")
         if MEMORY.search(str(error)):
-            return NemoError(f"The DALI pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})")
+            return NemoError(f"The pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})")
         if error is None or is_wrong_size(error):
             return NemoError(
                 "A photo's size did not match its annotation when the batch was read, but does now. Restart the run; "
                 "if it recurs, look for a process that rewrites the photos."
             )
         readable = ", though every photo of the batch can be read" if self._photos else ""
-        return NemoError(f"The DALI pipeline failed{readable}: {_gist(error)}")
+        return NemoError(f"The pipeline failed{readable}: {_gist(error)}")
 
     def _use(self, step: PlannedStep, photo: int) -> str:
         """Which sample a photo was read for."""

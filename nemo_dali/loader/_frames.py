@@ -40,7 +40,7 @@ class Frames:
         self.mask_bytes = format.size**2
         self.image_bytes = 3 * self.mask_bytes * table.itemsize
         self._images = options.batch_size * self.image_bytes  # of a batch
-        self._nbytes = self._images + options.batch_size * self.mask_bytes
+        self._nbytes = -(-(self._images + options.batch_size * self.mask_bytes) // 16) * 16  # of whole values
         needed, memory = self._nbytes * (prefetch + 1), memory_bytes()
         if self._device_id is None and needed > memory:
             raise NemoError(
@@ -74,9 +74,9 @@ class Frames:
 
         block, size = self._block(), self._size
         area = size * size
-        image = block[: self._images].view(getattr(torch, self._dtype))
+        values = block.view(getattr(torch, self._dtype))
         return (
-            image.as_strided((count, 3, size, size), (3 * area, area, size, 1)),
+            values.as_strided((count, 3, size, size), (3 * area, area, size, 1)),
             block.as_strided((count, size, size), (area, size, 1), self._images),
         )
 

@@ -12,7 +12,7 @@ from nemo_dali.loader._faults import PhotoFaults
 from nemo_dali.loader._steps import StepPlanner
 from nemo_dali.loader.options import LoaderOptions
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.batches import BatchPipeline
 from nemo_dali.pipeline.opening import open_pipeline
 from nemo_dali.plan.planner import Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
@@ -75,7 +75,7 @@ class Prefetcher:
             turns=corpus.photo_turn is not None,
             **options.resources._asdict(),
         )
-        self._pipeline: StreamPipeline[Step] | None = None
+        self._pipeline: BatchPipeline[Step] | None = None
         weakref.finalize(self, steps.close).atexit = False  # the interpreter sees to its thread itself
 
     @property
@@ -125,7 +125,7 @@ class Prefetcher:
             self._close()
             self._pipeline = None
 
-    def _running_pipeline(self) -> StreamPipeline[Step]:
+    def _running_pipeline(self) -> BatchPipeline[Step]:
         if self._pipeline is not None and self._pipeline.broken:
             self._close_pipeline()
         if self._pipeline is None:
@@ -136,14 +136,14 @@ class Prefetcher:
             raise NemoError("A running Loader does not survive a fork. Make one in each process, after the fork.")
         return self._pipeline
 
-    def _start_ahead(self, pipeline: StreamPipeline[Step], epoch: int, seen: int) -> None:
+    def _start_ahead(self, pipeline: BatchPipeline[Step], epoch: int, seen: int) -> None:
         """Start steps until ``prefetch`` are in flight. If none is, begin with the given one."""
         while pipeline.in_flight < self._prefetch:
             if pipeline.in_flight:
                 epoch, seen = self._schedule.behind(*pipeline.newest.place)
             self._start(pipeline, epoch, seen)
 
-    def _start(self, pipeline: StreamPipeline[Step], epoch: int, seen: int) -> None:
+    def _start(self, pipeline: BatchPipeline[Step], epoch: int, seen: int) -> None:
         for check in self._check_files:
             check()
         planned = self._steps.plan(epoch, seen)

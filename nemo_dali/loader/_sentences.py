@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.kernels.device import CopyOnDevice, Launch
 from nemo_dali.kernels.plan.masking import take_tokens
 from nemo_dali.kernels.plan.rows import PlanRows
+from nemo_dali.loader._token_table import table_on
 from nemo_dali.loader.format import BatchFormat
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
@@ -16,6 +18,8 @@ from nemo_dali.text.wordpiece import PREFIX, SPECIAL, read_vocabulary
 if TYPE_CHECKING:
     import torch
 
+Int64 = npt.NDArray[np.int64]
+
 
 class Text(NamedTuple):
     """Of a batch: tokens and attention mask, int64 [n, L], and the tokens with some of them masked, or None."""
@@ -24,21 +28,22 @@ class Text(NamedTuple):
     attention_mask: "torch.Tensor"
     masked: "torch.Tensor | None"
 
-    def on(self, device_id: int) -> "Text":
-        """The same on a GPU, behind what its current stream has to do."""
-        masked = None if self.masked is None else gpu.send(self.masked, device_id)
-        return Text(gpu.send(self.tokens, device_id), gpu.send(self.attention_mask, device_id), masked)
-
 
 class SentenceTokens:
     """All sentences of a corpus, tokenised as a batch format wants them.
+
+    On a GPU all tokens lie there, if they take no more than ``SHARE`` of its free memory, and a batch's are gathered
+    there by row; else they are sent with each batch, as masked ones always are.
+
+    Args:
+        device_id: CUDA device number; None: the CPU.
 
     Raises:
         ValueError: tokens are to be masked, and the vocabulary has no [MASK].
     """
 
-    def __init__(self, corpus: Corpus, format: BatchFormat, *, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, corpus: Corpus, format: BatchFormat, *, seed: int, device_id: int | None = None) -> None:
+        self._seed, self._device_id = seed, device_id
         self._tokens, self._lengths = corpus.tokens(
             format.tokenizer, format.context_length, keep_end=format.keep_end, text=format.text
         )
@@ -56,46 +61,67 @@ class SentenceTokens:
                 text=format.text,
                 context_length=self._tokens.shape[1],
             )
+        self._table = None if device_id is None else table_on(device_id, self._tokens, self._lengths)
 
     def text(self, epoch: int, rows: PlanRows) -> Text:
         """The text of an epoch's plan rows [n], in host memory."""
-        return Text(*self.of(rows), self._masked(epoch, rows))
+        import torch
+
+        masked = self._masked(epoch, rows)
+        return Text(*self.of(rows), None if masked is None else torch.from_numpy(masked))
+
+    def on_device(self, epoch: int, rows: PlanRows) -> tuple[Text, list[Launch | CopyOnDevice]]:
+        """The same on the GPU, of undefined content until what comes with it is launched."""
+        import torch
+
+        assert self._device_id is not None
+        masked = self._masked(epoch, rows)
+        shape = (2 if masked is None else 3, len(rows), self._tokens.shape[1])
+        taken = torch.empty(shape, dtype=torch.int64, device=gpu.place(self._device_id))
+        tokens, seen, *rest = taken.unbind(0)
+        text, to = Text(tokens, seen, rest[0] if rest else None), taken.data_ptr()
+        sent = [] if masked is None else [masked]
+        if self._table is None:
+            return text, [CopyOnDevice([self._taken(rows), *sent], to)]
+        launches: list[Launch | CopyOnDevice] = [self._table.launch_of(rows["sentence"], to)]
+        if masked is not None:
+            launches.append(CopyOnDevice(sent, to + 2 * masked.nbytes))
+        return text, launches
 
     def of(self, rows: PlanRows) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
         import torch
 
-        tokens, seen = np.empty((2, len(rows), self._tokens.shape[1]), np.int64)
-        take_tokens(self._tokens, self._lengths, rows["sentence"], tokens, seen)
-        return torch.from_numpy(tokens), torch.from_numpy(seen)
+        tokens, seen = torch.from_numpy(self._taken(rows)).unbind(0)
+        return tokens, seen
 
-    def _masked(self, epoch: int, rows: PlanRows) -> "torch.Tensor | None":
-        """Tokens, some of them masked, int64 [n, L] in host memory, of plan rows [n]; None where none are to be.
+    def _taken(self, rows: PlanRows) -> Int64:
+        """Tokens and attention mask, int64 [2, n, L]."""
+        taken = np.empty((2, len(rows), self._tokens.shape[1]), np.int64)
+        take_tokens(self._tokens, self._lengths, rows["sentence"], *taken)
+        return taken
+
+    def _masked(self, epoch: int, rows: PlanRows) -> Int64 | None:
+        """Tokens, some of them masked, int64 [n, L], of plan rows [n]; None where none are to be.
 
         Tokens are masked anew for each sample, nouns once for each sentence.
         """
-        import torch
-
         sentences = rows["sentence"]
         if self._vocabulary is not None:
-            return torch.from_numpy(
-                mask_tokens(
-                    self._tokens[sentences],
-                    seed=self._seed,
-                    epoch=epoch,
-                    positions=rows["position"],
-                    **self._vocabulary,
-                )
+            return mask_tokens(
+                self._tokens[sentences],
+                seed=self._seed,
+                epoch=epoch,
+                positions=rows["position"],
+                **self._vocabulary,
             )
         if self._nouns is not None:
-            return torch.from_numpy(
-                mask_nouns(
-                    self._tokens[sentences],
-                    self._lengths[sentences],
-                    self._nouns[sentences],
-                    seed=self._seed,
-                    epoch=0,
-                    positions=sentences.astype(np.int64),
-                )
+            return mask_nouns(
+                self._tokens[sentences],
+                self._lengths[sentences],
+                self._nouns[sentences],
+                seed=self._seed,
+                epoch=0,
+                positions=sentences.astype(np.int64),
             )
         return None

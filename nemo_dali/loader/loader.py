@@ -181,7 +181,7 @@ class Loader(EpochIterator):
             Ranks.through_store().agree(facts, "made a Loader")
         schedule.check_filled()
 
-        self._sentences = SentenceTokens(corpus, format, seed=options.seed)
+        self._sentences = SentenceTokens(corpus, format, seed=options.seed, device_id=self.device_id)
         self._resident = None
         if options.tiles is not None:
             self._resident = ResidentTiles(

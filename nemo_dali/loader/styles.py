@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from nemo_dali._choices import MaskDType
 from nemo_dali.loader.batch import Batch
+from nemo_dali.pipeline import gpu
 
 if TYPE_CHECKING:
     import torch
@@ -26,17 +27,21 @@ def masks_of(mask: "torch.Tensor", letterboxed: npt.NDArray[np.bool_], dtype: Ma
         mask: uint8 [B, S, S] as drawn: 0 and 1, of letterboxed photos in float32 0 to 255.
         letterboxed: bool [B].
     """
-    import torch
-
     if dtype == "int64":
         return mask.long()
     if dtype == "uint8":
         return mask
     mask = mask.float()
     if letterboxed.any():
-        full = torch.from_numpy(np.where(letterboxed, 255, 1).astype(np.float32)).to(mask.device)
-        mask /= full[:, None, None]
+        mask /= beside(np.where(letterboxed, 255, 1).astype(np.float32), mask)[:, None, None]
     return mask
+
+
+def beside(array: npt.NDArray[Any], tensor: "torch.Tensor") -> "torch.Tensor":
+    """A copy of a small array on a tensor's device; the host does not wait for a GPU."""
+    import torch
+
+    return gpu.send(array, tensor.device.index) if tensor.is_cuda else torch.from_numpy(array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +82,7 @@ def _cris(batch: Batch) -> Any:
 
 
 def _targets(batch: Batch) -> Any:
-    import torch
-
-    return {"mask": batch.mask, "cls": torch.tensor(batch.categories, device=batch.tokens.device)}
+    return {"mask": batch.mask, "cls": beside(np.array(batch.categories, np.int64), batch.tokens)}
 
 
 def _caris(batch: Batch) -> Any:
@@ -96,10 +99,8 @@ def _cgformer(batch: Batch) -> Any:
 
 
 def _rela(batch: Batch) -> Any:
-    import torch
-
     size = (batch.image.shape[-2], batch.image.shape[-1])
-    categories = torch.tensor(batch.category_ids, device=batch.tokens.device)
+    categories = beside(np.array(batch.category_ids, np.int64), batch.tokens)
     empty = batch.empty.tolist()
     samples = []
     for row, sentence in enumerate(batch.sentences):

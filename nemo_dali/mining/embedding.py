@@ -25,6 +25,7 @@ from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
 from nemo_dali.mining._inputs import Inputs
+from nemo_dali.mining._precision import deterministic_convolutions, exact_float32
 from nemo_dali.mining.clip import Clip
 from nemo_dali.mining.ranking import first_not_finite
 
@@ -179,14 +180,11 @@ def _exact_products(clip: Clip) -> Iterator[None]:
     """Everything in float32, in an order that does not depend on what else the machine does."""
     import torch
 
-    threads, short = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    threads = torch.get_num_threads()
     if clip.device.type == "cpu":
         torch.set_num_threads(1)
-    torch.backends.cuda.matmul.allow_tf32 = False
     try:
-        with convolutions:
+        with exact_float32(), deterministic_convolutions():
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = short
         torch.set_num_threads(threads)

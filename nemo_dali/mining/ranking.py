@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.io.threads import thread_count
+from nemo_dali.mining._precision import exact_float32
 
 if TYPE_CHECKING:
     import torch
@@ -291,11 +292,7 @@ class _Product:
 
         if self._kept is None or self._kept[0] != (first, last):
             self._kept = (first, last), torch.from_numpy(np.array(self._image[first:last])).to(self._device)
-        short = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-        try:
+        with exact_float32():
             scores = torch.from_numpy(np.array(left)).to(self._device) @ self._kept[1].T
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = short
         on_host: F32 = scores.cpu().numpy()
         return on_host

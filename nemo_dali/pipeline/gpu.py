@@ -1,9 +1,4 @@
-"""The GPU's half of a batch: which device, and what happens to its decoded photos there.
-
-training thread                  DALI's thread, when the photos of the batch are decoded
-frames = torch.empty(...)  ──▶   DALI's stream waits for the training stream's work so far (`ready`),
-ready = an event behind it       the photos' addresses join the tiles ──▶ mosaic kernel, mask kernel,
-                                 letterbox kernel
+"""What the pipelines ask CUDA for: which device, its streams, events and memory.
 
 What of it has run on a GPU is in the README, "What has run where".
 """
@@ -11,7 +6,7 @@ What of it has run on a GPU is in the README, "What has run where".
 import logging
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali.errors import NemoError
-from nemo_dali.kernels.dlpack import read_tensors
-from nemo_dali.kernels.mask.cpu import Targets
-from nemo_dali.kernels.mosaic.cpu import DONE, WRONG_SIZE
-from nemo_dali.kernels.tile import CV2_LETTERBOX, TileRecords
+from nemo_dali.kernels.device import on as on
 
 if TYPE_CHECKING:
     import torch
@@ -102,11 +94,36 @@ def current_stream(number: int) -> "torch.cuda.Stream":
     return torch.cuda.current_stream(number)
 
 
-def on(number: int) -> Any:
-    """A context in which a device is torch's current one."""
+def side_stream(number: int) -> "torch.cuda.Stream":
+    """A stream on which work runs beside the current one's."""
     import torch
 
-    return torch.cuda.device(number)
+    return torch.cuda.Stream(place(number))
+
+
+def event() -> "torch.cuda.Event":
+    """An event that may be recorded again and again; ``query`` says that all is done until it is first recorded."""
+    import torch
+
+    return torch.cuda.Event()
+
+
+def memory_for(nbytes: int, number: int, stream: int) -> "torch.Tensor":
+    """uint8 [nbytes] on a device for work on a stream, by its address; torch gives it away again only to such work."""
+    import torch
+
+    from nemo_dali.kernels.device import torch_stream
+
+    with torch.cuda.stream(torch_stream(number, stream)):
+        return torch.empty(nbytes, dtype=torch.uint8, device=place(number))
+
+
+_parents: list[Any] = []
+
+
+def leave_to_parent(*owners: Any) -> None:
+    """Keep what a fork has inherited until the process ends: to let go of it would ask CUDA, which works no more."""
+    _parents.extend(owners)
 
 
 def synchronize(number: int) -> None:
@@ -116,9 +133,11 @@ def synchronize(number: int) -> None:
     torch.cuda.synchronize(number)
 
 
-def send(tensor: "torch.Tensor", number: int) -> "torch.Tensor":
-    """A copy on a device, in the order of torch's current stream; the host does not wait for it."""
-    return tensor.pin_memory().to(place(number), non_blocking=True)
+def send(array: npt.NDArray[Any], number: int) -> "torch.Tensor":
+    """A copy of a small array on a device, in the order of torch's current stream; the host does not wait for it."""
+    import torch
+
+    return torch.from_numpy(array).pin_memory().to(place(number), non_blocking=True)
 
 
 def free_memory(number: int) -> int:
@@ -135,20 +154,26 @@ def copy_of(array: npt.NDArray[np.uint8], number: int) -> "torch.Tensor":
     Raises:
         NemoError: the GPU has no memory left.
     """
+    return copy_of_pieces([array], array.nbytes, number).view(array.shape)
+
+
+def copy_of_pieces(pieces: Iterable[npt.NDArray[np.uint8]], nbytes: int, number: int) -> "torch.Tensor":
+    """Arrays of so many bytes together, one behind the other on a device: uint8 [nbytes]; as ``copy_of``."""
     import torch
 
     try:
-        copy = torch.empty(array.shape, dtype=torch.uint8, device=place(number))
+        copy = torch.empty(nbytes, dtype=torch.uint8, device=place(number))
     except torch.OutOfMemoryError as error:
-        raise NemoError(
-            f"GPU {number} has no room for {array.nbytes / 1e9:.1f} GB more. Lower device_budget."
-        ) from error
-    flat, into = array.reshape(-1), copy.view(-1)
-    buffer = page_locked(min(COPIED_AT_A_TIME, flat.size))
-    for begin in range(0, flat.size, COPIED_AT_A_TIME):
-        piece = flat[begin : begin + COPIED_AT_A_TIME]
-        buffer[: piece.size].numpy()[:] = piece
-        into[begin : begin + piece.size].copy_(buffer[: piece.size])
+        raise NemoError(f"GPU {number} has no room for {nbytes / 1e9:.1f} GB more. Lower device_budget.") from error
+    buffer = page_locked(min(COPIED_AT_A_TIME, nbytes))
+    at = 0
+    for piece in pieces:
+        flat = piece.reshape(-1)
+        for begin in range(0, flat.size, COPIED_AT_A_TIME):
+            part = flat[begin : begin + COPIED_AT_A_TIME]
+            buffer[: part.size].numpy()[:] = part
+            copy[at : at + part.size].copy_(buffer[: part.size])
+            at += part.size
     return copy
 
 
@@ -227,131 +252,3 @@ def hardware_share(num_threads: int) -> float:
     does as much as 9.5 threads. Without a hardware decoder DALI ignores the number.
     """
     return 1 / (1 + num_threads / 9.5)
-
-
-def place_photos(tiles: TileRecords, photos: list[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Tell tiles where their photos are.
-
-    Args:
-        tiles: dtype ``TILE`` [..., photos].
-        photos: DLPack capsules of uint8 [H, W, 3] each.
-
-    Returns:
-        status: uint8 [photos], DONE, or WRONG_SIZE for a photo of another size than its tile says.
-        fits: bool [photos], whether it is of that size.
-    """
-    data, shapes = read_tensors(photos)
-    tiles["photo"] = data
-    first = tiles.reshape(-1, len(photos))[0]
-    fits = (shapes == np.stack([first["photo_height"], first["photo_width"], np.full(len(photos), 3)], axis=1)).all(
-        axis=1
-    )
-    status: npt.NDArray[np.uint8] = np.where(fits, DONE, WRONG_SIZE).astype(np.uint8)
-    return status, fits
-
-
-@dataclass(eq=False)
-class DeviceBatch:
-    """A batch on its way through a GPU. It holds all that the kernels touch, besides the decoded photos.
-
-    Attributes:
-        tiles: dtype ``TILE`` [cells], complete but for the photos' addresses.
-        targets, ends: what ``mask.gpu.make_targets`` gives; letterboxed samples have none there.
-        mask: torch uint8 [B, H, W] on the device; the frames are whatever the tiles point to.
-        ready: event behind the last use of the frames' memory.
-        resident: what holds the tiles' photos, if they are planes that were resampled beforehand; their addresses are
-            set then.
-        status: uint8 [cells], DONE or WRONG_SIZE, once the kernels are queued.
-    """
-
-    tiles: TileRecords
-    targets: Targets
-    ends: npt.NDArray[np.uint32]
-    mask: "torch.Tensor"
-    ready: "torch.cuda.Event"
-    resident: Any
-    status: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-
-    def write(self, photos: list[Any], stream: int) -> None:
-        """Queue the kernels.
-
-        Args:
-            photos: DLPack capsules of the decoded photos, uint8 [H, W, 3] each, in the order of the tiles; none where
-                tiles are resident.
-            stream: address of the CUDA stream that they are decoded on.
-        """
-        from nemo_dali.kernels.device import torch_stream
-
-        device = self.mask.device.index
-        torch_stream(device, stream).wait_event(self.ready)
-        write_tiles = self._resample if self.resident is None else self._gather
-        self.status = write_tiles(photos, device=device, stream=stream)
-
-    def _write_masks(self, *, device: int, stream: int) -> None:
-        """Queue all masks; those of letterboxed samples become 0."""
-        from nemo_dali.kernels.device import upload
-        from nemo_dali.kernels.mask.gpu import write_masks
-
-        _owner, (targets, ends) = upload([self.targets, self.ends], device=device, stream=stream)
-        samples, height, width = self.mask.shape
-        write_masks(
-            targets,
-            ends,
-            self.mask.data_ptr(),
-            samples,
-            frame_height=height,
-            frame_width=width,
-            device=device,
-            stream=stream,
-        )
-
-    def _resample(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
-        from nemo_dali.kernels.letterbox.gpu import write_tiles as write_letterboxes
-        from nemo_dali.kernels.mosaic.gpu import write_tiles
-
-        status, fits = place_photos(self.tiles, photos)
-        boxed = self.tiles["resample"] == CV2_LETTERBOX
-        write_tiles(self.tiles[fits & ~boxed], device=device, stream=stream)
-        if not boxed.all():
-            self._write_masks(device=device, stream=stream)
-        write_letterboxes(self.tiles[fits & boxed], device=device, stream=stream)  # masks too, so it is last
-        return status
-
-    def _gather(self, photos: list[Any], *, device: int, stream: int) -> npt.NDArray[np.uint8]:
-        from nemo_dali.kernels.gather.gpu import write_tiles
-
-        write_tiles(self.tiles, device=device, stream=stream)
-        self._write_masks(device=device, stream=stream)
-        return np.full(len(self.tiles), DONE, np.uint8)
-
-
-def device_batch(
-    tiles: TileRecords,
-    sample: npt.NDArray[np.int64],
-    mask: "torch.Tensor",
-    stream: "torch.cuda.Stream",
-    *,
-    resident: Any = None,
-) -> DeviceBatch:
-    """Make ready a batch whose frames and masks have just been allocated.
-
-    Args:
-        tiles: dtype ``TILE`` [cells], at least one; ``run_count`` and ``runs`` are set in the targets' cells.
-        sample: int64 [cells], the sample that each cell belongs to.
-        mask: torch uint8 [B, H, W] on the device.
-        stream: torch's current stream, for which they were allocated.
-        resident: see ``DeviceBatch``.
-    """
-    from nemo_dali.kernels.mask.gpu import make_targets
-
-    shown = (tiles["run_count"] > 0) & (tiles["resample"] != CV2_LETTERBOX)
-    of = np.zeros(len(mask), tiles.dtype)  # the target's tile of each sample; empty where a mask is
-    of[sample[shown]] = tiles[shown]
-    targets, ends = make_targets(
-        addresses=of["runs"],
-        counts=of["run_count"],
-        boxes=np.stack([of[name] for name in ("y0", "x0", "y1", "x1")], axis=1),
-        photos=np.stack([of[name] for name in ("photo_height", "photo_width")], axis=1),
-        resample=of["resample"],
-    )
-    return DeviceBatch(tiles, targets, ends, mask, stream.record_event(), resident)

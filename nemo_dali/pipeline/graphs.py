@@ -13,11 +13,10 @@ import atexit
 import ctypes
 import os
 import re
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +25,7 @@ from nemo_dali.data.decoding import DECODING, of_size
 from nemo_dali.data.orientation import TURNS, turned_sizes
 from nemo_dali.data.s3 import Waiting, abandon, is_remote, scrubbed
 from nemo_dali.errors import NemoError
+from nemo_dali.pipeline.batches import BatchPipeline
 from nemo_dali.pipeline.limits import allow_open_files, check_address_space, check_open_files, check_threads
 from nemo_dali.plan.erasing import SIDE, Corners
 
@@ -44,11 +44,8 @@ def _no_check(_: Any) -> Any:
     return _NOTHING
 
 
-class StreamPipeline(Generic[T]):
+class StreamPipeline(BatchPipeline[T]):
     """Reads, decodes and places photos, several batches ahead; T is what the caller keeps of each.
-
-    ``feed`` ``prefetch`` batches, then ``wait`` and ``feed`` in turn. After an exception from ``feed`` or ``wait`` that
-    is not a RuntimeError of ``wait`` the only thing left to do is ``close``: what DALI took cannot be taken back.
 
     Args:
         max_cells: largest number of cells in a batch.
@@ -62,8 +59,6 @@ class StreamPipeline(Generic[T]):
         NemoError: the system does not let a process open as many files as a batch has cells, does not start the
             threads or map the memory, or gives it no more files, memory or threads now.
     """
-
-    broken = False  # whether it can only be closed
 
     def __init__(
         self,
@@ -80,15 +75,12 @@ class StreamPipeline(Generic[T]):
 
         allow_open_files(max_cells)
         check_threads(num_threads)
-        self._prefetch = prefetch
+        super().__init__(prefetch=prefetch)
         self._turns, self._erase = turns, erase
-        self._running: deque[T] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._owed = 0  # batches that DALI has started and that were not taken from it yet
         self._addresses: deque[list[str]] = deque()  # of the photos on object storage of each of these batches
         self._waiting: Waiting[Any] | None = None  # for the oldest of them, if it has any
         self._draining = False
-        self._process = os.getpid()
-        self._use = threading.RLock()  # whoever asks DALI for something
         pipe = Pipeline(
             batch_size=max_cells,
             num_threads=num_threads,
@@ -111,7 +103,7 @@ class StreamPipeline(Generic[T]):
         self._pipe: Any = pipe
         self._started = False
         # Registered after DALI's own hook, hence run before it: DALI would shut the graph down under running batches.
-        atexit.register(self._close_at_exit)
+        self._register()
 
     def _graph(self) -> Any:
         from nvidia.dali import fn, types
@@ -150,26 +142,6 @@ class StreamPipeline(Generic[T]):
 
         return fn.decoders.image(encoded, **DECODING)
 
-    @property
-    def inherited(self) -> bool:
-        """Whether this process is a fork of the one that made the pipeline; then only ``close`` works."""
-        return os.getpid() != self._process
-
-    @property
-    def in_flight(self) -> int:
-        """Batches that were fed and not waited for."""
-        return len(self._running)
-
-    @property
-    def oldest(self) -> T:
-        """What was kept of the batch that ``wait`` waits for; there must be one."""
-        return self._running[0]
-
-    @property
-    def newest(self) -> T:
-        """What was kept of the batch that was fed last; there must be one."""
-        return self._running[-1]
-
     def feed(
         self,
         paths: list[npt.NDArray[np.uint8]],
@@ -179,15 +151,6 @@ class StreamPipeline(Generic[T]):
         turn: npt.NDArray[np.uint8] | None = None,
         squares: list[Corners] | None = None,
     ) -> None:
-        """Start a batch.
-
-        Args:
-            paths: per cell the photo's path from ``encode_path``; none where tiles are resident.
-            work: ``kernels.tile.TILE`` [cells]; on a GPU a ``DeviceBatch``.
-            keep: holds what the tiles point to; it is kept until the batch is done.
-            squares: per cell their corners on the photo, float32 [squares, 2], y and x; with ``erase`` only.
-            turn: uint8 [cells], how each photo as stored is to be turned, as EXIF numbers it; only with ``turns``.
-        """
         with self._use:
             self._running.append(keep)  # before DALI learns the addresses
             self._addresses.append([at for path in paths if is_remote(at := os.fsdecode(path.tobytes()))])
@@ -266,39 +229,29 @@ class StreamPipeline(Generic[T]):
     def _leave_behind(self) -> None:
         _left_behind.append((self, list(self._running)))
         abandon(self._pipe)
-        self._pipe, self._owed, self.broken = None, 0, True
+        self._pipe, self._owed, self.broken, self._closed = None, 0, True, True
         atexit.unregister(self._close_at_exit)
 
     def drain(self) -> None:
         """Wait for all batches and drop them, the failed ones too."""
         self._draining = True
         while self._owed:
-            with suppress(RuntimeError, NemoError):
+            with suppress(RuntimeError, MemoryError, NemoError):  # DALI makes a MemoryError of std::bad_alloc
                 self.wait()
         self._draining = False
 
-    def _close_at_exit(self) -> None:
-        if not self.inherited:
-            self._use.acquire()  # for good: a daemon thread in mid-pass waits at its next step, and is ended there
-        self.close()
-
-    def close(self) -> None:
-        """Wait for all batches and give up DALI's threads and memory. A second call does nothing."""
-        if self._pipe is None:
-            return
-        if self.inherited:
-            # The threads stayed in the parent, and to shut the graph down would wait for them for ever: nobody may do
-            # that here, neither its destructor nor DALI's own hook at the end of the process.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._pipe._pipe))
-            self._pipe._pipe = None
-        else:
-            self.drain()
-            if self._pipe is None:  # left behind
-                return
-            self._pipe._shutdown()  # here, and not in its destructor, where Python drops an interrupt
+    def _abandon(self) -> None:
+        # The threads stayed in the parent, and to shut the graph down would wait for them for ever: nobody may do that
+        # here, neither its destructor nor DALI's own hook at the end of the process.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._pipe._pipe))
+        self._pipe._pipe = None
         self._pipe = None
-        self._running.clear()  # only now: the graph is gone, or will never run here
-        atexit.unregister(self._close_at_exit)
+
+    def _end(self) -> None:
+        self.drain()
+        if self._pipe is not None:  # else it was left behind
+            self._pipe._shutdown()  # here, and not in its destructor, where Python drops an interrupt
+            self._pipe = None
 
 
 class ResidentPipeline(StreamPipeline[T]):

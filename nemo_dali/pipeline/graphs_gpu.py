@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from nemo_dali.data.decoding import DECODING
 from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.device_batch import DeviceBatch
 from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.uploads import Uploads
 
 T = TypeVar("T")
 
@@ -31,19 +33,25 @@ class CudaPipeline(StreamPipeline[T]):
         options: as on the CPU.
     """
 
-    def __init__(self, *, device_id: int, **options: Any) -> None:
+    def __init__(self, *, device_id: int, prefetch: int, **options: Any) -> None:
         self._device = device_id
-        self._to_write: deque[gpu.DeviceBatch] = deque()  # fed, and not decoded yet
-        self._to_deliver: deque[gpu.DeviceBatch] = deque()  # fed, and not waited for yet
-        super().__init__(device_id=device_id, **options)
+        self._uploads = Uploads(device_id, prefetch=prefetch)
+        # One more than there are batches in flight: each is waited for before it is recorded anew.
+        self._events = deque(gpu.event() for _ in range(prefetch + 1))
+        self._to_write: deque[DeviceBatch] = deque()  # fed, and not decoded yet
+        self._to_deliver: deque[DeviceBatch] = deque()  # fed, and not waited for yet
+        super().__init__(device_id=device_id, prefetch=prefetch, **options)
 
     def _next_batch(self, photos: list[Any], stream: int) -> None:
         # Batches come in the order they were fed in. Where DALI could not decode one it does not come here, and the
         # next takes its place in the queue: its frames are kept until the pipeline is closed, so nothing is overwritten
         # that anybody else has, and nobody sees them.
-        self._to_write.popleft().write(photos, stream)
+        self._to_write.popleft().write(photos, self._uploads, stream)
 
     def _feed(self, work: Any) -> None:
+        work.ready = self._events[0]
+        self._events.rotate(-1)
+        work.ready.record(work.stream)
         self._to_write.append(work)
         self._to_deliver.append(work)
 
@@ -72,8 +80,12 @@ class CudaPipeline(StreamPipeline[T]):
         kept = list(self._running)
         super().drain()
         if kept:
-            with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
+            with suppress(RuntimeError, MemoryError):  # after a CUDA error nothing runs there any more
                 gpu.synchronize(self._device)
+
+    def _abandon(self) -> None:
+        gpu.leave_to_parent(self._uploads, self._events)
+        super()._abandon()
 
 
 class CudaStreamPipeline(CudaPipeline[T]):

@@ -1,9 +1,15 @@
 """Which graph makes a Loader's batches."""
 
-from typing import Any
+from typing import Any, Literal
 
+from nemo_dali.pipeline.batches import BatchPipeline
 from nemo_dali.pipeline.graphs import ResidentPipeline, StreamPipeline
 from nemo_dali.pipeline.graphs_gpu import CudaResidentPipeline, CudaStreamPipeline
+from nemo_dali.pipeline.side_stream import SideStreamPipeline
+
+# Who queues the gather of resident tiles on a GPU: the training thread, on a side stream, or DALI's, which costs the
+# host more. Read whenever a pipeline is opened.
+GATHER_FROM: Literal["training thread", "dali"] = "training thread"
 
 
 def open_pipeline(
@@ -17,7 +23,7 @@ def open_pipeline(
     hw_decoder_load: float,
     erase: bool,
     turns: bool,
-) -> StreamPipeline[Any]:
+) -> BatchPipeline[Any]:
     """The pipeline for batches of ``batch_size`` samples of up to ``most_cells`` cells.
 
     Args:
@@ -34,6 +40,8 @@ def open_pipeline(
         return StreamPipeline(max_cells=batch_size * most_cells, turns=turns, erase=erase, **options)
     options["device_id"] = device_id
     if resident:
+        if GATHER_FROM == "training thread":
+            return SideStreamPipeline(device_id=device_id, prefetch=prefetch)
         return CudaResidentPipeline(max_cells=1, **options)
     options |= {"hw_decoder_load": hw_decoder_load, "turns": turns, "erase": erase}
     return CudaStreamPipeline(max_cells=batch_size * most_cells, **options)

@@ -1,6 +1,7 @@
 """DALI operators built on the kernels."""
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from nemo_dali.kernels.gather.cpu import run_address as run_gather
 from nemo_dali.kernels.mosaic.cpu import run_address as run_write_tiles
 from nemo_dali.kernels.mosaic.cpu import setup_address
 from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.batches import mark_as_dalis
 
 
 class Compiled(NumbaFunction):
@@ -24,16 +26,41 @@ class Compiled(NumbaFunction):
         return setup_fn
 
 
+class _Collection:
+    """Python's garbage collection, which is one for the whole process, while some threads want none."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._was_on = False
+
+    def pause(self) -> None:
+        with self._lock:
+            if self._threads == 0:
+                self._was_on = gc.isenabled()
+                gc.disable()
+            self._threads += 1
+
+    def go_on(self) -> None:
+        with self._lock:
+            self._threads -= 1
+            if self._threads == 0 and self._was_on:
+                gc.enable()
+
+
+_collection = _Collection()
+
+
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """For what runs on DALI's threads: a collection could close a forgotten pipeline, which waits for these threads."""
-    collecting = gc.isenabled()
-    gc.disable()
+    """For what ``fn`` runs on the threads of somebody's own pipeline: a collection could shut that down if it was
+    forgotten, which waits for these threads. A Loader's own pipelines see to it themselves: ``mark_as_dalis``.
+    """
+    _collection.pause()
     try:
         yield
     finally:
-        if collecting:
-            gc.enable()
+        _collection.go_on()
 
 
 def _status(run: Any, *inputs: Any, ndims: list[int]) -> Any:
@@ -139,14 +166,16 @@ def call_on_stream(function: Callable[[list[Any], int], None], *inputs: Any, dev
     import torch
     from nvidia.dali import fn
     from nvidia.dali.python_function_plugin import current_dali_stream
+    from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch's types leave it out
 
     done = torch.zeros(0, dtype=torch.uint8, device=gpu.place(device_id))
 
     def call(*batch: list[Any]) -> list[Any]:
         capsules = batch[0] if batch else []
-        with no_collection():
-            function(capsules, current_dali_stream())
-            return [done.__dlpack__() for _ in capsules or [None]]
+        mark_as_dalis()
+        function(capsules, current_dali_stream())
+        # Not by __dlpack__, which asks for device and stream each time, at ten times the cost.
+        return [to_dlpack(done) for _ in capsules or [None]]
 
     # Capsules as they are: to wrap each photo as an array costs five times as much.
     return fn.dl_tensor_python_function(

@@ -10,13 +10,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.pipeline.graphs import StreamPipeline
+from nemo_dali.pipeline.batches import BatchPipeline
 
 K = TypeVar("K")
 
 
 class Fed(NamedTuple, Generic[K]):
-    """What ``StreamPipeline.feed`` is given of a batch.
+    """What ``BatchPipeline.feed`` is given of a batch.
 
     Attributes:
         paths, work, turn: see there.
@@ -30,7 +30,7 @@ class Fed(NamedTuple, Generic[K]):
 
 
 def in_flight(
-    pipeline: StreamPipeline[K],
+    pipeline: BatchPipeline[K],
     batches: Iterable[Fed[K]],
     *,
     prefetch: int,

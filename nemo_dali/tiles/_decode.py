@@ -16,10 +16,12 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.tile import RESAMPLE, TileRecords, tile_records
 from nemo_dali.pipeline import gpu
+from nemo_dali.pipeline.device_batch import place_photos
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
 from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
+from nemo_dali.pipeline.uploads import Uploads
 from nemo_dali.tiles.file import U8, Shape
 
 if TYPE_CHECKING:
@@ -142,26 +144,30 @@ class _DeviceTiles:
         tiles: dtype ``TILE`` [sizes, photos].
         made: torch uint8 [bytes] on the device, the tiles of a size after those of another.
         landed: the same in page-locked memory.
+        stream: torch's current one when ``made`` was allocated.
+        ready: event on it; the pipeline's.
         status: uint8 [photos], DONE or WRONG_SIZE, once all is queued.
     """
 
     tiles: TileRecords
     made: "torch.Tensor"
     landed: "torch.Tensor"
-    ready: "torch.cuda.Event"
+    stream: "torch.cuda.Stream"
+    ready: Any = None
     status: U8 = field(default_factory=lambda: np.empty(0, np.uint8))
 
-    def write(self, photos: list[Any], stream: int) -> None:
+    def write(self, photos: list[Any], uploads: Uploads, stream: int) -> None:
         import torch
 
         from nemo_dali.kernels.device import torch_stream
-        from nemo_dali.kernels.mosaic.gpu import write_tiles
+        from nemo_dali.kernels.mosaic.gpu import launch_of
 
-        device = self.made.device.index
-        on_stream = torch_stream(device, stream)
+        on_stream = torch_stream(uploads.device, stream)
         on_stream.wait_event(self.ready)
-        self.status, fits = gpu.place_photos(self.tiles, photos)
-        write_tiles(self.tiles[:, fits].reshape(-1), device=device, stream=stream)
+        self.status, fits = place_photos(self.tiles, photos)
+        if not fits.all():  # an error
+            return
+        uploads.queue([launch_of(self.tiles.reshape(-1))], stream)
         with torch.cuda.stream(on_stream):
             self.landed.copy_(self.made, non_blocking=True)
 
@@ -199,7 +205,7 @@ class _DeviceWork:
             of_shape["image"] = begin + np.arange(len(batch)) * array[0].nbytes
             begin += len(batch) * array[0].nbytes
         tiles["table"] = self._table.data_ptr()
-        return _DeviceTiles(tiles, made, gpu.page_locked(nbytes), gpu.current_stream(self._device).record_event())
+        return _DeviceTiles(tiles, made, gpu.page_locked(nbytes), gpu.current_stream(self._device))
 
     def land(self, made: _DeviceTiles, batch: list[int]) -> None:
         gpu.current_stream(self._device).synchronize()

@@ -23,7 +23,7 @@ from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.presets import IMAGENET_MEAN, IMAGENET_STD
 from tests.helpers.cuda_host import launch, needs_compiler
 from tests.helpers.paths import ROOT
-from tests.helpers.played_launches import Event, play_clock, play_launches
+from tests.helpers.played_launches import Event, play_at_once, play_clock
 
 pytestmark = pytest.mark.slow
 
@@ -194,7 +194,7 @@ def test_all_cases_are_checked_and_timed(cuda_library, monkeypatch):
     """With kernels of the host, and a clock that says 250 us for everything."""
 
     play_clock(monkeypatch)
-    play_launches(monkeypatch, cuda_library, batches)
+    play_at_once(monkeypatch, cuda_library, batches)
     monkeypatch.setattr(kernels, "COPY_BYTES", 1 << 20)
     monkeypatch.setattr(kernels, "launch_costs", lambda case, **_: {"case": case})
     todo = [replace(case, size=50) for case in batches.cases((2,), ("uint8",))]

@@ -14,12 +14,14 @@ from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from nemo_dali.kernels.text import gpu as text_gpu
 from nemo_dali.kernels.tile import RESAMPLE
 from tests.helpers.building import built
 
 KERNELS = [mosaic_gpu.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
 GATHER_KERNELS = [gather_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
 LETTERBOX_KERNELS = [letterbox_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
+TEXT_KERNELS = [text_gpu.kernel_name(itemsize) for itemsize in (2, 4)]
 HERE = Path(__file__).parent
 RUN = f"""
 extern "C" void run(int which, unsigned blocks, const Tile* tiles, const unsigned* tile_of_block, int stage_bytes) {{
@@ -37,6 +39,15 @@ extern "C" void run_letterbox(int which, unsigned blocks, const Tile* tiles, con
     decltype(&{LETTERBOX_KERNELS[0]}) kernels[] = {{{", ".join(LETTERBOX_KERNELS)}}};
     host::launch(blocks, LANES, ROWS, 0, kernels[which], tiles, tile_of_block, lines);
 }}
+extern "C" void run_text(int wide, unsigned blocks, const int* rows, const void* table, long long* tokens,
+                         long long* seen, int samples, int length) {{
+    if (wide)
+        host::launch(blocks, THREADS, 1, 0, {TEXT_KERNELS[1]}, rows, (const int*)table, tokens, seen, samples,
+                     length);
+    else
+        host::launch(blocks, THREADS, 1, 0, {TEXT_KERNELS[0]}, rows, (const unsigned short*)table, tokens, seen,
+                     samples, length);
+}}
 """
 
 SANITIZERS = {"bounds": ("address,undefined", 1, 1, 60), "races": ("thread", 4, 2, 5)}  # threads of a block, tiles
@@ -49,7 +60,7 @@ def build(*options, lanes, rows, main=""):
     blocks = {"LANES": lanes, "ROWS": rows, "THREADS": lanes * rows}
     sources = [
         replace(gpu.SOURCE, constants={name: blocks.get(name, value) for name, value in gpu.SOURCE.constants.items()})
-        for gpu in (mosaic_gpu, gather_gpu, letterbox_gpu)
+        for gpu in (mosaic_gpu, gather_gpu, letterbox_gpu, text_gpu)
     ]
     text = f'#include "cuda_on_host.hpp"\n{cuda_source.text_of(*sources)}{RUN}{main}'
     command = ["g++", "-std=c++20", "-Wall", "-Wno-unknown-pragmas", "-Werror", "-ffp-contract=off", *options]
@@ -89,6 +100,12 @@ def launch_letterbox(library, tiles):
     which = LETTERBOX_KERNELS.index(letterbox_gpu.kernel_name(int(tiles["itemsize"][0])))
     pointers = (ctypes.c_void_p(array.ctypes.data) for array in (tiles, tile_of_block, lines))
     library.run_letterbox(which, len(tile_of_block), *pointers)
+
+
+def launch_text(library, blocks, wide, pointers, samples, length):
+    """A launch of ``tokens.cu``; the library's blocks are single threads, so there are as many as tokens."""
+    del blocks
+    library.run_text(wide, samples * length, *map(ctypes.c_void_p, pointers), samples, length)
 
 
 @functools.cache

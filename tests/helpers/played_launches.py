@@ -12,7 +12,7 @@ from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.mask.cpu import TARGET
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from tests.helpers.cuda_host import GATHER_KERNELS, KERNELS
-from tests.helpers.played_gpu import FREE, masks_on_host
+from tests.helpers.played_gpu import FREE, array_at, masks_on_host
 
 
 class Event:
@@ -34,11 +34,6 @@ class Event:
         return 2.0
 
 
-def array_at(address, dtype, count):
-    memory = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (dtype.itemsize * count,))
-    return memory.view(dtype)
-
-
 def play_clock(monkeypatch):
     """What the benchmarks ask torch of a GPU."""
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -49,16 +44,16 @@ def play_clock(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (FREE, FREE))
 
 
-def play_launches(monkeypatch, cuda_library, batches):
-    """Let the host run what ``batches``, the module kernel_batches, launches."""
+def play_at_once(monkeypatch, cuda_library, batches):
+    """Let the host run, when it is launched, what ``batches``, the module kernel_batches, launches."""
 
     def load_kernel(source, name, device):
-        def mosaic(blocks, threads, arguments, shared_mem):
+        def mosaic(blocks, threads, arguments, shared_mem, stream=None):
             *pointers, stage_bytes = arguments
             assert threads == mosaic_gpu.THREADS and stage_bytes == shared_mem
             cuda_library.run(KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers), int(stage_bytes))
 
-        def gather(blocks, threads, pointers, shared_mem=0):
+        def gather(blocks, threads, pointers, shared_mem=0, stream=None):
             assert threads == gather_gpu.THREADS and shared_mem == 0
             cuda_library.run_gather(GATHER_KERNELS.index(name), *blocks, *map(ctypes.c_void_p, pointers))
 
@@ -68,7 +63,7 @@ def play_launches(monkeypatch, cuda_library, batches):
         targets = array_at(targets, TARGET, samples)
         masks_on_host(targets, array_at(ends, np.dtype("u4"), targets["ends_count"].sum()), masks, samples, **frame)
 
-    def mask_kernel(blocks, threads, arguments, shared_mem):
+    def mask_kernel(blocks, threads, arguments, shared_mem, stream=None):
         *pointers, height, width, band = arguments
         assert blocks == mask_gpu.grid(blocks[2], height, width) and band == mask_gpu.BAND
         write_masks(*pointers, blocks[2], frame_height=int(height), frame_width=int(width))

@@ -2,6 +2,8 @@
 
 import ctypes
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,11 +12,15 @@ import pytest
 import torch
 
 from nemo_dali import Loader, MosaicPolicy, NemoError, PhotoError
+from nemo_dali.kernels.device import ON_DEVICE, TO_DEVICE
 from nemo_dali.kernels.dlpack import read_tensors
 from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
-from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
-from nemo_dali.pipeline import gpu
+from nemo_dali.kernels.tile import RESAMPLE
+from nemo_dali.loader import _token_table, styles
+from nemo_dali.pipeline import gpu, opening
+from nemo_dali.pipeline.device_batch import DeviceBatch
+from nemo_dali.tiles import make_tiles
 from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.files import make_files
 from tests.helpers.lanes import lanes
@@ -72,21 +78,8 @@ def letterboxes(files, device, dtype, mask_dtype, resample, policy):
 def test_the_gpus_way_ends_in_the_cpus_batches_with_letterboxes_among_mosaics(
     files, played, monkeypatch, dtype, mask_dtype, resample, policy
 ):
-    launches = []
-
-    def count(module, name):
-        launch = getattr(module, name)
-
-        def counted(work, *arguments, **options):
-            if len(work):
-                launches.append(module)
-            launch(work, *arguments, **options)
-
-        monkeypatch.setattr(module, name, counted)
-
-    count(mosaic_gpu, "write_tiles"), count(mask_gpu, "write_masks"), count(letterbox_gpu, "write_tiles")
-    write = gpu.DeviceBatch.write
-    monkeypatch.setattr(gpu.DeviceBatch, "write", lambda *arguments: (launches.append("batch"), write(*arguments)))
+    write = DeviceBatch.write
+    monkeypatch.setattr(DeviceBatch, "write", lambda *arguments: (played.launched.append("batch"), write(*arguments)))
     made = letterboxes(files, "cuda", dtype, mask_dtype, resample, policy)
     expected = letterboxes(files, "cpu", dtype, mask_dtype, resample, policy)
     assert_same(made, expected)
@@ -97,12 +90,54 @@ def test_the_gpus_way_ends_in_the_cpus_batches_with_letterboxes_among_mosaics(
     order = []  # of the batches that were delivered; some more were made ahead
     for batch in made:
         grid = batch.plan["grid"]
+        itemsize = batch.image.itemsize
         order += [
             "batch",
-            *[mosaic_gpu, mask_gpu] * bool((grid > 1).any()),
-            *[letterbox_gpu] * bool((grid == 1).any()),
+            *[mosaic_gpu.kernel_name(RESAMPLE[resample], itemsize), "write_masks"] * bool((grid > 1).any()),
+            "take_tokens_2",
+            *[letterbox_gpu.kernel_name(itemsize)] * bool((grid == 1).any()),
         ]
-    assert launches[: len(order)] == order
+    assert played.launched[: len(order)] == order
+    assert {kind for kind, _ in played.copies} == {TO_DEVICE} and len(played.copies) == played.launched.count("batch")
+
+
+@needs_compiler
+@pytest.mark.parametrize("words", [None, lambda sentence: [1, 2]], ids=["", "masked"])
+@pytest.mark.parametrize("share", [_token_table.SHARE, 0])
+def test_text_is_the_cpus_whether_or_not_its_tokens_fit_on_the_gpu(files, played, monkeypatch, share, words):
+    monkeypatch.setattr(_token_table, "SHARE", share)
+    played_batches, expected = (batches(files, device, masked_words=words) for device in ("cuda", "cpu"))
+    assert_same(played_batches, expected)
+    for one, other in zip(played_batches, expected, strict=True):
+        texts = [(one.tokens, other.tokens), (one.attention_mask, other.attention_mask)]
+        texts += [(one.masked_tokens, other.masked_tokens)] if words else []
+        for text, of_cpu in texts:
+            assert text.dtype == of_cpu.dtype == torch.int64 and text.is_contiguous() and torch.equal(text, of_cpu)
+    assert ("take_tokens_2" in played.launched) == (share > 0)
+    copied = [kind for kind, _ in played.copies]
+    fed = copied.count(TO_DEVICE)  # one copy a batch, with all text that is made on the host
+    assert copied.count(ON_DEVICE) == fed * (bool(words) + (not share))
+
+
+class There(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+    device = torch.device("cuda", 0)
+
+
+@pytest.mark.usefixtures("played")
+@pytest.mark.parametrize("style", styles.STYLES)
+def test_no_style_copies_pageable_memory_to_a_gpu(files, style):
+    """Such a copy makes the host wait; torch refuses it where there is no GPU at all."""
+    options = {"batch_size": 3, "policy": ONLY_SINGLES, "size": 20, "fit": "letterbox", "mask_dtype": "float32"}
+    batch = next(iter(Loader(files.dataset, files.negatives, masked_words=lambda sentence: [1], **options)))
+    tensors = {name: getattr(batch, name) for name in ("image", "mask", "tokens", "attention_mask", "masked_tokens")}
+    there = replace(batch, **{name: tensor.as_subclass(There) for name, tensor in tensors.items()})
+    levels = (tensors["mask"] * 255).round().byte().as_subclass(There)
+    masks = styles.masks_of(levels, np.array([True, False, True]), "float32")
+    assert masks.max() <= 255 and torch.equal(masks[0].as_subclass(torch.Tensor), tensors["mask"][0])
+    assert type(styles.arrange(there, style)) is type(styles.arrange(batch, style))
 
 
 @needs_compiler
@@ -299,6 +334,56 @@ def test_on_a_gpu_batches_are_ready_for_the_current_stream_and_safe_to_keep(file
     side.synchronize()
     assert sum(sums[: len(loader)]) == 0
     assert all(torch.equal(image, expected[step]) for step, image in kept)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["training thread", "dali"])
+def test_on_a_gpu_resident_tiles_are_whole_and_safe_to_keep(files, tmp_path, monkeypatch, way):
+    """The consumer's stream is busy, and so are those that wrote into the same memory before."""
+    monkeypatch.setattr(opening, "GATHER_FROM", way)
+    make_tiles(files.dataset, size=480, output=tmp_path / "all.tiles.h5", grids=(1, 2))
+    options = {"batch_size": 4, "policy": MosaicPolicy(p_mined=0.5), "size": 480, "dtype": "float16"}
+    names = ("image", "mask", "tokens", "attention_mask")
+    expected = [
+        [getattr(batch, name).cuda() for name in names] for batch in Loader(files.dataset, files.negatives, **options)
+    ]
+    there = {"tiles": tmp_path / "all.tiles.h5", "placement": "device", "device": "cuda", "prefetch": 3}
+    loader, side, wrong = Loader(files.dataset, files.negatives, **options, **there), torch.cuda.Stream(), []
+    torch.cuda.synchronize()
+    for epoch in range(3):
+        loader.set_epoch(0)
+        with torch.cuda.stream(side if epoch == 1 else torch.cuda.current_stream()):
+            for batch, tensors in zip(loader, expected, strict=True):
+                torch.cuda._sleep(20_000_000)
+                wrong += [(getattr(batch, name) != of).sum() for name, of in zip(names, tensors, strict=True)]
+    torch.cuda.synchronize()
+    assert len(wrong) == 3 * len(names) * len(loader) and not any(map(int, wrong))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("style", styles.STYLES)
+@pytest.mark.parametrize("placement", [None, "device"])
+def test_on_a_gpu_no_step_of_any_style_waits(files, tmp_path, style, placement):
+    options = {"batch_size": 4, "size": 90, "device": "cuda", "mask_dtype": "float32", "style": style}
+    options |= {"masked_words": lambda sentence: [1]}
+    if placement is None:
+        options |= {"policy": MIXED, "fit": "letterbox"}
+    else:
+        make_tiles(files.dataset, size=90, output=tmp_path / "all.tiles.h5", grids=(1, 2))
+        options |= {"tiles": tmp_path / "all.tiles.h5", "placement": placement, "policy": MosaicPolicy(p_mined=0.5)}
+    loader = Loader(files.dataset, files.negatives, infinite=True, **options)
+    steps = iter(loader)
+    for _ in range(loader.prefetch + 1):  # kernels are loaded, and memory is there
+        next(steps)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls the mode a prototype, and sets it
+            torch.cuda.set_sync_debug_mode("error")
+        for _ in range(5):
+            next(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    loader.close()
 
 
 @pytest.mark.gpu

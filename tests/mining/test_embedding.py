@@ -1,5 +1,8 @@
 """Embedding: the model's own vectors, whatever is trimmed, shared or threaded."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -128,6 +131,27 @@ def test_torchs_settings_come_back(loaded):
     before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
     run(Sentences(loaded, TEXTS, batch_size=4), loaded, 7)
     assert (torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_torchs_new_settings_of_precision_are_kept_too():
+    """In a process of its own: torch does not forget which of its settings were used."""
+    code = """
+import torch
+from nemo_dali.mining._precision import deterministic_convolutions, exact_float32
+backends = torch.backends
+places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+def found():
+    return [place.fp32_precision for place in places] + [backends.cudnn.benchmark, backends.cudnn.deterministic]
+for place, precision in zip(places, ("tf32", "tf32", "ieee")):
+    place.fp32_precision = precision
+backends.cudnn.benchmark = True
+before = found()
+with exact_float32(), deterministic_convolutions():
+    assert found() == ["ieee"] * 3 + [False, True]
+assert found() == before == ["tf32", "tf32", "ieee", True, False]
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_model_that_waits_is_told_from_one_that_works(loaded, monkeypatch):

@@ -17,7 +17,7 @@ import pytest
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.mask.cpu import write_mask
-from nemo_dali.kernels.tile import CV2_LINEAR
+from nemo_dali.kernels.tile import CV2_LETTERBOX, CV2_LINEAR, TILE
 from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.mask_batches import SOURCES, numba_launch, random_batch
 from tests.helpers.paths import ROOT
@@ -57,7 +57,40 @@ def test_targets():
     assert targets["ends_count"].sum() == len(ends)
 
 
+def test_targets_of_cells_are_those_of_samples():
+    """Cells of several samples, of which some have no target, an empty one, or a letterboxed one."""
+    batch = random_batch(6, largest_frame=24, largest_photo=40, samples=40)
+    addresses, counts = mask_gpu.run_addresses(batch.runs)
+    random = np.random.default_rng(0)
+    cells = random.integers(1, 5, 40)
+    sample = np.repeat(np.arange(40), cells)
+    shown = np.cumsum(cells) - cells + random.integers(0, cells)  # the cell that holds the target
+    kind = random.integers(0, 4, 40)
+    tiles = np.zeros(cells.sum(), TILE)
+    for names, values in ((("y0", "x0", "y1", "x1"), batch.boxes), (("photo_height", "photo_width"), batch.photos)):
+        for name, column in zip(names, np.array(values).T, strict=True):
+            tiles[name][shown] = column
+    tiles["resample"] = batch.resample
+    tiles["resample"][shown[kind == 3]] = CV2_LETTERBOX
+    tiles["runs"][shown], tiles["run_count"][shown] = addresses, np.where(kind == 1, 0, counts)
+    targets, ends = mask_gpu.targets_of(tiles, sample, 40)
+    there = (counts > 0) & (kind != 1) & (kind != 3)
+    expected, expected_ends = mask_gpu.make_targets(
+        addresses=addresses,
+        counts=np.where(there, counts, 0),
+        boxes=np.where(there[:, None], batch.boxes, 0),
+        photos=np.where(there[:, None], batch.photos, 0),
+        resample=np.where(there, batch.resample, 0),
+    )
+    assert 5 < there.sum() < 35
+    assert targets.tobytes() == expected.tobytes() and np.array_equal(ends, expected_ends)
+
+
 def test_more_runs_than_fit():
+    tiles = np.zeros(2, TILE)
+    tiles["run_count"] = 2**30
+    with pytest.raises(NemoError, match=r"2147483648 runs.*lower batch_size"):
+        mask_gpu.targets_of(tiles, np.arange(2), 2)
     with pytest.raises(NemoError, match=r"2147483648 runs.*lower batch_size"):
         mask_gpu.make_targets(
             addresses=np.zeros(2, np.uint64),

@@ -1,0 +1,1 @@
+"""A batch's sentences as tokens, taken from all of a data set's."""

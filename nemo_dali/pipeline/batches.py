@@ -1,0 +1,130 @@
+"""BatchPipeline: what every pipeline has, whoever makes the batches: those in flight, and a closing that is safe."""
+
+import _thread
+import atexit
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_dali.plan.erasing import Corners
+
+T = TypeVar("T")
+
+_thread_is = threading.local()
+
+
+def mark_as_dalis() -> None:
+    """Tell, on a thread of DALI's, that it is one. A collection there may come upon a forgotten pipeline, and to close
+    that waits for its threads; so it is closed by another thread.
+    """
+    _thread_is.dalis = True
+
+
+class BatchPipeline(ABC, Generic[T]):
+    """Makes batches, several of them ahead; T is what the caller keeps of each.
+
+    ``feed`` ``prefetch`` batches, then ``wait`` and ``feed`` in turn. After an exception from ``feed`` or ``wait`` that
+    is not a RuntimeError of ``wait`` the only thing left to do is ``close``: what was taken cannot be taken back.
+
+    Args:
+        prefetch: batches in flight at the same time, >= 1.
+    """
+
+    broken = False  # whether it can only be closed
+
+    def __init__(self, *, prefetch: int) -> None:
+        self._prefetch = prefetch
+        self._running: deque[T] = deque()  # what ``feed`` was given as ``keep``, oldest first
+        self._process = os.getpid()
+        self._use = threading.RLock()  # whoever asks for something
+        self._closed = False
+
+    def _register(self) -> None:
+        """Once all is made: close it when the process ends, before whatever was made by then goes."""
+        atexit.register(self._close_at_exit)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process is a fork of the one that made the pipeline; then only ``close`` works."""
+        return os.getpid() != self._process
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that were fed and not waited for."""
+        return len(self._running)
+
+    @property
+    def oldest(self) -> T:
+        """What was kept of the batch that ``wait`` waits for; there must be one."""
+        return self._running[0]
+
+    @property
+    def newest(self) -> T:
+        """What was kept of the batch that was fed last; there must be one."""
+        return self._running[-1]
+
+    @abstractmethod
+    def feed(
+        self,
+        paths: list[npt.NDArray[np.uint8]],
+        work: Any,
+        keep: T,
+        *,
+        turn: npt.NDArray[np.uint8] | None = None,
+        squares: list[Corners] | None = None,
+    ) -> None:
+        """Start a batch.
+
+        Args:
+            paths: per cell the photo's path from ``encode_path``; none where tiles are resident.
+            work: ``kernels.tile.TILE`` [cells]; on a GPU a ``DeviceBatch``.
+            keep: holds what the tiles point to; it is kept until the batch is done.
+            squares: per cell their corners on the photo, float32 [squares, 2], y and x; with ``erase`` only.
+            turn: uint8 [cells], how each photo as stored is to be turned, as EXIF numbers it; only with ``turns``.
+        """
+
+    @abstractmethod
+    def wait(self) -> Any:
+        """Wait for the oldest batch; its status, uint8 [cells].
+
+        Raises:
+            RuntimeError: the batch could not be made.
+        """
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Wait for all batches and drop them, the failed ones too."""
+
+    def _close_at_exit(self) -> None:
+        if not self.inherited:
+            self._use.acquire()  # for good: a daemon thread in mid-pass waits at its next step, and is ended there
+        self.close()
+
+    def close(self) -> None:
+        """Wait for all batches and give up threads and memory. A second call does nothing."""
+        if self.inherited:
+            if not self._closed:
+                self._abandon()
+        elif getattr(_thread_is, "dalis", False):
+            _thread.start_new_thread(self.close, ())
+            return
+        else:
+            with self._use:
+                if not self._closed:
+                    self._end()
+        self._closed = True
+        self._running.clear()  # only now: what writes there is gone, or will never run here
+        atexit.unregister(self._close_at_exit)
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Drain, and give up threads and memory."""
+
+    @abstractmethod
+    def _abandon(self) -> None:
+        """In a fork: let nobody give up what is the parent's."""
