@@ -38,6 +38,7 @@ SOURCE = cuda_source.Source(
         "LEAD": _LEAD,
         "BEYOND": _BEYOND,
     },
+    headers=("mosaic/parts.cuh", "mosaic/cv2_linear.cuh", "mosaic/pillow_bilinear.cuh"),
 )
 
 
