@@ -4,14 +4,24 @@
 //     rows of this part  ──▶  row segments    ──▶   normalised lines  ──▶   box of the cell
 //                    16 bytes            resample                16 bytes
 //
-// A block of LANES x ROWS threads writes one part of one cell: a few columns, walked down STEP rows at a time. A photo
-// row is read once in each step that needs it: at most twice, where two steps meet, and more often, out of the cache,
-// only where the photo is enlarged more than fourfold. Photos and frames may lie at any address: what is staged keeps
-// its address modulo 16, so that the middle of every line moves by 16 bytes at a time and only its ends by less.
+// A block of LANES x ROWS threads writes one part of one cell, a few columns wide. Photos and frames may lie at any
+// address: what is staged keeps its address modulo 16, so that the middle of every line moves by 16 bytes at a time and
+// only its ends by less.
+//
+// "cv2-linear": each warp makes rows of its own, one at a time, and stages the photo's for itself: once each, and once
+// more where the rows of two warps meet. "pillow-bilinear": all warps walk down STEP rows at a time; a photo row is
+// read once in each step that needs it.
 //
 // The arithmetic is that of kernels/reference.py, to the bit. Compile with --fmad=false: a contracted multiply-add
 // rounds once where OpenCV, Pillow and the CPU kernels round twice. gpu.py launches it and has the constants;
 // lines.cuh, parts.cuh and the two rules' texts stand before this one.
+
+// Blocks a multiprocessor: four where there is shared memory for them, 64 registers each; three leave 80.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+#define BLOCKS 4
+#else
+#define BLOCKS 3
+#endif
 
 #define KERNEL(name, resample, type, blocks)                                                                \
     extern "C" __global__ void __launch_bounds__(LANES* ROWS, blocks)                                       \
@@ -19,9 +29,9 @@
         resample<type>(tiles, tile_of_block, stage_bytes);                                                  \
     }
 
-KERNEL(cv2_linear_1, cv2_linear, unsigned char, 4)
-KERNEL(cv2_linear_2, cv2_linear, unsigned short, 4)
-KERNEL(cv2_linear_4, cv2_linear, unsigned int, 4)
-KERNEL(pillow_bilinear_1, pillow_bilinear, unsigned char, 3)
-KERNEL(pillow_bilinear_2, pillow_bilinear, unsigned short, 3)
-KERNEL(pillow_bilinear_4, pillow_bilinear, unsigned int, 3)
+KERNEL(cv2_linear_1, cv2_linear, unsigned char, BLOCKS)
+KERNEL(cv2_linear_2, cv2_linear, unsigned short, BLOCKS)
+KERNEL(cv2_linear_4, cv2_linear, unsigned int, BLOCKS)
+KERNEL(pillow_bilinear_1, pillow_bilinear, unsigned char, BLOCKS)
+KERNEL(pillow_bilinear_2, pillow_bilinear, unsigned short, BLOCKS)
+KERNEL(pillow_bilinear_4, pillow_bilinear, unsigned int, BLOCKS)

@@ -1,5 +1,4 @@
-// What both of the mosaic's kernels do: the part of a cell that a block writes, photo rows on their way to shared
-// memory and values on their way to the frame.
+// Which part of which cell a block of the mosaic's kernels writes, and how its values come to the frame.
 
 namespace {
 
@@ -7,105 +6,110 @@ struct Part {  // of a cell, in pixels from the cell's corner
     int x, y, columns, rows;
 };
 
-// Fetch the tile and the part that this block works on, both into shared memory.
-__device__ inline void fetch(Tile& tile, Part& part, const Tile* tiles, const unsigned* tile_of_block) {
-    fetch_tile(tile, tiles, tile_of_block, threadIdx.y * LANES + threadIdx.x, LANES * ROWS);
-    if (threadIdx.x == 0 && threadIdx.y == 0) {
-        int width = tile.x1 - tile.x0, height = tile.y1 - tile.y0;
-        int across = (width + tile.part_width - 1) / tile.part_width;
-        int index = blockIdx.x - tile.first_block;
-        part.x = index % across * tile.part_width;
-        part.y = index / across * tile.part_height;
-        part.columns = min(tile.part_width, width - part.x);
-        part.rows = min(tile.part_height, height - part.y);
-    }
-    __syncthreads();
+// The part that this block works on.
+__device__ inline Part part_of(const Tile& tile) {
+    const int width = tile.x1 - tile.x0, height = tile.y1 - tile.y0;
+    const int across = (width + tile.part_width - 1) / tile.part_width;
+    const int index = blockIdx.x - tile.first_block;
+    Part part;
+    part.x = index % across * tile.part_width;
+    part.y = index / across * tile.part_height;
+    part.columns = min(tile.part_width, width - part.x);
+    part.rows = min(tile.part_height, height - part.y);
+    return part;
 }
 
-// --- between global and shared memory --------------------------------------------------------------------------------
+const int PER_LANE = COLUMNS / LANES;  // columns of a part, at most
 
-__device__ inline int padded(int bytes) { return (bytes + 15) & ~15; }
+// Values of a row of the part on their way to the frame: they wait in lines, one a channel, or channels last a single
+// one, until whole vectors can be stored.
+//
+// Where rows of the frame are multiples of 16 bytes long, every line of every row lies alike, `head` bytes before the
+// next multiple of 16, and the block makes one list of all vectors of a row and of the values before and behind them.
+template <typename V, bool LAST>
+struct Out {
+    static const int PIXEL = (LAST ? 3 : 1) * sizeof(V), COUNT = LAST ? 1 : 3;  // bytes; lines of a row
+    static const int LONG = COLUMNS * sizeof(V) + 16;                           // bytes from a line to the next one
+    static const int MOST_VECTORS = 3 * COLUMNS * sizeof(V) / 16;
 
-__device__ inline const byte* photo_row(const Tile& tile, int row, int column) {
-    return (const byte*)tile.photo + ((size_t)row * tile.photo_width + column) * 3;
-}
+    int bytes, head;  // of a line; of them, before the first vector
+    bool alike;       // lines: else they are stored value by value
+    unsigned plane;   // bytes from a line to the next one, in the frame
 
-// lead_of(photo_row(tile, row, column)), from the low bits alone.
-__device__ inline unsigned photo_lead(const Tile& tile, int row, int column) {
-    return ((unsigned)tile.photo + ((unsigned)row * tile.photo_width + column) * 3) & 15;
-}
-
-// Start to copy `bytes` bytes of a photo row, from a column on, to `line`. One row of threads does it.
-__device__ inline void stage_row(byte* line, const Tile& tile, int row, int column, int bytes) {
-    const byte *photo = photo_row(tile, 0, 0), *photo_end = photo_row(tile, tile.photo_height, 0);
-    stage_line(line, photo_row(tile, row, column), bytes, photo, photo_end, threadIdx.x, LANES);
-}
-
-// Where normalised values wait until whole vectors can be stored: per row three lines, one a channel; or, channels
-// last, one line three times as long.
-template <typename V>
-struct Lines {
-    static const int LINE = COLUMNS * sizeof(V) + 16;
-    static const int BYTES = STEP * 3 * LINE;
-
-    const Tile& tile;
-    const Part& part;
-    byte* out;
-
-    __device__ V* target(int y, int channel) const {  // first pixel of row y of the part, in the frame
-        size_t row = tile.y0 + part.y + y, column = tile.x0 + part.x, width = tile.frame_width;
-        V* image = (V*)tile.image;
-        if (tile.channels_last) return image + (row * width + column) * 3;
-        return image + (channel * (size_t)tile.frame_height + row) * width + column;
+    __device__ Out(const Tile& tile, const Part& part) {
+        const unsigned row = (unsigned)tile.frame_width * PIXEL;
+        alike = (row & 15) == 0;
+        bytes = part.columns * PIXEL;
+        head = alike ? min((int)(-((unsigned)tile.image + (unsigned)(tile.x0 + part.x) * PIXEL) & 15), bytes) : 0;
+        plane = (unsigned)tile.frame_height * tile.frame_width * (unsigned)sizeof(V);
     }
 
-    // lead_of(target(y, channel)), from the low bits alone.
-    __device__ unsigned lead(int y, int channel) const {
-        unsigned row = tile.y0 + part.y + y, column = tile.x0 + part.x, width = tile.frame_width;
-        unsigned value =
-            tile.channels_last ? (row * width + column) * 3 : (channel * tile.frame_height + row) * width + column;
-        return ((unsigned)tile.image + value * (unsigned)sizeof(V)) & 15;
+    // In the list; values -1: there is none.
+    __device__ int vectors() const { return alike ? COUNT * ((bytes - head) / 16) : 0; }
+    __device__ int values() const { return alike ? COUNT * (head + (bytes - head) % 16) / (int)sizeof(V) : -1; }
+
+    // Offset in the frame and in the lines of byte `at` of a line.
+    __device__ uint2 place(int line, int at) const {
+        return make_uint2(line * plane + at, line * LONG + 16 - head + at);
     }
 
-    // Where a value of row y, which is row `slot` of this step, waits.
-    __device__ V* value(int slot, int y, int x, int channel) const {
-        if (tile.channels_last) return (V*)(out + slot * 3 * LINE + lead(y, 0)) + 3 * x + channel;
-        return (V*)(out + (slot * 3 + channel) * LINE + lead(y, channel)) + x;
+    __device__ uint2 vector(int i) const {
+        const int each = (bytes - head) / 16, line = (i >= each) + (i >= 2 * each);
+        return place(line, head + 16 * (i - line * each));
+    }
+    __device__ uint2 value(int i) const {
+        const int each = (head + (bytes - head) % 16) / (int)sizeof(V), line = (i >= each) + (i >= 2 * each);
+        const int at = (i - line * each) * (int)sizeof(V);
+        return place(line, at < head ? at : at + (bytes - head) / 16 * 16);
     }
 
-    // Store rows y to y + rows. All threads of the block do it, after a barrier.
-    __device__ void store(int y, int rows) const {
-        int per_row = tile.channels_last ? 1 : 3;
-        int bytes = part.columns * (3 / per_row) * sizeof(V);
+    // By all threads of the block.
+    __device__ void make_list(uint2* list) const {
+        const int first = vectors(), all = first + max(values(), 0);
 #pragma unroll 1
-        for (int i = threadIdx.y; i < rows * per_row; i += ROWS) {
-            int slot = i / per_row, channel = i % per_row;
-            byte* global = (byte*)target(y + slot, channel);
-            int lead = lead_of(global);
-            byte* begin = global - lead;
-            const byte* from = out + (slot * 3 + channel) * LINE;
-#pragma unroll 1
-            for (int at = 16 * threadIdx.x; at < lead + bytes; at += 16 * LANES) {
-                if (at >= lead && at + 16 <= lead + bytes) {
-                    *(uint4*)(begin + at) = *(const uint4*)(from + at);
-                } else {
-#pragma unroll 1
-                    for (int k = max(at, lead); k < min(at + 16, lead + bytes); k += sizeof(V)) {
-                        *(V*)(begin + k) = *(const V*)(from + k);
-                    }
-                }
-            }
+        for (int i = threadIdx.y * LANES + threadIdx.x; i < all; i += LANES * ROWS) {
+            list[i] = i < first ? vector(i) : value(i - first);
         }
     }
 };
 
-static_assert(Lines<unsigned>::BYTES == LINES, "gpu.py makes the stage large enough for the widest type");
-
+// Places in the list, at most.
 template <typename V>
-__device__ inline void load_table(V* table, const Tile& tile) {
+constexpr int LISTED = 3 * COLUMNS * sizeof(V) / 16 + 3 * 2 * (16 / sizeof(V) - 1);
+
+// Store a row that waits in `lines` to where the part begins in the frame, by one warp; `list` is where the lane's
+// share of Out's list begins, `vectors` and `values` are how many there are.
+template <typename V, bool LAST>
+__device__ inline void store_row(const Tile& tile, const Part& part, byte* frame, Shared lines, Shared list,
+                                 int vectors, int values) {
+#pragma unroll
+    for (int i = 0; i < Out<V, LAST>::MOST_VECTORS; i += LANES) {
+        if (i + (int)threadIdx.x >= vectors) break;
+        uint2 place;
+        uint4 vector;
+        load(list + 8 * i, place);
+        load(lines + place.y, vector);
+        *(uint4*)(frame + place.x) = vector;
+    }
 #pragma unroll 1
-    for (int i = threadIdx.y * LANES + threadIdx.x; i < 3 * 256; i += LANES * ROWS)
-        table[i] = ((const V*)tile.table)[i];
+    for (int i = threadIdx.x; i < values; i += LANES) {
+        uint2 place;
+        V value;
+        load(list + 8 * (vectors + i - (int)threadIdx.x), place);
+        load(lines + place.y, value);
+        *(V*)(frame + place.x) = value;
+    }
+    if (values < 0) {
+        const Out<V, LAST> out(tile, part);
+#pragma unroll 1
+        for (int i = threadIdx.x; i < 3 * part.columns; i += LANES) {
+            const int line = LAST ? 0 : i / part.columns;
+            const uint2 place = out.place(line, (i - line * part.columns) * (int)sizeof(V));
+            V value;
+            load(lines + place.y, value);
+            *(V*)(frame + place.x) = value;
+        }
+    }
 }
 
 }  // namespace
