@@ -27,11 +27,13 @@ class Source:
     Attributes:
         constants: integers.
         tables: see ``table_of``.
+        headers: files below this folder that stand before it.
     """
 
     file: str
     constants: Mapping[str, int]
     tables: Mapping[str, I16] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
 
 
 def struct_of(dtype: np.dtype[Any], name: str) -> str:
@@ -61,7 +63,8 @@ def text_of(*sources: Source) -> str:
                 raise ValueError(f"{name} ({value}) must be {constants[name]}, as in another source of the same text")
     texts = [struct_of(TILE, "Tile"), *(f"constexpr int {name} = {value};\n" for name, value in constants.items())]
     texts += [table_of(table, name) for source in sources for name, table in source.tables.items()]
-    texts += [(Path(__file__).parent / file).read_text() for file in ("lines.cuh", *(one.file for one in sources))]
+    files = [file for source in sources for file in (*source.headers, source.file)]
+    texts += [(Path(__file__).parent / file).read_text() for file in ("lines.cuh", *files)]
     return "".join(texts)
 
 

@@ -107,9 +107,9 @@ __device__ inline void gather(const Tile* tiles, const unsigned* tile_of_block) 
     byte* to = (byte*)staged + SLACK;
 #pragma unroll 1
     for (int at = begin; at < bytes; at += size, to += PIECE) {
-        stage_line(to, photo + at, end - begin, photo, photo + bytes, threadIdx.x, THREADS);
+        stage_line(shared_of(to), photo + at, end - begin, photo, photo + bytes, threadIdx.x, THREADS);
     }
-    stage_line((byte*)table, values, 768 * sizeof(V), values, values + 768 * sizeof(V), threadIdx.x, THREADS);
+    stage_line(shared_of(table), values, 768 * sizeof(V), values, values + 768 * sizeof(V), threadIdx.x, THREADS);
     wait_for_copies();
     __syncthreads();
 

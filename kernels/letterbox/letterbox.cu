@@ -120,7 +120,7 @@ __device__ inline void letterbox(const Tile* tiles, const unsigned* tile_of_bloc
     const int thread = threadIdx.y * LANES + threadIdx.x;
     fetch_tile(tile, tiles, tile_of_block, thread, LANES * ROWS);
     const byte* values = (const byte*)tile.table;
-    stage_line((byte*)staged, values, 768 * sizeof(V), values, values + 768 * sizeof(V), thread, LANES * ROWS);
+    stage_line(shared_of(staged), values, 768 * sizeof(V), values, values + 768 * sizeof(V), thread, LANES * ROWS);
     wait_for_copies();
     __syncthreads();
 

@@ -12,13 +12,14 @@ LARGEST_PHOTO = 8192  # pixels, width and height
 
 _COLUMNS = 128  # most output columns of a part
 # Rows of a part: fewer balance the load better, more share the weights of its columns, dear with Pillow's rule.
-_CV2_ROWS, _PILLOW_ROWS = 24, 48
+_CV2_ROWS, _PILLOW_ROWS = 40, 48
 _STEP = 8  # output rows in the making at a time
 _LINES = 3 * _STEP * (4 * _COLUMNS + 16)  # bytes of these on their way out, of the widest type
 _GROUP = 16  # "pillow-bilinear": photo rows resampled along x at a time
 _COLUMN_TAPS = 1536  # "pillow-bilinear": weights along x that are kept at a time
-_LEAD, _BEYOND = 15, 12  # bytes of a staged row around its segment, at most: before it, and read behind it
-_STAGE = 18 * 1024  # bytes of photo rows that a block keeps in shared memory where it can choose
+_LEAD, _BEYOND = 15, 16  # bytes of a staged row around its segment, at most: before it, and read behind it
+_PHOTO_LINE = 1280  # "cv2-linear": bytes of a staged row, at most; a block keeps two for each warp
+_STAGE = 18 * 1024  # "pillow-bilinear": bytes of photo rows that a block keeps in shared memory where it can choose
 _LARGEST_STAGE = 25 * 1024  # and where it cannot: a row of the largest photo
 
 SOURCE = cuda_source.Source(
@@ -34,7 +35,9 @@ SOURCE = cuda_source.Source(
         "COLUMN_TAPS": _COLUMN_TAPS,
         "LEAD": _LEAD,
         "BEYOND": _BEYOND,
+        "PHOTO_LINE": _PHOTO_LINE,
     },
+    headers=("mosaic/parts.cuh", "mosaic/cv2_linear.cuh", "mosaic/pillow_bilinear.cuh"),
 )
 
 
@@ -66,23 +69,24 @@ def blocks_of(tiles: TileRecords) -> tuple[U32, int]:
     across, down = source_width / width, source_height / height
     # Photo pixels behind n neighbouring output pixels: at most (n - 1) * scale + around.
     around = np.full(len(tiles), 3.0) if cv2 else 2 * np.maximum(across, 1) + 2
-    # Half of the rows that a step likes to keep must fit into the stage.
-    most = (_STAGE // _STEP - _LEAD - _BEYOND) / 3 - around
+    # With Pillow's rule half of the rows that a step likes to keep must fit into the stage.
+    most = ((_PHOTO_LINE if cv2 else _STAGE // _STEP) - _LEAD - _BEYOND) / 3 - around
     most = np.clip(np.floor(most / across) + 1, 1, _COLUMNS).astype(np.int64)
     if not cv2:
         taps = np.minimum(2 * np.ceil(np.maximum(across, 1)) + 1, source_width)
         most = np.clip(_COLUMN_TAPS // taps, 1, most).astype(np.int64)
-    most = np.where(most >= 16, most // 16 * 16, most)  # lines that begin at a multiple of 16 bytes in the frame
+    # A column for each lane; or lines that begin at a multiple of 16 bytes in the frame.
+    unit = np.where(most >= THREADS[0], THREADS[0], 16) if cv2 else 16
+    most = np.where(most >= 16, most // unit * unit, most)
     even = -(-width // -(-width // most))
-    part_width = np.where(most >= 16, np.minimum(padded(even), most), even)
+    part_width = np.where(most >= 16, np.minimum(-(-even // unit) * unit, most), even)
     part_height = np.minimum(_CV2_ROWS if cv2 else _PILLOW_ROWS, height)
     tiles["part_width"], tiles["part_height"] = part_width, part_height
 
     segment = 3 * np.minimum(np.ceil((np.minimum(part_width, width) - 1) * across + around), source_width)
     pitch = padded(_LEAD + segment.astype(np.int64) + _BEYOND)
     if cv2:
-        rows = np.minimum(2 * _STEP, np.ceil(_STEP * down) + 2).astype(np.int64)
-        stage = max((2 * pitch).max(), min((rows * pitch).max(), _STAGE))
+        stage = 2 * THREADS[1] * pitch.max()
     else:
         rows = np.minimum(_GROUP, np.ceil((_STEP - 1) * down + 2 * np.maximum(down, 1) + 2)).astype(np.int64)
         stage = max(pitch.max(), min((rows * pitch).max(), _STAGE), _LINES)

@@ -5,6 +5,7 @@
 #include <barrier>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -23,6 +24,9 @@ struct alignas(16) uint4 {
 struct alignas(8) int2 {
     int x, y;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct dim3 {
     unsigned x, y;
 };
@@ -30,6 +34,7 @@ struct dim3 {
 namespace host {
 inline uint4* dynamic_shared;
 inline std::barrier<>* threads_of_block;
+inline std::vector<std::unique_ptr<std::barrier<>>> warps;  // each a row of the block's threads
 }  // namespace host
 
 inline thread_local struct {
@@ -42,7 +47,11 @@ inline struct {
 inline void __syncthreads() {
     if (host::threads_of_block) host::threads_of_block->arrive_and_wait();
 }
+inline void __syncwarp() {
+    if (host::threads_of_block) host::warps[threadIdx.y]->arrive_and_wait();
+}
 inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline void __stcs(uint4* to, uint4 value) { *to = value; }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
@@ -56,6 +65,10 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 }
 inline unsigned __dp2a_lo(unsigned a, unsigned b, unsigned c) {
     return c + (a & 65535) * (b & 255) + (a >> 16) * (b >> 8 & 255);
+}
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+    for (int i = 0; i < 32; i += 8) c += (a >> i & 255) * (b >> i & 255);
+    return c;
 }
 inline unsigned __dp2a_hi(unsigned a, unsigned b, unsigned c) { return __dp2a_lo(a, b >> 16, c); }
 
@@ -74,6 +87,8 @@ void launch(unsigned blocks, int across, int down, int bytes, Kernel kernel, Arg
     }
     std::barrier<> barrier(across * down);
     threads_of_block = &barrier;
+    warps.clear();
+    for (int i = 0; i < down; i++) warps.push_back(std::make_unique<std::barrier<>>(across));
     for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
         std::vector<std::thread> threads;
         for (int i = 0; i < across * down; i++) {

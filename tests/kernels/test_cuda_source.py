@@ -17,7 +17,7 @@ DEFINITION = r"(?:\bint|\buint4|#define)\s+{}\b(?:\[\])?(?:\s*=|\s+\w)"
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.file)
 def test_a_source_uses_what_its_launcher_defines_and_defines_none_of_it(source):
-    own = (Path(cuda_source.__file__).parent / source.file).read_text()
+    own = "".join((Path(cuda_source.__file__).parent / file).read_text() for file in (*source.headers, source.file))
     text = cuda_source.text_of(source)
     for name in (*source.constants, *source.tables):
         assert re.search(rf"\b{name}\b", re.sub("//.*", "", own)), name

@@ -181,6 +181,8 @@ def test_every_part_of_every_cell_is_written_by_one_block():
         tiles["resample"], tiles["photo_width"] = resample, random.integers(1, 8193, 50)
         tile_of_block, stage_bytes = mosaic_gpu.blocks_of(tiles)
         assert stage_bytes % 16 == 0 and stage_bytes <= mosaic_gpu._LARGEST_STAGE
+        if resample == RESAMPLE["cv2-linear"]:  # each warp copies into two lines, and no more than this of either
+            assert stage_bytes <= 2 * mosaic_gpu.THREADS[1] * mosaic_gpu._PHOTO_LINE
         for index, tile in enumerate(tiles):
             mine = np.flatnonzero(tile_of_block == index)
             across, down = (-(-(tile[b] - tile[a]) // tile[p]) for a, b, p in PARTS)
