@@ -10,7 +10,7 @@ WORKERS ?= 2
 # Byte code is kept whatever the environment says: without it each process of the tests takes seconds more to start.
 export PYTHONDONTWRITEBYTECODE =
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
-CUDA := $(wildcard kernels/*.cuh kernels/*/*.cuh kernels/*/*.cu tests/helpers/*.cpp tests/helpers/*.hpp)
+CUDA := $(wildcard kernels/*.cuh kernels/*/*.cuh kernels/*/*.cu $(foreach end,cpp hpp,tests/helpers/*.$(end) tests/helpers/*/*.$(end)))
 
 .PHONY: install demo test test-slow test-all fuzz coverage lint cuda-check gpu-check format bench clean
 

@@ -262,7 +262,7 @@ def test_a_sanitizer_is_given_tests_of_every_kernel(place):
     files = [path for path in stages.gpu_tests("kernel-tests") if path.parent.parent.name == "kernels"]
     command = [*stages.pytest_command(place, "memcheck", files, "gpu and not fuzz"), "-k", stages.SANITIZED]
     listed = subprocess.run([*command, "--collect-only", "-qq"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert {path.parent.name for path in files} == {"gather", "letterbox", "mask", "mosaic"}
+    assert {path.parent.name for path in files} == {"gather", "letterbox", "mask", "mosaic", "text"}
     for path in files:
         assert f"tests/kernels/{path.parent.name}/test_gpu.py" in listed, path
 

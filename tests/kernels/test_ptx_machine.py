@@ -157,6 +157,9 @@ INTEGERS = {  # instruction: what it gives of three operands
     "dp2a.hi.u32.u32 %r13, %r10, %r11, %r12; " + WIDE: lambda a, b, c: (
         (c + (a & 0xFFFF) * (b >> 16 & 255) + (a >> 16 & 0xFFFF) * (b >> 24 & 255)) % 2**32
     ),
+    "dp4a.u32.u32 %r13, %r10, %r11, %r12; " + WIDE: lambda a, b, c: (
+        (c + sum((a >> i & 255) * (b >> i & 255) for i in (0, 8, 16, 24))) % 2**32
+    ),
     "bfe.u32 %r13, %r10, 5, 9; " + WIDE: lambda a, b, c: a >> 5 & 511,
     "bfe.s32 %r13, %r10, 5, 9; " + WIDE: lambda a, b, c: signed(a >> 5, 9) % 2**32,
     "bfi.b32 %r13, %r10, %r11, 5, 9; " + WIDE: lambda a, b, c: (b & ~(511 << 5) | (a & 511) << 5) % 2**32,
@@ -387,6 +390,11 @@ def test_copies_that_nobody_waits_for_are_seen(wait, message):
             f"{ONE_BYTE} prmt.b32 %r5, %r5, 0, 0x4410; st.global.u32 [%d3], %r5;",
             "nobody wrote",
         ),
+        # What is multiplied by 0 does not matter.
+        (f"{ONE_BYTE} mov.u32 %r6, 0; dp4a.u32.u32 %r6, %r5, 255, %r6; st.global.u32 [%d3], %r6;", None),
+        (f"{ONE_BYTE} mov.u32 %r6, 0; dp4a.u32.u32 %r6, %r5, 256, %r6; st.global.u32 [%d3], %r6;", "nobody wrote"),
+        (f"{ONE_BYTE} mov.u32 %r6, 0; dp2a.lo.u32.u32 %r6, 7, %r5, %r6; st.global.u32 [%d3], %r6;", None),
+        (f"{ONE_BYTE} mov.u32 %r6, 0; dp2a.hi.u32.u32 %r6, 7, %r5, %r6; st.global.u32 [%d3], %r6;", "nobody wrote"),
         # A known byte beside unknown ones: in a sum or product it stays known if no carry can reach it.
         (f"{ONE_BYTE} shl.b32 %r6, %r5, 8; add.s32 %r6, %r6, 7; st.global.u8 [%d3], %r6;", None),
         (f"{ONE_BYTE} mad.lo.s32 %r6, %r5, 256, %r0; st.global.u8 [%d3], %r6;", None),

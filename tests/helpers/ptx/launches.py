@@ -10,18 +10,25 @@ from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from nemo_dali.kernels.text import gpu as text_gpu
 from tests.helpers.ptx.assembler import assemble
 from tests.helpers.ptx.machine import run
 
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 FAST = "80"  # the one of the fast lane: the oldest with asynchronous copies
+ONE_FAST = [pytest.param(name, marks=[pytest.mark.slow] * (name != FAST)) for name in ARCHITECTURES]
 
 
 @functools.cache
 def ptx_of(source, architecture):
     """What NVRTC makes of a ``cuda_source.Source`` with CuPy's options."""
+    return compile_text(cuda_source.text_of(source), architecture)
+
+
+def compile_text(text, architecture):
+    """The PTX of a CUDA C++ text."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    error, program = nvrtc.nvrtcCreateProgram(cuda_source.text_of(source).encode(), source.file.encode(), 0, [], [])
+    error, program = nvrtc.nvrtcCreateProgram(text.encode(), b"kernels.cu", 0, [], [])
     options = [option.encode() for option in (*cuda_source.OPTIONS, f"-arch=compute_{architecture}")]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
@@ -106,6 +113,19 @@ def letterbox(tiles, architecture, *, text=None, **options):
         readable=[*memory_of(tiles, tile_of_block, lines), *photos, *_tables(tiles)],
         writable=[*_frames(tiles), *masks],
         **options,
+    )
+
+
+def text(launch, table, taken, architecture):
+    """``text.gpu.launch_of``'s launch, with host addresses: of a table, int [sentences, 1 + L], into ``taken``."""
+    (rows,) = launch.arrays
+    return run(
+        assembled(ptx_of(text_gpu.SOURCE, architecture))[text_gpu.kernel_name(table.itemsize)],
+        launch.blocks,
+        launch.threads,
+        (rows.ctypes.data, *launch.arguments),
+        readable=memory_of(rows, table),
+        writable=memory_of(taken),
     )
 
 

@@ -263,8 +263,13 @@ inline void logic(Warp& warp, const Instruction& in, int lane) {
         }
         case E_dp4a: {
             u32 sum = (u32)v(2);
-            for (int i = 0; i < 32; i += 8) sum += (u32)(v(0) >> i & 255) * (u32)(v(1) >> i & 255);
-            return out(sum, u(0) || u(1) || u(2) ? ~0ull : 0);
+            bool lost = u(2) != 0;  // what is multiplied by 0 does not matter
+            for (int i = 0; i < 32; i += 8) {
+                const u32 a = v(0) >> i & 255, b = v(1) >> i & 255, lost_a = u(0) >> i & 255, lost_b = u(1) >> i & 255;
+                sum += a * b;
+                lost |= (lost_a && (b || lost_b)) || (lost_b && a);
+            }
+            return out(sum, lost ? ~0ull : 0);
         }
         case E_mov:
             return with_type(in.type, [&](auto zero) {  // a signed type is extended to a wider register

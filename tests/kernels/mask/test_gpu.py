@@ -21,9 +21,8 @@ from nemo_dali.kernels.tile import CV2_LETTERBOX, CV2_LINEAR, TILE
 from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.mask_batches import SOURCES, numba_launch, random_batch
 from tests.helpers.paths import ROOT
-from tests.helpers.ptx.launches import ARCHITECTURES, FAST, masks
+from tests.helpers.ptx.launches import ONE_FAST, masks
 
-ONE_FAST = [pytest.param(name, marks=[pytest.mark.slow] * (name != FAST)) for name in ARCHITECTURES]
 CAPABILITIES = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)]
 
 

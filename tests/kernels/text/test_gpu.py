@@ -1,4 +1,4 @@
-"""The text's CUDA source: on the host, compiled for every GPU, run where one is."""
+"""The text's CUDA source: on the CPU, also as PTX; compiled for every GPU; on a GPU."""
 
 import ctypes
 
@@ -9,6 +9,7 @@ from nemo_dali.kernels.plan.masking import take_tokens
 from nemo_dali.kernels.text import gpu as text_gpu
 from tests.helpers.cuda_compile import ARCHITECTURES, ONE_FAST, check_report, report_of_run_time_compiler
 from tests.helpers.cuda_host import TEXT_KERNELS, launch_text, needs_compiler
+from tests.helpers.ptx import launches
 
 CASES = [(np.uint16, 65535, 7), (np.int32, 65536, 7), (np.int32, -1, 3), (np.uint16, 49407, 77), (np.uint16, 5, 1)]
 
@@ -38,6 +39,18 @@ def test_the_source_takes_what_the_cpu_takes(cuda_library, dtype, largest, lengt
     assert launch.blocks == (-(-rows.size * length // 128),) and launch.arrays == (rows,)
     pointers = (rows.ctypes.data, *launch.arguments[:3])
     launch_text(cuda_library, launch.blocks, table.itemsize == 4, pointers, *map(int, launch.arguments[3:]))
+    assert np.array_equal(taken, expected(tokens, lengths, rows))
+
+
+@needs_compiler
+@pytest.mark.parametrize("architecture", launches.ONE_FAST)
+@pytest.mark.parametrize(("dtype", "largest", "length"), CASES)
+def test_the_ptx_takes_what_the_cpu_takes(architecture, dtype, largest, length):
+    tokens, lengths, rows = sentences(largest, length)
+    table = text_gpu.table_rows(tokens, lengths, dtype)
+    taken = np.full((2, len(rows), length), -7, np.int64)
+    launch = text_gpu.launch_of(table.ctypes.data, table.itemsize, rows, taken.ctypes.data, length=length)
+    launches.text(launch, table, taken, architecture)
     assert np.array_equal(taken, expected(tokens, lengths, rows))
 
 
