@@ -235,7 +235,9 @@ class StreamPipeline(BatchPipeline[T]):
     def drain(self) -> None:
         """Wait for all batches and drop them, the failed ones too."""
         self._draining = True
-        while self._owed:
+        owed = None
+        while self._owed and self._owed != owed:  # as many as before: torch fails before DALI is asked, and will again
+            owed = self._owed
             with suppress(RuntimeError, MemoryError, NemoError):  # DALI makes a MemoryError of std::bad_alloc
                 self.wait()
         self._draining = False

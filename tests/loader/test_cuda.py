@@ -292,6 +292,20 @@ def test_a_full_gpu_is_told_with_the_remedy(files, played, monkeypatch):
         next(iter(loader))
 
 
+@needs_compiler
+def test_a_loader_can_be_closed_when_its_gpu_is_gone(files, played, monkeypatch):
+    loader = Loader(files.dataset, files.negatives, batch_size=4, size=40, device="cuda")
+    next(iter(loader))
+
+    def gone(number):
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr(gpu, "current_stream", gone)
+    loader.close()  # with batches in flight
+    with pytest.raises(RuntimeError, match="unknown error"):
+        next(iter(loader))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("resample", ["cv2-linear", "pillow-bilinear"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
@@ -415,10 +429,12 @@ def test_without_the_hardware_decoder_a_resume_repeats_every_bit(files, request,
     for batch in loader:
         whole.append(batch)
         states.append(loader.state_dict())
+    loader.close()
     for done, state in enumerate(states[:-1]):
         resumed = Loader(files.dataset, files.negatives, prefetch=1 + done % 3, num_threads=1 + done % 2, **options)
         resumed.load_state_dict(state)
         rest = list(resumed)
+        resumed.close()  # while the host still plays the GPU
         assert len(rest) == len(whole) - done > 0
         assert all(torch.equal(one.image, other.image) for one, other in zip(rest, whole[done:], strict=True))
 

@@ -131,3 +131,4 @@ def test_without_verify_it_is_the_decoder_that_says_which_photos_are_bad(tmp_pat
     monkeypatch.setattr(fn.decoders, "image", lenient)
     there = open_loader(files, device="cuda", on_error="substitute")
     assert len(list(there)) == len(here) and not there.substituted.photos
+    there.close()  # while the host still plays the GPU
