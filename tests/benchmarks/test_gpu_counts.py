@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from tests.helpers.building import needs_compiler
 from tests.helpers.paths import ROOT
 from tests.helpers.ptx import machine_code
-from tests.helpers.ptx.machine_library import needs_compiler
 
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # where a script finds what it shares with others

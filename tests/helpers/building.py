@@ -2,12 +2,16 @@
 
 import fcntl
 import hashlib
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.paths import ROOT
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CACHE = ROOT / ".pytest_cache" / "built"
 
 

@@ -5,16 +5,15 @@ import functools
 import pytest
 
 from tests.helpers import cuda_host
-from tests.helpers.cuda_host import needs_compiler
+from tests.helpers.building import needs_compiler
 from tests.helpers.ptx import launches
-from tests.helpers.ptx.machine_library import needs_compiler as needs_machine
 
 HOST = "host"
 # For a fixture's ``params``. The fast lane has the oldest architecture with asynchronous copies.
 WAYS = [
     pytest.param(HOST, marks=needs_compiler),
     *(
-        pytest.param(name, id=f"sm_{name}", marks=[needs_machine, *[pytest.mark.slow] * (name != launches.FAST)])
+        pytest.param(name, id=f"sm_{name}", marks=[needs_compiler, *[pytest.mark.slow] * (name != launches.FAST)])
         for name in launches.ARCHITECTURES
     ),
 ]

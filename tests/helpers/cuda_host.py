@@ -2,13 +2,11 @@
 
 import ctypes
 import functools
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.gather import gpu as gather_gpu
@@ -17,6 +15,7 @@ from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.text import gpu as text_gpu
 from nemo_dali.kernels.tile import RESAMPLE
 from tests.helpers.building import built
+from tests.helpers.building import needs_compiler as needs_compiler
 
 KERNELS = [mosaic_gpu.kernel_name(resample, itemsize) for resample in RESAMPLE.values() for itemsize in (1, 2, 4)]
 GATHER_KERNELS = [gather_gpu.kernel_name(itemsize) for itemsize in (1, 2, 4)]
@@ -51,8 +50,6 @@ extern "C" void run_text(int wide, unsigned blocks, const int* rows, const void*
 """
 
 SANITIZERS = {"bounds": ("address,undefined", 1, 1, 60), "races": ("thread", 4, 2, 5)}  # threads of a block, tiles
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 def build(*options, lanes, rows, main=""):

@@ -7,9 +7,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from tests.helpers.building import needs_compiler
 from tests.helpers.ptx.assembler import assemble
 from tests.helpers.ptx.machine import Fault, run
-from tests.helpers.ptx.machine_library import needs_compiler
 
 pytestmark = needs_compiler
 HEAD = ".version 8.0\n.target sm_80\n.address_size 64\n"

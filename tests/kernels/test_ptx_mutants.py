@@ -12,11 +12,11 @@ from nemo_dali.kernels import cuda_source, reference
 from nemo_dali.kernels.gather import cpu as gather_cpu
 from nemo_dali.kernels.mosaic import cpu as mosaic_cpu
 from nemo_dali.kernels.tile import CV2_LETTERBOX, CV2_LINEAR, PILLOW_BILINEAR, TILE
+from tests.helpers.building import needs_compiler
 from tests.helpers.mask_batches import random_batch, some_runs
 from tests.helpers.ptx import launches
 from tests.helpers.ptx.assembler import assemble
 from tests.helpers.ptx.machine import Fault
-from tests.helpers.ptx.machine_library import needs_compiler
 
 pytestmark = needs_compiler
 LIMIT = 10**7  # issues; a mutant may never end

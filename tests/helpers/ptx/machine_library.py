@@ -2,15 +2,11 @@
 
 import ctypes
 import functools
-import shutil
 from pathlib import Path
-
-import pytest
 
 from tests.helpers.building import built
 
 HERE = Path(__file__).parent
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 @functools.cache

@@ -8,19 +8,14 @@ typedef uint8_t u8;
 typedef uint32_t u32;
 typedef uint64_t u64;
 
-#define OPERATIONS(X)                                                                                                \
-    X(nop)                                                                                                           \
-    X(mov)                                                                                                           \
-    X(pack)                                                                                                          \
-    X(unpack)                                                                                                        \
-    X(add)                                                                                                           \
-    X(sub)                                                                                                           \
-    X(mul)                                                                                                           \
-    X(mul_hi) X(mul_wide) X(mad) X(mad_hi) X(mad_wide) X(fma) X(div) X(rem) X(min) X(max) X(abs) X(neg) X(and) X(or) \
-        X(xor) X(not) X(shl) X(shr) X(shf_l_wrap) X(shf_r_wrap) X(shf_l_clamp) X(shf_r_clamp) X(prmt) X(dp2a_lo)     \
-            X(dp2a_hi) X(dp4a) X(bfi) X(bfe) X(lop3) X(popc) X(clz) X(brev) X(rcp) X(sqrt) X(setp) X(selp) X(cvt)    \
-                X(isspacep) X(ld) X(st) X(cp_async) X(cp_commit) X(cp_wait) X(shfl) X(bar_sync) X(bar_warp) X(bra)   \
-                    X(exit) X(trap)
+// clang-format off
+#define OPERATIONS(X)                                                                                              \
+    X(nop) X(mov) X(pack) X(unpack) X(add) X(sub) X(mul) X(mul_hi) X(mul_wide) X(mad) X(mad_hi) X(mad_wide) X(fma) \
+    X(div) X(rem) X(min) X(max) X(abs) X(neg) X(and) X(or) X(xor) X(not) X(shl) X(shr) X(shf_l_wrap) X(shf_r_wrap) \
+    X(shf_l_clamp) X(shf_r_clamp) X(prmt) X(dp2a_lo) X(dp2a_hi) X(dp4a) X(bfi) X(bfe) X(lop3) X(popc) X(clz)       \
+    X(brev) X(rcp) X(sqrt) X(setp) X(selp) X(cvt) X(isspacep) X(ld) X(st) X(cp_async) X(cp_commit) X(cp_wait)      \
+    X(shfl) X(bar_sync) X(bar_warp) X(bra) X(exit) X(trap)
+// clang-format on
 #define TYPES(X) X(u8) X(s8) X(u16) X(s16) X(u32) X(s32) X(u64) X(s64) X(f32) X(f64) X(pred)
 #define SPACES(X) X(generic) X(global) X(shared) X(param)
 #define COMPARISONS(X) X(eq) X(ne) X(lt) X(le) X(gt) X(ge) X(equ) X(neu) X(ltu) X(leu) X(gtu) X(geu) X(num) X(nan)
