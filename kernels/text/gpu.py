@@ -1,7 +1,4 @@
-"""Launches ``tokens.cu``: the tokens of a batch's sentences, from a table of all of them on the device.
-
-No GPU has run it yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
-"""
+"""Launches ``tokens.cu``: the tokens of a batch's sentences, from a table of all of them on the device."""
 
 from typing import Any
 

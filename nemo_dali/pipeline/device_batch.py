@@ -6,8 +6,6 @@ ready = an event behind it       the photos' addresses join the tiles ──▶ 
                                  mosaic kernel, mask kernel, text kernel, letterbox kernel
 
 With resident tiles the training thread does both, and the other stream is a side stream of its own.
-
-No GPU has run this yet; ``FAIL_WITHOUT_CUDA=1 pytest -m gpu`` does.
 """
 
 from collections.abc import Sequence

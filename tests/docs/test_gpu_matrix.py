@@ -15,6 +15,7 @@ STAGES = {
     "gather": {"kernel-tests", "gpu_kernels"},
     "letterbox": {"kernel-tests", "loader-tests"},
     "mask": {"kernel-tests", "gpu_kernels"},
+    "text": {"kernel-tests", "loader-tests"},
     'Loader(device="cuda")': {"loader-tests", "gpu_stream", "loader-stream"},
     'placement="pinned"': {"loader-tests", "loader-pinned", "loader-device"},
     "nemo_dali.fn": {"kernel-tests"},
@@ -71,6 +72,9 @@ def test_compilers_and_ptx_are_of_kernels_and_of_all_of_them():
     found = rows(README)
     assert set(found) >= KERNELS
     for name, (_, ptx, compiled, _) in found.items():
+        if name in KERNELS:  # its tests run its PTX
+            tests = (ROOT / "tests" / "kernels" / name / "test_gpu.py").read_text("utf-8")
+            assert re.search(r"from tests\.helpers\.(cpu_launches|ptx)", tests)
         assert (ptx, compiled) == (("yes", "yes") if name in KERNELS else ("–", "–"))  # noqa: RUF001
 
 
