@@ -11,6 +11,7 @@ from nemo_dali.kernels import cuda_source
 
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 ONE_FAST = [pytest.param(name, marks=[pytest.mark.slow] * (name != "90")) for name in ARCHITECTURES]
+OPTIONS_OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # that it adds to those of a RawModule
 LARGEST_SHARED = 48 * 1024  # bytes that a block may have without asking for more
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -31,7 +32,9 @@ def report_of_run_time_compiler(source, architecture):
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
     text, name = cuda_source.text_of(source).encode(), source.file.encode()
     error, program = nvrtc.nvrtcCreateProgram(text, name, 0, [], [])
-    options = [o.encode() for o in (*cuda_source.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")]
+    options = [
+        o.encode() for o in (*cuda_source.OPTIONS, *OPTIONS_OF_CUPY, f"-arch=sm_{architecture}", "--ptxas-options=-v")
+    ]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
     nvrtc.nvrtcGetProgramLog(program, log)

@@ -1,6 +1,7 @@
 """The machine that runs PTX on the CPU: what its instructions give, and that it sees each kind of mistake."""
 
 import math
+import re
 import struct
 from fractions import Fraction
 
@@ -243,6 +244,29 @@ def test_instructions_on_floats(instruction):
     found = np.zeros(64, np.uint64)
     launch(COMPUTE.replace("INSTRUCTION", instruction), block=64, inputs=numbers, outputs=found)
     assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("instruction", "kept", "flushed"),
+    [
+        ("mul.f32 %r13, %r10, %r11; " + WIDE, 0x00400000, 0),
+        ("add.f32 %r13, %r12, %r12; " + WIDE, 0x80000002, 0x80000000),
+        ("cvt.f64.f32 %d13, %r12;", of_f64(-(2.0**-149)), of_f64(-0.0)),
+        ("setp.lt.f32 %p1, %r12, 0f00000000; selp.u64 %d13, 5, 6, %p1;", 5, 6),
+        ("add.f64 %d13, %d9, %d9;", 2, 2),
+    ],
+)
+def test_numbers_too_small_to_be_normal(instruction, kept, flushed):
+    """The product of the smallest normal number and a half, and the smallest of all, negative."""
+    numbers = np.zeros((32, 4), np.uint64)
+    numbers[:, :3] = (0x00800000, of_f32(0.5), 0x80000001)
+    for text, expected in (
+        (instruction, kept),
+        (re.sub(r"(\w+)((?:\.lt)?)\.(f32|f64\.f32)", r"\1\2.ftz.\3", instruction), flushed),
+    ):
+        found = np.zeros(32, np.uint64)
+        launch(COMPUTE.replace("INSTRUCTION", "mov.u64 %d9, 1;\n" + text), inputs=numbers, outputs=found)
+        assert set(found.tolist()) == {expected}, text
 
 
 def test_what_the_machine_does_not_know_is_refused():

@@ -12,7 +12,7 @@ from tests.helpers.ptx import machine_library
 
 INSTRUCTION = np.dtype(
     [
-        *((name, "u1") for name in ("operation", "type", "from", "space", "mode", "join", "count", "negated")),
+        *((name, "u1") for name in ("operation", "type", "from", "space", "mode", "join", "count", "negated", "flush")),
         *((name, "i4") for name in ("guard", "target")),
         ("to", "i4", 4),
         ("of", "i4", 5),
@@ -286,11 +286,11 @@ class _Assembler:
 
     def _compute(self, found, op, operands):
         name, kind = op[0], op[-1]
+        found["flush"] = "ftz" in op
+        op = [word for word in op if word != "ftz"]
         self._put(found, operands[0].split("|"))
         sources = operands[1:]
         if name == "setp":
-            if "ftz" in op:
-                raise ValueError("flush to zero")
             found["count"] = len(operands[0].split("|"))
             self._name(found, "setp", kind, mode=self.names["comparisons"][_comparison(op[1])])
             if op[2] in JOINS:
@@ -339,7 +339,7 @@ class _Assembler:
             found["of"][position] = self._operand(source.lstrip("!"))
 
     def _check_float(self, op):
-        if {"ftz", "rz", "rm", "rp", "approx", "sat", "full"} & set(op):
+        if {"rz", "rm", "rp", "approx", "sat", "full"} & set(op):
             raise ValueError("another rounding than to the nearest")
 
     def _convert(self, found, op):

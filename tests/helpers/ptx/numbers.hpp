@@ -81,6 +81,13 @@ int size_of(int type) {
 }
 
 template <class T>
+T flushed(T value, bool flush) {
+    if constexpr (std::is_same_v<T, float>)
+        if (flush && std::fpclassify(value) == FP_SUBNORMAL) return std::copysign(0.0f, value);
+    return value;
+}
+
+template <class T>
 T shifted(T value, u32 by, bool left) {
     const int width = 8 * sizeof(T);
     if (left) return by >= (u32)width ? T(0) : T((std::make_unsigned_t<T>)value << by);

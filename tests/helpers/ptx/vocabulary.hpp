@@ -39,10 +39,11 @@ extern "C" const char *const ptx_operations = OPERATIONS(WORD), *const ptx_types
                              *const ptx_roundings = ROUNDINGS(WORD), *const ptx_shuffles = SHUFFLES(WORD);
 
 struct Instruction {
-    u8 operation, type, from, space, mode, join, count, negated;  // join: setp's and, or, xor; 0 is none
-    int32_t guard, target;                                        // register, or -1; index of an instruction
-    int32_t to[4], of[5];                                         // registers
-    int64_t offset;                                               // of an address
+    // join: setp's and, or, xor; 0 is none. flush: numbers of float32 that are too small to be normal are 0.
+    u8 operation, type, from, space, mode, join, count, negated, flush;
+    int32_t guard, target;  // register, or -1; index of an instruction
+    int32_t to[4], of[5];   // registers
+    int64_t offset;         // of an address
 };
 struct Region {
     u64 begin, bytes;

@@ -87,10 +87,10 @@ inline void map(Warp& warp, const Instruction& in, const int* lanes, int n, int 
         T x[3] = {};
         bool lost = false;
         for (int k = 0; k < operands; k++) {
-            x[k] = as<T>(warp.value(in.of[k], lane));
+            x[k] = flushed(as<T>(warp.value(in.of[k], lane)), in.flush);
             lost |= warp.any_unknown<T>(in.of[k], lane);
         }
-        warp.put(in.to[0], lane, bits((To)f(x[0], x[1], x[2])), lost ? ~0ull : 0);
+        warp.put(in.to[0], lane, bits(flushed((To)f(x[0], x[1], x[2]), in.flush)), lost ? ~0ull : 0);
     }
 }
 
@@ -305,7 +305,8 @@ inline void compare(Warp& warp, const Instruction& in, const int* lanes, int n) 
             const int lane = lanes[i];
             if (warp.any_unknown<T>(in.of[0], lane) || warp.any_unknown<T>(in.of[1], lane))
                 fail("decides by memory that nobody wrote");
-            const bool holds = compares(in.mode, as<T>(warp.value(in.of[0], lane)), as<T>(warp.value(in.of[1], lane)));
+            auto operand = [&](int k) { return flushed(as<T>(warp.value(in.of[k], lane)), in.flush); };
+            const bool holds = compares(in.mode, operand(0), operand(1));
             bool results[2] = {holds, !holds};
             if (in.join) {
                 const bool other = warp.truth(in.of[2], lane, in.negated & 4);
@@ -325,11 +326,11 @@ inline void convert(Warp& warp, const Instruction& in, const int* lanes, int n) 
             typedef decltype(from) From;
             for (int i = 0; i < n; i++) {
                 const int lane = lanes[i];
-                const From x = as<From>(warp.value(in.of[0], lane));
+                const From x = flushed(as<From>(warp.value(in.of[0], lane)), in.flush);
                 u64 lost = warp.any_unknown<From>(in.of[0], lane) ? ~0ull : 0;
                 if constexpr (std::is_integral_v<To> && std::is_integral_v<From>)
                     if (lost && !in.join) lost = bits((To)as<From>(warp.unknown(in.of[0], lane)));
-                warp.put(in.to[0], lane, bits(converted<To>(x, in.mode, in.join)), lost);
+                warp.put(in.to[0], lane, bits(flushed(converted<To>(x, in.mode, in.join), in.flush)), lost);
             }
         });
     });
