@@ -62,7 +62,7 @@ lint: install
 cuda-check: install
 	$(BIN)/python -m pytest -s -q -m "" tests/kernels/*/test_gpu.py
 
-# One command for anybody with a GPU, eight minutes at most; it needs no `make install`, but takes the Python that is
+# One command for anybody with a GPU, about eight minutes at most; it needs no `make install`, but takes the Python that is
 # there. GPU_CHECK="--pretend" rehearses it without a GPU.
 gpu-check:
 	$(GPU_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'

@@ -1,10 +1,10 @@
-"""All that is to be known of a GPU, by one command: is it set up right, are the bytes right, and how fast is it.
+"""Everything to know about a GPU, in one command: is it set up right, are the bytes right, and how fast is it.
 
     make gpu-check                       with the Python that is there; or, without make,
     python benchmarks/gpu_check.py       [--pretend] [--list] [--again STAGE] [--revision NAME]
 
 Each stage is a process with a time limit and a result of its own, so what one does hides nothing of another. The limits
-add up to eight minutes, and what a stage leaves of its time those behind it may use. No network, git, make or C++
+add up to eight minutes; later stages may use the time that a stage leaves over. No network, git, make or C++
 compiler is needed. All goes to benchmarks/results/<device>/: the record STAGE.json and the log STAGE.log of every
 stage, summary.json and summary.md. The exit code is 0 if all stages passed.
 

@@ -142,7 +142,10 @@ def run_one(stage: Stage, place: Place, limit: float) -> dict[str, Any]:
     write_json(place.file(f"{stage.name}.json"), record)  # what a kill leaves
     start = time.monotonic()
     try:
-        command = stage.command(place)
+        try:
+            command = stage.command(place)
+        except OSError as error:
+            command = Outcome("not run", f"It could not be started ({error}).")
         if isinstance(command, Outcome):
             outcome = command
         else:
@@ -163,11 +166,11 @@ def judge(stage: Stage, place: Place, run: Run) -> Outcome:
     except Exception as error:  # whatever a stage left behind
         outcome = Outcome("failed", f"Its result cannot be read ({type(error).__name__}: {error}).")
     if run.code is None:
-        return Outcome("timed out", f"It was ended after {run.seconds:.0f} s.", outcome.figures, outcome.result)
+        return Outcome("timed out", f"Killed after {run.seconds:.0f} s.", outcome.figures, outcome.result)
     if run.code < 0:
         crash = re.search(r"^Current thread .*\n\s+(File .*)", run.log, re.MULTILINE)
         where = f" at {crash[1]}" if crash else ""
-        why = f"{signal.Signals(-run.code).name} ended it{where}."
+        why = f"Killed by {signal.Signals(-run.code).name}{where}."
         return Outcome("crashed", why, outcome.figures, outcome.result)
     if run.code != outcome.code and outcome.status == "passed":
         return Outcome("failed", f"Exit code {run.code}. {last_line(run.log)}", outcome.figures, outcome.result)
@@ -208,7 +211,8 @@ def run_process(command: list[str], stage: Stage, place: Place, limit: float) ->
                 process.wait(GRACE)
         finally:
             signal_group(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a process that hangs in the driver cannot be killed
+                process.wait(GRACE)
     return Run(code, log.read_text(errors="replace"), time.monotonic() - start)
 
 
@@ -230,10 +234,15 @@ def read_record(place: Place, stage: Stage) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def is_done(record: Mapping[str, Any], place: Place, stage: Stage) -> bool:
-    """Whether a stage was run to its end with these sources, on this device and with these packages."""
+def is_of(record: Mapping[str, Any], place: Place) -> bool:
+    """Whether a record is of these sources, on this device and with these packages."""
     same = {"source": place.source, "device": place.device, "setup": dict(place.setup), "pretended": place.pretended}
-    if not record.get("done") or any(record.get(name) != value for name, value in same.items()):
+    return all(record.get(name) == value for name, value in same.items())
+
+
+def is_done(record: Mapping[str, Any], place: Place, stage: Stage) -> bool:
+    """Whether a stage was run to its end where this record is of."""
+    if not record.get("done") or not is_of(record, place):
         return False
     return record["status"] != "not installed" and stage.there(place)
 

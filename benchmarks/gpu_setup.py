@@ -70,7 +70,10 @@ def revision_of() -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of Python and of the packages, as far as their metadata tells: none is imported."""
-    installed = {re.sub("[-_.]+", "-", one.metadata["Name"] or "").lower(): one.version for one in distributions()}
+    """Versions of Python and packages, and a digest of all of them, by their metadata alone: none is imported."""
+    installed: dict[str, str] = {}
+    for one in distributions():  # in the order of the path: what comes first is what is imported
+        installed.setdefault(re.sub("[-_.]+", "-", one.metadata["Name"] or "").lower(), one.version)
     found = {name: installed[name] for name in sorted(installed) if re.fullmatch(PACKAGES, name)}
-    return {"python": platform.python_version(), **found}
+    every = hashlib.sha256(repr(sorted(installed.items())).encode()).hexdigest()[:16]
+    return {"python": platform.python_version(), **found, "all packages": every}

@@ -25,7 +25,7 @@ GROUPS = {"kernel-tests": ("kernels", "pipeline"), "loader-tests": ("loader", "t
 COVERED = "tests/benchmarks/test_gpu.py::test_both_run_on_a_gpu"  # by two stages, which run more of both
 # Of the kernels' tests those without generated examples, on small photos: a sanitizer takes ten times as long or more.
 SMALL = "cpus_kernel_at_the_ends and (shapes0 or shapes2 or shapes4)"  # of the letterbox
-SANITIZED = f"surroundings or any_shape or kernel_on_a_gpu or ({SMALL})"
+SANITIZED = f"surroundings or any_shape or kernel_on_a_gpu or takes_what or ({SMALL})"
 SANITIZER_FAILED = 86  # exit code
 MODULE = re.compile(r"No module named '([\w.]+)'")
 IMAGES = 200  # generated
@@ -105,6 +105,7 @@ def pytest_command(place: Place, stage: str, files: Sequence[Path], mark: str) -
     xml.unlink(missing_ok=True)
     # Without the plugin for time limits pytest warns of the option for it, and warnings are errors.
     more = ["-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    more += ["-W", "default::DeprecationWarning", "-W", "default::FutureWarning"]  # of versions not known here
     command = [sys.executable, "-m", "pytest", "-m", mark, "-v", "--tb=short", f"--junitxml={xml}", *more]
     return [*command, f"--deselect={COVERED}", *map(str, files)]
 
@@ -147,9 +148,9 @@ def pretended_tests(counts: Counter[str], figures: str, result: dict[str, Any]) 
     """Without a GPU every test must fail for want of one, and for nothing else."""
     others = [one for one in result["wrong"] if "needs a CUDA device" not in one["why"]]
     if others or counts["passed"] or not result["wrong"]:
-        why = f"{others[0]['test']}: {others[0]['why']}" if others else "Tests were expected to want a GPU."
+        why = f"{others[0]['test']}: {others[0]['why']}" if others else "Tests were expected to need a GPU."
         return Outcome("failed", why, figures, result)
-    return Outcome("passed", "", f"{len(result['wrong'])} want a GPU, as they should", result, code=1)
+    return Outcome("passed", "", f"{len(result['wrong'])} need a GPU, as expected", result, code=1)
 
 
 def missing(text: str) -> str:
@@ -206,7 +207,7 @@ def read_kernels(place: Place, run: Run) -> Outcome:
 def run_stream(place: Place) -> list[str]:
     """On the generated data where it is there, else on data of its own."""
     files = [path for end, path in data(place).items() if end != "tiles"] if data_is_there(place, "ris", "neg") else []
-    return benchmark(place, "gpu_stream", *files, *(["--quick"] if place.pretended else ["--pairs", 5]))
+    return benchmark(place, "gpu_stream", *files, *(["--quick"] if place.pretended else ["--pairs", 5, "--no-sweep"]))
 
 
 def read_stream(place: Place, run: Run) -> Outcome:
@@ -224,7 +225,7 @@ def read_stream(place: Place, run: Run) -> Outcome:
 def run_loader(place: Place, mode: str) -> list[str] | Outcome:
     """``nemo-dali bench loader`` in a mode."""
     if not data_is_there(place, "ris", "neg", *([] if mode == "stream" else ["tiles"])):
-        return Outcome("not run", "The stage data left no files.")
+        return Outcome("not run", "The data stage left no files.")
     files, output = data(place), place.work / f"loader-{mode}.json"
     output.unlink(missing_ok=True)
     batch, pairs, steps = (4, 1, 2) if place.pretended else (BATCH, 3, 20)
@@ -265,7 +266,16 @@ def run_sanitizer(place: Place, tool: str) -> list[str] | Outcome:
     if find_spec("pytest") is None:
         return Outcome("not run", "pytest is missing: pip install pytest hypothesis.")
     files = [path for path in gpu_tests("kernel-tests") if path.parent.parent.name == "kernels"]
-    options = ["--tool", tool, "--target-processes", "all", f"--error-exitcode={SANITIZER_FAILED}"]
+    # A library that is newer than the driver asks it for functions that it lacks: no fault of a kernel.
+    options = [
+        "--tool",
+        tool,
+        "--report-api-errors",
+        "no",
+        "--target-processes",
+        "all",
+        f"--error-exitcode={SANITIZER_FAILED}",
+    ]
     tests = pytest_command(place, tool, files, "gpu and not fuzz")
     return [program, *options, *tests, "-k", SANITIZED]
 
@@ -290,7 +300,7 @@ def doctor_stage() -> Stage:
     """What is installed, and small pipelines; kernels are compiled here, and kept for the stages behind it."""
     command = [sys.executable, "-m", "nemo_dali", "doctor", "--json"]
     what = "what is installed, and whether small pipelines give the right pixels"
-    return Stage("doctor", 80, what, lambda place: command, read_doctor, output="doctor.json")
+    return Stage("doctor", 70, what, lambda place: command, read_doctor, output="doctor.json")
 
 
 def tests_stage(name: str, limit: float) -> Stage:
@@ -304,7 +314,7 @@ def tests_stage(name: str, limit: float) -> Stage:
 def loader_stage(mode: str) -> Stage:
     """The Loader's rate."""
     what = f"nemo-dali bench loader --mode {mode}"
-    return Stage(f"loader-{mode}", 20, what, partial(run_loader, mode=mode), partial(read_loader, mode=mode))
+    return Stage(f"loader-{mode}", 15, what, partial(run_loader, mode=mode), partial(read_loader, mode=mode))
 
 
 def sanitizer_stage(tool: str, limit: float) -> Stage:
@@ -317,10 +327,10 @@ def sanitizer_stage(tool: str, limit: float) -> Stage:
 
 STAGES = (
     doctor_stage(),
-    Stage("data", 30, "generated photos, and tiles of them", make_data, read_data, there=data_is_there),
-    tests_stage("kernel-tests", 55),
-    tests_stage("loader-tests", 70),
-    tests_stage("other-tests", 30),
+    Stage("data", 25, "generated photos, and tiles of them", make_data, read_data, there=data_is_there),
+    tests_stage("kernel-tests", 50),
+    tests_stage("loader-tests", 60),
+    tests_stage("other-tests", 75),
     Stage("gpu_kernels", 55, "benchmarks/gpu_kernels.py: bytes, and share of the copy rate", run_kernels, read_kernels),
     Stage("gpu_stream", 40, "benchmarks/gpu_stream.py: photos decoded by the GPU", run_stream, read_stream),
     *(loader_stage(mode) for mode in ("stream", "pinned", "device")),

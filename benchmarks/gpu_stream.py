@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-threads", type=int, default=thread_count())
     parser.add_argument("--quick", action="store_true", help="60 photos, batches of 8, one pair of two steps, no sweep")
+    parser.add_argument(
+        "--no-sweep", dest="sweep", action="store_false", help="one number of threads, one share of JPEGs"
+    )
     parser.add_argument("--revision", help="where there is no git repository to ask")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -88,7 +91,7 @@ def measure(files: tuple[Path, Path], options: argparse.Namespace, device: int) 
     differences = {load: decode_difference(photos, options.num_threads, load, device) for load in (0.0, chosen, 1.0)}
     by_hardware = decode_difference(photos, options.num_threads, 1.0, device, beside=0.0)
     sweep = []
-    if not options.quick:
+    if options.sweep and not options.quick:
         for threads in sorted({max(options.num_threads // part, 1) for part in (4, 2, 1)}):
             for load in sorted({*LOADS, round(hardware_share(threads), 4)}):
                 one = compare(loader("2x2", num_threads=threads, load=load), load, device, pairs=1, steps=10)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpu_run import Place, Stage, read_record, write_json
+from gpu_run import Place, Stage, is_of, read_record, write_json
 
 PRETENDED = "**Pretended: no GPU was there. This is a rehearsal; no figure below is a measurement.**"
 # What --pretend cannot reach, for nothing on a CPU can play it.
@@ -38,8 +38,8 @@ def write_summary(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def row(place: Place, stage: Stage, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's line; a record of other sources is none."""
-    if record.get("source") != place.source:
+    """A stage's line; a record of other sources or packages is none."""
+    if not is_of(record, place):
         record = {"status": "not run"}
     names = ("status", "seconds", "limit_s", "revision", "figures", "why")
     noted = (record.get("result") or {}).get("noted", {})
@@ -50,7 +50,7 @@ def versions(place: Place, records: Sequence[Mapping[str, Any]]) -> dict[str, An
     """What the metadata of packages says, and of CUDA what the doctor found on importing them."""
     found: dict[str, Any] = {}
     for record in records:
-        if record.get("stage") == "doctor" and record.get("source") == place.source and record.get("result"):
+        if record.get("stage") == "doctor" and is_of(record, place) and record.get("result"):
             packages = record["result"]["facts"]["packages"]
             found = {f"{name}'s CUDA": one["cuda"] for name, one in packages.items() if one["cuda"]}
     return {**place.setup, **found}

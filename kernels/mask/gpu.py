@@ -6,10 +6,8 @@ GPU as well. The machine code is kept in the cache (``io.cache``), a file for ea
 
 import functools
 import hashlib
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -204,15 +202,6 @@ def _compile(dtype: str, cc: tuple[int, int]) -> bytes:
         ) from error
 
 
-@contextmanager
-def as_file(content: bytes) -> Iterator[str]:
-    """A path that leads to this content while the block runs: CuPy loads machine code from files only."""
-    with open(os.memfd_create("nemo-dali"), "wb") as file:
-        file.write(content)
-        file.flush()
-        yield f"/proc/self/fd/{file.fileno()}"
-
-
 @functools.cache
 def load_kernel(dtype: str, device: int) -> Any:
     """The kernel for masks of ``dtype`` on a device, ready to launch; compiled where the cache does not hold it.
@@ -224,13 +213,12 @@ def load_kernel(dtype: str, device: int) -> Any:
 
     with cupy.cuda.Device(device) as here:
         digits = here.compute_capability  # "90", "120"
-        with as_file(compiled_kernel(dtype, (int(digits[:-1]), int(digits[-1])))) as path:
-            try:
-                return cupy.RawModule(path=path).get_function(_ENTRY)
-            except cupy.cuda.driver.CUDADriverError as error:
-                raise NemoError(
-                    f"GPU {device} does not take the mask kernel ({error}). Update NVIDIA's driver."
-                ) from error
+        module = cupy.cuda.Module()  # not a RawModule, of which CuPy keeps one for each path
+        try:
+            module.load(compiled_kernel(dtype, (int(digits[:-1]), int(digits[-1]))))
+            return module.get_function(_ENTRY)
+        except cupy.cuda.driver.CUDADriverError as error:
+            raise NemoError(f"GPU {device} does not take the mask kernel ({error}). Update NVIDIA's driver.") from error
 
 
 def _launch(

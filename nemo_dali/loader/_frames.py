@@ -76,8 +76,9 @@ class Frames:
         area = size * size
         values = block.view(getattr(torch, self._dtype))
         return (
-            values.as_strided((count, 3, size, size), (3 * area, area, size, 1)),
-            block.as_strided((count, size, size), (area, size, 1), self._images),
+            # By .data, else autograd takes a change of one for a change of the other.
+            values.as_strided((count, 3, size, size), (3 * area, area, size, 1)).data,
+            block.as_strided((count, size, size), (area, size, 1), self._images).data,
         )
 
     def _block(self) -> "torch.Tensor":

@@ -122,7 +122,8 @@ class Prefetcher:
 
     def _close_pipeline(self) -> None:
         if self._pipeline is not None:
-            self._close()
+            self._pipeline.close()  # called again, it goes on where an interrupt ended it
+            self._close.detach()
             self._pipeline = None
 
     def _running_pipeline(self) -> BatchPipeline[Step]:
@@ -130,6 +131,7 @@ class Prefetcher:
             self._close_pipeline()
         if self._pipeline is None:
             self._pipeline = self._open_pipeline()
+            self._pipeline.holds = self._assembler
             self._close = weakref.finalize(self, self._pipeline.close)
             self._close.atexit = False  # the pipeline sees to that itself
         if self._pipeline.inherited:

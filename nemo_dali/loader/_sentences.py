@@ -1,10 +1,12 @@
 """SentenceTokens: the text of plan rows as tensors."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali.errors import NemoError
 from nemo_dali.kernels.device import CopyOnDevice, Launch
 from nemo_dali.kernels.plan.masking import take_tokens
 from nemo_dali.kernels.plan.rows import PlanRows
@@ -27,6 +29,11 @@ class Text(NamedTuple):
     tokens: "torch.Tensor"
     attention_mask: "torch.Tensor"
     masked: "torch.Tensor | None"
+
+
+def apart(taken: "torch.Tensor") -> "Iterator[torch.Tensor]":
+    """The parts of a tensor along its first axis, of which autograd does not take one's change for another's."""
+    return (part.data for part in taken.unbind(0))
 
 
 class SentenceTokens:
@@ -77,8 +84,13 @@ class SentenceTokens:
         assert self._device_id is not None
         masked = self._masked(epoch, rows)
         shape = (2 if masked is None else 3, len(rows), self._tokens.shape[1])
-        taken = torch.empty(shape, dtype=torch.int64, device=gpu.place(self._device_id))
-        tokens, seen, *rest = taken.unbind(0)
+        try:
+            taken = torch.empty(shape, dtype=torch.int64, device=gpu.place(self._device_id))
+        except torch.OutOfMemoryError as error:
+            raise NemoError(
+                f"GPU {self._device_id} has no room for a further batch's text. Lower batch_size, size or prefetch."
+            ) from error
+        tokens, seen, *rest = apart(taken)
         text, to = Text(tokens, seen, rest[0] if rest else None), taken.data_ptr()
         sent = [] if masked is None else [masked]
         if self._table is None:
@@ -92,7 +104,7 @@ class SentenceTokens:
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
         import torch
 
-        tokens, seen = torch.from_numpy(self._taken(rows)).unbind(0)
+        tokens, seen = apart(torch.from_numpy(self._taken(rows)))
         return tokens, seen
 
     def _taken(self, rows: PlanRows) -> Int64:

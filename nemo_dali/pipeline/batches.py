@@ -36,6 +36,7 @@ class BatchPipeline(ABC, Generic[T]):
     """
 
     broken = False  # whether it can only be closed
+    holds: Any = None  # what owns the memory that batches in flight read, kept until the pipeline is closed
 
     def __init__(self, *, prefetch: int) -> None:
         self._prefetch = prefetch
@@ -119,6 +120,7 @@ class BatchPipeline(ABC, Generic[T]):
                     self._end()
         self._closed = True
         self._running.clear()  # only now: what writes there is gone, or will never run here
+        self.holds = None
         atexit.unregister(self._close_at_exit)
 
     @abstractmethod

@@ -164,7 +164,9 @@ def copy_of_pieces(pieces: Iterable[npt.NDArray[np.uint8]], nbytes: int, number:
     try:
         copy = torch.empty(nbytes, dtype=torch.uint8, device=place(number))
     except torch.OutOfMemoryError as error:
-        raise NemoError(f"GPU {number} has no room for {nbytes / 1e9:.1f} GB more. Lower device_budget.") from error
+        raise NemoError(
+            f"GPU {number} has no room for {nbytes / 1e9:.1f} GB more. Lower batch_size, prefetch or device_budget."
+        ) from error
     buffer = page_locked(min(COPIED_AT_A_TIME, nbytes))
     at = 0
     for piece in pieces:

@@ -83,6 +83,12 @@ class CudaPipeline(StreamPipeline[T]):
             with suppress(RuntimeError, MemoryError):  # after a CUDA error nothing runs there any more
                 gpu.synchronize(self._device)
 
+    def _end(self) -> None:
+        self.drain()
+        with suppress(RuntimeError, MemoryError):
+            gpu.synchronize(self._device)  # batches that were delivered may still be on their way
+        super()._end()
+
     def _abandon(self) -> None:
         gpu.leave_to_parent(self._uploads, self._events)
         super()._abandon()

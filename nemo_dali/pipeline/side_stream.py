@@ -64,6 +64,9 @@ class SideStreamPipeline(BatchPipeline[T]):
                 done.record(self._side)
             except Exception as error:  # told with this batch, as DALI tells what goes wrong on its thread
                 problem = error
+            except BaseException:
+                self.broken = True
+                raise
             self._queued.append((work, done, problem))
 
     def wait(self) -> npt.NDArray[np.uint8]:

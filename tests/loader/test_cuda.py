@@ -333,7 +333,7 @@ def test_a_gpus_letterboxes_are_the_cpus_but_for_the_decoder(files, dtype, mask_
 @pytest.mark.gpu
 def test_on_a_gpu_batches_are_ready_for_the_current_stream_and_safe_to_keep(files):
     """Work on a busy side stream sees whole batches, and nothing writes into a batch that is still held."""
-    options = {"batch_size": 4, "policy": POLICY, "size": 480, "dtype": "uint8"}
+    options = {"batch_size": 4, "policy": POLICY, "size": 480, "dtype": "uint8", "hw_decoder_load": 0.0}
     expected = [batch.image.clone() for batch in Loader(files.dataset, files.negatives, device="cuda", **options)]
     torch.cuda.synchronize()
     loader = Loader(files.dataset, files.negatives, device="cuda", prefetch=3, **options)
@@ -403,7 +403,9 @@ def test_on_a_gpu_no_step_of_any_style_waits(files, tmp_path, style, placement):
 @pytest.mark.gpu
 def test_on_a_gpu_a_bad_photo_is_named_and_the_loader_goes_on(tmp_path):
     files = make_files(tmp_path)
-    loader = Loader(files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda", seed=3)
+    loader = Loader(
+        files.dataset, files.negatives, batch_size=4, policy=POLICY, size=40, device="cuda", seed=3, hw_decoder_load=0.0
+    )
     expected = [batch.image.cpu() for batch in loader]
     bad = Path(loader.corpus.photo_path(int(loader.plan(0, [20])["images"][0, 0])))
     content = bad.read_bytes()
@@ -441,7 +443,14 @@ def test_without_the_hardware_decoder_a_resume_repeats_every_bit(files, request,
 
 @pytest.mark.gpu
 def test_two_loaders_on_one_gpu_do_not_disturb_each_other(files):
-    options = {"batch_size": 4, "policy": POLICY, "size": 90, "dtype": "uint8", "device": "cuda"}
+    options = {
+        "batch_size": 4,
+        "policy": POLICY,
+        "size": 90,
+        "dtype": "uint8",
+        "device": "cuda",
+        "hw_decoder_load": 0.0,
+    }
     first, second = (Loader(files.dataset, files.negatives, seed=seed, **options) for seed in (0, 1))
     alone = [[batch.image.cpu() for batch in loader] for loader in (first, second)]
     first.set_epoch(0), second.set_epoch(0)

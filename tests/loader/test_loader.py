@@ -595,3 +595,13 @@ loader = make()
 """
     run = fork_server.run(code)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_change_of_one_tensor_of_a_batch_is_none_of_another(files):
+    """Though they share memory, autograd must not take it for one."""
+    batch = next(iter(Loader(files.dataset, files.negatives, batch_size=2, size=40)))
+    weights = torch.ones(1, requires_grad=True)
+    products = weights * batch.image, weights * batch.tokens
+    batch.mask.zero_(), batch.attention_mask.zero_()
+    sum(product.sum() for product in products).backward()
+    assert weights.grad is not None

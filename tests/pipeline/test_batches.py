@@ -2,11 +2,13 @@
 
 import gc
 import threading
+import time
 from collections import deque
 
 import pytest
 
 from nemo_dali.errors import NemoError
+from nemo_dali.pipeline.batches import BatchPipeline, mark_as_dalis
 from nemo_dali.pipeline.device_batch import DeviceBatch
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.pipeline.operators import no_collection
@@ -66,3 +68,47 @@ def test_drain_drops_batches_whatever_dali_says_of_them(error):
     pipeline = Failing()
     pipeline.drain()
     assert pipeline._owed == 0
+
+
+class Kept(BatchPipeline):
+    """Tells what it holds when it ends."""
+
+    def __init__(self):
+        super().__init__(prefetch=1)
+        self.seen = []
+
+    def feed(self, *given, **more):
+        raise NotImplementedError
+
+    wait = drain = _abandon = feed
+
+    def _end(self):
+        self.seen.append(self.holds is not None and self.holds())
+
+
+@pytest.mark.parametrize("on_dalis_thread", [False, True])
+def test_what_batches_read_is_held_until_a_pipeline_has_ended(on_dalis_thread):
+    pipeline = Kept()
+    pipeline.holds = set
+
+    def close():
+        if on_dalis_thread:  # where another thread does it
+            mark_as_dalis()
+        pipeline.close()
+
+    thread = threading.Thread(target=close)
+    thread.start()
+    thread.join()
+    deadline = time.monotonic() + 10
+    while pipeline.holds is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert pipeline.seen == [set()] and pipeline.holds is None
+
+
+def test_a_loaders_pipeline_holds_what_its_batches_read(files):
+    made = loader(files)
+    next(iter(made))
+    pipeline = made._prefetcher._pipeline
+    assert pipeline.holds is made._prefetcher._assembler
+    made.close()
+    assert pipeline.holds is None

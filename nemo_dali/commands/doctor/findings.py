@@ -342,7 +342,7 @@ def _decoders(facts: Facts) -> Iterator[Finding]:
     if found.error is not None:
         if not any(_stops(name, package, "cuda") for name, package in facts.packages.items()):
             text = f"The pixels of a hardware decoder could not be compared: {found.error}."
-            yield Finding("warning", text, "Loader(hw_decoder_load=0) for runs that are to be repeated bit by bit.")
+            yield Finding("warning", text, "Loader(hw_decoder_load=0) for runs that must be reproducible bit for bit.")
         return
     decoders: Decoders = found.value
     if decoders.differing:
@@ -350,8 +350,8 @@ def _decoders(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "ok",
             f"The hardware decoder gives other pixels than CUDA's: {off} are off, by {largest} levels at most. Which "
-            "one takes a photo depends on the batches before: Loader(hw_decoder_load=0) for runs that are to be "
-            "repeated bit by bit.",
+            "one takes a photo depends on the batches before: Loader(hw_decoder_load=0) for runs that must be "
+            "reproducible bit for bit.",
         )
     else:
         yield Finding("ok", "JPEGs decode to the same pixels whether or not a hardware decoder is used.")

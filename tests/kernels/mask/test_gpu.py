@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,10 +188,26 @@ def test_machine_code_is_kept(compiler, cache, monkeypatch):
     assert mask_gpu.compiled_kernel("uint8", (8, 0))[:4] == code[:4]
 
 
-def test_machine_code_has_a_path_while_it_is_loaded():
-    with mask_gpu.as_file(b"code" * 10_000) as path:
-        assert Path(path).read_bytes() == b"code" * 10_000
-    assert not os.path.exists(path) or Path(path).read_bytes() != b"code" * 10_000
+def test_each_type_of_mask_and_each_device_has_a_kernel_of_its_own(monkeypatch):
+    """With CuPy's part played; the driver is asked to load what was compiled for the type."""
+    import contextlib
+
+    import cupy
+
+    class Module:
+        def load(self, code):
+            self.code = code
+
+        def get_function(self, name):
+            return name, self.code
+
+    here = SimpleNamespace(compute_capability="120")
+    monkeypatch.setattr(cupy.cuda, "Device", lambda device: contextlib.nullcontext(here))
+    monkeypatch.setattr(cupy.cuda, "Module", Module)
+    monkeypatch.setattr(mask_gpu, "compiled_kernel", lambda dtype, cc: f"{dtype} {cc}".encode())
+    load = mask_gpu.load_kernel.__wrapped__  # what is loaded here must not stay
+    found = [load(dtype, device) for dtype in ("uint8", "float32") for device in (0, 1)]
+    assert found == [("write_masks", f"{dtype} (12, 0)".encode()) for dtype in ("uint8", "float32") for _ in range(2)]
 
 
 def test_a_compiler_that_fails(cache, monkeypatch):
