@@ -84,7 +84,7 @@ def test_a_stage_hides_nothing_of_another(place, tmp_path):
         "absent": "not run",
         "sound": "passed",
     }
-    assert "Exit code 3. no luck" in found["failing"]["why"] and "SIGSEGV ended it at File" in found["crashing"]["why"]
+    assert "Exit code 3. no luck" in found["failing"]["why"] and "Killed by SIGSEGV at File" in found["crashing"]["why"]
     assert "JSONDecodeError" in found["unreadable"]["why"] and found["sound"]["figures"] == "1 thing"
     assert {name for name, record in found.items() if record["done"]} == {"failing", "crashing", "unreadable", "sound"}
     assert not alive(int(file.read_text()))
