@@ -227,7 +227,7 @@ class StreamPipeline(BatchPipeline[T]):
             raise RuntimeError(scrubbed(str(error))) from None
 
     def _leave_behind(self) -> None:
-        _left_behind.append((self, list(self._running)))
+        _left_behind.append((self, list(self._running), self.holds))
         abandon(self._pipe)
         self._pipe, self._owed, self.broken, self._closed = None, 0, True, True
         atexit.unregister(self._close_at_exit)

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct dim3 {
 };
 
 namespace host {
+inline std::mutex one_at_a_time;  // what blocks share is the process's, and a pipeline's thread may launch as well
 inline uint4* dynamic_shared;
 inline std::barrier<>* threads_of_block;
 inline std::vector<std::unique_ptr<std::barrier<>>> warps;  // each a row of the block's threads
@@ -77,6 +79,7 @@ namespace host {
 // `bytes` bytes, so that an address sanitizer sees what lies beyond.
 template <typename Kernel, typename... Arguments>
 void launch(unsigned blocks, int across, int down, int bytes, Kernel kernel, Arguments... arguments) {
+    const std::lock_guard lock(one_at_a_time);
     std::vector<uint4> memory(bytes / sizeof(uint4));
     dynamic_shared = memory.data();
     if (across * down == 1) {

@@ -1,6 +1,7 @@
 """The gather's CUDA source: on the CPU, also as PTX, and under sanitizers, compiled for every GPU; on a GPU."""
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from tests.helpers.cuda_host import (
     GATHER_KERNELS,
     KERNELS,
     SANITIZERS,
+    launch_gather,
     needs_compiler,
     run_sanitized,
     sanitized,
@@ -286,3 +288,18 @@ def test_a_gpu_equals_the_cpus_kernel_for_cells_of_any_shape(on_gpu, box, frame,
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_on_a_gpu_a_cell_leaves_its_surroundings_alone(on_gpu, channels_last, itemsize):
     check_surroundings(on_gpu, itemsize, channels_last)
+
+
+@needs_compiler
+def test_several_threads_may_launch_on_the_host_at_a_time(cuda_library):
+    """What a launch shares there is the process's, and the threads of pipelines that the host plays launch as well."""
+
+    def write(_):
+        for seed in range(10):
+            check(
+                lambda tiles, memory: launch_gather(cuda_library, tiles),
+                *batch(cells(2, 120), (120, 120), itemsize=2, seed=seed),
+            )
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
