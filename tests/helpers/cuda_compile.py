@@ -27,6 +27,11 @@ def report_of_nvcc(source, architecture, folder):
     return run.stderr
 
 
+def room_for(size):
+    """Bytes for NVRTC to write into. Python has only one object for each string of a single byte: never that."""
+    return bytes(max(size, 2))
+
+
 def report_of_run_time_compiler(source, architecture):
     """What NVRTC, to which CuPy hands the text, says of the kernels of a source."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
@@ -36,10 +41,10 @@ def report_of_run_time_compiler(source, architecture):
         o.encode() for o in (*cuda_source.OPTIONS, *OPTIONS_OF_CUPY, f"-arch=sm_{architecture}", "--ptxas-options=-v")
     ]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+    log = room_for(nvrtc.nvrtcGetProgramLogSize(program)[1])
     nvrtc.nvrtcGetProgramLog(program, log)
     assert error == 0, log.decode()
-    return log.decode()
+    return log.rstrip(b"\0").decode()
 
 
 def check_report(report, title, kernels, *, registers, dynamic_shared=0):

@@ -10,6 +10,8 @@ from nemo_dali.kernels import cuda_source
 from nemo_dali.kernels.gather import gpu as gather_gpu
 from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
+from tests.helpers import cuda_compile
+from tests.helpers.ptx import launches
 
 SOURCES = [mosaic_gpu.SOURCE, gather_gpu.SOURCE, letterbox_gpu.SOURCE]
 DEFINITION = r"(?:\bint|\buint4|#define)\s+{}\b(?:\[\])?(?:\s*=|\s+\w)"
@@ -30,3 +32,10 @@ def test_one_text_gives_a_name_one_number():
     other = replace(letterbox_gpu.SOURCE, constants={**letterbox_gpu.SOURCE.constants, "LANES": 64})
     with pytest.raises(ValueError, match=r"LANES \(64\) must be 32"):
         cuda_source.text_of(mosaic_gpu.SOURCE, other)
+
+
+def test_nvrtc_writes_into_no_object_that_python_shares():
+    """A log of no words is a single byte, and Python has one object for all strings of that byte."""
+    launches.compile_text('extern "C" __global__ void nothing() {}', launches.FAST)
+    assert b" "[0] == 32 and b"\0"[0] == 0
+    assert cuda_compile.room_for(1) is not cuda_compile.room_for(1)

@@ -11,7 +11,7 @@ from nemo_dali.kernels.letterbox import gpu as letterbox_gpu
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.kernels.mosaic import gpu as mosaic_gpu
 from nemo_dali.kernels.text import gpu as text_gpu
-from tests.helpers.cuda_compile import OPTIONS_OF_CUPY
+from tests.helpers.cuda_compile import OPTIONS_OF_CUPY, room_for
 from tests.helpers.ptx.assembler import assemble
 from tests.helpers.ptx.machine import run
 
@@ -32,12 +32,12 @@ def compile_text(text, architecture):
     error, program = nvrtc.nvrtcCreateProgram(text.encode(), b"kernels.cu", 0, [], [])
     options = [option.encode() for option in (*cuda_source.OPTIONS, *OPTIONS_OF_CUPY, f"-arch=compute_{architecture}")]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+    log = room_for(nvrtc.nvrtcGetProgramLogSize(program)[1])
     nvrtc.nvrtcGetProgramLog(program, log)
     assert error == 0, log.decode()
-    ptx = b" " * nvrtc.nvrtcGetPTXSize(program)[1]
+    ptx = room_for(nvrtc.nvrtcGetPTXSize(program)[1])
     nvrtc.nvrtcGetPTX(program, ptx)
-    return ptx.rstrip(b"\0 ").decode()
+    return ptx.rstrip(b"\0").decode()
 
 
 @functools.cache
