@@ -206,7 +206,7 @@ def run_process(command: list[str], stage: Stage, place: Place, limit: float) ->
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
-            signal_group(process.pid, signal.SIGABRT)  # Python prints where its threads are
+            process.send_signal(signal.SIGABRT)  # Python prints where its threads are; its children would into that
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
         finally:
