@@ -55,6 +55,9 @@ class _Stream:
 class _Kernel:
     """A kernel, and a module of such."""
 
+    def load(self, code: bytes) -> None:
+        """Machine code, of a module."""
+
     def __init__(self, **_: Any) -> None:
         self.kernel = self
 
@@ -163,7 +166,7 @@ def _play_cupy() -> None:
             pass
 
     there: Any = cupy
-    there.RawModule = _Kernel
+    there.RawModule = there.cuda.Module = _Kernel
     there.cuda.Device, there.cuda.Stream, there.cuda.ExternalStream = _Device, Stream, Stream
     there.cuda.runtime.memcpyAsync = _giving(None)
 
