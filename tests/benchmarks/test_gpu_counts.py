@@ -86,8 +86,9 @@ def test_the_record_is_of_these_kernels(linker, case, architecture):
     ]
     for name in ("ptx_instructions_per_pixel", "traffic", "wavefronts_per_pixel", "barriers"):
         assert found[name] == pytest.approx(recorded[name], rel=0.03), name
-    assert found["spills"] <= 64  # by the linker; NVRTC's own code has none, which the kernels' tests see to
+    # The linker's machine code spills a little at sm_80; NVRTC's own, which a GPU runs, has none: the kernels' tests.
+    assert found["spills"] == recorded["spills"]
     assert sum(found["classes"].values()) == pytest.approx(found["ptx_instructions_per_pixel"], abs=0.1)
     assert 1 / 32 <= found["sectors_per_byte"] and 1 <= found["bank_conflicts"] and 1 <= found["blocks"]
     if found["counted_in"] == "machine code":
-        assert 0.5 < found["instructions_per_pixel"] / found["ptx_instructions_per_pixel"] < 2
+        assert found["instructions_per_pixel"] == pytest.approx(recorded["instructions_per_pixel"], rel=0.03)
