@@ -111,7 +111,7 @@ def _draw_sweep(rate: Any, memory: Any, axis: str, points: list[Any], results: l
     )
     for axes in (rate, memory):
         axes.patch.set_alpha(0)
-        axes.set_xscale("log")
+        axes.set_xscale("log" if min(point[axis] for point in points) > 0 else "linear")
         axes.set_xticks([point[axis] for point in points])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1 else f"{value:,.0f}"))
