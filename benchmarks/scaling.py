@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of files and results so far, to go on with; kept")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further point after so long")
     parser.add_argument("--rounds", type=int, help="how often all points are measured")
+    parser.add_argument("--sweeps", nargs="+", choices=list(FULL.sweeps), help="only these")
     options = parser.parse_args()
     if math.isfinite(options.seconds) and options.work is None:
         parser.error("--seconds needs --work, where the results so far are kept")
@@ -312,6 +313,7 @@ def main() -> None:
     plan = QUICK if options.quick else FULL
     if options.rounds is not None:
         plan = replace(plan, rounds=options.rounds)
+    plan = replace(plan, sweeps={name: plan.sweeps[name] for name in options.sweeps or plan.sweeps})
     measured = revision()  # before the results change the tree
     gpu = torch.cuda.is_available()
     memory_here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

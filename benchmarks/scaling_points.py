@@ -67,14 +67,14 @@ class Plan:
 
 FULL = Plan(
     {
-        "batch_size": [Point(batch_size=n) for n in (1, 4, 16, 64, 128)],
-        "size": [Point(size=n) for n in (224, 336, 480, 640, 1024)],
-        "photos": [Point(size=224, photos=n) for n in (1000, 3000, 10_000, 30_000, 100_000)],
         "loaders": [Point(loaders=n) for n in (1, 2, 4, 8)],
         "top_k": [Point(top_k=n) for n in (10, 100, 1000)],
         "max_similarity": [Point(max_similarity=tau) for tau in (0.3, 0.35, 0.4)],
         "sentences": [Point(sentences=n) for n in (10_000, 100_000, 1_000_000)],
         "rate": [Point(loaders=8, rate=n) for n in (16, 64, 256)],
+        "batch_size": [Point(batch_size=n) for n in (1, 4, 16, 64, 128)],
+        "size": [Point(size=n) for n in (224, 336, 480, 640, 1024)],
+        "photos": [Point(size=224, photos=n) for n in (1000, 3000, 10_000, 30_000, 100_000)],
     }
 )
 SMALL = Point(batch_size=4, size=96, photos=60)

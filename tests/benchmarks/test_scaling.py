@@ -35,7 +35,9 @@ PLAN = scaling.Plan({name: [POINT] for name in scaling.FULL.sweeps}, rounds=1, w
 def test_the_command_in_small(plots, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "QUICK", PLAN)
     monkeypatch.setattr(
-        sys, "argv", ["scaling.py", "--quick", f"--output={tmp_path}", f"--plot={tmp_path}/scaling.svg"]
+        sys,
+        "argv",
+        ["scaling.py", "--quick", f"--output={tmp_path}", f"--plot={tmp_path}/scaling.svg", f"--work={tmp_path}/work"],
     )
     scaling.main()
     result = json.loads((tmp_path / "scaling.json").read_text())
@@ -59,6 +61,10 @@ def test_the_command_in_small(plots, tmp_path, monkeypatch, capsys):
     below = [called.split("\n")[0] for _, _, called in (plots.OWN, *plots.BELOW.values())]
     assert all(text in drawn for text in [*plots.AXES.values(), *below, "samples/s", "stream", "host"])
     assert "samples/s" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--sweeps", "size", "--seconds=0"])  # all is measured already
+    scaling.main()
+    part = json.loads((tmp_path / "scaling.json").read_text())
+    assert part["sweeps"].keys() == {"size"} and part["points"] == result["points"]
 
 
 def test_points_that_do_not_fit_into_memory_are_left_out_and_named(files, tmp_path):
