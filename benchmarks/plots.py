@@ -23,7 +23,20 @@ AXES = {
     "size": "height and width of a frame, pixels",
     "photos": "photos in the data set",
     "loaders": "loaders on the machine",
+    "top_k": "K, candidates of a sentence",
+    "max_similarity": "tau, the bound of similarity",
+    "sentences": "sentences in the data set",
+    "rate": "samples/s that each loader is asked for",
 }
+UNTOLD = ("top_k", "max_similarity", "sentences", "rate")  # in titles
+BELOW = {  # what is drawn below the rates of a sweep, by what factor, and how it is called
+    "loaders": ("pss_mib", 1 / 1024, "GiB, all (PSS)"),
+    "rate": ("waiting", 100, "% waiting"),
+    "sentences": ("start_up_s", 1, "start-up, s"),
+    "top_k": ("plan_krows_per_s", 1, "1,000 rows/s\nplanned"),
+    "max_similarity": ("plan_krows_per_s", 1, "1,000 rows/s\nplanned"),
+}
+OWN = ("own_mib", 1 / 1024, "GiB a process")
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -52,11 +65,15 @@ def plot_scaling(result: str | Path, output: str | Path) -> None:
 
 
 def draw_scaling(found: dict[str, Any]) -> Figure:
-    """A panel a sweep: samples/s (median, quartiles) above, memory below. ``found`` is what ``scaling.py`` wrote."""
+    """A panel a sweep: samples/s (median, quartiles) above, memory or what else grows below.
+
+    ``found`` is what ``scaling.py`` wrote.
+    """
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(9, 8.2), layout="constrained")
+        rows = -(-len(found["sweeps"]) // 2)
+        figure = plt.figure(figsize=(9, 4.1 * rows), layout="constrained")
         figure.patch.set_alpha(0)
-        cells = figure.add_gridspec(4, 2, height_ratios=[3, 1.4, 3, 1.4])
+        cells = figure.add_gridspec(2 * rows, 2, height_ratios=[3, 1.4] * rows)
         for i, (axis, points) in enumerate(found["sweeps"].items()):
             row, column = 2 * (i // 2), i % 2
             rate = figure.add_subplot(cells[row, column])
@@ -68,9 +85,10 @@ def draw_scaling(found: dict[str, Any]) -> Figure:
 
 
 def _draw_sweep(rate: Any, memory: Any, axis: str, points: list[Any], results: list[Any]) -> None:
+    name, factor, called = BELOW.get(axis, OWN)
     for mode in dict.fromkeys(one["mode"] for one in results):
-        by_point = {tuple(one[name] for name in AXES): one for one in results if one["mode"] == mode}
-        measured = [by_point[key] for point in points if (key := tuple(point[name] for name in AXES)) in by_point]
+        by_point = {tuple(one[axis] for axis in AXES): one for one in results if one["mode"] == mode}
+        measured = [by_point[key] for point in points if (key := tuple(point[axis] for axis in AXES)) in by_point]
         x = [one[axis] for one in measured]
         look = {"color": COLOURS[mode], "marker": MARKERS[mode], "markersize": 4, "linewidth": 1.5}
         spread = [one["samples_per_s"] for one in measured]
@@ -83,8 +101,8 @@ def _draw_sweep(rate: Any, memory: Any, axis: str, points: list[Any], results: l
             alpha=0.25,
             linewidth=0,
         )
-        memory.plot(x, [one["own_mib"] / 1024 for one in measured], **look)
-    fixed = {name: points[0][name] for name in AXES if name != axis}
+        memory.plot(x, [one[name] * factor for one in measured], **look)
+    fixed = {name: points[0][name] for name in AXES if name != axis and name not in UNTOLD}
     told = {"batch_size": "batch {}", "size": "{0}x{0}", "photos": "{:,} photos", "loaders": "{} loaders"}
     rate.set_title(
         ", ".join(told[name].format(value) for name, value in fixed.items()).replace(" 1 loaders", " 1 loader"),
@@ -93,18 +111,18 @@ def _draw_sweep(rate: Any, memory: Any, axis: str, points: list[Any], results: l
     )
     for axes in (rate, memory):
         axes.patch.set_alpha(0)
-        axes.set_xscale("log")
+        axes.set_xscale("log" if min(point[axis] for point in points) > 0 else "linear")
         axes.set_xticks([point[axis] for point in points])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1 else f"{value:,.0f}"))
     rate.set_yscale("log")
     rate.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     rate.yaxis.set_minor_locator(NullLocator())
     rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     rate.tick_params(labelbottom=False)
-    rate.set_ylabel("samples/s" if axis != "loaders" else "samples/s, all loaders")
+    rate.set_ylabel("samples/s, all loaders" if axis in ("loaders", "rate") else "samples/s")
     memory.set_ylim(0, 1.1 * memory.get_ylim()[1])
-    memory.set_ylabel("GiB a process")
+    memory.set_ylabel(called)
     memory.set_xlabel(AXES[axis])
 
 

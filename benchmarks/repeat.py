@@ -1,8 +1,8 @@
 """The files of a data set of any number of photos, made of a small one that is repeated.
 
 Photo ``i`` of M is the small data set's photo ``i % m``, with its refs, masks and tiles. To a loader, whose work
-depends on how many rows and bytes there are, that is a data set of M photos. Sentences are told apart by a number, and
-may be more or fewer per ref. No photo need exist where nothing is decoded.
+depends on how many rows and bytes there are, that is a data set of M photos, none of them a copy by their digests.
+Sentences are told apart by a number, and may be more or fewer per ref. No photo need exist where nothing is decoded.
 """
 
 import shutil
@@ -96,7 +96,9 @@ def repeat_dataset(
         exif=source.exif,
     )
     files = source.photo_files
-    files = PhotoFiles(*(column[photo] for column in (files.digest, files.orientation, files.coco_id)))
+    digest = np.ascontiguousarray(files.digest[photo]).view("<u8")
+    digest[:, 0] ^= (np.arange(photos) // m).astype(np.uint64)
+    files = PhotoFiles(digest.view(np.uint8), files.orientation[photo], files.coco_id[photo])
     root = str(source.image_root if copies is None else Path(copies).absolute())
     with write_h5(output, format=ris.FORMAT, version=ris.VERSION) as write:
         ris.write_columns(write, annotations, files, image_root=root, left_out=0)

@@ -1,16 +1,21 @@
-"""How the Loader scales: samples/s and memory against batch size, frame size, number of photos and number of loaders.
+"""How the Loader scales: samples/s, memory and start-up against all that may grow.
 
-    python benchmarks/scaling.py                  generated photos of about 640x480, repeated; 15 minutes on two cores
+    python benchmarks/scaling.py                  generated photos of about 640x480, repeated; 20 minutes on two cores
     python benchmarks/scaling.py F.ris.h5         one's own photos, repeated
     python benchmarks/scaling.py --quick          in small, under a minute: figures of no worth
+    python benchmarks/scaling.py --work DIR --seconds 200     a part; the same again goes on, until all is measured
 
-Writes scaling.json and, from that alone, docs/scaling.svg (plots.py). Every point runs in processes of its own. Their
-first batches must be equal in all modes before anything is timed. All points are measured in turn, and then again.
+What grows: batch, frame, photos, sentences, K and tau of the policy, and the ranks on one machine that share one tile
+file, as fast as they can and at a training's pace. Makes scaling.json and, of that alone, docs/scaling.svg (plots.py).
+Every point runs in processes of its own. Their first batches must be equal in all modes before anything is timed. All
+points are measured in turn, and then again. ``scaling_points.py`` lists them.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -18,126 +23,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import RESULTS, ROOT, file_name, generate, revision
-from repeat import repeat_dataset, repeat_tiles, spread_table
+from scaling_points import FULL, MIB, QUICK, Files, Plan, Point, Progress
 
 from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.loader import Loader
-from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.tiles.build import make_tiles
-from nemo_dali.tiles.file import TileFile
 
-POLICY = MosaicPolicy(p_mined=1.0, max_similarity=0.35)
-DEPTH = 100  # of the tables: the policy's top_k, so that the table of 100,000 photos is soon written
-SENTENCES = 7  # a photo, as in RefCOCO
 MEMORY_BATCHES = 12  # that are looked at, after the timing
-MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Point:
-    """What is measured: one batch size, frame size, data set and number of loaders."""
-
-    batch_size: int = 16
-    size: int = 480
-    photos: int = 1000
-    loaders: int = 1
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is measured, and for how long."""
-
-    sweeps: dict[str, list[Point]]  # by the field of Point that varies
-    rounds: int = 2
-    windows: int = 4  # timed in each round
-    seconds: float = 1.0  # a window; as long is warmed up
-    distinct: int = 400  # generated photos
-
-
-FULL = Plan(
-    {
-        "batch_size": [Point(batch_size=n) for n in (1, 4, 16, 64, 128)],
-        "size": [Point(size=n) for n in (224, 336, 480, 640, 1024)],
-        "photos": [Point(size=224, photos=n) for n in (1000, 3000, 10_000, 30_000, 100_000)],
-        "loaders": [Point(loaders=n) for n in (1, 2, 4)],
-    }
-)
-SMALL = Point(batch_size=4, size=96, photos=60)
-QUICK = Plan(
-    {
-        "batch_size": [SMALL, replace(SMALL, batch_size=8)],
-        "size": [SMALL],
-        "photos": [SMALL],
-        "loaders": [SMALL, replace(SMALL, loaders=2)],
-    },
-    rounds=1,
-    windows=2,
-    seconds=0.2,
-    distinct=40,
-)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Files:
-    """The files of every point, made when first asked for, in one folder; removed with it."""
-
-    folder: Path
-    source: Path  # .ris.h5
-    copies: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.copies = self.folder / "photos"
-
-    def of(self, point: Point, mode: str) -> dict[str, Path]:
-        """Arguments for the Loader."""
-        dataset, negatives = self.folder / f"{point.photos}.ris.h5", self.folder / f"{point.photos}.neg.h5"
-        if not dataset.exists():
-            sentences = SENTENCES * point.photos
-            made = repeat_dataset(
-                Dataset.open(self.source), dataset, photos=point.photos, sentences=sentences, copies=self.copies
-            )
-            spread_table(made, negatives, depth=DEPTH)
-        files = {"dataset": dataset, "negatives": negatives}
-        if mode == "stream":
-            return files
-        tiles = self.folder / f"{point.photos}.{point.size}.tiles.h5"
-        if not tiles.exists():
-            once = self.folder / f"source.{point.size}.tiles.h5"
-            if not once.exists():
-                make_tiles(self.source, size=point.size, output=once, grids=(2,))
-            repeat_tiles(TileFile.open(once), Dataset.open(dataset), tiles)
-        return files | {"tiles": tiles}
-
-    def nbytes(self, point: Point) -> int:
-        """Of the photos and the tiles of a point: what its modes keep in the page cache, at most."""
-        photos = self.photos()
-        return point.photos * (sum(path.stat().st_size for path in photos) // len(photos) + 3 * point.size**2 // 4)
-
-    def photos(self) -> list[Path]:
-        """The source's."""
-        source = Dataset.open(self.source)
-        return [Path(source.photo_path(row)) for row in range(len(source.images.id))]
-
-    def warm(self, files: dict[str, Path]) -> None:
-        """Read what a loader will read, so that it comes from the page cache."""
-        buffer = bytearray(MIB)
-        row = Dataset.open(files["dataset"]).photo_path if "tiles" not in files else None
-        photos = [row(i) for i in range(len(Dataset.open(files["dataset"]).images.id))] if row else []
-        for path in [*files.values(), *photos]:
-            with open(path, "rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+PLAN_ROWS = 4096  # that are planned at once
+PLANS = 20  # are timed
+SUMMED = ("pss_mib", "cpu_cores")  # over the loaders; of everything else the most
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
@@ -146,8 +48,8 @@ class Files:
 def run_loader(point: Point, mode: str, rank: int, files: dict[str, Path], plan: Plan, end: Connection) -> None:
     """One of a point's loaders, in a process of its own.
 
-    Sends the digest of its first batch, takes the time to begin at, sends its rates (samples/s in each window), what it
-    read from the disk meanwhile and its memory.
+    Sends the digest of its first batch, takes the time to begin at, sends its rates (samples/s in each window), the
+    share of time that it waited, what it read from the disk meanwhile and its memory; and ends when it is told to.
     """
     import torch
 
@@ -161,54 +63,93 @@ def run_loader(point: Point, mode: str, rank: int, files: dict[str, Path], plan:
 
     def make() -> Loader:
         return Loader(
-            **files, **options, batch_size=point.batch_size, size=point.size, policy=POLICY, num_threads=threads
+            **files, **options, batch_size=point.batch_size, size=point.size, policy=point.policy, num_threads=threads
         )
 
-    make().close()  # reads tokens, or makes them: the start that is timed is not the first
+    make().close()  # the start that is timed is not the first, which makes tokens
     loader, start_up = timed_start(make)
     batches = delivered(loader)
     end.send(digest(next(batches)))
-    own, _ = memory()
-    _rate(batches, loader, time.monotonic() + plan.seconds, gpu)
+    own, _, _ = memory()
+    pace = Pace(batches, loader, point.rate, gpu)
+    pace.run(time.monotonic() + plan.seconds)
     end.send("warm")
     begin = end.recv()
-    _rate(batches, loader, begin, gpu)  # until all are there
-    read = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
-    rates = [_rate(batches, loader, begin + (i + 1) * plan.seconds, gpu) for i in range(plan.windows)]
-    read = resource.getrusage(resource.RUSAGE_SELF).ru_inblock - read
-    found = [(own, 0)]
+    pace.run(begin)  # until all are there
+    before, pace.waited, start = resource.getrusage(resource.RUSAGE_SELF), 0.0, time.monotonic()
+    rates = [pace.run(begin + (i + 1) * plan.seconds) for i in range(plan.windows)]
+    after, seconds = resource.getrusage(resource.RUSAGE_SELF), time.monotonic() - start
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found = [(own, 0, 0)]
     for _ in range(MEMORY_BATCHES):
         next(batches)
         found.append(memory())
-    own, mapped = np.max(found, axis=0)
+    own, mapped, share = np.max(found, axis=0)
     result = {
         "rates": rates,
         "start_up_s": start_up,
-        "read_mib": read * 512 / MIB,
+        "waiting": pace.waited / seconds,
+        "cpu_cores": cpu / seconds,
+        "read_mib": (after.ru_inblock - before.ru_inblock) * 512 / MIB,
         "own_mib": own / MIB,
         "mapped_mib": mapped / MIB,
+        "pss_mib": share / MIB,
         "num_threads": threads,
+        **plan_rates(loader),
     }
     if gpu:
         free, there = torch.cuda.mem_get_info(options["device"])
         result["gpu_mib"] = (there - free) / MIB
     end.send(result)
+    end.recv()  # all have looked at their memory, which some of them share
     loader.close()
     if point.loaders > 1:
         torch.distributed.destroy_process_group()
 
 
-def _rate(batches: Iterator[Any], loader: Loader, until: float, gpu: bool) -> float:
-    """Samples per second until that time of the machine's clock; at least one batch."""
-    start, done = time.monotonic(), 0
-    while not done or time.monotonic() < until:
-        next(batches)
-        done += 1
-    if gpu:
-        import torch
+class Pace:
+    """Takes batches as fast as they come, or as a training of so many samples/s would (0: the former).
 
-        torch.cuda.synchronize()
-    return done * loader.batch_size / (time.monotonic() - start)
+    Attributes:
+        waited: seconds spent in ``next``.
+    """
+
+    def __init__(self, batches: Iterator[Any], loader: Loader, rate: int, gpu: bool) -> None:
+        self._batches, self._size, self._gpu = batches, loader.batch_size, gpu
+        self._step = loader.batch_size / rate if rate else 0.0  # seconds
+        self.waited = 0.0
+
+    def run(self, until: float) -> float:
+        """Samples per second until that time of the machine's clock; at least one batch."""
+        start, done = time.monotonic(), 0
+        while not done or time.monotonic() < until:
+            asked = time.monotonic()
+            next(self._batches)
+            there = time.monotonic()
+            self.waited += there - asked
+            done += 1
+            if self._step:
+                time.sleep(self._step)  # the training step, which begins when its batch is there
+        if self._gpu:
+            import torch
+
+            torch.cuda.synchronize()
+        return done * self._size / (time.monotonic() - start)
+
+
+def plan_rates(loader: Loader) -> dict[str, float]:
+    """Thousands of plan rows/s: of sentences whose candidates are looked at for the first time, and afterwards."""
+    count = min(PLAN_ROWS, len(loader.dataset))
+    seconds = []
+    for turn in range(PLANS):
+        start = time.perf_counter()
+        loader.plan(1, np.arange(count))
+        if turn:  # the first draws the epoch's order, too
+            seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    loader.plan(1, np.arange(count) + count)
+    first = time.perf_counter() - start
+    return {"plan_krows_per_s": count / float(np.median(seconds)) / 1e3, "plan_krows_per_s_new": count / first / 1e3}
 
 
 def delivered(loader: Loader) -> Iterator[Any]:
@@ -226,18 +167,22 @@ def digest(batch: Any) -> str:
     return made.hexdigest()
 
 
-def memory() -> tuple[int, int]:
-    """Bytes of this process in memory: without the data files it maps (all processes share them), and just these."""
-    total = mapped = 0
+def memory() -> tuple[int, int, int]:
+    """Bytes of this process in memory: without the data files it maps (all processes share them), just these, and its
+    share of all (PSS): a page that n processes map is an nth of each.
+    """
+    total = mapped = share = 0
     shared = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if line.startswith("Rss:"):
             nbytes = int(line.split()[1]) * 1024
             total += nbytes
             mapped += nbytes * shared
+        elif line.startswith("Pss:"):
+            share += int(line.split()[1]) * 1024
         elif not line.split(" ", 1)[0].endswith(":"):  # where a mapping lies, and what it maps
-            shared = line.endswith((".h5", ".npy"))  # data sets, tables, tiles and tokens
-    return total - mapped, mapped
+            shared = line.endswith((".h5", ".cache"))  # data sets, tables, tiles and tokens
+    return total - mapped, mapped, share
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
@@ -265,46 +210,66 @@ def run_point(point: Point, mode: str, files: dict[str, Path], plan: Plan, numbe
     for end in ends:
         end.send(begin)
     results = [end.recv() for end in ends]
+    for end in ends:
+        end.send("done")
     for process in processes:
         process.join()
     together: dict[str, Any] = {"rates": np.sum([result.pop("rates") for result in results], axis=0).tolist()}
     for name in results[0]:
-        together[name] = max(result[name] for result in results)
+        each = [result[name] for result in results]
+        together[name] = sum(each) if name in SUMMED else max(each)
     return first, together
 
 
-def run(plan: Plan, source: Path, folder: Path, *, modes: list[str], limit: int) -> dict[str, Any]:
-    """Measure every point in every mode, ``plan.rounds`` times in turn.
+def run(
+    plan: Plan,
+    source: Path,
+    folder: Path,
+    *,
+    modes: list[str],
+    limit: int,
+    progress: Progress | None = None,
+    until: float = math.inf,
+) -> dict[str, Any] | None:
+    """Measure every point in every mode, ``plan.rounds`` times in turn; None: the time was up before all were.
 
     Args:
         source: .ris.h5 of the photos to repeat.
         folder: for the files, which are many times as large; not removed.
-        limit: points with more bytes of photos and tiles than this are left out, and named in the result.
+        limit: points with more bytes of photos, tiles and table than this are left out, and named in the result.
+        progress: what was measured already.
+        until: by ``time.monotonic``.
     """
-    files = Files(folder, source)
+    files, progress = Files(folder, source), progress or Progress(None, {})
     points = list(dict.fromkeys(point for sweep in plan.sweeps.values() for point in sweep))
     left_out = [point for point in points if files.nbytes(point) > limit]
     found: dict[tuple[Point, str], list[Any]] = {}
     expected: dict[Point, list[str]] = {}
-    started, number = time.monotonic(), 0
-    for _ in range(plan.rounds):
+    number = 0
+    for turn in range(plan.rounds):
         for point in points:
             for mode in modes if point not in left_out else []:
-                theirs = files.of(point, mode)
-                files.warm(theirs)
                 number += 1
-                first, result = run_point(point, mode, theirs, plan, number)
+                if (name := progress.name(turn, mode, point)) not in progress.done:
+                    if (started := time.monotonic()) > until:
+                        return None
+                    theirs = files.of(point, mode)
+                    files.warm(theirs)
+                    first, result = run_point(point, mode, theirs, plan, number)
+                    progress.add(name, {"first": first, "result": result, "seconds": time.monotonic() - started})
+                    print(f"{mode:7} {point}: {np.median(result['rates']):,.0f} samples/s", flush=True)
+                first = progress.done[name]["first"]
                 if expected.setdefault(point, first) != first:
                     sys.exit(f"The first batches of mode {mode} at {point} are not those of {modes[0]}.")
-                found.setdefault((point, mode), []).append(result)
-                print(f"{mode:7} {point}: {np.median(result['rates']):,.0f} samples/s", flush=True)
+                found.setdefault((point, mode), []).append(progress.done[name]["result"])
+            files.discard(point)
     source_set = Dataset.open(source)
     return {
         "points": [{"mode": mode, **asdict(point), **summary(rounds)} for (point, mode), rounds in found.items()],
         "sweeps": {name: [asdict(point) for point in sweep] for name, sweep in plan.sweeps.items()},
         "left_out": [asdict(point) for point in left_out],
         "config": {
-            "policy": json.loads(POLICY.to_json()),
+            "policy": json.loads(points[0].policy.to_json()),
             "dtype": "float32",
             "rounds": plan.rounds,
             "windows": plan.windows,
@@ -314,7 +279,7 @@ def run(plan: Plan, source: Path, folder: Path, *, modes: list[str], limit: int)
             "megapixels_a_photo": round(float((source_set.images.width * source_set.images.height).mean() / 1e6), 3),
             "kib_a_photo": round(float(np.mean([path.stat().st_size for path in files.photos()])) / 1024, 1),
             "page_cache": "read once before each run; read_mib is what came from the disk while it was timed",
-            "seconds": round(time.monotonic() - started),
+            "seconds": round(sum(one["seconds"] for one in progress.done.values())),
         },
         "machine": machine(),
         "versions": versions(),
@@ -334,23 +299,41 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "scaling.svg")
+    parser.add_argument("--work", type=Path, help="folder of files and results so far, to go on with; kept")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further point after so long")
+    parser.add_argument("--rounds", type=int, help="how often all points are measured")
+    parser.add_argument("--sweeps", nargs="+", choices=list(FULL.sweeps), help="only these")
     options = parser.parse_args()
+    if math.isfinite(options.seconds) and options.work is None:
+        parser.error("--seconds needs --work, where the results so far are kept")
+    until = time.monotonic() + options.seconds
     import torch
     from plots import plot_scaling
 
     plan = QUICK if options.quick else FULL
+    if options.rounds is not None:
+        plan = replace(plan, rounds=options.rounds)
+    plan = replace(plan, sweeps={name: plan.sweeps[name] for name in options.sweeps or plan.sweeps})
     measured = revision()  # before the results change the tree
     gpu = torch.cuda.is_available()
     memory_here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with contextlib.ExitStack() as stack:
+        folder = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        of = {"revision": measured, "machine": machine(), "versions": versions(), "windows": plan.windows}
+        made = folder / "data.ris.h5"
         result = run(
             plan,
-            options.dataset or generate(folder, images=plan.distinct)[0],
+            options.dataset or (made if made.exists() else generate(folder, images=plan.distinct)[0]),
             folder,
             modes=["stream", "host"] + (["pinned", "device"] if gpu else []),
             limit=memory_here // 3,
+            progress=Progress(folder / "progress.jsonl", of | {"window_s": plan.seconds}),
+            until=until,
         )
+    if result is None:
+        print(f"The time is up. The same command goes on; results so far are in {folder}.")
+        return
     result["revision"] = measured
     options.output.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if gpu else None

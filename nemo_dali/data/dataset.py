@@ -30,7 +30,7 @@ from nemo_dali.data.photos import batch_error
 from nemo_dali.data.s3 import check_names, image_root, is_remote
 from nemo_dali.errors import NemoError, PhotoError
 from nemo_dali.io.h5 import MappedFile, fingerprint
-from nemo_dali.io.index import Value
+from nemo_dali.io.index import Value, row_checksum
 from nemo_dali.io.writer import Content
 
 FORMAT = "nemo-dali/ris"
@@ -63,11 +63,16 @@ COLUMNS = {
 }
 PHOTO_COLUMNS = {"images/orientation": "|u1", "images/coco_id": "<i8"}
 OTHER_COLUMNS = {"image_categories": "<i4", "categories/id": "<i8", "categories/name": "", "rle/counts": "<u4"}
+RUN_CHECKSUMS = "checksums/rle/counts"  # of each ref's run lengths, <u8 [refs]; files that lack it are read too
+BLOCK = 1 << 14  # refs whose run lengths are looked at together
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """An open data set file: columns by row number. It pickles as its path."""
+    """An open data set file: columns by row number. It pickles as its path.
+
+    A ref's run lengths are looked at when they are first used: before you read some, call ``check_masks``.
+    """
 
     path: Path
     mapped: MappedFile
@@ -88,7 +93,7 @@ class Dataset:
 
     @staticmethod
     def open(path: str | Path, *, images: str | Path | None = None) -> "Dataset":
-        """Open a data set file and check its structure.
+        """Open a data set file and check its structure: numbers now, strings and run lengths when they are used.
 
         Args:
             path: a .ris.h5 file.
@@ -110,6 +115,8 @@ class Dataset:
 
     def content_fingerprint(self) -> str:
         """The fingerprint of what the file holds now; reads all of it."""
+        for begin in range(0, len(self.refs.image), BLOCK):
+            self.check_masks(np.arange(begin, min(begin + BLOCK, len(self.refs.image))))
         return _fingerprint(_flat_columns(self) | _photo_columns(self.photo_files), self.exif)
 
     def photo_path(self, row: int) -> str:
@@ -117,8 +124,17 @@ class Dataset:
 
         Raises:
             PhotoError: the image root is a folder that does not exist, or an address that a photo's name does not fit.
+            FileFormatError: the names are damaged, or one leaves the image root.
         """
-        return f"{self._checked_root}/{self.images.file_name[row]}"
+        root, names = self._checked_root, self._names
+        if (name := names[row]) is None:
+            name = names[row] = self.images.file_name[row]
+        return f"{root}/{name}"
+
+    @cached_property
+    def _names(self) -> list[str | None]:
+        """The photos' names as far as they were used: making them each time would be felt."""
+        return [None] * len(self.images.id)
 
     @cached_property
     def _checked_root(self) -> str:
@@ -131,11 +147,56 @@ class Dataset:
             )
         return self.image_root
 
-    def mask(self, ref: int) -> npt.NDArray[np.uint8]:
-        """uint8 [height, width] in {0, 1}: the mask of a ref, at its photo's size."""
-        row = self.refs.image[ref]
+    @cached_property
+    def _sound_masks(self) -> npt.NDArray[np.bool_]:
+        """bool [refs], whose run lengths were looked at."""
+        return np.zeros(len(self.refs.image), bool)
+
+    @cached_property
+    def _run_checksums(self) -> npt.NDArray[np.uint64] | None:
+        """uint64 [refs]; None: the file has none, and its run lengths have been compared as a whole."""
+        if RUN_CHECKSUMS in self.mapped.index.arrays:
+            return self.mapped.array(RUN_CHECKSUMS, "<u8", (len(self.refs.image),))
+        self.mapped.array("rle/counts", "<u4", (None,))
+        return None
+
+    def check_masks(self, refs: npt.NDArray[np.integer[Any]]) -> None:
+        """Look at the run lengths of refs before they are read; at each ref's once, later it costs nothing.
+
+        Several threads may call it.
+
+        Raises:
+            FileFormatError: not as they were written, or not for the photo.
+        """
+        if (new := np.unique(refs[~self._sound_masks[refs]])).size == 0:
+            return
+        self.mapped.check()
+        begin, count = self.refs.rle_begin[new], self.refs.rle_count[new]
+        if (expected := self._run_checksums) is not None:
+            runs, digest = self.rle_counts, row_checksum
+            rows = zip(new.tolist(), begin.tolist(), (begin + count).tolist(), expected[new].tolist(), strict=True)
+            for ref, first, end, found in rows:
+                if digest(runs[first:end].data) != found:
+                    raise self.mapped.damage(f"the run lengths of ref {ref} do not match their checksum")
+        some = np.flatnonzero(count)
+        if some.size:  # those of all, one behind the other
+            ends = begins(count)
+            together = self.rle_counts[np.arange(count.sum(dtype=np.int64)) + np.repeat(begin - ends, count)]
+            pixels = np.add.reduceat(together, ends[some], dtype=np.int64)
+            photo = self.refs.image[new[some]]
+            if not np.array_equal(pixels, self.images.width[photo].astype(np.int64) * self.images.height[photo]):
+                raise self.mapped.damage("the run lengths of a ref do not add up to its photo's pixels")
+        self._sound_masks[new] = True
+
+    def runs_of(self, ref: int) -> npt.NDArray[np.uint32]:
+        """A ref's run lengths, uint32 [n]; see ``check_masks``."""
+        self.check_masks(np.array([ref]))
         begin = int(self.refs.rle_begin[ref])
-        runs = self.rle_counts[begin : begin + int(self.refs.rle_count[ref])]
+        return self.rle_counts[begin : begin + int(self.refs.rle_count[ref])]
+
+    def mask(self, ref: int) -> npt.NDArray[np.uint8]:
+        """uint8 [height, width] in {0, 1}: the mask of a ref, at its photo's size; see ``check_masks``."""
+        row, runs = self.refs.image[ref], self.runs_of(ref)
         down_columns = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, runs)
         width, height = int(self.images.width[row]), int(self.images.height[row])
         return down_columns.reshape(width, height).T if len(runs) else np.zeros((height, width), np.uint8)
@@ -211,13 +272,17 @@ def _read(file: MappedFile, root: str | None) -> Dataset:
 
 def _column(file: MappedFile, name: str, dtype: str) -> Any:
     if dtype:
-        return file.array(name, dtype, (None,))
-    # Names are few, and always needed; sentences are decoded when they are used.
-    return list(file.strings(name)) if name in ("images/file_name", "categories/name") else file.strings(name)
+        return file.array(name, dtype, (None,), compare=name != "rle/counts")
+    if name == "images/file_name":
+        return file.strings(name, allowed=is_inside, otherwise="has a name that leaves the image root")
+    return list(file.strings(name)) if name == "categories/name" else file.strings(name)  # they are few, and needed
 
 
 def _damage(dataset: Dataset) -> str | None:
-    """The first thing in the columns that contradicts another, or None. Reads every numeric column once."""
+    """The first thing in the columns that contradicts another, or None. Reads every column of numbers once.
+
+    But for run lengths, which are most of a file: ``Dataset.check_masks`` looks at them.
+    """
     images, refs, sentences = dataset.images, dataset.refs, dataset.sentences
     photos, categories = len(images.id), len(dataset.category_id)
     files = dataset.photo_files
@@ -254,15 +319,10 @@ def _damage(dataset: Dataset) -> str | None:
         sentences.ref, np.repeat(np.arange(len(refs.image)), refs.sentence_count)
     ):
         return "/sentences/ref does not fit the refs' ranges"
-    some = refs.rle_count > 0
-    area = images.width.astype(np.int64) * images.height
-    runs = np.add.reduceat(dataset.rle_counts, refs.rle_begin[some], dtype=np.int64) if some.any() else np.empty(0)
-    if not (some | (refs.empty == 1)).all() or not np.array_equal(runs, area[refs.image[some]]):
+    if not ((refs.rle_count > 0) | (refs.empty == 1)).all():
         return "the run lengths of a ref do not add up to its photo's pixels"
     if dataset.exif == "refuse" and (files.orientation > 1).any():
         return "/images/orientation has what the attribute exif excludes"
-    if not all(map(is_inside, images.file_name)):
-        return "/images/file_name has a name that leaves the image root"
     return None
 
 
@@ -281,7 +341,12 @@ def write_columns(
         "exif": annotations.exif,
         "box_format": annotations.box_format,
     }
-    write(Content(columns, attributes, digest := _fingerprint(columns, annotations.exif)))
+    digest = _fingerprint(columns, annotations.exif)
+    begin, count = annotations.refs.rle_begin.tolist(), annotations.refs.rle_count.tolist()
+    runs = np.ascontiguousarray(columns["rle/counts"])
+    sums = [row_checksum(runs[first : first + n].data) for first, n in zip(begin, count, strict=True)]
+    # First: behind the last array there must be nothing, so that a file that was cut short lacks a part of it.
+    write(Content({RUN_CHECKSUMS: np.array(sums, np.uint64), **columns}, attributes, digest))
     return digest
 
 

@@ -64,6 +64,7 @@ def cached(
     *,
     make: Callable[[], npt.NDArray[T]],
     fits: Callable[[npt.NDArray[T]], bool],
+    compare: bool = True,
 ) -> npt.NDArray[T]:
     """An array from the cache; where it is missing there or cannot be used it is made, and kept for the next time.
 
@@ -73,6 +74,8 @@ def cached(
         shape: of the array, None where a length is not known.
         make: makes it.
         fits: a last look at what was kept.
+        compare: False: leave the file's checksum alone, so that nothing of the elements is read. They must have some of
+            their own then, and ``renewed`` gives what takes their place.
 
     Returns:
         The array, or a read-only view of the mapped file.
@@ -80,7 +83,7 @@ def cached(
     folder, name = cache_folder(), f"{name}.cache"
     try:
         with _opened(folder) as inside:
-            found = _read(inside, name, dtype, shape)
+            found = _read(inside, name, dtype, shape, compare)
             if fits(found):
                 return found
             raise _Unusable("its content is not what it should be")
@@ -91,6 +94,18 @@ def cached(
     except (_Unusable, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         logger.warning("%s is made anew: %s.", folder / name, reason)
+    return _made(folder, name, make)
+
+
+def renewed(name: str, reason: str, *, make: Callable[[], npt.NDArray[T]]) -> npt.NDArray[T]:
+    """An array in place of one that was kept and is found not to be what it should be; told by a warning."""
+    folder, name = cache_folder(), f"{name}.cache"
+    logger.warning("%s is made anew: %s.", folder / name, reason)
+    return _made(folder, name, make)
+
+
+def _made(folder: Path, name: str, make: Callable[[], npt.NDArray[T]]) -> npt.NDArray[T]:
+    """Make an array, and keep it."""
     made = make()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -125,7 +140,7 @@ def _distrust(status: os.stat_result) -> str | None:
     return None
 
 
-def _read(inside: int, name: str, dtype: type[T], shape: tuple[int | None, ...]) -> npt.NDArray[T]:
+def _read(inside: int, name: str, dtype: type[T], shape: tuple[int | None, ...], compare: bool) -> npt.NDArray[T]:
     """Map a file. What is checked is what is mapped, whatever has the name by then."""
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
     try:
@@ -147,7 +162,8 @@ def _read(inside: int, name: str, dtype: type[T], shape: tuple[int | None, ...])
         mapped = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
-    if xxhash.xxh3_64_intdigest(memoryview(mapped)[SUMMED:]) != int.from_bytes(head[len(MAGIC) : SUMMED], "little"):
+    expected = int.from_bytes(head[len(MAGIC) : SUMMED], "little")
+    if compare and xxhash.xxh3_64_intdigest(memoryview(mapped)[SUMMED:]) != expected:
         raise _Unusable("its checksum does not match")
     return np.ndarray(found, dtype, mapped, BEGIN)
 

@@ -1,12 +1,14 @@
 """Reading HDF5 files of ours: mapped by their own index, checked before use. libhdf5 takes no part in it.
 
-A small array is compared with its checksum when it is opened, a row of a large one when it is first used.
+A small array is compared with its checksum when it is opened, a row of a large one, and a column of strings, when it is
+first used.
 """
 
+import codecs
 import hashlib
 import mmap
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
@@ -30,6 +32,7 @@ from nemo_dali.io.index import (
 from nemo_dali.io.output import HEAD
 
 HDF5 = b"\x89HDF\r\n\x1a\n"  # how every HDF5 file without a user block begins, those of version 1 among them
+PIECE = 1 << 20  # bytes, or offsets, of a column of strings that are looked at together
 OFFSETS = "_offsets"  # behind the name of a column of strings: where in its bytes each begins, and the end
 
 
@@ -112,12 +115,15 @@ class MappedFile:
                 "or copy it anew, under another name that is then renamed, and start again."
             )
 
-    def array(self, name: str, dtypes: str | Collection[str], shape: Sequence[int | None]) -> npt.NDArray[Any]:
+    def array(
+        self, name: str, dtypes: str | Collection[str], shape: Sequence[int | None], *, compare: bool = True
+    ) -> npt.NDArray[Any]:
         """An array, read-only, which outlives this object. One that has a checksum is read wholly and compared.
 
         Args:
             dtypes: that it may be of, such as "<i4".
             shape: that it must have; None: any length along that axis.
+            compare: False: nothing of it is read; the caller sees to it that it is looked at before it is used.
 
         Raises:
             FileFormatError: there is none, or it is of another type or shape, or damaged.
@@ -132,7 +138,8 @@ class MappedFile:
         if not entry.nbytes:
             return np.empty(entry.shape, entry.dtype)
         array: npt.NDArray[Any] = np.ndarray(entry.shape, entry.dtype, self._map, entry.offset)
-        if entry.checksum and self.index.fingerprint != UNFINISHED and checksum(array) != entry.checksum:
+        compare = compare and bool(entry.checksum) and self.index.fingerprint != UNFINISHED
+        if compare and checksum(array) != entry.checksum:
             raise self.damage(f"/{name} does not match its checksum")
         return array
 
@@ -144,13 +151,16 @@ class MappedFile:
             raise self.damage(f"/{name} has no checksum for each row")
         return CheckedRows(self, name, array, self.array(entry.row_checksums, "<u8", (len(array),)))
 
-    def strings(self, name: str) -> "Strings":
-        """A column of strings.
+    def strings(self, name: str, *, allowed: Callable[[str], bool] | None = None, otherwise: str = "") -> "Strings":
+        """A column of strings, of which nothing is read until one is used.
+
+        Args:
+            allowed: whether it may hold a string. otherwise: what is wrong where it does not, such as "has a number".
 
         Raises:
-            FileFormatError: there is none, or damaged.
+            FileFormatError: there is none.
         """
-        return Strings(self, name)
+        return Strings(self, name, allowed, otherwise)
 
     def text(self, name: str) -> str:
         """An attribute that is a string."""
@@ -219,25 +229,45 @@ class CheckedRows:
 
 
 class Strings(Sequence[str]):
-    """A column of UTF-8 strings, made when they are used.
+    """A column of UTF-8 strings, made when they are used. Before the first is, all of them are looked at.
 
-    Raises:
-        FileFormatError: it is not there, damaged, or not UTF-8.
+    Using one raises FileFormatError where the column is damaged, not UTF-8, or has that string although it may not.
     """
 
-    def __init__(self, file: MappedFile, name: str) -> None:
-        self._file = file
-        self._bytes = file.array(name, "|u1", (None,))
-        self._offsets = offsets = file.array(name + OFFSETS, "<i8", (None,))
-        if not len(offsets) or offsets[0] or offsets[-1] != len(self._bytes) or (np.diff(offsets) < 0).any():
+    def __init__(self, file: MappedFile, name: str, allowed: Callable[[str], bool] | None, otherwise: str) -> None:
+        self._file, self._name, self._allowed, self._otherwise = file, name, allowed, otherwise
+        self._bytes = file.array(name, "|u1", (None,), compare=False)
+        self._offsets = file.array(name + OFFSETS, "<i8", (None,), compare=False)
+        if not len(self._offsets):
             raise file.damage(f"/{name}{OFFSETS} do not lie side by side")
-        inner = offsets[1:-1][offsets[1:-1] < len(self._bytes)]
+        self._sound = False
+
+    def _check(self) -> None:
+        """Look whether the file is as long as it was and, once, at the whole column."""
+        file, name = self._file, self._name
+        file.check()
+        if self._sound:
+            return
+        content, offsets = file.array(name, "|u1", (None,)), file.array(name + OFFSETS, "<i8", (None,))
+        if offsets[0] or offsets[-1] != len(content) or (offsets[1:] < offsets[:-1]).any():
+            raise file.damage(f"/{name}{OFFSETS} do not lie side by side")
+        decoder = codecs.getincrementaldecoder("utf-8")()
         try:
-            self._bytes.tobytes().decode("utf-8")
+            for begin in range(0, len(content), PIECE):  # so that it takes no memory of its own
+                decoder.decode(content[begin : begin + PIECE].tobytes())
+            decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             raise file.damage(f"/{name} is not UTF-8") from error
-        if ((self._bytes[inner] & 0xC0) == 0x80).any():
-            raise file.damage(f"/{name} has a string that begins within a character")
+        for begin in range(1, len(offsets) - 1, PIECE):
+            inner = offsets[begin : min(begin + PIECE, len(offsets) - 1)]
+            if ((content[inner[inner < len(content)]] & 0xC0) == 0x80).any():
+                raise file.damage(f"/{name} has a string that begins within a character")
+        self._sound = True
+
+    def _allow(self, text: str) -> str:
+        if self._allowed is not None and not self._allowed(text):
+            raise self._file.damage(f"/{self._name} {self._otherwise}")
+        return text
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -250,15 +280,15 @@ class Strings(Sequence[str]):
         if isinstance(row, slice):
             return [self[one] for one in range(*row.indices(len(self)))]
         row = range(len(self))[row]
-        self._file.check()
-        return self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes().decode("utf-8")
+        self._check()
+        return self._allow(self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes().decode("utf-8"))
 
     def __iter__(self) -> Iterator[str]:
-        self._file.check()
+        self._check()
         whole, offsets = self._bytes.tobytes(), self._offsets.tolist()
         ascii_text = whole.decode("ascii") if whole.isascii() else None
         for begin, end in pairwise(offsets):
-            yield whole[begin:end].decode("utf-8") if ascii_text is None else ascii_text[begin:end]
+            yield self._allow(whole[begin:end].decode("utf-8") if ascii_text is None else ascii_text[begin:end])
 
 
 def _open(path: Path, remedy: str) -> int:

@@ -51,9 +51,8 @@ class SentenceTokens:
 
     def __init__(self, corpus: Corpus, format: BatchFormat, *, seed: int, device_id: int | None = None) -> None:
         self._seed, self._device_id = seed, device_id
-        self._tokens, self._lengths = corpus.tokens(
-            format.tokenizer, format.context_length, keep_end=format.keep_end, text=format.text
-        )
+        self._rows = corpus.tokens(format.tokenizer, format.context_length, keep_end=format.keep_end, text=format.text)
+        self._length = self._rows.tokens.shape[1]
         self._vocabulary: dict[str, Any] | None = None
         self._nouns: npt.NDArray[np.int32] | None = None
         if format.masked_words == "tokens":
@@ -66,9 +65,9 @@ class SentenceTokens:
             self._nouns = corpus.nouns(
                 "textblob" if format.masked_words == "nouns" else format.masked_words,
                 text=format.text,
-                context_length=self._tokens.shape[1],
+                context_length=self._length,
             )
-        self._table = None if device_id is None else table_on(device_id, self._tokens, self._lengths)
+        self._table = None if device_id is None else table_on(device_id, self._rows)
 
     def text(self, epoch: int, rows: PlanRows) -> Text:
         """The text of an epoch's plan rows [n], in host memory."""
@@ -83,7 +82,7 @@ class SentenceTokens:
 
         assert self._device_id is not None
         masked = self._masked(epoch, rows)
-        shape = (2 if masked is None else 3, len(rows), self._tokens.shape[1])
+        shape = (2 if masked is None else 3, len(rows), self._length)
         try:
             taken = torch.empty(shape, dtype=torch.int64, device=gpu.place(self._device_id))
         except torch.OutOfMemoryError as error:
@@ -109,8 +108,10 @@ class SentenceTokens:
 
     def _taken(self, rows: PlanRows) -> Int64:
         """Tokens and attention mask, int64 [2, n, L]."""
-        taken = np.empty((2, len(rows), self._tokens.shape[1]), np.int64)
-        take_tokens(self._tokens, self._lengths, rows["sentence"], *taken)
+        sentences = rows["sentence"]
+        self._rows.check(sentences)
+        taken = np.empty((2, len(rows), self._length), np.int64)
+        take_tokens(self._rows.tokens, self._rows.lengths, sentences, *taken)
         return taken
 
     def _masked(self, epoch: int, rows: PlanRows) -> Int64 | None:
@@ -119,9 +120,12 @@ class SentenceTokens:
         Tokens are masked anew for each sample, nouns once for each sentence.
         """
         sentences = rows["sentence"]
+        if self._vocabulary is None and self._nouns is None:
+            return None
+        self._rows.check(sentences)
         if self._vocabulary is not None:
             return mask_tokens(
-                self._tokens[sentences],
+                self._rows.tokens[sentences],
                 seed=self._seed,
                 epoch=epoch,
                 positions=rows["position"],
@@ -129,8 +133,8 @@ class SentenceTokens:
             )
         if self._nouns is not None:
             return mask_nouns(
-                self._tokens[sentences],
-                self._lengths[sentences],
+                self._rows.tokens[sentences],
+                self._rows.lengths[sentences],
                 self._nouns[sentences],
                 seed=self._seed,
                 epoch=0,

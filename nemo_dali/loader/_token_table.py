@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from nemo_dali.kernels.device import Launch
 from nemo_dali.pipeline import gpu
+from nemo_dali.text.tokens import TokenRows
 
 if TYPE_CHECKING:
     import torch
@@ -40,17 +41,23 @@ class TokenTable:
         return text_gpu.launch_of(self.table.data_ptr(), self.itemsize, rows, taken, length=self.length)
 
 
-def table_on(device_id: int, tokens: I32, lengths: I32) -> TokenTable | None:
-    """Copy tokens, int32 [sentences, L], and their numbers, int32 [sentences], to a GPU; None: they take too much.
+def table_on(device_id: int, rows: TokenRows) -> TokenTable | None:
+    """Copy the tokens of all sentences to a GPU; None: they take too much.
 
     Raises:
         NemoError: the GPU has no memory left.
     """
     from nemo_dali.kernels.text import gpu as text_gpu
 
+    sentences, length = rows.tokens.shape
+    most = gpu.free_memory(device_id) * SHARE
+    if sentences * (1 + length) > most:  # a byte each, and more as it is: none of them need be read
+        return None
+    rows.check_all()
+    tokens, lengths = rows.tokens, rows.lengths
     dtype = np.dtype(text_gpu.table_dtype(tokens))
     width = dtype.itemsize * (1 + tokens.shape[1])
-    if len(tokens) * width > gpu.free_memory(device_id) * SHARE:
+    if len(tokens) * width > most:
         return None
     pieces = (
         text_gpu.table_rows(tokens[begin : begin + _ROWS], lengths[begin : begin + _ROWS], dtype).view(np.uint8)

@@ -16,7 +16,7 @@ from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.part import Part
 from nemo_dali.text.masking import Nouns, noun_runs
 from nemo_dali.text.position_words import allowed_cells
-from nemo_dali.text.tokens import Tokenizer, tokenize
+from nemo_dali.text.tokens import Tokenizer, TokenRows, token_rows
 
 T = TypeVar("T", bound=np.generic)
 
@@ -32,7 +32,6 @@ class Corpus:
     Attributes:
         photo_width, photo_height: int32 [photos], as annotated.
         photo_turn: uint8 [photos], see ``Dataset.turn``; None: no photo is to be turned.
-        runs: uint64 [refs], address of each ref's run lengths; run_count: int64 [refs].
 
     Raises:
         ValueError: lists of different lengths, or an image root that is an address but not s3://bucket/prefix.
@@ -58,8 +57,6 @@ class Corpus:
         self.photo_height = self._joined(lambda d: d.images.height)
         turn = self._joined(lambda d: d.turn)
         self.photo_turn = turn if (turn > 1).any() else None
-        self.runs = self._joined(lambda d: d.rle_counts.ctypes.data + 4 * d.refs.rle_begin.astype(np.uint64))
-        self.run_count = self._joined(lambda d: d.refs.rle_count.astype(np.int64))
         self._ref_offset = np.cumsum([0, *(len(d.refs.ref_id) for d in self.datasets)])
         self._photo_offset = np.cumsum([0, *(len(d.images.id) for d in self.datasets)])
         self._sentence_offset = np.cumsum([0, *(len(d.sentences.ref) for d in self.datasets)])
@@ -129,8 +126,23 @@ class Corpus:
     def runs_of(self, row: int) -> npt.NDArray[np.uint32]:
         """A ref's run lengths, uint32 [n]."""
         dataset, row = self._owner(self._ref_offset, row)
-        begin = int(dataset.refs.rle_begin[row])
-        return dataset.rle_counts[begin : begin + int(dataset.refs.rle_count[row])]
+        return dataset.runs_of(row)
+
+    def runs_at(self, rows: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """Where the run lengths of refs lie: their addresses, uint64 [n], and how many there are, int64 [n].
+
+        Raises:
+            FileFormatError: some are damaged.
+        """
+        address, count = np.empty(len(rows), np.uint64), np.empty(len(rows), np.int64)
+        owner = np.searchsorted(self._ref_offset, rows, side="right") - 1
+        for index, dataset in enumerate(self.datasets):
+            theirs = owner == index
+            refs = rows[theirs] - self._ref_offset[index]
+            dataset.check_masks(refs)
+            address[theirs] = dataset.rle_counts.ctypes.data + 4 * dataset.refs.rle_begin[refs].astype(np.uint64)
+            count[theirs] = dataset.refs.rle_count[refs]
+        return address, count
 
     def sentence(self, row: int) -> str:
         """A referring expression."""
@@ -192,10 +204,10 @@ class Corpus:
 
     def tokens(
         self, tokenizer: str | Tokenizer, context_length: int | None, *, keep_end: bool = True, text: TextField = "sent"
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Tokens int32 [sentences, L], padded with 0, and their number int32 [sentences]."""
+    ) -> TokenRows:
+        """The tokens of all sentences."""
         made = [
-            tokenize(
+            token_rows(
                 dataset.sentences.text if text == "sent" else dataset.sentences.raw,
                 tokenizer=tokenizer,
                 context_length=context_length,
@@ -204,9 +216,7 @@ class Corpus:
             )
             for dataset in self.datasets
         ]
-        if len(made) == 1:
-            return made[0]
-        return np.concatenate([tokens for tokens, _ in made]), np.concatenate([length for _, length in made])
+        return made[0] if len(made) == 1 else TokenRows.joined(made)
 
 
 def _similar(table: NegativeTable | None) -> dict[str, Any]:

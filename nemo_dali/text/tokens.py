@@ -1,7 +1,7 @@
 """Tokenizers: a data set's sentences become one int32 array, made once and kept on disk.
 
-What is kept is int32 [sentences, context_length + 1], the last column the number of tokens; ``io.cache`` says where and
-how.
+What is kept is int32 [sentences, context_length + 2]: behind the tokens their number, and a checksum of the row, which
+is compared when the row is first used, so that a start reads nothing of it; ``io.cache`` says where and how.
 """
 
 import difflib
@@ -16,14 +16,19 @@ import numpy.typing as npt
 from nemo_dali._checks import integer
 from nemo_dali._lazy import extra
 from nemo_dali.errors import NemoError
-from nemo_dali.io.cache import cached, name_for
+from nemo_dali.io.cache import cached, name_for, renewed
 from nemo_dali.text.wordpiece import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
 
-TOKENS_VERSION = 2  # of the cached array; part of its name
+TOKENS_VERSION = 3  # of the cached array; part of its name
 MAX_CONTEXT_LENGTH = 4096  # of any text encoder known; bounds the memory that a mistyped number could take
 
 Tokenizer = Callable[[list[str]], npt.ArrayLike]
 Int32 = npt.NDArray[np.int32]
+
+BLOCK = 1 << 16  # rows looked at together
+_FIRST = np.uint32(0x9E3779B9)  # what a sum of nothing is, so that a row of zeros does not pass
+# Odd numbers, so that one changed number always changes the sum.
+_FACTORS = np.random.Philox(key=0).random_raw(MAX_CONTEXT_LENGTH + 1).astype(np.uint32) | np.uint32(1)
 
 
 def tokenize(
@@ -68,6 +73,84 @@ def tokenize(
         NemoError: the tokenizer needs a package that is not installed, or BERT's vocabulary is missing, cannot be
             downloaded, or is not that of an uncased BERT whose [PAD] is token 0.
     """
+    rows = token_rows(
+        sentences,
+        tokenizer=tokenizer,
+        context_length=context_length,
+        keep_end=keep_end,
+        fingerprint=fingerprint,
+    )
+    rows.check_all()
+    return rows.tokens, rows.lengths
+
+
+class TokenRows:
+    """Tokens of all sentences, each row looked at when it is first used. May be used by several threads.
+
+    Before you read rows call ``check``, which may replace both arrays: where a row is damaged all are made anew.
+
+    Args:
+        packed: int32 [S, L + 1], or with a checksum as a further column.
+        make: makes ``packed`` without that column again; None: it has none, and is trusted.
+        name: of the array in the cache.
+
+    Attributes:
+        tokens: int32 [S, L], padded with 0; lengths: int32 [S]: see ``tokenize``.
+    """
+
+    def __init__(self, packed: Int32, make: Callable[[], Int32] | None = None, name: str = "") -> None:
+        self._packed, self._make, self._name = packed, make, name
+        self._sound = None if make is None else np.zeros(len(packed), bool)
+        self._split()
+
+    def _split(self) -> None:
+        packed = self._packed if self._make is None else self._packed[:, :-1]
+        self.tokens, self.lengths = packed[:, :-1], packed[:, -1]
+
+    @classmethod
+    def joined(cls, parts: "Sequence[TokenRows]") -> "TokenRows":
+        """Those of several data sets, one behind the other."""
+        for part in parts:
+            part.check_all()
+        return cls(np.concatenate([np.column_stack([part.tokens, part.lengths]) for part in parts]))
+
+    def check(self, rows: npt.NDArray[np.integer[Any]]) -> None:
+        """Look at rows, each once; later it costs nothing."""
+        sound, make = self._sound, self._make
+        if sound is None or make is None or sound[rows].all():
+            return
+        new = self._packed[rows[~sound[rows]]]
+        longest = new.shape[1] - 2
+        if ((new[:, -1] != _sums(new[:, :-1])) | (new[:, -2] < 0) | (new[:, -2] > longest)).any():
+            self._packed = renewed(self._name, "its checksum does not match", make=lambda: _summed(make()))
+            self._split()
+            sound[:] = True
+        sound[rows] = True
+
+    def check_all(self) -> None:
+        """Look at all rows."""
+        for begin in range(0, len(self._packed), BLOCK):
+            self.check(np.arange(begin, min(begin + BLOCK, len(self._packed))))
+
+
+def _sums(packed: Int32) -> Int32:
+    """A checksum of each row, int32 [n]: its numbers, each times an odd one of its own, modulo 2^32."""
+    return (packed.view(np.uint32) @ _FACTORS[: packed.shape[1]] + _FIRST).view(np.int32)
+
+
+def _summed(packed: Int32) -> Int32:
+    return np.concatenate([packed, _sums(packed)[:, None]], axis=1)
+
+
+def token_rows(
+    sentences: Sequence[str],
+    *,
+    tokenizer: str | Tokenizer = "clip",
+    context_length: int | None = None,
+    keep_end: bool = True,
+    fingerprint: str | None = None,
+) -> TokenRows:
+    """The same as ``tokenize``, rows of the cache being looked at when they are first used."""
     if context_length is not None:
         context_length = integer("context_length", context_length, least=3, most=MAX_CONTEXT_LENGTH)
     source: str | Tokenizer | Vocabulary = tokenizer
@@ -75,7 +158,7 @@ def tokenize(
         source = read_vocabulary(tokenizer.removeprefix(PREFIX))
         context_length = context_length or CONTEXT_LENGTH
     if fingerprint is None or callable(source):
-        return _split(_make(sentences, source, context_length, keep_end))
+        return TokenRows(_make(sentences, source, context_length, keep_end))
     # A hit must not import open_clip, which takes seconds: hence its version from the metadata.
     if isinstance(source, Vocabulary):
         made_by = [f"{PREFIX}{source.hash}", version("tokenizers")]
@@ -83,18 +166,20 @@ def tokenize(
         with extra("mining", f"Tokenizer '{source}'"):
             made_by = [source, version("open_clip_torch")]
     parts = [TOKENS_VERSION, *made_by, context_length, fingerprint, *([] if keep_end else ["end may be cut"])]
+    name = name_for("tokens", parts)
+
+    def make() -> Int32:
+        return _make(sentences, source, context_length, keep_end)
+
     packed = cached(
-        name_for("tokens", parts),
+        name,
         np.int32,
-        (len(sentences), None if context_length is None else context_length + 1),
-        make=lambda: _make(sentences, source, context_length, keep_end),
-        fits=_are_tokens,
+        (len(sentences), None if context_length is None else context_length + 2),
+        make=lambda: _summed(make()),
+        fits=lambda packed: 3 <= packed.shape[1] <= len(_FACTORS) + 1,
+        compare=False,
     )
-    return _split(packed)
-
-
-def _split(packed: Int32) -> tuple[Int32, Int32]:
-    return packed[:, :-1], packed[:, -1]
+    return TokenRows(packed, make, name)
 
 
 def _make(
@@ -211,8 +296,3 @@ def _load(name: str, context_length: int | None) -> Any:
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer ({name!r}) must be one that can be loaded: {error}") from error
-
-
-def _are_tokens(packed: Int32) -> bool:
-    width = packed.shape[1]
-    return width >= 2 and bool(((packed[:, -1] >= 0) & (packed[:, -1] < width)).all())

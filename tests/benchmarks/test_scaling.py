@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.mining.table import NegativeTable
 from tests.helpers.files import make_files
 from tests.helpers.paths import ROOT
 
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # where a script finds what it shares with others
-scaling, startup = map(importlib.import_module, ("scaling", "startup"))
+scaling, scaling_points, startup = map(importlib.import_module, ("scaling", "scaling_points", "startup"))
 
 
 @pytest.fixture
@@ -33,7 +35,9 @@ PLAN = scaling.Plan({name: [POINT] for name in scaling.FULL.sweeps}, rounds=1, w
 def test_the_command_in_small(plots, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scaling, "QUICK", PLAN)
     monkeypatch.setattr(
-        sys, "argv", ["scaling.py", "--quick", f"--output={tmp_path}", f"--plot={tmp_path}/scaling.svg"]
+        sys,
+        "argv",
+        ["scaling.py", "--quick", f"--output={tmp_path}", f"--plot={tmp_path}/scaling.svg", f"--work={tmp_path}/work"],
     )
     scaling.main()
     result = json.loads((tmp_path / "scaling.json").read_text())
@@ -41,7 +45,11 @@ def test_the_command_in_small(plots, tmp_path, monkeypatch, capsys):
     for point in result["points"]:
         assert {name: point[name] for name in asdict(POINT)} == asdict(POINT)
         assert 0 < point["samples_per_s"]["p25"] <= point["samples_per_s"]["median"] <= point["samples_per_s"]["p75"]
-        assert point["own_mib"] > 50 and point["start_up_s"] > 0
+        assert (
+            point["own_mib"] > 50 and point["start_up_s"] > 0 and 0 < point["waiting"] <= 1 and point["cpu_cores"] > 0
+        )
+        assert 50 < point["pss_mib"] < 2 * (point["own_mib"] + point["mapped_mib"])  # of both loaders
+        assert point["plan_krows_per_s"] > 0 and point["plan_krows_per_s_new"] > 0
     stream, host = result["points"][:2]
     assert (
         30 * 3 * 32 * 32 / 2**20 < host["mapped_mib"] - stream["mapped_mib"] + 0.1
@@ -50,8 +58,13 @@ def test_the_command_in_small(plots, tmp_path, monkeypatch, capsys):
     assert result.keys() >= {"machine", "versions", "revision", "config"}
     assert (tmp_path / "scaling.svg").stat().st_size < 150_000
     drawn = " ".join(ElementTree.parse(tmp_path / "scaling.svg").getroot().itertext())
-    assert all(text in drawn for text in [*plots.AXES.values(), "samples/s", "GiB a process", "stream", "host"])
+    below = [called.split("\n")[0] for _, _, called in (plots.OWN, *plots.BELOW.values())]
+    assert all(text in drawn for text in [*plots.AXES.values(), *below, "samples/s", "stream", "host"])
     assert "samples/s" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--sweeps", "size", "--seconds=0"])  # all is measured already
+    scaling.main()
+    part = json.loads((tmp_path / "scaling.json").read_text())
+    assert part["sweeps"].keys() == {"size"} and part["points"] == result["points"]
 
 
 def test_points_that_do_not_fit_into_memory_are_left_out_and_named(files, tmp_path):
@@ -61,7 +74,72 @@ def test_points_that_do_not_fit_into_memory_are_left_out_and_named(files, tmp_pa
     assert result["points"] == [] and result["left_out"] == [asdict(large)]
     made = scaling.Files(tmp_path, files.dataset)
     jpegs = [path.stat().st_size for path in files.photos.glob("*.jpg")]
-    assert made.nbytes(small) == pytest.approx(30 * (np.mean(jpegs) + 3 * 32 * 32), abs=30)
+    assert made.nbytes(small) == pytest.approx(30 * (np.mean(jpegs) + 3 * 32 * 32 + 7 * 8 * 29), abs=30)
+    more = replace(small, sentences=1000, top_k=20)
+    assert made.nbytes(more) - made.nbytes(small) == 8 * (1000 - 210) * 29
+
+
+def test_a_run_that_was_ended_goes_on(files, tmp_path, monkeypatch):
+    asked = []
+
+    def point(point, mode, files, plan, number):
+        asked.append((mode, number))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ["same"] * 2, {"rates": [float(number)], "own_mib": 1.0}
+
+    monkeypatch.setattr(scaling, "run_point", point)
+    plan, path = replace(PLAN, rounds=2), tmp_path / "progress.jsonl"
+
+    def run(of="one", **options):
+        progress = scaling.Progress(path, {"revision": of})
+        return scaling.run(
+            plan, files.dataset, tmp_path, modes=["stream", "host"], limit=10**9, progress=progress, **options
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    path.write_text(path.read_text() + '["cut')  # killed while it wrote
+    assert run(until=0) is None and len(asked) == 3
+    result = run()
+    assert asked == [("stream", 1), ("host", 2), ("stream", 3), ("stream", 3), ("host", 4)]
+    assert [one["samples_per_s"]["median"] for one in result["points"]] == [2, 3]
+    assert run() == result and len(asked) == 5
+    run("another revision")
+    assert len(asked) == 9
+
+
+def test_a_loader_at_a_trainings_pace_is_asked_for_no_more(monkeypatch):
+    class Size:
+        batch_size = 4
+
+    def batches(seconds):
+        while True:
+            scaling.time.sleep(seconds)
+            yield None
+
+    for seconds, rate, waiting in ((0.0, 100, 0), (0.03, 0, 1), (0.04, 100, 0.5)):
+        pace = scaling.Pace(batches(seconds), Size, rate, False)
+        start = scaling.time.monotonic()
+        found = pace.run(start + 0.5)
+        spent = scaling.time.monotonic() - start
+        assert pace.waited / spent == pytest.approx(waiting, abs=0.15)
+        assert found <= 4 / (seconds + (4 / rate if rate else 0)) * 1.01
+
+
+def test_a_point_is_a_policy_and_a_data_set(files, tmp_path):
+    point = replace(POINT, top_k=7, max_similarity=0.4, sentences=300)
+    theirs = scaling.Files(tmp_path, files.dataset).of(point, "stream")
+    assert len(Dataset.open(theirs["dataset"]).sentences.ref) == 300
+    assert NegativeTable.open(theirs["negatives"]).neighbors.shape == (300, 29)
+    assert (point.policy.top_k, point.policy.max_similarity, point.policy.p_mined) == (7, 0.4, 1)
+    made = scaling.Files(tmp_path, files.dataset)
+    tiles = made.of(point, "host")["tiles"]
+    made.discard(point, least=tiles.stat().st_size + 1)
+    assert tiles.exists()
+    made.discard(point, least=tiles.stat().st_size)
+    assert not tiles.exists() and made.of(point, "host")["tiles"] == tiles
+    assert scaling.Point(top_k=1000).depth == 1000 and scaling.Point().depth == scaling_points.DEPTH
 
 
 def test_modes_that_show_different_batches_are_not_timed(files, tmp_path, monkeypatch):
@@ -74,10 +152,11 @@ def test_modes_that_show_different_batches_are_not_timed(files, tmp_path, monkey
 def test_memory_beside_a_mapped_file(tmp_path):
     path = tmp_path / "f.h5"
     path.write_bytes(bytes(8 << 20))
-    before, there = scaling.memory()
+    before, there, _ = scaling.memory()
     mapped = np.memmap(path, np.uint8, "r")
     assert mapped.sum() == 0
-    own, pages = scaling.memory()
+    own, pages, share = scaling.memory()
+    assert 8 << 20 < share < own + pages
     assert pages - there == 8 << 20 and own < before + (4 << 20)
 
 
@@ -85,7 +164,7 @@ def test_every_sweep_varies_what_it_says_and_nothing_else(plots):
     for plan in (scaling.FULL, scaling.QUICK):
         assert plan.sweeps.keys() == set(plots.AXES)
         for axis, points in plan.sweeps.items():
-            assert len({replace(point, **{axis: 1}) for point in points}) == 1
+            assert len({replace(point, **{axis: 1}) for point in points}) == 1 and hasattr(points[0], axis)
             assert [getattr(point, axis) for point in points] == sorted({getattr(point, axis) for point in points})
 
 

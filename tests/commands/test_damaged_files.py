@@ -113,6 +113,13 @@ COMMANDS = {
     "bench loader {ris} {neg} --pairs 1 --steps 3 --batch-size 4": ("ris", "neg"),
     "bench loader {ris} {neg} --mode host --tiles {tiles} --size 32 --pairs 1 --steps 3 --batch-size 4": KINDS,
 }
+# What is looked at when it is used, and the commands that always use it; the others may do their work.
+USED_BY = {
+    "run lengths of another area": ("inspect",),
+    "a name that leaves the folder": ("inspect", "tiles", "preview"),
+    "strings that lie nowhere": ("inspect", "tiles", "preview"),
+    "sentences that are not UTF-8": ("inspect", "preview", "report"),
+}
 RUN = """
 import contextlib, io, json, sys
 from nemo_dali.commands.cli import main
@@ -139,6 +146,8 @@ def test_each_command_refuses_it_in_a_sentence(folder, tmp_path, kind, fault):
     assert run.returncode == 0, run.stdout + run.stderr
     for command, line in zip(commands, run.stdout.splitlines(), strict=True):
         code, said = json.loads(line)
+        if code == 0 and fault in USED_BY and not command.startswith(USED_BY[fault]):
+            continue
         assert code == 1, command
         assert said.startswith("nemo-dali: ") and said.count("\n") == 1, (command, said)
         assert f"bad.{kind}.h5" in said and said.rstrip().endswith((".h5", ".", "DIR")), (command, said)

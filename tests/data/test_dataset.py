@@ -17,7 +17,7 @@ from PIL import Image
 from nemo_dali.commands.cli import main
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.columns import Annotations, PhotoFiles, coco_id, have_twins, twins
-from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, PHOTO_COLUMNS, Dataset
+from nemo_dali.data.dataset import COLUMNS, OTHER_COLUMNS, PHOTO_COLUMNS, RUN_CHECKSUMS, Dataset
 from nemo_dali.data.indexing import IndexReport, index_dataset
 from nemo_dali.errors import FileFormatError, PhotoError
 from tests.helpers import fork_server
@@ -94,7 +94,7 @@ def test_the_file_opens_in_plain_h5py_and_its_numbers_can_be_mapped(files: Refer
         assert all(file[name].id.get_offset() is not None for name in names)
     columns = {f"{g}/{n}": COLUMNS[g][n] for g in COLUMNS for n in COLUMNS[g]} | OTHER_COLUMNS | PHOTO_COLUMNS
     offsets = [f"{name}_offsets" for name, dtype in columns.items() if not dtype]
-    assert sorted(names) == sorted([*columns, *offsets, "images/digest"])
+    assert sorted(names) == sorted([*columns, *offsets, "images/digest", RUN_CHECKSUMS])
     assert_views_agree(output)
 
 
@@ -421,8 +421,66 @@ def test_rows_that_point_nowhere_are_refused(
             parts.arrays[name][row] = value
 
     forge(output, edit)
-    with pytest.raises(FileFormatError, match=rf"a\.ris\.h5 is damaged: .*{reason}.*Make it with: nemo-dali index"):
-        Dataset.open(output)
+    whole = rf"a\.ris\.h5 is damaged: .*{reason}.*Make it with: nemo-dali index"
+    if reason not in ("run lengths of a ref do not add up", "name that leaves the image root"):
+        with pytest.raises(FileFormatError, match=whole):
+            Dataset.open(output)
+        return
+    dataset = Dataset.open(output)  # these are looked at when they are used
+    refs = np.arange(len(dataset.refs.image))
+    for use in (
+        lambda: dataset.check_masks(refs) if "run lengths" in reason else dataset.photo_path(0),
+        lambda: [dataset.mask(ref) for ref in refs] if "run lengths" in reason else list(dataset.images.file_name),
+        dataset.content_fingerprint,
+    ):
+        with pytest.raises(FileFormatError, match=whole):
+            use()
+
+
+def test_run_lengths_and_strings_are_looked_at_when_they_are_used(files: ReferFiles, output: Path) -> None:
+    """A changed byte of one ref's run lengths, or of a column of strings, spoils nothing else."""
+    index(files, output)
+    whole, arrays = output.read_bytes(), Dataset.open(output).mapped.index.arrays
+
+    def damaged(place: int) -> Dataset:
+        output.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        return Dataset.open(output)
+
+    dataset = Dataset.open(output)
+    refs = np.arange(len(dataset.refs.image))
+    dataset.check_masks(refs)
+    ref = int(refs[-1])
+    dataset = damaged(arrays["rle/counts"].offset + 4 * int(dataset.refs.rle_begin[ref]))
+    dataset.check_masks(refs[:-1])
+    photo = dataset.refs.image[0]
+    assert dataset.mask(0).shape == (dataset.images.height[photo], dataset.images.width[photo])
+    for use in (dataset.mask, dataset.runs_of, lambda ref: dataset.check_masks(refs)):
+        for _ in range(2):
+            with pytest.raises(
+                FileFormatError, match=rf"run lengths of ref {ref} do not match their checksum.*Make it"
+            ):
+                use(ref)
+    for name in ("sentences/text", "sentences/raw", "refs/source", "images/file_name"):
+        if arrays[f"{name}_offsets"].nbytes and arrays[name].nbytes:
+            dataset = damaged(arrays[name].offset)
+            group, column = name.split("/")
+            strings = getattr(getattr(dataset, group), column)
+            assert len(strings) == arrays[f"{name}_offsets"].shape[0] - 1
+            with pytest.raises(FileFormatError, match=rf"/{name} does not match its checksum"):
+                strings[0]
+
+
+def test_run_lengths_of_an_older_file_are_compared_as_a_whole(files: ReferFiles, output: Path) -> None:
+    index(files, output)
+    forge(output, lambda parts: parts.arrays.pop(RUN_CHECKSUMS))
+    dataset = Dataset.open(output)
+    last = len(dataset.refs.image) - 1
+    dataset.mask(last)
+    place, whole = dataset.mapped.index.arrays["rle/counts"].offset, output.read_bytes()
+    output.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    dataset = Dataset.open(output)
+    with pytest.raises(FileFormatError, match="/rle/counts does not match its checksum"):
+        dataset.mask(last)
 
 
 ALL_COLUMNS = [*(f"{g}/{n}" for g in COLUMNS for n in COLUMNS[g]), *OTHER_COLUMNS, *PHOTO_COLUMNS, "images/digest"]

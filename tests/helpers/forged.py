@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from nemo_dali.data.dataset import RUN_CHECKSUMS
 from nemo_dali.io.h5 import read_index
 from nemo_dali.io.index import Entry, Index, checksum, encode
 
@@ -60,6 +61,11 @@ def forge(path: Path, edit: Callable[[Parts], None], output: Path | None = None)
             rows = np.ascontiguousarray(parts.arrays[name])
             with suppress(TypeError):  # a scalar, say, has no rows
                 parts.arrays[sums] = np.array([xxhash.xxh3_64_intdigest(row.tobytes()) for row in rows], np.uint64)
+    if RUN_CHECKSUMS in parts.arrays:
+        with suppress(KeyError, TypeError, ValueError):
+            begin, count = parts.arrays["refs/rle_begin"].tolist(), parts.arrays["refs/rle_count"].tolist()
+            runs = [parts.arrays["rle/counts"][first : first + n] for first, n in zip(begin, count, strict=True)]
+            parts.arrays[RUN_CHECKSUMS] = np.array([xxhash.xxh3_64_intdigest(run.tobytes()) for run in runs], np.uint64)
     entries, offset = {}, 1 << 16
     for name, array in parts.arrays.items():
         sums = parts.by_row.get(name, "")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nemo_dali.errors import NemoError
 from nemo_dali.io import cache as cache_module
 from nemo_dali.text import tokens as tokens_module
-from nemo_dali.text.tokens import tokenize
+from nemo_dali.text.tokens import token_rows, tokenize
 from tests.helpers.paths import ROOT
 
 AWKWARD = [
@@ -151,11 +151,11 @@ def packed(array):
         lambda content: b"not an array",
         lambda content: content[:-7],
         lambda content: bytes(len(content)),
-        lambda content: packed(np.zeros((3, 78), np.int32)),
+        lambda content: packed(np.zeros((3, 79), np.int32)),
         lambda content: packed(np.zeros((2, 40), np.int32)),
-        lambda content: packed(np.zeros((2, 78), np.int64)),
-        lambda content: packed(np.full((2, 78), 99, np.int32)),
-        lambda content: packed(np.full((2, 78), -1, np.int32)),
+        lambda content: packed(np.zeros((2, 79), np.int64)),
+        lambda content: packed(np.full((2, 79), 99, np.int32)),
+        lambda content: packed(np.full((2, 79), -1, np.int32)),
     ],
     ids=["garbage", "short", "zeros", "rows", "columns", "dtype", "long", "negative"],
 )
@@ -169,6 +169,35 @@ def test_a_damaged_cache_is_made_anew(cache, damage):
     np.testing.assert_array_equal(again, lengths)
     assert path.read_bytes() == content
     assert list(cache.iterdir()) == [path]
+
+
+def test_rows_of_the_cache_are_looked_at_when_they_are_used(cache, monkeypatch, caplog):
+    """A start reads none of them; one that is damaged has all of them made anew, once and with one line."""
+    sentences = [f"a man {i}" for i in range(500)]
+    good, lengths = (array.copy() for array in tokenize(sentences, fingerprint="f"))
+    (path,) = cache.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-8:-4] = (5).to_bytes(4, "little")  # the last one's number of tokens
+    path.write_bytes(content)
+    monkeypatch.setattr(cache_module.xxhash, "xxh3_64_intdigest", refuse)
+    with caplog.at_level(logging.INFO, "nemo_dali"):
+        rows = token_rows(sentences, fingerprint="f")
+        rows.check(np.arange(499))
+        assert np.array_equal(rows.tokens[:499], good[:499]) and rows.lengths[499] == 5 and not caplog.records
+        for _ in range(2):
+            rows.check(np.array([3, 499]))
+            assert np.array_equal(rows.tokens, good) and np.array_equal(rows.lengths, lengths)
+    (record,) = caplog.records
+    assert f"{path} is made anew: its checksum does not match." in record.getMessage()
+
+
+@given(st.integers(0, 77), st.integers(1, 2**32 - 1))
+def test_no_changed_number_of_a_row_goes_unnoticed(column, change):
+    packed = np.arange(3 * 78, dtype=np.int32).reshape(3, 78)
+    sums = tokens_module._sums(packed)
+    packed.view(np.uint32)[1, column] ^= change
+    assert (tokens_module._sums(packed) != sums).tolist() == [False, True, False]
+    assert tokens_module._sums(np.zeros((1, 78), np.int32)) != 0  # a page that was never written
 
 
 def test_an_unwritable_cache_is_told_once(tmp_path, monkeypatch, caplog):
