@@ -93,11 +93,34 @@ def fence(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
+@intrinsic
+def _fetch_line(typingctx: Any, address: Any) -> Any:
+    """Have the line at ``address``, which may be anything, brought into the cache."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # To be read, into the nearest cache, as data.
+        builder.call(prefetch, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@jit()
+def fetch(address: np.uint64, nbytes: int) -> None:
+    """Have memory brought into the cache while other work goes on."""
+    for offset in range(np.uint64(0), np.uint64(nbytes), np.uint64(LINE)):
+        _fetch_line(address + offset)
+
+
 @jit()
 def put_row(row: Bits, cell: Bits, channel: int, y: int) -> None:
     """Copy ``row`` [w] to ``cell[channel, y]``, a view into a frame whose last axis is contiguous.
 
-    Whole cache lines go past the cache, what is left at both ends goes the ordinary way.
+    Whole cache lines go past the cache, what is left at both ends goes the ordinary way. The row should be
+    ``uncounted``.
     """
     line, size, width = LINE, np.uint64(row.itemsize), np.uint64(row.size)
     if width * size < np.uint64(_WORTH_IT):
