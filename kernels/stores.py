@@ -4,14 +4,18 @@ A batch of frames is larger than the cache and is read by somebody else, later. 
 that it is going to overwrite; a non-temporal one does not, which saves a third of the kernel's time.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
-from numba import types
+from numba import carray, types
+from numba.core import cgutils
 
 from nemo_dali.kernels.arrays import Bits
 from nemo_dali.kernels.jit import intrinsic, jit
+
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 _LINE = 64  # bytes of a cache line; half a line past the cache costs more than it saves
 _WORTH_IT = 512  # bytes of a row below which the lines cut at its ends eat up the gain
@@ -25,6 +29,25 @@ def as_pointer(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
 
     return types.voidptr(types.uint64), codegen
+
+
+@jit()
+def uncounted(array: Array) -> Array:
+    """The same memory, contiguous, as an array whose references Numba does not count; ``keep`` the array behind it.
+
+    To count one is an atomic operation, and that waits until all stores past the cache have reached memory.
+    """
+    return carray(as_pointer(np.uint64(array.ctypes.data)), array.shape, array.dtype)
+
+
+@intrinsic
+def keep(typingctx: Any, array: Any) -> Any:
+    """Numba lets go of an array after its last use as one, which to it an address is not: here it is used."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
 
 
 @intrinsic
@@ -52,11 +75,34 @@ def fence(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
+@intrinsic
+def _fetch_line(typingctx: Any, address: Any) -> Any:
+    """Have the line at ``address``, which may be anything, brought into the cache."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # To be read, into the nearest cache, as data.
+        builder.call(prefetch, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@jit()
+def fetch(address: np.uint64, nbytes: int) -> None:
+    """Have memory brought into the cache while other work goes on."""
+    for offset in range(np.uint64(0), np.uint64(nbytes), np.uint64(_LINE)):
+        _fetch_line(address + offset)
+
+
 @jit()
 def put_row(row: Bits, cell: Bits, channel: int, y: int) -> None:
     """Copy ``row`` [w] to ``cell[channel, y]``, a view into a frame whose last axis is contiguous.
 
-    Whole cache lines go past the cache, what is left at both ends goes the ordinary way.
+    Whole cache lines go past the cache, what is left at both ends goes the ordinary way. The row should be
+    ``uncounted``.
     """
     line, size, width = np.uint64(_LINE), np.uint64(row.itemsize), np.uint64(row.size)
     if width * size < np.uint64(_WORTH_IT):

@@ -16,7 +16,7 @@ from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.mosaic.cv2_linear import write_cv2_linear
 from nemo_dali.kernels.mosaic.pillow_bilinear import resize_pillow_bilinear
 from nemo_dali.kernels.normalise import RECIPE, Recipe, normalise
-from nemo_dali.kernels.stores import as_pointer, fence, put_row
+from nemo_dali.kernels.stores import as_pointer, fence, keep, put_row, uncounted
 from nemo_dali.kernels.tile import CV2_LETTERBOX, PILLOW_BILINEAR, TILE, Tile
 
 DONE, WRONG_SIZE = 1, 2  # status of a cell
@@ -28,13 +28,15 @@ def _write_pixels(photo: U8, resample: int, table: Bits, recipe: Recipe, cell: B
         write_cv2_linear(photo, table, recipe, cell)
         return
     _, h, w = cell.shape
-    resized = np.empty((3, h, w), np.uint8)
-    values = np.empty(w, table.dtype)
+    planes, normalised = np.empty((3, h, w), np.uint8), np.empty(w, table.dtype)
+    resized, values = uncounted(planes), uncounted(normalised)
     resize_pillow_bilinear(photo, resized)
     for c in range(3):
         for y in range(h):
             normalise(resized[c, y], c, table, recipe, values)
             put_row(values, cell, c, y)
+    keep(planes)
+    keep(normalised)
 
 
 @jit()

@@ -23,7 +23,7 @@ from numba import types
 from nemo_dali.kernels.arrays import I16, I32, U8, Bits
 from nemo_dali.kernels.jit import intrinsic, jit
 from nemo_dali.kernels.normalise import Recipe, normalise
-from nemo_dali.kernels.stores import put_row
+from nemo_dali.kernels.stores import fetch, keep, put_row, uncounted
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _LANES = 4  # output pixels per step of the horizontal pass
@@ -32,12 +32,12 @@ _ONE = np.float32(2048)  # fixed-point one: OpenCV's INTER_RESIZE_COEF_SCALE
 
 
 @intrinsic
-def _blend4(typingctx: Any, row: Any, o0: Any, o1: Any, o2: Any, o3: Any, weights: Any, out: Any) -> Any:
-    """int16 [4, 4] at ``out`` = RGB- of the two pixels at each of ``row + o``, weighted by int16 [4, 8], >> 4."""
-    signature = types.void(types.uint64, *[types.int32] * 4, types.uint64, types.uint64)
+def _blend4(typingctx: Any, row: Any, offsets: Any, weights: Any, out: Any) -> Any:
+    """int16 [4, 4] at ``out`` = RGB- of the two pixels at ``row`` plus each of int32 [4], by int16 [4, 8], >> 4."""
+    signature = types.void(*[types.uint64] * 4)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        row, *offsets, weights, out = args
+        row, offsets, weights, out = args
 
         def vector(element: Any, count: int) -> Any:
             return ir.VectorType(element, count)
@@ -48,10 +48,10 @@ def _blend4(typingctx: Any, row: Any, o0: Any, o1: Any, o2: Any, o3: Any, weight
         def load(address: Any, what: Any, align: int) -> Any:
             return builder.load(builder.inttoptr(address, what.as_pointer()), align=align)
 
-        pixels = [
-            builder.bitcast(load(builder.add(row, builder.zext(offset, _I64)), _I64, 1), vector(_I8, 8))
-            for offset in offsets
-        ]
+        pixels = []
+        for k in range(4):
+            offset = builder.zext(load(builder.add(offsets, ir.Constant(_I64, 4 * k)), _I32, 4), _I64)
+            pixels.append(builder.bitcast(load(builder.add(row, offset), _I64, 1), vector(_I8, 8)))
         halves = []
         for half in range(2):
             pair = pick(pixels[2 * half], pixels[2 * half + 1], range(16))
@@ -121,31 +121,17 @@ def _columns(source: int, size: int, offset: I32, weight: I16) -> None:
 
 
 @jit()
-def _blend_columns(row: np.uint64, offset: I32, weights: np.uint64, out: np.uint64) -> None:
-    """Horizontal pass of one photo row at address ``row`` into int16 [n, 4] at address ``out``."""
-    for x in range(0, offset.size, _LANES):
-        _blend4(
-            row,
-            offset[x],
-            offset[x + 1],
-            offset[x + 2],
-            offset[x + 3],
-            weights + np.uint64(16 * x),
-            out + np.uint64(8 * x),
-        )
+def _blend_columns(row: np.uint64, columns: int, offsets: np.uint64, weights: np.uint64, out: np.uint64) -> None:
+    """Horizontal pass of one photo row, all by address: offsets and weights of ``_columns``, out int16 [columns, 4]."""
+    for x in range(np.uint64(0), np.uint64(columns), np.uint64(_LANES)):
+        _blend4(row, offsets + np.uint64(4) * x, weights + np.uint64(16) * x, out + np.uint64(8) * x)
 
 
 @jit()
-def _blend_rows(upper: I16, lower: I16, b0: np.int16, b1: np.int16, out: U8) -> None:
-    """Vertical pass: uint8 [n] from two rows int16 [n], n a multiple of ``_MIXED``."""
-    for i in range(0, out.size, _MIXED):
-        _mix16(
-            np.uint64(upper.ctypes.data) + np.uint64(2 * i),
-            np.uint64(lower.ctypes.data) + np.uint64(2 * i),
-            b0,
-            b1,
-            np.uint64(out.ctypes.data) + np.uint64(i),
-        )
+def _blend_rows(upper: np.uint64, lower: np.uint64, b0: np.int16, b1: np.int16, out: np.uint64, columns: int) -> None:
+    """Vertical pass, all by address: uint8 [columns, 4] from two rows int16 [columns, 4]."""
+    for i in range(np.uint64(0), np.uint64(4 * columns), np.uint64(_MIXED)):
+        _mix16(upper + np.uint64(2) * i, lower + np.uint64(2) * i, b0, b1, out + i)
 
 
 @jit()
@@ -174,11 +160,9 @@ def write_cv2_linear(photo: U8, table: Bits, recipe: Recipe, cell: Bits) -> None
     offset = np.zeros(padded, np.int32)
     weight = np.zeros((padded, 8), np.int16)
     _columns(width, w, offset, weight)
-    upper = np.empty(4 * padded, np.int16)
-    lower = np.empty(4 * padded, np.int16)
-    pixels = np.empty(4 * padded, np.uint8)
-    planes = np.empty((3, w), np.uint8)
-    values = np.empty((3, w), table.dtype)
+    blended, mixed = np.empty((2, 4 * padded), np.int16), np.empty(4 * padded, np.uint8)
+    parted, normalised = np.empty((3, w), np.uint8), np.empty((3, w), table.dtype)
+    pixels, planes, values = uncounted(mixed), uncounted(parted), uncounted(normalised)
     # Eight bytes are loaded where six are used. Behind the last row that is outside the photo, and behind the last but
     # one where a row is a single pixel: these two are read from a longer copy.
     safe = max(height - 2, 0)
@@ -186,7 +170,9 @@ def write_cv2_linear(photo: U8, table: Bits, recipe: Recipe, cell: Bits) -> None
     copied[:-8] = photo[safe:].ravel()
     first_row = np.uint64(photo.ctypes.data)
     safe_row = np.uint64(copied.ctypes.data)
-    weights = np.uint64(weight.ctypes.data)
+    offsets, weights = np.uint64(offset.ctypes.data), np.uint64(weight.ctypes.data)
+    upper = np.uint64(blended.ctypes.data)
+    lower = upper + np.uint64(8 * padded)
     upper_index = lower_index = -1
     scale = height / h
     for y in range(h):
@@ -201,13 +187,16 @@ def write_cv2_linear(photo: U8, table: Bits, recipe: Recipe, cell: Bits) -> None
                 upper_index, lower_index = lower_index, upper_index
             else:
                 row = _row(first_row, safe_row, y0, safe, width)
-                _blend_columns(row, offset, weights, np.uint64(upper.ctypes.data))
+                _blend_columns(row, padded, offsets, weights, upper)
                 upper_index = y0
         if y1 != lower_index:
             row = _row(first_row, safe_row, y1, safe, width)
-            _blend_columns(row, offset, weights, np.uint64(lower.ctypes.data))
+            _blend_columns(row, padded, offsets, weights, lower)
             lower_index = y1
-        _blend_rows(upper, lower, b0, b1, pixels)
+        following, _ = _coordinate(y + 1, scale)
+        for later in range(max(following, y1 + 1), min(following + 2, height)):  # those that the next row is made of
+            fetch(_row(first_row, safe_row, later, safe, width), 3 * width)
+        _blend_rows(upper, lower, b0, b1, np.uint64(mixed.ctypes.data), padded)
         for x in range(w):  # signed: as 4 * x cannot wrap then, LLVM parts the channels with vectors
             planes[0, x] = pixels[4 * x]
             planes[1, x] = pixels[4 * x + 1]
@@ -216,5 +205,10 @@ def write_cv2_linear(photo: U8, table: Bits, recipe: Recipe, cell: Bits) -> None
             normalise(planes[c], c, table, recipe, values[c])
         for c in range(3):  # by now the first values have left the processor's store buffer
             put_row(values[c], cell, c, y)
-    # Numba lets go of an array after its last use as one, which to it the address is: both are read until here.
-    copied[0] = np.uint8(weight[0, 0])
+    keep(offset)
+    keep(weight)
+    keep(blended)
+    keep(mixed)
+    keep(parted)
+    keep(normalised)
+    keep(copied)
