@@ -111,7 +111,7 @@ def _fetch_line(typingctx: Any, address: Any) -> Any:
 @jit()
 def fetch(address: np.uint64, nbytes: int) -> None:
     """Have memory brought into the cache while other work goes on."""
-    for offset in range(np.uint64(0), np.uint64(nbytes), np.uint64(LINE)):
+    for offset in range(np.uint64(0), np.uint64(nbytes), LINE):
         _fetch_line(address + offset)
 
 
