@@ -17,9 +17,10 @@ from nemo_dali.kernels.jit import callback, jit
 from nemo_dali.kernels.mask.cpu import write_mask
 from nemo_dali.kernels.mosaic.cpu import DONE, RUN
 from nemo_dali.kernels.normalise import RECIPE, Recipe, normalise, stream_normalised
-from nemo_dali.kernels.stores import LINE, as_pointer, copy_bytes, fence, keep, uncounted
+from nemo_dali.kernels.stores import LINE, as_pointer, copy_bytes, fence, fetch, keep, uncounted
 from nemo_dali.kernels.tile import TILE, Tile, TileRecords
 
+_AHEAD = np.uint64(8)  # rows of a tile that are fetched while one is copied
 _STAGED = 4096  # pixels that are brought together before they are written: many rows cost as many calls
 
 
@@ -62,7 +63,9 @@ def _write_planes(tiles: TileRecords, table: Bits, recipe: Recipe) -> None:
                     copy_bytes(first, first + done, held)
                 for i in range(begin, end):
                     count = np.uint64(tiles[i].x1 - tiles[i].x0)
-                    copy_bytes(first + held, _plane_row(tiles[i], c, y), count)
+                    source = _plane_row(tiles[i], c, y)
+                    fetch(source + _AHEAD * count, count)
+                    copy_bytes(first + held, source, count)
                     held += count
             begin = end
         done = np.uint64(stream_normalised(pixels[:held], c, table, recipe, target))
