@@ -266,6 +266,11 @@ def placement(sentence: str) -> tuple[int | None, int | None]:
     return horizontal, vertical
 
 
+def placed_share(sentences: Sequence[str]) -> float:
+    """The share of the expressions that say where their target is; there must be one."""
+    return sum(placement(sentence) != (None, None) for sentence in sentences) / len(sentences)
+
+
 def allowed_cells(sentences: Sequence[str], grid: int) -> npt.NDArray[np.uint16]:
     """The cells of a grid x grid mosaic in which each expression stays true when its photo stands there.
 
