@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nemo_dali.loader.batch import Batch
     from nemo_dali.loader.loader import Loader
     from nemo_dali.mining.table import NegativeTable
-    from nemo_dali.plan.policy import MosaicPolicy
+    from nemo_dali.plan.policy import MosaicPolicy, read_policy
 
 __all__ = [
     "AnnotationError",
@@ -38,6 +38,7 @@ __all__ = [
     "NemoError",
     "PhotoError",
     "StateError",
+    "read_policy",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -60,6 +61,7 @@ __getattr__, __dir__ = lazy_names(
         "mining": "",
         "plan": "",
         "presets": "",
+        "read_policy": "plan.policy",
         "text": "",
         "tiles": "",
     },

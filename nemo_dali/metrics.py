@@ -15,17 +15,24 @@ CRIS's that of the photo. What is logged while training (CRIS's ``trainMetricGPU
     for ...:
         metric.update(logits.argmax(1), masks)
     print(metric.compute()["oIoU"])
+
+What a mean hides, groups show: by the number of similar objects in the photo, say, or by kind of expression.
+
+        metric.update(logits.argmax(1), masks, groups={"distractors": batch.distractors})
+    for distractors, found in metric.compute_groups()["distractors"].items():
+        print(distractors, found["samples"], found["mIoU"])
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from nemo_dali._checks import short_repr
 from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.errors import NemoError
 
@@ -34,7 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PROTOCOLS", "Protocol", "Segmentation"]
 
+Group = tuple[str, int | str]  # name and key
+Totals = dict[str, int]  # what the metrics are quotients of; those of several ranks can be added up
 NoTarget = Literal["ordinary", "rewarded", "apart"]
+SAMPLE = np.dtype([("intersection", "<i8"), ("union", "<i8"), ("iou", "<f8")])
 UNIT = 2**200  # IoUs are added up as integers of this fraction: exact for every double from 2**-147 to 1
 
 
@@ -117,8 +127,17 @@ class Segmentation:
         """Forget this rank's samples."""
         self._rows: list[torch.Tensor] = []  # of batches, as ``_count`` makes them
         self._samples = 0
+        self._groups: dict[str, dict[int | str, list[int]]] = {}  # by name and key: which samples
 
-    def update(self, prediction: Any, target: Any, empty: Any = None, *, predicted_empty: Any = None) -> None:
+    def update(
+        self,
+        prediction: Any,
+        target: Any,
+        empty: Any = None,
+        *,
+        predicted_empty: Any = None,
+        groups: Mapping[str, Any] | None = None,
+    ) -> None:
         """Count samples. Where all arguments are on a GPU, this does not wait for it.
 
         Args:
@@ -129,10 +148,12 @@ class Segmentation:
                 that treat such samples as any other.
             predicted_empty: bool [B], whether the model says so (ReLA's ``nt_label``), whatever mask it gives; None:
                 where the mask has no pixel. Only for protocols that reward it.
+            groups: for ``compute_groups``, by the name of what they are grouped by, the key of each sample: B integers
+                or texts, in host memory.
 
         Raises:
             ValueError: shapes or types that do not fit, a value outside its range, NaN, a target with pixels that is
-                called empty. Values on a GPU are only looked at in ``compute``.
+                called empty, too few keys. Values on a GPU are only looked at in ``compute``.
         """
         import torch
 
@@ -146,6 +167,8 @@ class Segmentation:
             numbers = f"{len(shapes)} masks", f"{len(others)} masks"
             one, other = next((pair for pair in zip(shapes, others, strict=False) if pair[0] != pair[1]), numbers)
             raise ValueError(f"target ({other}) must have the shape of prediction ({one})")
+        count = sum(len(batch) for batch in predictions)
+        keys = {name: _keys(name, given, count) for name, given in (groups or {}).items()}
         if not predictions:
             return
         counts = torch.cat([_count(*pair, self.protocol) for pair in zip(predictions, targets, strict=True)])
@@ -153,6 +176,10 @@ class Segmentation:
         rows = torch.cat([counts, *flags], dim=1)
         if rows.device.type == "cpu":
             _check(rows.numpy(), self._samples)
+        for name, its in keys.items():
+            members = self._groups.setdefault(name, {})
+            for sample, key in enumerate(its, self._samples):
+                members.setdefault(key, []).append(sample)
         self._rows.append(rows)
         self._samples += len(rows)
 
@@ -172,37 +199,62 @@ class Segmentation:
             ValueError: see ``update``; ``reset`` forgets such samples.
             NemoError: no rank has a sample; ranks have different protocols; another rank failed.
         """
+        total = self._of_all_ranks()[None]
+        if not total["samples"]:
+            raise NemoError("There is nothing to measure: no rank has a sample. Call update() before compute().")
+        return _metrics(total, self.protocol)
+
+    def compute_groups(self) -> dict[str, dict[int | str, dict[str, float]]]:
+        """What ``compute`` gives and "samples", their number, of each group: by the groups' name, then by key.
+
+        All ranks must call it, and each gets the groups of all of them, integers in order before texts. Empty where no
+        update had ``groups``; else it raises what ``compute`` does.
+        """
+        total, found = self._of_all_ranks(), dict[str, dict[int | str, dict[str, float]]]()
+        groups = [group for group in total if group is not None]
+        for name, key in sorted(groups, key=lambda group: (group[0], isinstance(group[1], str), group[1])):
+            its = total[name, key]
+            found.setdefault(name, {})[key] = {"samples": its["samples"]} | _metrics(its, self.protocol)
+        return found
+
+    def per_sample(self) -> npt.NDArray[np.void]:
+        """What was counted of each sample, of this rank's alone, in the order in which they were given.
+
+        A structured array [samples]: ``intersection`` and ``union`` int64, in pixels, and ``iou`` float64, as the
+        protocol counts them; NaN for a sample that is kept apart, or whose IoU has no value. Raises as ``update`` does.
+        """
+        counted = _counted(self._all_rows(), self.protocol)
+        samples = np.empty(len(counted.iou), SAMPLE)
+        samples["intersection"], samples["union"] = counted.intersection, counted.union
+        samples["iou"] = np.where(counted.measured, counted.iou, math.nan)
+        return samples
+
+    def _of_all_ranks(self) -> dict[Group | None, Totals]:
+        """The totals of every group, and of all samples as those of None."""
         import torch.distributed as distributed
 
         joined = distributed.is_available() and distributed.is_initialized()
         ranks = Ranks(distributed.group.WORLD if joined else None)
-        totals = ranks.attempt(self._totals)
+        mine = ranks.attempt(self._totals)
         ranks.agree({"protocol": self.protocol}, "computed metrics")
-        every = ranks.share(totals)
-        total = {name: sum(one[name] for one in every) for name in totals}
-        if not total["targeted"] + total["no_target"]:
-            raise NemoError("There is nothing to measure: no rank has a sample. Call update() before compute().")
-        rewarded = self.protocol.no_target == "rewarded"
-        overall, mean = ("cIoU", "gIoU") if rewarded else ("oIoU", "mIoU")
-        metrics = {
-            overall: _ratio(total["intersection"], total["union"]),
-            mean: math.nan if total["undefined"] else _ratio(total["iou"], total["measured"] * UNIT),  # rounded once
-        }
-        metrics |= {f"P@{x:g}": _ratio(total[f"P@{x}"], total["targeted"]) for x in self.protocol.thresholds}
-        if self.protocol.no_target != "ordinary":
-            metrics["N-acc"] = _ratio(total["found_empty"], total["no_target"])
-        if rewarded:
-            metrics["T-acc"] = _ratio(total["found"], total["targeted"])
-            if not total["no_target"]:
-                metrics["N-acc"] = metrics["T-acc"] = 0.0
-        return metrics
+        added = dict[Group | None, Totals]()
+        for group, total in (item for one in ranks.share(mine) for item in one.items()):
+            added[group] = {name: added.get(group, {}).get(name, 0) + number for name, number in total.items()}
+        return added
 
-    def _totals(self) -> dict[str, int]:
+    def _totals(self) -> dict[Group | None, Totals]:
+        rows = self._all_rows()
+        its: dict[Group | None, Any] = {
+            (name, key): i for name, keys in self._groups.items() for key, i in keys.items()
+        }
+        return {group: _totals(rows[samples], self.protocol) for group, samples in {None: slice(None), **its}.items()}
+
+    def _all_rows(self) -> npt.NDArray[np.float64]:
         import torch
 
         rows = torch.cat([each.to(self._rows[0].device) for each in self._rows] or [torch.empty(0, 7)]).cpu().numpy()
         _check(rows, 0)
-        return _totals(rows, self.protocol)
+        return rows
 
 
 def _batches(name: str, masks: Any) -> "list[torch.Tensor]":
@@ -263,6 +315,15 @@ def _flags(name: str, given: Any, counts: "torch.Tensor") -> "torch.Tensor":
     return flags.to(counts.device, counts.dtype)[:, None]
 
 
+def _keys(name: str, given: Any, count: int) -> list[int | str]:
+    keys = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(keys, list | tuple) or len(keys) != count or not all(type(key) in (int, str) for key in keys):
+        raise ValueError(
+            f"groups[{name!r}] ({short_repr(keys)}) must be an integer or a text for each of {count} samples"
+        )
+    return list(keys)
+
+
 def _check(rows: npt.NDArray[np.float64], first: int) -> None:
     """Raise a ValueError for the first value that is not allowed; rows are samples from number ``first`` on."""
     for name, column, rule in (
@@ -275,8 +336,16 @@ def _check(rows: npt.NDArray[np.float64], first: int) -> None:
         raise ValueError(f"empty (True for sample {first + row}) must be False where the target has pixels")
 
 
-def _totals(rows: npt.NDArray[np.float64], protocol: Protocol) -> dict[str, int]:
-    """What the metrics are quotients of. Totals of several ranks can be added up."""
+class Counted(NamedTuple):  # arrays [samples], as a protocol sees them
+    intersection: npt.NDArray[np.int64]
+    union: npt.NDArray[np.int64]
+    iou: npt.NDArray[np.float64]
+    measured: npt.NDArray[np.bool_]  # whether the IoU counts
+    no_target: npt.NDArray[np.bool_]
+    found_empty: npt.NDArray[np.bool_]
+
+
+def _counted(rows: npt.NDArray[np.float64], protocol: Protocol) -> Counted:
     intersection, predicted, target = rows[:, :3].astype(np.int64).T
     union = predicted + target - intersection
     rewarded = protocol.no_target == "rewarded"
@@ -288,10 +357,15 @@ def _totals(rows: npt.NDArray[np.float64], protocol: Protocol) -> dict[str, int]
     with np.errstate(invalid="ignore"):
         iou = intersection / (union + protocol.epsilon)
     iou = np.where(union > 0, iou, np.where(right, 1.0, protocol.empty_union))
-    measured = ~no_target | rewarded
+    return Counted(intersection, union, iou, ~no_target | rewarded, no_target, found_empty)
+
+
+def _totals(rows: npt.NDArray[np.float64], protocol: Protocol) -> Totals:
+    intersection, union, iou, measured, no_target, found_empty = _counted(rows, protocol)
     defined = measured & ~np.isnan(iou)
     hits = {x: iou >= x if protocol.inclusive else iou > x for x in protocol.thresholds}
     return {
+        "samples": len(rows),
         "intersection": int(intersection[measured].sum()),
         "union": int(union[measured].sum()),
         "iou": sum(int(each * float(UNIT)) for each in iou[defined].tolist()),
@@ -300,8 +374,26 @@ def _totals(rows: npt.NDArray[np.float64], protocol: Protocol) -> dict[str, int]
         "targeted": int((~no_target).sum()),
         "found": int((~no_target & ~found_empty).sum()),
         "no_target": int(no_target.sum()),
-        "found_empty": int(right.sum()),
+        "found_empty": int((no_target & found_empty).sum()),
     } | {f"P@{x}": int((hit & ~no_target).sum()) for x, hit in hits.items()}
+
+
+def _metrics(total: Totals, protocol: Protocol) -> dict[str, float]:
+    """``Segmentation.compute`` says which."""
+    rewarded = protocol.no_target == "rewarded"
+    overall, mean = ("cIoU", "gIoU") if rewarded else ("oIoU", "mIoU")
+    metrics = {
+        overall: _ratio(total["intersection"], total["union"]),
+        mean: math.nan if total["undefined"] else _ratio(total["iou"], total["measured"] * UNIT),  # rounded once
+    }
+    metrics |= {f"P@{x:g}": _ratio(total[f"P@{x}"], total["targeted"]) for x in protocol.thresholds}
+    if protocol.no_target != "ordinary":
+        metrics["N-acc"] = _ratio(total["found_empty"], total["no_target"])
+    if rewarded:
+        metrics["T-acc"] = _ratio(total["found"], total["targeted"])
+        if not total["no_target"]:
+            metrics["N-acc"] = metrics["T-acc"] = 0.0
+    return metrics
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -323,6 +323,81 @@ def test_samples_add_up_until_reset():
     assert metric.compute() == measure("lavt", PREDICTION[:2], TARGET[:2])
 
 
+def test_each_sample_has_its_counts_in_the_order_given():
+    metric = Segmentation()
+    metric.update(list(PREDICTION[:1]), list(TARGET[:1]))
+    metric.update(PREDICTION[1:], TARGET[1:])
+    found = metric.per_sample()
+    assert found["intersection"].tolist() == [5, 5, 7, 0] and found["union"].tolist() == [5, 10, 10, 8]
+    assert found["iou"].tolist() == [1, 0.5, 0.7, 0]
+    assert len(Segmentation().per_sample()) == 0
+    metric.reset()
+    assert len(metric.per_sample()) == 0
+
+
+@pytest.mark.parametrize(
+    ("protocol", "iou"), [("lavt", 0), ("cris", 0), ("caris", math.nan), ("rela", 1), ("dmmi", math.nan)]
+)
+def test_a_sample_with_neither_prediction_nor_target_is_the_protocols(protocol, iou):
+    metric = Segmentation(protocol)
+    metric.update(*[masks("......", "##....")] * 2)
+    found = metric.per_sample()
+    assert (found["intersection"].tolist(), found["union"].tolist()) == ([0, 2], [0, 2])
+    assert found["iou"][0] == pytest.approx(iou, nan_ok=True) and found["iou"][1] == pytest.approx(1, rel=1e-6)
+
+
+def test_groups_are_measured_as_if_each_were_alone():
+    metric = Segmentation("rela")
+    assert metric.compute_groups() == {}
+    order = [(0, 3), (3, 5)]
+    distractors, kind = np.array([2, 0, 2, 0, 10]), ["place", "attribute", "place", "rank", "rank"]
+    for begin, end in order:
+        part = slice(begin, end)
+        groups = {"distractors": distractors[part], "kind": kind[part]}
+        metric.update(GREF[0][part], GREF[1][part], groups=groups)
+    found = metric.compute_groups()
+    assert {name: list(keys) for name, keys in found.items()} == {
+        "distractors": [0, 2, 10],
+        "kind": ["attribute", "place", "rank"],
+    }
+    for name, keys in (("distractors", distractors), ("kind", np.array(kind))):
+        for key, measured in found[name].items():
+            alone = measure("rela", *(array[keys == key] for array in GREF))
+            assert repr(measured) == repr({"samples": (keys == key).sum().item(), **alone})
+    assert metric.compute() == measure("rela", *GREF)  # all samples, as ever
+    metric.reset()
+    assert metric.compute_groups() == {}
+
+
+def test_groups_may_be_named_anew_and_be_of_both_types():
+    metric = Segmentation()
+    metric.update(PREDICTION[:1], TARGET[:1])
+    metric.update(PREDICTION[1:3], TARGET[1:3], groups={"of": torch.tensor([7, -1])})
+    metric.update(PREDICTION[3:], TARGET[3:], groups={"of": ("7",), "more": [3]})
+    found = metric.compute_groups()
+    assert list(found) == ["more", "of"] and list(found["of"]) == [-1, 7, "7"]
+    assert (
+        [found["of"][key]["mIoU"] for key in (-1, 7, "7")]
+        == [0.7, 0.5, 0]
+        == [*(found["of"][key]["oIoU"] for key in (-1, 7, "7"))]
+    )
+    assert {measured["samples"] for measured in found["of"].values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"), [([1], r"\[1\]"), ([1, 2.0], r"\[1, 2.0\]"), ([True, False], "True"), ("ab", "'ab'"), (3, "3")]
+)
+def test_keys_that_are_not_one_per_sample_are_told_and_leave_no_trace(keys, shown):
+    metric = Segmentation()
+    metric.update(PREDICTION, TARGET, groups={"kind": ["a", "b", "a", "b"]})
+    before = metric.compute_groups()
+    with pytest.raises(ValueError, match=rf"groups\['kind'\] \(.*{shown}.*\) must be .* for each of 2 samples"):
+        metric.update(ONES, ONES, groups={"kind": keys})
+    with pytest.raises(ValueError, match="0 or 1"):
+        metric.update(ONES * 2, ONES, groups={"kind": ["a", "b"]})
+    assert metric.compute_groups() == before and len(metric.per_sample()) == 4
+
+
 def test_the_module_imports_without_torch():
     code = "import sys, nemo_dali.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -353,6 +428,7 @@ SAMPLES = RANDOM.random((7, 9, 11)) < RANDOM.random((7, 1, 1)), RANDOM.random((7
 for _array in SAMPLES:
     _array[3:5] = False  # without a target; the fourth is found empty
 SAMPLES[0][4, 0, 0] = True
+KEYS = [1, 2, 1, 0, 2, 3, 0]
 BOUNDS = {2: (0, 5, 7), 3: (0, 4, 4, 7)}  # the second of three ranks has no sample
 
 
@@ -375,6 +451,12 @@ def act(rank, world, folder):
         if mine.start < mine.stop:
             metric.update(SAMPLES[0][mine], SAMPLES[1][mine])
         found[protocol] = said(metric)
+    groups = {"photo": KEYS[mine], f"of rank {rank}": KEYS[mine]}
+    metric = Segmentation()
+    if mine.start < mine.stop:
+        metric.update(SAMPLES[0][mine], SAMPLES[1][mine], groups=groups)
+    found["groups"] = repr(metric.compute_groups())
+    found["own samples"] = len(metric.per_sample())
     found["nothing"] = said(Segmentation())
     found["mixed"] = said(Segmentation("cris" if rank == 1 else "lavt"))
     metric = Segmentation()
@@ -413,6 +495,19 @@ def test_any_number_of_ranks_measures_what_one_does(ranks, world):
         alone = repr(measure(protocol, *SAMPLES))
         assert [found[protocol] for found in ranks[world]] == [alone] * world
         assert repr(measure(protocol, SAMPLES[0][order], SAMPLES[1][order])) == alone
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("world", BOUNDS)
+def test_groups_that_only_some_ranks_have_met_are_measured_on_all(ranks, world):
+    bounds = list(zip(BOUNDS[world], BOUNDS[world][1:], strict=False))
+    metric = Segmentation()
+    for rank, (begin, end) in enumerate(bounds):
+        part = slice(begin, end)
+        metric.update(SAMPLES[0][part], SAMPLES[1][part], groups={"photo": KEYS[part], f"of rank {rank}": KEYS[part]})
+    assert {found["groups"] for found in ranks[world]} == {repr(metric.compute_groups())}
+    assert list(metric.compute_groups()["photo"]) == [0, 1, 2, 3]
+    assert [found["own samples"] for found in ranks[world]] == [end - begin for begin, end in bounds]
 
 
 @pytest.mark.parametrize("world", BOUNDS)

@@ -26,6 +26,7 @@ PUBLIC = {
         "NemoError",
         "PhotoError",
         "StateError",
+        "read_policy",
     ],
     "nemo_dali.data": ["Dataset", "index_dataset", "read_annotations"],
     "nemo_dali.fn": ["mosaic", "remap_mask"],

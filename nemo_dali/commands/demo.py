@@ -41,12 +41,13 @@ CLIP_CONFIG: dict[str, Any] = {
 }
 BATCH = 64
 LEARNING_RATE = 1e-3
-LONGEST_TRAINING = 110.0  # seconds; on a slow machine it ends early, its learning rate brought down all the same
+STEPS = 400
+LONGEST_TRAINING = 110.0  # seconds, of so many steps; on a slow machine it ends early, its learning rate brought down
 OTHER_FOLDER = "Choose another folder with --out."
 NEAREST = 20  # negatives per sentence that are looked at for what they show
 
 
-def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_batches: int = 60) -> None:
+def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_batches: int = 60) -> None:
     """Generate a data set, train a CLIP model on it, index, mine, tune, load and preview; print what came of each.
 
     Everything goes into the folder ``out``. What an earlier demo left there is removed and made anew; any other folder
@@ -54,7 +55,7 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = 400, loader_bat
 
     Args:
         images: generated photos, at least 40.
-        steps: training steps of 64 photos.
+        steps: training steps of 64 photos. With more of them the model tells photos apart better, and takes longer.
         loader_batches: batches of 8 that the loader is timed over, at most an epoch.
 
     Raises:
@@ -221,6 +222,11 @@ def train_clip(dataset: Dataset, weights: Path, *, steps: int, seed: int = 0) ->
     return training
 
 
+def longest_training(steps: int) -> float:
+    """Seconds after which a training of so many steps ends early."""
+    return LONGEST_TRAINING * max(steps / STEPS, 1)
+
+
 def _train(network: Any, dataset: Dataset, steps: int, random: Random) -> Training:
     import open_clip
     import torch
@@ -241,7 +247,7 @@ def _train(network: Any, dataset: Dataset, steps: int, random: Random) -> Traini
     losses: list[float] = []
     start = time.monotonic()
     for step in progress(range(steps), total=steps, what="training", unit="step"):
-        gone = max(step / steps, (time.monotonic() - start) / LONGEST_TRAINING)
+        gone = max(step / steps, (time.monotonic() - start) / longest_training(steps))
         if gone >= 1:
             break
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(step / 30, 1) * (0.51 + 0.49 * np.cos(np.pi * gone))

@@ -31,13 +31,17 @@ from nemo_dali.io.terminal import say
 GRIDS = [1, 2]
 
 
-def demo(out: Annotated[Path, option("DIR", "Folder to write into.")] = Path("demo"), verbose: Verbose = False) -> None:
+def demo(
+    out: Annotated[Path, option("DIR", "Folder to write into.")] = Path("demo"),
+    steps: Annotated[int, option("N", "Training steps of the CLIP model.", COUNT)] = 400,
+    verbose: Verbose = False,
+) -> None:
     """Go the whole way on generated data, ending in a picture."""
     check_address_space()
     from nemo_dali.commands.demo import run_demo
 
     _must_be_utf8(out)
-    run_demo(out)
+    run_demo(out, steps=steps)
 
 
 def synth(

@@ -82,6 +82,12 @@ class Batch:
         return [self._corpus.source(row) for row in self.plan["ref"].tolist()]
 
     @property
+    def distractors(self) -> npt.NDArray[np.int64]:
+        """int64 [B]: how many objects like the target its photo shows, as annotated; -1 where unknown."""
+        found: npt.NDArray[np.int64] = self._corpus.distractors[self.plan["ref"]].astype(np.int64)
+        return found
+
+    @property
     def empty(self) -> npt.NDArray[np.bool_]:
         """bool [B]: nothing in the target's photo fits the expression; the mask is empty."""
         found: npt.NDArray[np.bool_] = self._corpus.empty[self.plan["ref"]] == 1

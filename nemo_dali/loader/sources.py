@@ -88,6 +88,11 @@ class Corpus:
         return self._joined(lambda d: d.refs.empty)
 
     @cached_property
+    def distractors(self) -> npt.NDArray[np.int32]:
+        """int32 [refs], objects like the target in its photo; -1 where unknown."""
+        return self._joined(lambda d: d.refs.distractors)
+
+    @cached_property
     def category(self) -> npt.NDArray[np.int32]:
         """int32 [refs], rows of each data set's own categories; -1 where unknown."""
         return self._joined(lambda d: d.refs.category)

@@ -17,6 +17,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.plan.pools import pool_begins, pool_ends, valid_ends
 from nemo_dali.mining.table import NegativeTable
+from nemo_dali.text.position_words import placed_share
 
 F64 = npt.NDArray[np.float64]
 
@@ -64,6 +65,7 @@ class Curves:
         rank_quantiles: float64 [len(ranks), len(QUANTILES)], of the similarity at these ranks.
         ranks: int64, ranks in the table, from 1.
         no_target: of the sentences without a target; None: there are none.
+        placed: share of the sentences that say where in the photo their target is.
     """
 
     table: NegativeTable
@@ -87,6 +89,7 @@ class Curves:
     ranks: npt.NDArray[np.int64]
     rank_quantiles: F64
     no_target: NoTargetCurves | None = None
+    placed: float = 0.0
 
     @cached_property
     def hardness(self) -> F64:
@@ -153,6 +156,7 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
             -1, len(QUANTILES)
         ),
         no_target=_no_target(others, similarity_others, valid_others, taus, ks, deeper) if len(others) else None,
+        placed=placed_share([dataset.sentences.text[row] for row in rows.tolist()]),
     )
 
 

@@ -14,6 +14,8 @@ tau is chosen for each K, and K among these pairs.
 4. Sentences without a target get a tau of their own by rules 1 and 2, at that K and from their own pools, but with at
    most ``PASSING_NO_TARGET`` in place of ``passing``: what they say may have been taken from another photo of the set,
    which is then as similar to them as an own photo is to other sentences. Their own photos tell nothing.
+5. Where more than ``FEW_PLACED`` of the sentences say where in the photo their target is, it gets a cell that keeps
+   them true: in another, "left man" is false.
 """
 
 import math
@@ -34,6 +36,7 @@ PASSING = 0.25
 PASSING_NO_TARGET = 0.05
 LARGEST_SHORT = 0.01
 MOST_DRAWN, LARGEST_DRAWN = 0.01, 0.10
+FEW_PLACED = 0.01
 NEAREST_K, LEAST_HARDNESS = 20, 0.8
 LEAST_TOLD_APART = 0.65
 ENOUGH = 0.999  # share of the sentences that a proposed depth suffices for
@@ -119,11 +122,17 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
         if (other, t) != (last, last):  # else neither has a bound
             bound = min(float(curves.taus[other]), 1.0)
         depth = max(depth, needed_depth(curves, curves.no_target.rows, float(np.quantile(curves.true, strict)), k))
+    if placed := curves.placed > FEW_PLACED:
+        why.append(
+            f"{curves.placed:.0%} of the sentences say where in the photo their target is (left, top right, ...), so "
+            "target_cell is positional: it is put where they stay true."
+        )
     policy = MosaicPolicy(
         max_similarity=None if t == last else float(curves.taus[t]),
         max_similarity_no_target=bound,
         top_k=k,
         grids={grid: 1.0},
+        target_cell="positional" if placed else "uniform",
     )
     return Proposal(policy, t, c, other, tuple(why), None if unlimited else round(tau, 3), depth)
 

@@ -5,7 +5,7 @@ for the woman comes along. The rules:
 
 1. Only whole words count: left, right, top, upper, bottom, lower, middle, center, with "leftmost", "bottomleft" and the
    misspellings people make, unless they are other words ("lift", "tight"). Depth (front, back, near) does not count,
-   and neither does "up" or "high".
+   and neither does "up" or "high"; but "furthest up" is the top, as "highest" is.
 2. Uses that say nothing about a place in the photo are crossed out, a kind a line in the table below: clothing ("tank
    top"), body parts ("in his left hand"), directions of looking and moving ("facing left"), the adverb ("right
    behind"), the verb ("left over"), what is denied ("not the one on the left").
@@ -102,7 +102,7 @@ _SPELLINGS = {
 }
 _PLACES = frozenset([*_SIDES, "middle", "center"])
 _TRIGGERS = (
-    _PLACES | frozenset(_SPELLINGS) | {"eft"}
+    _PLACES | frozenset(_SPELLINGS) | {"eft", "furthest", "farthest"}
 )  # half of all expressions have none of these, and nothing is done with them
 
 _PICTURE = _words("photo photograph pic pict picture image img screen frame shot scene view page room middle center")
@@ -142,6 +142,8 @@ _INTRODUCED = "".join(rf"(?<!\b{w} )" for w in _ON_THE)
 
 # An "eft" that can be no newt: "bottom eft corner", "far eft", "eft side".
 _EFT = re.compile(rf"\b(far |{_any(_PLACES)} )eft\b|\beft(?= (?:most\b|of\b|{_any(_PART)}))")
+# "the kite furthest up"; not "furthest down the road", which is depth.
+_FURTHEST = re.compile(rf"\b(?:furthest|farthest) (up|down)\b(?! {_THE} (?!{_any(_PICTURE)}))")
 # "the woman's hat", "the crowd's noise"; not "the photo's center". Apostrophes are spaces here.
 _OWNED = rf" s (?!{_any(_PICTURE | _PART)})"
 
@@ -239,6 +241,7 @@ def placement(sentence: str) -> tuple[int | None, int | None]:
     text = " ".join([_SPELLINGS.get(word, word) for word in words])
     if "eft" in words:
         text = _EFT.sub(r"\1left", text)
+    text = _FURTHEST.sub(lambda found: "top" if found[1] == "up" else "bottom", text)
     words = text.split()
     beginning = _BEGINNING.match(text)
     begin = beginning.end() if beginning else 0
@@ -261,6 +264,11 @@ def placement(sentence: str) -> tuple[int | None, int | None]:
         if horizontal is None and not (vertical == 0 and middle == "middle"):
             horizontal = 0
     return horizontal, vertical
+
+
+def placed_share(sentences: Sequence[str]) -> float:
+    """The share of the expressions that say where their target is; there must be one."""
+    return sum(placement(sentence) != (None, None) for sentence in sentences) / len(sentences)
 
 
 def allowed_cells(sentences: Sequence[str], grid: int) -> npt.NDArray[np.uint16]:

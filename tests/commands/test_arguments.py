@@ -14,6 +14,7 @@ MINE = ["mine", "data.ris.h5", "--embeddings", "e.neg.h5", "-o", "out.neg.h5"]
 TILES = ["tiles", "data.ris.h5", "-o", "out.tiles.h5"]
 BENCH = ["bench", "loader", *DATA]
 INTEGERS = [
+    (["demo"], "--steps"),
     (["synth", "out"], "--images"),
     (["synth", "out"], "--seed"),
     (["synth", "out", "--distractors", "1"], None),

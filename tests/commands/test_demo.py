@@ -7,6 +7,8 @@ from contextlib import redirect_stdout
 import pytest
 from PIL import Image
 
+from nemo_dali.commands import demo as module
+from nemo_dali.commands.cli import main
 from nemo_dali.commands.demo import MARKER, run_demo, train_clip
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
@@ -58,6 +60,15 @@ def test_training_learns_and_is_reproducible(demo, tmp_path):
     assert (first.first_loss, first.last_loss) == (again.first_loss, again.last_loss)
     longer = train_clip(dataset, tmp_path / "c.pt", steps=30)
     assert longer.last_loss < 0.85 * longer.first_loss
+
+
+@pytest.mark.parametrize(("words", "steps"), [([], 400), (["--steps", "2000"], 2000)])
+def test_the_clip_model_may_be_trained_longer(words, steps, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "run_demo", lambda out, **options: asked.append((out, options)))
+    assert main(["demo", "--out", str(tmp_path), *words]) == 0
+    assert asked == [(tmp_path, {"steps": steps})]
+    assert module.longest_training(steps) == 110 * steps / 400 and module.longest_training(5) == 110
 
 
 @pytest.mark.slow

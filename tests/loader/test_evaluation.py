@@ -1,5 +1,7 @@
 """Evaluation: every sample once, in the order of the file, at any number of ranks; and samples that are sentences."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.loader import Loader
 from nemo_dali.metrics import Segmentation
 from nemo_dali.plan.policy import MosaicPolicy
+from tests.helpers.files import index_refer
 
 SINGLES = MosaicPolicy(p_mined=0)
 
@@ -67,6 +70,27 @@ def test_a_batch_tells_the_photos_sizes_masks_and_ids(files):
             begin, count = dataset.refs.rle_begin[ref], dataset.refs.rle_count[ref]
             runs = {"size": size.tolist(), "counts": dataset.rle_counts[begin : begin + count].tolist()}
             assert np.array_equal(mask, coco.decode(coco.frPyObjects(runs, *size.tolist())))
+
+
+def test_a_batch_tells_the_distractors_and_metrics_group_by_them(tmp_path):
+    def edit(refs, _):
+        for number, ref in enumerate(refs):
+            if number % 5:
+                ref["distractors"] = number % 4
+
+    path = index_refer(tmp_path, photos=20, edit=edit)
+    dataset = Dataset.open(path)
+    assert set(dataset.refs.distractors.tolist()) == {-1, 0, 1, 2, 3}
+    loader = Loader([path, path], split_mode="eval", batch_size=7, size=32, dtype="uint8")
+    metric, found = Segmentation(), []
+    for batch in loader:
+        assert batch.distractors.dtype == np.int64
+        found += batch.distractors.tolist()
+        metric.update(batch.mask, batch.mask, groups={"distractors": batch.distractors})
+    expected = dataset.refs.distractors[dataset.sentences.ref].tolist() * 2
+    assert found == expected
+    groups = metric.compute_groups()["distractors"]
+    assert {key: measured["samples"] for key, measured in groups.items()} == dict(sorted(Counter(expected).items()))
 
 
 @pytest.mark.parametrize("which", ["first", "last"])

@@ -68,6 +68,27 @@ def test_tau_is_the_largest_that_lets_few_own_photos_pass(curves):
     assert "without a bound 80% would, and of all photos 30% do" in proposal.why[0] and len(proposal.why) == 2
 
 
+def test_targets_are_put_where_sentences_that_name_places_stay_true(curves):
+    for share, cell in ((0.0, "uniform"), (0.01, "uniform"), (0.011, "positional"), (0.4, "positional")):
+        proposal = propose(replace(curves, placed=share))
+        assert proposal.policy.target_cell == cell
+        assert ("positional" in proposal.why[-1]) == (cell == "positional")
+    assert proposal.why[-1].startswith("40% of the sentences say where in the photo their target is")
+
+
+def test_the_share_of_sentences_that_name_places_is_measured(tmp_path):
+    def say(refs, _):
+        for number, ref in enumerate(refs):
+            for sentence in ref["sentences"]:
+                sentence["sent"] = "the kite furthest up" if number % 4 == 0 else "a kite"
+
+    dataset = Dataset.open(index_refer(tmp_path, photos=40, edit=say))
+    table = write_ranked_table(tmp_path / "a.neg.h5", dataset, depth=15)
+    expected = np.mean([text != "a kite" for text in dataset.sentences.text])
+    curves = measure_curves(dataset, table)
+    assert curves.placed == expected > 0.1 and propose(curves).policy.target_cell == "positional"
+
+
 def test_where_every_own_photo_may_pass_there_is_no_bound(curves):
     proposal = propose(curves, passing=1.0)
     assert proposal.policy.max_similarity is None and proposal.tau is None and "No bound is needed" in proposal.why[0]

@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
+from nemo_dali.synthetic._scenes import PLACES as PLACES_SAID
+from nemo_dali.synthetic._scenes import RANKS
 from nemo_dali.text.position_words import _SPELLINGS, allowed_cells, placement
 
 L, R, T, B, M, N = -1, 1, -1, 1, 0, None
@@ -48,6 +50,13 @@ PLACES = {
     "bottom eft corner": (L, B),
     "far eft": (L, N),
     "eft side": (L, N),
+    # as far as it goes
+    "kite furthest up": (N, T),
+    "the boat furthest down": (N, B),
+    "one farthest down on the left": (L, B),
+    "furthest up the picture": (N, T),
+    "car furthest down the road": (N, N),
+    "furthest man going up": (N, N),
     # misspelt as words of another meaning
     "an eft on a rock": (N, N),
     "let the man by the lift fight": (N, N),
@@ -182,6 +191,17 @@ def test_cells(sentence, cells_of_2, cells_of_3):
         masks = allowed_cells([sentence], grid)
         assert masks.dtype == np.uint16
         assert [cell for cell in range(16) if masks[0] >> cell & 1] == cells
+
+
+def test_every_rank_and_place_that_generated_expressions_say_is_a_position():
+    sides = {"leftmost": (L, N), "rightmost": (R, N), "highest": (N, T), "lowest": (N, B)}
+    for rank, (_, _, before, after) in RANKS.items():
+        for sentence in [f"the {wording} cup" for wording in before] + [f"cup {wording}" for wording in after]:
+            assert placement(sentence) == sides[rank], sentence
+    for place, wordings in PLACES_SAID.items():
+        for wording in wordings:
+            found = placement(f"red cup {wording}")
+            assert found[0] == placement(place)[0] and found != (N, N), wording
 
 
 def test_no_sentences_and_bad_grid():

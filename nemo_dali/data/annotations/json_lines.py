@@ -40,9 +40,10 @@ from nemo_dali.io.progress import progress
 KEYS = frozenset(
     {
         *("photo", "width", "height", "expressions", "mask", "box", "box_format", "no_target", "split"),
-        *("category", "photo_categories", "source", "ref_id", "ann_id", "image_id"),
+        *("category", "photo_categories", "source", "distractors", "ref_id", "ann_id", "image_id"),
     }
 )
+TYPES = {"ref_id": int, "ann_id": int, "image_id": int, "source": str, "distractors": int, "no_target": bool}
 DEFAULT_SPLIT = "train"
 
 
@@ -121,6 +122,7 @@ def read_json_lines(
                 ann_id=line.record.get("ann_id", -1),
                 category=-1 if category is None else category_row[category],
                 source=line.record.get("source", ""),
+                distractors=line.record.get("distractors", -1),
                 no_target=int(line.record.get("no_target", -1)),
             )
         )
@@ -162,9 +164,13 @@ def _line(record: Any, where: str, empty: EmptyTexts) -> _Line:
         empty.skip_ref(where)
     if ("width" in record) != ("height" in record):
         raise AnnotationError(f"{where} has only one of 'width' and 'height'. Give both or none.")
-    for key, kind in (("ref_id", int), ("ann_id", int), ("image_id", int), ("source", str), ("no_target", bool)):
+    for key, kind in TYPES.items():
         if key in record:
             field(record, key, kind, where)
+    if not 0 <= record.get("distractors", 0) < 2**31:
+        raise AnnotationError(
+            f"'distractors' of {where} is not a number of objects. Mend the line, or leave it out where it is unknown."
+        )
     given = [key for key in ("mask", "box") if key in record]
     if record.get("no_target", False):
         given.append("no_target")

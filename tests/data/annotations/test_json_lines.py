@@ -62,8 +62,8 @@ def test_columns_hold_what_the_lines_hold(photos: Path) -> None:
         line(photo="sub/b.png", expressions=["cup", "größte Tasse"], category="cup", photo_categories=["dog", "cup"]),
         line(split="val", expressions=["one", "two"], category="zebra"),
         "",
-        line(mask=None, no_target=True, source="made up"),
-        line(ann_id=77, expressions=["last"], photo_categories=["ant"], no_target=False),
+        line(mask=None, no_target=True, source="made up", distractors=0),
+        line(distractors=3, ann_id=77, expressions=["last"], photo_categories=["ant"], no_target=False),
     )
     assert found.name == "mine-train"
     assert found.images.id.tolist() == [1, 2] and list(found.images.file_name) == ["sub/b.png", "a.jpg"]
@@ -71,6 +71,7 @@ def test_columns_hold_what_the_lines_hold(photos: Path) -> None:
     assert found.refs.ref_id.tolist() == [1, 3, 4]  # line 2 is of another split, but counts
     assert found.refs.ann_id.tolist() == [-1, -1, 77]
     assert found.refs.no_target.tolist() == [-1, 1, 0]
+    assert found.refs.distractors.tolist() == [-1, 0, 3]
     assert found.refs.empty.tolist() == [0, 1, 0] and found.refs.rle_count[1] == 0
     assert list(found.refs.source) == ["", "made up", ""]
     assert found.sentences.sent_id.tolist() == [1, 2, 5, 6]
@@ -326,6 +327,9 @@ WRONG = [
     (line(width="40", height=30), "'width' of line 2 of .* is a str, not a int"),
     (line(ref_id=2**63), "'ref_id' of line 2 of .* does not fit 64 bits"),
     (line(ann_id="5"), "'ann_id' of line 2 of .* is a str, not a int"),
+    (line(distractors=-1), "'distractors' of line 2 of .* is not a number of objects. Mend the line, or leave it out"),
+    (line(distractors=2**31), "'distractors' of line 2 of .* is not a number of objects"),
+    (line(distractors="2"), "'distractors' of line 2 of .* is a str, not a int"),
     (line(split=1), "'split' of line 2 of .* is a int, not a str"),
     (line(category=["cup"]), "'category' of line 2 of .* is a list, not a str"),
     (line(photo_categories="cup"), "'photo_categories' of line 2 of .* is a str, not a list"),
@@ -381,7 +385,7 @@ def test_the_schema_refuses_them_too(record: Any) -> None:
         line(mask=None, box=[1.5, 2, 3, 4], no_target=False),
         line(mask=None, no_target=True),
         line(width=WIDTH, height=HEIGHT, split="val", category="cup", photo_categories=["dog"], source="s"),
-        line(ref_id=1, ann_id=2, image_id=3),
+        line(ref_id=1, ann_id=2, image_id=3, distractors=2),
         *(boxed(BOXES[name][0], box_format=name) for name in BOXES),
         line(box_format="xyxy"),
     ],
