@@ -12,8 +12,7 @@ OPENCV: dict[str, Any] = {"image": "cv2-linear", "mask": "cv2-linear"}
 PILLOW: dict[str, Any] = {"image": "pillow-bilinear", "mask": "pillow-bilinear"}
 TORCHVISION: dict[str, Any] = {"image": "pillow-bilinear", "mask": "cv2-linear"}  # its masks: nearest, of the corner
 OURS: dict[str, Any] = {"is_peer": False, "masks": "run lengths", "modules": ("nvidia.dali.plugin.numba", "torch")}
-NO_PLAN = "plan: rows, resume at a step and ranks are the user's to write, or here the Loader's"
-NO_TARGET = "masks of the referent only: it knows none"
+NO_PLAN = "an exact plan, a resume at any step, the same steps for any number of ranks"
 
 ROWS = (
     Row("host", "Loader, resident tiles", pipelines.host, **OPENCV, **OURS),
@@ -39,7 +38,7 @@ ROWS = (
         modules=("torchvision.transforms.v2", "torchvision.io"),
         packages=("torchvision", "torch"),
         settings=dataloaders.normalised_where,
-        cannot=(NO_PLAN, "mosaic: it has none, cells are pasted by hand"),
+        cannot=(NO_PLAN, "a mosaic: cells are pasted by hand"),
     ),
     Row(
         name="torchvision-pil",
@@ -49,7 +48,7 @@ ROWS = (
         modules=("torchvision.transforms.v2", "PIL.Image"),
         packages=("torchvision", "torch", "pillow"),
         settings=dataloaders.normalised_where,
-        cannot=(NO_PLAN, "mosaic: it has none, cells are pasted by hand"),
+        cannot=(NO_PLAN, "a mosaic: cells are pasted by hand"),
     ),
     Row(
         name="albumentations",
@@ -62,8 +61,8 @@ ROWS = (
         is_placed=False,
         cannot=(
             NO_PLAN,
-            "placement: of equal cells the target's is always the first, and the others are shuffled",
-            "stretching: its cells keep the aspect ratio, so A.Resize comes before it",
+            "placement: of equal cells the target's is always the first, the others are shuffled",
+            "cells that stretch a photo: they keep the aspect ratio, so A.Resize comes before",
         ),
     ),
     Row(
@@ -77,9 +76,9 @@ ROWS = (
         settings=dataloaders.mosaic_where,
         cannot=(
             NO_PLAN,
-            "four given photos: it draws them from the batch, unless its parameters are replaced, as here",
-            "masks: it takes none, so the mask travels as a fourth channel",
-            "resizing to cells, which kornia_rs does before",
+            "four given photos: it draws from the batch, unless its parameters are replaced, as here",
+            "masks: the mask travels as a fourth channel",
+            "photos of several sizes: kornia_rs resizes them to cells before",
         ),
     ),
     Row(
@@ -91,7 +90,7 @@ ROWS = (
         modules=("spdl.pipeline", "spdl.io", "torch"),
         packages=("spdl_io", "spdl_core", "torch"),
         settings=pipelines.spdl_stages,
-        cannot=(NO_PLAN, "mosaic: it has none, cells are arranged by torch"),
+        cannot=(NO_PLAN, "a mosaic: cells are arranged by torch"),
     ),
     Row(
         name="dali",
@@ -102,7 +101,7 @@ ROWS = (
         modules=("nvidia.dali.plugin.pytorch", "torch"),
         packages=("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch"),
         settings=pipelines.dali_readers,
-        cannot=(NO_PLAN, "other than four decoders and a mask's for each sample"),
+        cannot=(NO_PLAN, "grids of several sizes in one graph: it decodes four photos for each sample"),
     ),
 )
 BY_NAME = {row.name: row for row in ROWS}
