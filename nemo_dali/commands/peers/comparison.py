@@ -5,7 +5,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -135,7 +135,11 @@ class _Process:
         self._process = context.Process(target=serve, args=(row.name, work, setting, steps, there))
         self._process.start()
         there.close()  # so that a process that dies is heard of
-        self.start_up_s, self.checked = self._received()
+
+    def started(self) -> tuple[float, dict[str, Any]]:
+        """Wait until it has made and checked its first batch: seconds to that batch, and what the check found."""
+        found: tuple[float, dict[str, Any]] = self._received()
+        return found
 
     def _received(self) -> Any:
         try:
@@ -152,9 +156,13 @@ class _Process:
         timing: Timing = self._received()
         return timing
 
+    def release(self) -> None:
+        """Let it end."""
+        self._end.close()
+
     def close(self) -> None:
         """End it."""
-        self._end.close()
+        self.release()
         self._process.join(LONGEST_END_S)
         if self._process.is_alive():
             self._process.kill()
@@ -162,28 +170,36 @@ class _Process:
 
 
 @contextmanager
-def _running(row: Row, work: Work, setting: Setting, steps: int) -> Iterator[_Process]:
-    process = _Process(row, work, setting, steps)
+def _running(settings: dict[Row, Setting], work: Work, steps: int) -> Iterator[dict[str, _Process]]:
+    """Processes of rows by name, started at once and ended at once."""
+    processes: dict[str, _Process] = {}
     try:
-        yield process
+        for row, setting in settings.items():
+            processes[row.name] = _Process(row, work, setting, steps)
+        yield processes
     finally:
-        process.close()
+        for process in processes.values():
+            process.release()
+        for process in processes.values():
+            process.close()
 
 
 def _tried(row: Row, work: Work, steps: int, tries: int) -> list[dict[str, Any]]:
     """So many settings of a row, with no other row alive, the fastest first."""
     found = []
     for setting in row.settings(work)[:tries]:
-        with _running(row, work, setting, steps) as process:
+        with _running({row: setting}, work, steps) as processes:
+            process = processes[row.name]
+            start_up, checked = process.started()
             timing = process.timed()
             found.append(
                 {
                     "setting": setting,
                     "samples_per_s": round(timing.samples_per_s, 1),
-                    "start_up_s": process.start_up_s,
+                    "start_up_s": start_up,
                     "memory_mib": timing.memory_mib,
                     "own_mib": timing.own_mib,
-                    "check": process.checked,
+                    "check": checked,
                 }
             )
     return sorted(found, key=lambda one: -one["samples_per_s"])
@@ -195,8 +211,9 @@ def _tried(row: Row, work: Work, steps: int, tries: int) -> list[dict[str, Any]]
 def _side_by_side(best: dict[Row, dict[str, Any]], work: Work, pairs: int, steps: int) -> dict[str, list[Timing]]:
     """Timings of all rows in turn. While one is timed, the others have made what they may and wait."""
     timings: dict[str, list[Timing]] = {row.name: [] for row in best}
-    with ExitStack() as stack:
-        processes = {row.name: stack.enter_context(_running(row, work, best[row]["setting"], steps)) for row in best}
+    with _running({row: one["setting"] for row, one in best.items()}, work, steps) as processes:
+        for process in processes.values():
+            process.started()
         for _ in progress(range(pairs), total=pairs, what="timing", unit="pair"):
             for name, process in processes.items():
                 timings[name].append(process.timed())
