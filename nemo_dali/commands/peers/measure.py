@@ -47,11 +47,12 @@ def serve(name: str, work: Work, setting: Setting, steps: int, end: Connection) 
         first = next(batches)
         seconds = time.perf_counter() - started
         ready = setting.get("workers", 1) * setting.get("prefetch", 2)  # batches that may have been made ahead
-        end.send((round(seconds, 3), check(row, work, *first)))
+        found: Any = (round(seconds, 3), check(row, work, *first))
         while True:
-            settle()
+            settle()  # before another row is timed
+            end.send(found)
             end.recv()
-            end.send(_timed(batches, work, steps, ready))
+            found = _timed(batches, work, steps, ready)
     except (EOFError, KeyboardInterrupt):  # enough
         pass
     except NemoError as error:
