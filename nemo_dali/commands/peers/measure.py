@@ -53,7 +53,7 @@ def serve(name: str, work: Work, setting: Setting, steps: int, end: Connection) 
             end.send(found)
             end.recv()
             found = _timed(batches, work, steps, ready)
-    except (EOFError, KeyboardInterrupt):  # enough
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # enough
         pass
     except NemoError as error:
         end.send(error)
