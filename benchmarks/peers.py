@@ -1,6 +1,6 @@
 """The Loader beside what others would use for the same mosaics: DataLoaders, SPDL and DALI's own operators.
 
-    python benchmarks/peers.py                              generated photos of about 640x480
+    python benchmarks/peers.py                              generated photos; nine minutes on two cores
     python benchmarks/peers.py F.ris.h5 F.neg.h5            one's own
     python benchmarks/peers.py --quick                      in short, as `make bench` runs it
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--dtype", choices=["float32", "uint8"], default="float32")
     parser.add_argument("--pairs", type=int, help="how many times each is timed; 5, or 2 in short")
-    parser.add_argument("--steps", type=int, help="batches that a timing takes at least; 20, or 8 in short")
+    parser.add_argument("--steps", type=int, help="batches that a timing takes at least; 10, or 8 in short")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--size", type=int, default=480)
     parser.add_argument("--output", type=Path, help="folder of the JSON")
@@ -60,7 +60,7 @@ def main() -> None:
             cores=thread_count(),
             peers=options.peers,
             pairs=options.pairs or (2 if quick else 5),
-            steps=options.steps or (8 if quick else 20),
+            steps=options.steps or (8 if quick else 10),
             tries=1 if quick else 2,
         )
     result["revision"] = measured

@@ -241,7 +241,7 @@ def bench_peers(
     dtype: Annotated[PeerDType, typer.Option(help="Values of the images.")] = "float32",
     num_threads: Threads = None,
     pairs: Annotated[int, option("N", "How many times each is timed.", COUNT)] = 5,
-    steps: Annotated[int, option("N", "Batches that a timing takes at least.", COUNT)] = 20,
+    steps: Annotated[int, option("N", "Batches that a timing takes at least.", COUNT)] = 10,
     output: Annotated[Path | None, option("FILE.json", "File for the result.", None, "--json")] = None,
     images: ImageRoot = None,
     verbose: Verbose = False,

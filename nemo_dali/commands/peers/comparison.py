@@ -44,7 +44,7 @@ def compare(  # noqa: PLR0913  # the options of the command
     cores: int,
     peers: Sequence[str] = PEERS,
     pairs: int = 5,
-    steps: int = 20,
+    steps: int = 10,
     tries: int = 2,
 ) -> dict[str, Any]:
     """Time the Loader and its peers at the same mosaics.
