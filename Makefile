@@ -75,6 +75,7 @@ format: install
 
 bench: install
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/peers.py --quick
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

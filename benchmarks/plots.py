@@ -1,6 +1,7 @@
 """Pictures of recorded results, made from their JSON alone.
 
 python benchmarks/plots.py benchmarks/results/scaling.json docs/scaling.svg
+python benchmarks/plots.py benchmarks/results/peers.json docs/peers.svg
 """
 
 import json
@@ -58,10 +59,45 @@ STYLE: dict[str, Any] = {
 
 def plot_scaling(result: str | Path, output: str | Path) -> None:
     """Draw what ``scaling.py`` wrote."""
-    figure = draw_scaling(json.loads(Path(result).read_text()))
+    _save(draw_scaling(json.loads(Path(result).read_text())), output)
+
+
+def plot_peers(found: dict[str, Any], output: str | Path) -> None:
+    """Draw what ``peers.py`` found."""
+    _save(draw_peers(found), output)
+
+
+def _save(figure: Figure, output: str | Path) -> None:
     with plt.rc_context(STYLE):
         figure.savefig(output, metadata={"Date": None} if Path(output).suffix == ".svg" else None)
     plt.close(figure)
+
+
+def draw_peers(found: dict[str, Any]) -> Figure:
+    """A bar a row: samples/s (median, quartiles), on a logarithmic axis. ``found`` is what ``peers.py`` wrote."""
+    rows = sorted(found["rows"], key=lambda row: row["samples_per_s"]["median"])
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(9, 0.34 * len(rows) + 0.7), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        axes.set_xscale("log")
+        for y, row in enumerate(rows):
+            rate, colour = row["samples_per_s"], INK if row["is_peer"] else COLOURS[row["name"].partition("-")[0]]
+            axes.barh(y, rate["median"], color=colour, height=0.7)
+            axes.plot([rate["p25"], rate["p75"]], [y, y], color="#d0d7de", linewidth=2, solid_capstyle="butt")
+            axes.annotate(
+                f"{rate['median']:,.0f}", (rate["p75"], y), (4, 0), textcoords="offset points", va="center", color=INK
+            )
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        low, high = (pick(row["samples_per_s"]["median"] for row in rows) for pick in (min, max))
+        axes.set_xlim(low / 2, high * 1.7)
+        axes.set_xlabel("samples/s")
+    return figure
 
 
 def draw_scaling(found: dict[str, Any]) -> Figure:
@@ -127,4 +163,7 @@ def _draw_sweep(rate: Any, memory: Any, axis: str, points: list[Any], results: l
 
 
 if __name__ == "__main__":
-    plot_scaling(sys.argv[1], sys.argv[2])
+    if "sweeps" in (recorded := json.loads(Path(sys.argv[1]).read_text())):
+        plot_scaling(sys.argv[1], sys.argv[2])
+    else:
+        plot_peers(recorded, sys.argv[2])

@@ -25,7 +25,8 @@ for function in (
 ):
     app.command(cls=Command)(function)
 bench.command("loader", cls=Command)(examination.bench_loader)
-app.add_typer(bench, name="bench", help="Time the Loader, by: bench loader.")
+bench.command("peers", cls=Command)(examination.bench_peers)
+app.add_typer(bench, name="bench", help="Time the Loader, by: bench loader, bench peers.")
 
 
 def _show_version(wanted: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from nemo_dali._checks import LARGEST_SEED
-from nemo_dali._choices import DType, Placement
+from nemo_dali._choices import DType, PeerDType, Placement
 from nemo_dali.commands.limits import check_address_space
 from nemo_dali.commands.options import (
     BATCH,
@@ -26,6 +26,7 @@ from nemo_dali.commands.options import (
     Threads,
     Verbose,
     argument,
+    as_typed,
     flag,
     integer,
     number,
@@ -223,6 +224,55 @@ def bench_loader(
     say(f"{'peak memory':20}{result['peak_memory_mib']['loader']:9.0f} MiB")
     if result["waiting"] is not None:
         say(f"{'waiting':20}{result['waiting']:9.2%} of a training with steps of {starve:g} ms")
+    if output is not None:
+        content = (json.dumps(result, indent=2) + "\n").encode()
+        write_bytes(output, content, is_ours=is_result, kind=RESULT)
+
+
+def bench_peers(
+    dataset: Dataset,
+    negatives: Negatives,
+    tiles: Annotated[
+        Path | None, option("F.tiles.h5", "Tile file of 2x2 mosaics.", default="made for the comparison")
+    ] = None,
+    peers: Annotated[list[str] | None, option("NAME...", "Peers to time.", as_typed, default="all")] = None,
+    batch_size: Annotated[int, option("N", "Samples at a time.", BATCH)] = 16,
+    size: Annotated[int, option("PIXELS", "Sides of a frame.", SIDE)] = 480,
+    dtype: Annotated[PeerDType, typer.Option(help="Values of the images.")] = "float32",
+    num_threads: Threads = None,
+    pairs: Annotated[int, option("N", "How many times each is timed.", COUNT)] = 5,
+    steps: Annotated[int, option("N", "Batches that a timing takes at least.", COUNT)] = 10,
+    output: Annotated[Path | None, option("FILE.json", "File for the result.", None, "--json")] = None,
+    images: ImageRoot = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time the Loader beside what others would use."""
+    check_address_space()
+    from tempfile import TemporaryDirectory
+
+    from nemo_dali.commands.peers.comparison import RESULT, compare, is_result, told
+    from nemo_dali.commands.peers.rows import PEERS
+    from nemo_dali.io.output import check_place, write_bytes
+    from nemo_dali.io.threads import thread_count
+
+    if output is not None and output.suffix != ".json":
+        raise ValueError(f"--json ({output}) must end in .json")
+    if output is not None:
+        check_place(output, is_ours=is_result, kind=RESULT)
+    with TemporaryDirectory() as folder:
+        result = compare(
+            {"dataset": dataset, "negatives": negatives, "images": images},
+            Path(folder),
+            tiles=tiles,
+            batch_size=batch_size,
+            size=size,
+            dtype=dtype,
+            cores=num_threads or thread_count(),
+            peers=peers or PEERS,
+            pairs=pairs,
+            steps=steps,
+        )
+    say(*told(result))
     if output is not None:
         content = (json.dumps(result, indent=2) + "\n").encode()
         write_bytes(output, content, is_ours=is_result, kind=RESULT)

@@ -104,12 +104,13 @@ def one_thread(_: int) -> None:
     cv2.setNumThreads(0)
 
 
-def dataloader(loader: Loader, rows: PlanRows, *, batches: int) -> Any:
+def dataloader(loader: Loader, rows: PlanRows, *, batches: int, in_flight: int = IN_FLIGHT) -> Any:
     """A DataLoader over plan rows in their order, with as many workers as the loader has threads.
 
     Args:
         rows: dtype ``plan.PLAN`` [n].
         batches: how many, over the rows again and again.
+        in_flight: batches that each worker makes ahead.
 
     Raises:
         PhotoError: a photo is missing, or not as annotated; workers decode whatever they find.
@@ -136,7 +137,7 @@ def dataloader(loader: Loader, rows: PlanRows, *, batches: int) -> Any:
         batch_size=loader.batch_size,
         sampler=sampler,
         num_workers=loader.num_threads,
-        prefetch_factor=IN_FLIGHT,
+        prefetch_factor=in_flight,
         persistent_workers=True,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=one_thread,

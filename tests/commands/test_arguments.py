@@ -6,13 +6,14 @@ from typing import get_args
 import pytest
 from typer.main import get_command
 
-from nemo_dali._choices import BoxFormat, DType, Exif, LayoutName, Placement, Resample
+from nemo_dali._choices import BoxFormat, DType, Exif, LayoutName, PeerDType, Placement, Resample
 from nemo_dali.commands.cli import app, main
 
 DATA = ["data.ris.h5", "data.neg.h5"]
 MINE = ["mine", "data.ris.h5", "--embeddings", "e.neg.h5", "-o", "out.neg.h5"]
 TILES = ["tiles", "data.ris.h5", "-o", "out.tiles.h5"]
 BENCH = ["bench", "loader", *DATA]
+PEERS = ["bench", "peers", *DATA]
 INTEGERS = [
     (["demo"], "--steps"),
     (["synth", "out"], "--images"),
@@ -33,6 +34,7 @@ INTEGERS = [
     (["report", *DATA, "-o", "out.html"], "--grid"),
     (["tune", *DATA, "-o", "out.json"], "--grid"),
     *((BENCH, option) for option in ("--batch-size", "--size", "--num-threads", "--pairs", "--steps")),
+    *((PEERS, option) for option in ("--batch-size", "--size", "--num-threads", "--pairs", "--steps")),
     ([*BENCH, "--mode", "device", "--tiles", "t.tiles.h5"], "--device-budget"),
 ]
 NUMBERS = [
@@ -155,6 +157,7 @@ CHOICES = {
     "index": {"--box-format": BoxFormat, "--exif": Exif},
     "tiles": {"--resample": Resample},
     "bench loader": {"--resample": Resample, "--dtype": DType, "--mode": Placement},
+    "bench peers": {"--dtype": PeerDType},
 }
 
 
@@ -166,7 +169,7 @@ def parameters(command):
     return {param.opts[0] if param.param_type_name == "option" else param.metavar: param for param in group.params}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS[:-1], "bench loader"])
+@pytest.mark.parametrize("command", [*COMMANDS[:-1], "bench loader", "bench peers"])
 def test_help_explains_every_option_in_80_plain_columns(command, monkeypatch, capsys):
     for name in ("COLUMNS", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)

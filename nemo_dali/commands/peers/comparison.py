@@ -1,0 +1,262 @@
+"""All rows in turn: the better setting of each is found first, then these run side by side."""
+
+import json
+import multiprocessing
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_dali._checks import integer
+from nemo_dali._choices import PeerDType
+from nemo_dali.commands.bench import MOST_TIMED, Spread, machine, versions
+from nemo_dali.commands.peers.measure import Timing, save_expected, serve
+from nemo_dali.commands.peers.rows import PEERS, ROWS, missing
+from nemo_dali.commands.peers.work import POLICY, Row, Setting, Work, make_work
+from nemo_dali.errors import NemoError
+from nemo_dali.io.progress import progress
+from nemo_dali.plan.policy import MosaicPolicy
+from nemo_dali.tiles.build import make_tiles
+
+RESULT = "a result of 'nemo-dali bench peers'"
+LONGEST_END_S = 20.0  # until a process that has been told to end is killed
+
+
+def is_result(head: bytes) -> bool:
+    """Whether a file that begins so is what ``compare`` gave, as JSON."""
+    return re.match(rb'\{\s*"benchmark": "peers",', head) is not None
+
+
+def compare(  # noqa: PLR0913  # the options of the command
+    files: dict[str, Any],
+    folder: Path,
+    *,
+    tiles: Path | None = None,
+    batch_size: int = 16,
+    size: int = 480,
+    dtype: PeerDType = "float32",
+    cores: int,
+    peers: Sequence[str] = PEERS,
+    pairs: int = 5,
+    steps: int = 10,
+    tries: int = 2,
+) -> dict[str, Any]:
+    """Time the Loader and its peers at the same mosaics.
+
+    Args:
+        files: for the Loader.
+        folder: for masks and, without ``tiles``, tiles; not removed.
+        cores: workers and threads of each row.
+        peers: names, of ``rows.PEERS``.
+        pairs: how many times each row is timed beside the others, 1 to ``MOST_TIMED``.
+        steps: batches that a timing takes at least, likewise; half as many where a setting is tried.
+        tries: settings of a peer that are tried, 1 or 2.
+
+    Returns:
+        JSON-able: ``rows``, ``skipped`` (a sentence by name), ``config``, ``machine``, ``versions``.
+
+    Raises:
+        NemoError: a peer makes other samples than the Loader, or fails.
+    """
+    pairs = integer("pairs", pairs, least=1, most=MOST_TIMED)
+    steps = integer("steps", steps, least=1, most=MOST_TIMED)
+    if unknown := set(peers) - set(PEERS):
+        raise ValueError(f"peers ({', '.join(sorted(unknown))}) must be among {', '.join(PEERS)}")
+    if size % 2:
+        raise ValueError(f"size ({size}) must be even: peers make mosaics of equal cells")
+    if tiles is None:
+        tiles = folder / "peers.tiles.h5"
+        make_tiles(files["dataset"], size=size, output=tiles, grids=(2,), images=files.get("images"))
+    masks = folder / "masks"
+    masks.mkdir()
+    work = make_work(files, tiles, masks, batch_size=batch_size, size=size, dtype=dtype, cores=cores)
+    save_expected(work)
+    asked = [row for row in ROWS if not row.is_peer or row.name in peers]
+    skipped = {row.name: sentence for row in asked if (sentence := missing(row)) is not None}
+    rows = [row for row in asked if row.name not in skipped]
+    started = time.monotonic()
+    trying = progress(rows, total=len(rows), what="trying", unit="row")
+    tried = {row.name: _tried(row, work, max(steps // 2, 1), tries) for row in trying}
+    timings = _side_by_side({row: tried[row.name][0] for row in rows}, work, pairs, steps)
+    return {
+        "benchmark": "peers",
+        "rows": [_summary(row, tried[row.name], timings) for row in rows],
+        "skipped": skipped,
+        "config": {
+            "batch_size": batch_size,
+            "size": size,
+            "dtype": dtype,
+            "cores": cores,
+            "policy": json.loads(MosaicPolicy(**POLICY).to_json()),
+            "pairs": pairs,
+            "steps": steps,
+            "photos": len(work.photos),
+            "kib_a_photo": round(float(np.mean([Path(path).stat().st_size for path in work.photos])) / 1024, 1),
+            "megapixels_a_photo": round(work.megapixels, 3),
+            "seconds": round(time.monotonic() - started),
+        },
+        # Cores that were busy with something else, in the median timing and in the worst.
+        "others": _spread_of_others(timings),
+        "machine": machine(),
+        "versions": versions() | _versions(rows),
+    }
+
+
+def told(result: dict[str, Any]) -> Iterator[str]:
+    """Lines of a table, and what was left out."""
+    yield f"{'':40}{'samples/s':>18}{'CPU ms':>8}{'MiB':>7}{'start s':>8}{'host':>7}{'stream':>7}"
+    for row in result["rows"]:
+        rate = row["samples_per_s"]
+        spread = f"{rate['median']:.0f} ({rate['p25']:.0f}-{rate['p75']:.0f})"
+        ratios = "".join(f"{row[name]['median']:7.1f}" for name in ("ratio_host", "ratio_stream") if name in row)
+        cpu, memory = row["cpu_ms_a_sample"]["median"], row["memory_mib"]
+        yield f"{row['label']:40}{spread:>18}{cpu:8.1f}{memory:7.0f}{row['start_up_s']:8.2f}{ratios}"
+    others = result["others"]["median"]
+    yield f"host, stream: how many times as fast the Loader is in these modes. Other work kept {others:.2f} cores busy."
+    yield from result["skipped"].values()
+
+
+# --- one row ---------------------------------------------------------------------------------------------------------
+
+
+class _Process:
+    """A row in a process of its own."""
+
+    def __init__(self, row: Row, work: Work, setting: Setting, steps: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._row = row
+        self._end, there = context.Pipe()
+        self._process = context.Process(target=serve, args=(row.name, work, setting, steps, there))
+        self._process.start()
+        there.close()  # so that a process that dies is heard of
+
+    def started(self) -> tuple[float, dict[str, Any]]:
+        """Wait until it has made and checked its first batch: seconds to that batch, and what the check found."""
+        found: tuple[float, dict[str, Any]] = self._received()
+        return found
+
+    def _received(self) -> Any:
+        try:
+            found = self._end.recv()
+        except EOFError:
+            raise NemoError(f"{self._row.label} ended by the error above. Leave it out with --peers.") from None
+        if isinstance(found, NemoError):
+            raise found
+        return found
+
+    def timed(self) -> Timing:
+        """Time it once, while nothing else runs."""
+        self._end.send(True)
+        timing: Timing = self._received()
+        return timing
+
+    def release(self) -> None:
+        """Let it end."""
+        self._end.close()
+
+    def close(self) -> None:
+        """End it."""
+        self.release()
+        self._process.join(LONGEST_END_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+@contextmanager
+def _running(settings: dict[Row, Setting], work: Work, steps: int) -> Iterator[dict[str, _Process]]:
+    """Processes of rows by name, started at once and ended at once."""
+    processes: dict[str, _Process] = {}
+    try:
+        for row, setting in settings.items():
+            processes[row.name] = _Process(row, work, setting, steps)
+        yield processes
+    finally:
+        for process in processes.values():
+            process.release()
+        for process in processes.values():
+            process.close()
+
+
+def _tried(row: Row, work: Work, steps: int, tries: int) -> list[dict[str, Any]]:
+    """So many settings of a row, with no other row alive, the fastest first."""
+    found = []
+    for setting in row.settings(work)[:tries]:
+        with _running({row: setting}, work, steps) as processes:
+            process = processes[row.name]
+            start_up, checked = process.started()
+            timing = process.timed()
+            found.append(
+                {
+                    "setting": setting,
+                    "samples_per_s": round(timing.samples_per_s, 1),
+                    "start_up_s": start_up,
+                    "memory_mib": timing.memory_mib,
+                    "own_mib": timing.own_mib,
+                    "check": checked,
+                }
+            )
+    return sorted(found, key=lambda one: -one["samples_per_s"])
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+
+def _side_by_side(best: dict[Row, dict[str, Any]], work: Work, pairs: int, steps: int) -> dict[str, list[Timing]]:
+    """Timings of all rows in turn. While one is timed, the others have made what they may and wait."""
+    timings: dict[str, list[Timing]] = {row.name: [] for row in best}
+    with _running({row: one["setting"] for row, one in best.items()}, work, steps) as processes:
+        for process in processes.values():
+            process.started()
+        for _ in progress(range(pairs), total=pairs, what="timing", unit="pair"):
+            for name, process in processes.items():
+                timings[name].append(process.timed())
+    return timings
+
+
+def _summary(row: Row, tried: list[dict[str, Any]], timings: dict[str, list[Timing]]) -> dict[str, Any]:
+    def rates(name: str) -> Any:
+        return np.array([timing.samples_per_s for timing in timings[name]])
+
+    own = rates(row.name)
+    summary = {
+        "name": row.name,
+        "label": row.label,
+        "is_peer": row.is_peer,
+        "samples_per_s": asdict(Spread.of(own)),
+        "cpu_ms_a_sample": asdict(Spread.of([1000 * timing.cpu_s for timing in timings[row.name]])),
+        "masks": row.masks,
+        "cannot": list(row.cannot),
+        **{name: tried[0][name] for name in ("memory_mib", "own_mib", "start_up_s", "setting", "check")},
+        "tried": [{name: one[name] for name in ("setting", "samples_per_s")} for one in tried],
+    }
+    if row.is_peer:
+        stream = "stream" if row.image == "cv2-linear" else "stream-antialiased"
+        summary |= {"ratio_host": asdict(Spread.of(rates("host") / own)), "stream": stream}
+        summary["ratio_stream"] = asdict(Spread.of(rates(stream) / own))
+    return summary
+
+
+def _spread_of_others(timings: dict[str, list[Timing]]) -> dict[str, float]:
+    others = [timing.others for of_row in timings.values() for timing in of_row]
+    return {"median": round(float(np.median(others)), 2), "most": round(max(others), 2)}
+
+
+def _versions(rows: Sequence[Row]) -> dict[str, str]:
+    found = {}
+    for package in sorted({package for row in rows for package in row.packages}):
+        try:
+            found[package.replace("_", "-")] = version(package)
+        except PackageNotFoundError:
+            continue  # the other CUDA's
+    if any(row.name == "spdl" for row in rows):
+        from spdl.io.utils import get_ffmpeg_versions
+
+        found["ffmpeg"] = ", ".join(f"{name} {'.'.join(map(str, got))}" for name, got in get_ffmpeg_versions().items())
+    return found

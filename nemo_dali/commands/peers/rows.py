@@ -1,0 +1,128 @@
+"""All rows of the comparison: the Loader's three, then its peers."""
+
+from importlib import import_module
+from typing import Any
+
+from nemo_dali._lazy import extra
+from nemo_dali.commands.peers import dataloaders, pipelines
+from nemo_dali.commands.peers.work import Row
+from nemo_dali.errors import NemoError
+
+OPENCV: dict[str, Any] = {"image": "cv2-linear", "mask": "cv2-linear"}
+PILLOW: dict[str, Any] = {"image": "pillow-bilinear", "mask": "pillow-bilinear"}
+TORCHVISION: dict[str, Any] = {"image": "pillow-bilinear", "mask": "cv2-linear"}  # its masks: nearest, of the corner
+OURS: dict[str, Any] = {"is_peer": False, "masks": "run lengths", "modules": ("nvidia.dali.plugin.numba", "torch")}
+NO_PLAN = "an exact plan, a resume at any step, the same steps for any number of ranks"
+
+ROWS = (
+    Row("host", "Loader, resident tiles", pipelines.host, **OPENCV, **OURS),
+    Row("stream", "Loader, stream, cv2-linear", pipelines.stream, **OPENCV, **OURS),
+    Row("stream-antialiased", "Loader, stream, pillow-bilinear", pipelines.stream_antialiased, **PILLOW, **OURS),
+    Row(
+        name="opencv",
+        label="DataLoader, OpenCV",
+        start=dataloaders.opencv,
+        **OPENCV,
+        modules=("cv2", "torch", "pycocotools.mask", "nvidia.dali"),
+        packages=("opencv-python-headless", "torch", "pycocotools"),
+        settings=dataloaders.prefetched,
+        masks="run lengths, by pycocotools",
+        cannot=(NO_PLAN,),
+    ),
+    Row(
+        name="torchvision-tensors",
+        label="DataLoader, torchvision v2 on tensors",
+        start=dataloaders.on_tensors,
+        **TORCHVISION,
+        tolerance=0.1,
+        modules=("torchvision.transforms.v2", "torchvision.io"),
+        packages=("torchvision", "torch"),
+        settings=dataloaders.normalised_where,
+        cannot=(NO_PLAN, "a mosaic: cells are pasted by hand"),
+    ),
+    Row(
+        name="torchvision-pil",
+        label="DataLoader, torchvision v2 on PIL images",
+        start=dataloaders.on_pil,
+        **TORCHVISION,
+        modules=("torchvision.transforms.v2", "PIL.Image"),
+        packages=("torchvision", "torch", "pillow"),
+        settings=dataloaders.normalised_where,
+        cannot=(NO_PLAN, "a mosaic: cells are pasted by hand"),
+    ),
+    Row(
+        name="albumentations",
+        label="DataLoader, Albumentations Mosaic",
+        start=dataloaders.albumentations,
+        **OPENCV,
+        modules=("albumentations", "torch"),
+        packages=("albumentations", "opencv-python-headless", "torch"),
+        settings=dataloaders.prefetched,
+        is_placed=False,
+        cannot=(
+            NO_PLAN,
+            "placement: of equal cells the target's is always the first, the others are shuffled",
+            "cells that stretch a photo: they keep the aspect ratio, so A.Resize comes before",
+        ),
+    ),
+    Row(
+        name="kornia",
+        label="DataLoader, Kornia RandomMosaic",
+        start=dataloaders.kornia,
+        **OPENCV,
+        tolerance=0.5,
+        modules=("kornia", "kornia_rs", "torch"),
+        packages=("kornia", "kornia_rs", "torch"),
+        settings=dataloaders.mosaic_where,
+        cannot=(
+            NO_PLAN,
+            "four given photos: it draws from the batch, unless its parameters are replaced, as here",
+            "masks: the mask travels as a fourth channel",
+            "photos of several sizes: kornia_rs resizes them to cells before",
+        ),
+    ),
+    Row(
+        name="spdl",
+        label="SPDL",
+        start=pipelines.spdl,
+        **PILLOW,
+        tolerance=4.0,  # FFmpeg scales luma and chroma before it makes RGB of them
+        modules=("spdl.pipeline", "spdl.io", "torch"),
+        packages=("spdl_io", "spdl_core", "torch"),
+        settings=pipelines.spdl_stages,
+        cannot=(NO_PLAN, "a mosaic: cells are arranged by torch"),
+    ),
+    Row(
+        name="dali",
+        label="DALI's own operators",
+        start=pipelines.dali,
+        **PILLOW,
+        tolerance=0.5,
+        modules=("nvidia.dali.plugin.pytorch", "torch"),
+        packages=("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch"),
+        settings=pipelines.dali_readers,
+        cannot=(NO_PLAN, "grids of several sizes in one graph: it decodes four photos for each sample"),
+    ),
+)
+BY_NAME = {row.name: row for row in ROWS}
+PEERS = tuple(row.name for row in ROWS if row.is_peer)
+
+
+def missing(row: Row) -> str | None:
+    """A sentence on why a row cannot run here, and what to do; None if it can."""
+    try:
+        with extra("peers", row.label):
+            for module in row.modules:
+                import_module(module)
+        if row.name == "spdl":
+            from spdl.io.utils import get_ffmpeg_versions
+
+            get_ffmpeg_versions()  # loads FFmpeg
+    except NemoError as error:
+        return str(error)
+    except RuntimeError:
+        return (
+            f"{row.label} finds no FFmpeg. Install version 4 or newer, or name the folder of its libraries in "
+            "LD_LIBRARY_PATH."
+        )
+    return None

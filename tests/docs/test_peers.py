@@ -1,0 +1,63 @@
+"""What README.md and docs/peers.md say of the peers is what benchmarks/results/peers.json says."""
+
+import importlib
+import json
+import sys
+from copy import deepcopy
+
+import pytest
+
+from nemo_dali.commands.peers.rows import ROWS
+from tests.helpers.paths import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))  # where a script finds what it shares with others
+tables = importlib.import_module("peers_tables")
+RECORD = ROOT / "benchmarks" / "results" / "peers.json"
+RECORDED = json.loads(RECORD.read_text()) if RECORD.exists() else None
+recorded = pytest.mark.skipif(RECORDED is None, reason="nothing is recorded")
+
+
+def test_the_pages_tables_are_those_of_the_record():
+    for name, makers in tables.PLACES.items():
+        text = (ROOT / name).read_text("utf-8")
+        assert text.count(tables.BEGIN) == text.count(tables.END) == len(makers)
+        if RECORDED is None:
+            assert text.count(tables.BEGIN + tables.END) == len(makers)
+        else:
+            assert tables.rewritten(text, [make(RECORDED) for make in makers]) == text
+
+
+@recorded
+def test_the_record_is_whole_and_no_row_of_it_is_gone():
+    names = [row["name"] for row in RECORDED["rows"]]
+    assert names == [row.name for row in ROWS] and not RECORDED["skipped"]
+    assert RECORDED["config"]["pairs"] >= 5 and RECORDED["revision"]
+    assert RECORDED.keys() >= {"machine", "versions", "others"}
+    for row in RECORDED["rows"]:
+        assert row["check"]["iou"] >= 0.99 and row["check"]["difference"] <= row["check"]["allowed"] + 1e-3
+
+
+@recorded
+def test_other_figures_make_other_tables():
+    changed = deepcopy(RECORDED)
+    for row in changed["rows"]:
+        if row["is_peer"]:
+            row["ratio_host"]["median"], row["ratio_stream"]["median"] = 21.0, 1.4
+    verdict = tables.verdict(changed)
+    assert f"the best DataLoader, which is {best(changed)}: it is 1.40 times." in verdict
+    assert "as every peer, and are." in verdict and "not behind DALI" in verdict
+    for row in changed["rows"]:
+        if row["is_peer"]:
+            row["ratio_host"]["median"], row["ratio_stream"]["median"] = 19.0, 0.9
+    verdict = tables.verdict(changed)
+    assert (
+        "they fall short of that against OpenCV (19.0 times), " in verdict
+        and "0.90 times, which falls short" in verdict
+    )
+    assert "It is behind DALI's own operators (0.90 times)" in verdict
+    assert tables.rates(changed) != tables.rates(RECORDED)
+
+
+def best(result):
+    loaders = [row for row in result["rows"] if row["label"].startswith("DataLoader")]
+    return max(loaders, key=lambda row: row["samples_per_s"]["median"])["label"].removeprefix("DataLoader, ")
