@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
 
-from nemo_dali.kernels.arrays import Bits
+from nemo_dali.kernels.arrays import Bits, Int
 from nemo_dali.kernels.jit import intrinsic, jit
 
 Array = TypeVar("Array", bound=npt.NDArray[Any])
@@ -109,7 +109,7 @@ def _fetch_line(typingctx: Any, address: Any) -> Any:
 
 
 @jit()
-def fetch(address: np.uint64, nbytes: int) -> None:
+def fetch(address: np.uint64, nbytes: Int) -> None:
     """Have memory brought into the cache while other work goes on."""
     for offset in range(np.uint64(0), np.uint64(nbytes), LINE):
         _fetch_line(address + offset)
