@@ -25,7 +25,7 @@ from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
 
 RESULT = "a result of 'nemo-dali bench peers'"
-LONGEST_END_S = 20.0  # until a process that has been told to end is killed
+LONGEST_END_S = 5.0  # until a process that has been told to end is killed
 
 
 def is_result(head: bytes) -> bool:
