@@ -161,7 +161,8 @@ def _dali_graph(work: Work, setting: Setting) -> Any:
     def graph() -> Any:
         (*photos, mask), anchor = read()
         cells = [fn.decoders.image(photo, output_type=types.RGB, adjust_orientation=False) for photo in photos]
-        cells = [fn.resize(cell, size=(side, side), interp_type=types.INTERP_LINEAR) for cell in cells]
+        scaling = {"interp_type": types.INTERP_LINEAR, "antialias": False}  # as OpenCV does it, and in less time
+        cells = [fn.resize(cell, size=(side, side), **scaling) for cell in cells]
         frame = fn.multi_paste(*cells, output_size=(size, size), out_anchors=corners)
         own = fn.decoders.image(mask, output_type=types.GRAY)
         own = fn.resize(own, size=(side, side), interp_type=types.INTERP_NN)

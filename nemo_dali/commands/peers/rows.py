@@ -10,6 +10,7 @@ from nemo_dali.errors import NemoError
 
 OPENCV: dict[str, Any] = {"image": "cv2-linear", "mask": "cv2-linear"}
 PILLOW: dict[str, Any] = {"image": "pillow-bilinear", "mask": "pillow-bilinear"}
+DALI: dict[str, Any] = {"image": "cv2-linear", "mask": "pillow-bilinear"}  # its masks: nearest, of the center
 TORCHVISION: dict[str, Any] = {"image": "pillow-bilinear", "mask": "cv2-linear"}  # its masks: nearest, of the corner
 OURS: dict[str, Any] = {"is_peer": False, "masks": "run lengths", "modules": ("nvidia.dali.plugin.numba", "torch")}
 NO_PLAN = "an exact plan, a resume at any step, the same steps for any number of ranks"
@@ -96,7 +97,7 @@ ROWS = (
         name="dali",
         label="DALI's own operators",
         start=pipelines.dali,
-        **PILLOW,
+        **DALI,
         tolerance=0.5,
         modules=("nvidia.dali.plugin.pytorch", "torch"),
         packages=("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch"),
