@@ -19,7 +19,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.cache import cached, name_for, renewed
 from nemo_dali.text.wordpiece import CONTEXT_LENGTH, PREFIX, Vocabulary, WordPiece, read_vocabulary
 
-TOKENS_VERSION = 3  # of the cached array; part of its name
+TOKENS_VERSION = 4  # of the cached array; part of its name
 MAX_CONTEXT_LENGTH = 4096  # of any text encoder known; bounds the memory that a mistyped number could take
 
 Tokenizer = Callable[[list[str]], npt.ArrayLike]
@@ -99,13 +99,14 @@ class TokenRows:
     """
 
     def __init__(self, packed: Int32, make: Callable[[], Int32] | None = None, name: str = "") -> None:
-        self._packed, self._make, self._name = packed, make, name
+        self._make, self._name = make, name
         self._sound = None if make is None else np.zeros(len(packed), bool)
-        self._split()
+        self._take(packed)
 
-    def _split(self) -> None:
-        packed = self._packed if self._make is None else self._packed[:, :-1]
-        self.tokens, self.lengths = packed[:, :-1], packed[:, -1]
+    def _take(self, packed: Int32) -> None:
+        columns = packed if self._make is None else packed[:, :-1]
+        self.tokens, self.lengths = columns[:, :-1], columns[:, -1]
+        self._packed = packed  # the last: by then whoever finds its rows sound reads them, too
 
     @classmethod
     def joined(cls, parts: "Sequence[TokenRows]") -> "TokenRows":
@@ -115,15 +116,25 @@ class TokenRows:
         return cls(np.concatenate([np.column_stack([part.tokens, part.lengths]) for part in parts]))
 
     def check(self, rows: npt.NDArray[np.integer[Any]]) -> None:
-        """Look at rows, each once; later it costs nothing."""
+        """Look at rows, each once; later it costs nothing.
+
+        Raises:
+            NemoError: one is damaged, and the tokenizer now makes other tokens than those of the cache.
+        """
         sound, make = self._sound, self._make
         if sound is None or make is None or sound[rows].all():
             return
-        new = self._packed[rows[~sound[rows]]]
+        unseen = rows[~sound[rows]]
+        new = self._packed[unseen]
         longest = new.shape[1] - 2
-        if ((new[:, -1] != _sums(new[:, :-1])) | (new[:, -2] < 0) | (new[:, -2] > longest)).any():
-            self._packed = renewed(self._name, "its checksum does not match", make=lambda: _summed(make()))
-            self._split()
+        if ((new[:, -1] != _sums(new[:, :-1], unseen)) | (new[:, -2] < 0) | (new[:, -2] > longest)).any():
+            made = renewed(self._name, "its checksum does not match", make=lambda: _summed(make()))
+            if made.shape != self._packed.shape:
+                raise NemoError(
+                    f"The cached tokens are damaged, and the tokenizer makes {made.shape[1] - 2} tokens a sentence "
+                    f"where they had {longest}. Make the Loader anew, which takes the new ones."
+                )
+            self._take(made)
             sound[:] = True
         sound[rows] = True
 
@@ -133,13 +144,22 @@ class TokenRows:
             self.check(np.arange(begin, min(begin + BLOCK, len(self._packed))))
 
 
-def _sums(packed: Int32) -> Int32:
-    """A checksum of each row, int32 [n]: its numbers, each times an odd one of its own, modulo 2^32."""
-    return (packed.view(np.uint32) @ _FACTORS[: packed.shape[1]] + _FIRST).view(np.int32)
+def _sums(packed: Int32, rows: npt.NDArray[np.integer[Any]]) -> Int32:
+    """A checksum of each row, int32 [n]: its numbers and which row it is, each times an odd number, modulo 2^32."""
+    numbers: npt.NDArray[np.uint32] = packed.view(np.uint32) @ _FACTORS[: packed.shape[1]]
+    return (numbers + _FIRST * (1 + rows.astype(np.uint32))).view(np.int32)
 
 
 def _summed(packed: Int32) -> Int32:
-    return np.concatenate([packed, _sums(packed)[:, None]], axis=1)
+    return np.concatenate([packed, _sums(packed, np.arange(len(packed)))[:, None]], axis=1)
+
+
+def _has_its_width(packed: Int32) -> bool:
+    """Whether the cache's header says how many columns there are, as far as the first row can tell."""
+    if not 3 <= packed.shape[1] <= len(_FACTORS) + 1:
+        return False
+    first = packed[:1]
+    return bool((first[:, -1] == _sums(first[:, :-1], np.arange(len(first)))).all())
 
 
 def token_rows(
@@ -176,7 +196,7 @@ def token_rows(
         np.int32,
         (len(sentences), None if context_length is None else context_length + 2),
         make=lambda: _summed(make()),
-        fits=lambda packed: 3 <= packed.shape[1] <= len(_FACTORS) + 1,
+        fits=_has_its_width,
         compare=False,
     )
     return TokenRows(packed, make, name)

@@ -1,4 +1,4 @@
-"""What of a data set file is looked at when it is used: damage is told in the step that it is of, in one sentence."""
+"""What of a data set file is looked at when it is used: damage is told when the step that it is of is made ahead."""
 
 import shutil
 

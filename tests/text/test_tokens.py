@@ -194,10 +194,51 @@ def test_rows_of_the_cache_are_looked_at_when_they_are_used(cache, monkeypatch, 
 @given(st.integers(0, 77), st.integers(1, 2**32 - 1))
 def test_no_changed_number_of_a_row_goes_unnoticed(column, change):
     packed = np.arange(3 * 78, dtype=np.int32).reshape(3, 78)
-    sums = tokens_module._sums(packed)
+    rows = np.arange(7, 10)
+    sums = tokens_module._sums(packed, rows)
     packed.view(np.uint32)[1, column] ^= change
-    assert (tokens_module._sums(packed) != sums).tolist() == [False, True, False]
-    assert tokens_module._sums(np.zeros((1, 78), np.int32)) != 0  # a page that was never written
+    assert (tokens_module._sums(packed, rows) != sums).tolist() == [False, True, False]
+    assert tokens_module._sums(np.zeros((1, 78), np.int32), rows[:1]) != 0  # a page that was never written
+
+
+def test_a_row_that_changed_places_does_not_pass(cache):
+    good, lengths = tokenize(["a", "b c", "d e f"], fingerprint="f")
+    (path,) = cache.iterdir()
+    write_packed(path, read_packed(path)[[1, 0, 2]])
+    rows = token_rows(["a", "b c", "d e f"], fingerprint="f")
+    rows.check(np.array([1]))
+    assert np.array_equal(rows.tokens, good) and np.array_equal(rows.lengths, lengths)
+
+
+def test_a_width_that_is_not_the_tokens_own_is_seen_when_the_cache_is_opened(cache):
+    good, _ = tokenize(["a man", "b"], fingerprint="f")
+    (path,) = cache.iterdir()
+    write_packed(path, np.ascontiguousarray(read_packed(path)[:, :22]))
+    assert np.array_equal(token_rows(["a man", "b"], fingerprint="f").tokens, good)
+
+
+def test_tokens_of_another_length_than_the_damaged_ones_are_not_put_in_their_place(cache, monkeypatch):
+    tokenize(["a man", "b"], fingerprint="f")
+    rows = token_rows(["a man", "b"], fingerprint="f")
+    rows._packed = rows._packed.copy()
+    rows._packed[1, 0] += 1
+    made = rows._make()
+    monkeypatch.setattr(rows, "_make", lambda: made[:, 3:])
+    with pytest.raises(NemoError, match=r"makes 74 tokens a sentence where they had 77\. Make the Loader anew"):
+        rows.check(np.array([1]))
+
+
+def read_packed(path):
+    """The array of a file of the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEMO_DALI_CACHE", str(path.parent))
+        return cache_module.cached(
+            path.stem, np.int32, (None, None), make=lambda: refuse(), fits=lambda _: True, compare=False
+        ).copy()
+
+
+def write_packed(path, array):
+    path.write_bytes(packed(array))
 
 
 def test_an_unwritable_cache_is_told_once(tmp_path, monkeypatch, caplog):
