@@ -202,13 +202,16 @@ class Segmentation:
         total = self._of_all_ranks()[None]
         if not total["samples"]:
             raise NemoError("There is nothing to measure: no rank has a sample. Call update() before compute().")
-        return _metrics(total, self.protocol)
+        metrics = _metrics(total, self.protocol)
+        if "T-acc" in metrics and not total["no_target"]:
+            metrics |= {"N-acc": 0.0, "T-acc": 0.0}
+        return metrics
 
     def compute_groups(self) -> dict[str, dict[int | str, dict[str, float]]]:
         """What ``compute`` gives and "samples", their number, of each group: by the groups' name, then by key.
 
         All ranks must call it, and each gets the groups of all of them, integers in order before texts. Empty where no
-        update had ``groups``; else it raises what ``compute`` does.
+        update had ``groups``; else it raises what ``compute`` does. ReLA's zeros are for all samples alone.
         """
         total, found = self._of_all_ranks(), dict[str, dict[int | str, dict[str, float]]]()
         groups = [group for group in total if group is not None]
@@ -317,11 +320,11 @@ def _flags(name: str, given: Any, counts: "torch.Tensor") -> "torch.Tensor":
 
 def _keys(name: str, given: Any, count: int) -> list[int | str]:
     keys = given.tolist() if hasattr(given, "tolist") else given
-    if not isinstance(keys, list | tuple) or len(keys) != count or not all(type(key) in (int, str) for key in keys):
-        raise ValueError(
-            f"groups[{name!r}] ({short_repr(keys)}) must be an integer or a text for each of {count} samples"
-        )
-    return list(keys)
+    if isinstance(keys, list | tuple) and len(keys) == count:
+        keys = [key.item() if isinstance(key, np.generic) else key for key in keys]
+        if all(type(key) in (int, str) for key in keys):
+            return keys
+    raise ValueError(f"groups[{name!r}] ({short_repr(keys)}) must be an integer or a text for each of {count} samples")
 
 
 def _check(rows: npt.NDArray[np.float64], first: int) -> None:
@@ -389,11 +392,7 @@ def _metrics(total: Totals, protocol: Protocol) -> dict[str, float]:
     metrics |= {f"P@{x:g}": _ratio(total[f"P@{x}"], total["targeted"]) for x in protocol.thresholds}
     if protocol.no_target != "ordinary":
         metrics["N-acc"] = _ratio(total["found_empty"], total["no_target"])
-    if rewarded:
-        metrics["T-acc"] = _ratio(total["found"], total["targeted"])
-        if not total["no_target"]:
-            metrics["N-acc"] = metrics["T-acc"] = 0.0
-    return metrics
+    return metrics | ({"T-acc": _ratio(total["found"], total["targeted"])} if rewarded else {})
 
 
 def _ratio(part: int, whole: int) -> float:

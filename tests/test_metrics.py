@@ -363,7 +363,11 @@ def test_groups_are_measured_as_if_each_were_alone():
     for name, keys in (("distractors", distractors), ("kind", np.array(kind))):
         for key, measured in found[name].items():
             alone = measure("rela", *(array[keys == key] for array in GREF))
+            if math.isnan(measured["N-acc"]):  # no sample of the group is without a target
+                assert alone["N-acc"] == alone["T-acc"] == 0
+                alone |= {"N-acc": math.nan, "T-acc": measured["T-acc"]}
             assert repr(measured) == repr({"samples": (keys == key).sum().item(), **alone})
+    assert {its["T-acc"] for its in found["kind"].values()} == {1.0}
     assert metric.compute() == measure("rela", *GREF)  # all samples, as ever
     metric.reset()
     assert metric.compute_groups() == {}
