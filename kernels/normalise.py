@@ -31,11 +31,8 @@ KINDS: dict[str, int] = dict(zip(get_args(DType), (FLOAT32, FLOAT16, COPY, BFLOA
 
 RECIPE = np.dtype(
     [
-        (
-            "numbers",
-            "f4",
-            (3, 3),
-        ),  # of each channel: mean, std and one over it; of a fused kind what is multiplied and added
+        # Of each channel mean, std and one over it; of a fused kind what is multiplied by, and what is added.
+        ("numbers", "f4", (3, 3)),
         ("kind", "i4"),  # LOOK_UP, or what is computed
     ]
 )

@@ -41,20 +41,21 @@ def write_boxes(rows: PlanRows, size: int, tiles: TileRecords, sample: I64, phot
 
 @jit()
 def describe(
-    tiles: TileRecords, ref: I32, photo: I64, run_count: I64, runs: U64, photo_height: I32, photo_width: I32
+    tiles: TileRecords, sample: I64, photo: I64, run_count: I64, runs: U64, photo_height: I32, photo_width: I32
 ) -> None:
     """Add to records from ``write_boxes`` their photos' sizes, and to the targets' their run lengths.
 
     Args:
-        tiles, photo: from ``write_boxes``, [n]. ref: int32 [n], of the record's sample.
-        run_count, runs: int64 and uint64 [refs], how many run lengths and at which address.
+        tiles, photo: from ``write_boxes``, [n].
+        sample: int64 [n], of the record.
+        run_count, runs: int64 and uint64 [samples], how many run lengths of the target, and at which address.
         photo_height, photo_width: int32 [photos].
     """
     for i in range(tiles.size):
         tile = tiles[i]
         tile.photo_height, tile.photo_width = photo_height[photo[i]], photo_width[photo[i]]
         if tile.run_count:
-            tile.run_count, tile.runs = run_count[ref[i]], runs[ref[i]]
+            tile.run_count, tile.runs = run_count[sample[i]], runs[sample[i]]
 
 
 @jit()

@@ -73,8 +73,7 @@ class CellLayout:
         format, corpus = self._format, self._corpus
         tiles, sample, photo = lay_out(rows, format.size, **self._frames.description)
         runs, run_count = corpus.runs_at(rows["ref"])
-        row = sample.astype(np.int32)
-        describe(tiles, row, photo, run_count, runs, corpus.photo_height, corpus.photo_width)
+        describe(tiles, sample, photo, run_count, runs, corpus.photo_height, corpus.photo_width)
         # Here alone is it said that CRIS's letterbox is for single photos.
         letterboxed = (rows["grid"] == 1) & (format.fit == "letterbox")
         if letterboxed.any():
