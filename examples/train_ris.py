@@ -1,7 +1,7 @@
 """Train a small model of referring image segmentation on a Loader: what a training of your own may begin with.
 
     python examples/train_ris.py train.ris.h5 train.neg.h5 --val val.ris.h5 --policy policy.json --out run
-    torchrun --nproc-per-node 4 examples/train_ris.py train.ris.h5 train.neg.h5 --val val.ris.h5 --out run --resume
+    torchrun --nproc-per-node 4 examples/train_ris.py ... --resume    # the same arguments
 
 On GPUs (NCCL, mixed precision) where there are some, else on the CPU (Gloo). The global batch stays the same whatever
 the number of ranks, and with it what every step is made of, so any number of ranks can go on where others stopped.
@@ -214,7 +214,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         placement="pinned" if options.tiles and device.type == "cuda" else "host",
         **common,
     )
-    held_out = options.val and Loader(options.val, batch_size=options.global_batch, split_mode="eval", **common)
+    held_out = options.val and Loader(options.val, batch_size=options.global_batch // ranks, split_mode="eval", **common)
     steps = options.steps or options.epochs * len(loader)
     training = Training(
         device, learning_rate=options.learning_rate, steps=steps, warm_up=options.warm_up, seed=options.seed
