@@ -59,7 +59,8 @@ def verdict(result: dict[str, Any]) -> str:
         if row["name"] == "dali":
             ratio = row["ratio_stream"]["median"]
             told.append(
-                f"It is {'not ' if ratio >= LEAST['dali'] else ''}behind DALI's own operators ({ratio:.2f} times)."
+                f"The stream is {'not ' if ratio >= LEAST['dali'] else ''}behind DALI's own operators "
+                f"({ratio:.2f} times)."
             )
     return " ".join(told)
 
@@ -80,18 +81,27 @@ def conditions(result: dict[str, Any]) -> str:
     """Where and on what the table was measured."""
     config, here, others = result["config"], result["machine"], result["others"]
     return (
-        f"{here['cpu']}, {here['cores']} cores, {config['cores']} workers or threads each; {config['photos']} photos "
-        f"of {config['megapixels_a_photo']:.2f} megapixels and {config['kib_a_photo']:.0f} KiB on average; "
+        f"{here['cpu']}, {here['cores']} cores, {config['cores']} workers or threads each; {config['photos']} "
+        f"{'generated ' if config.get('generated') else ''}photos of {config['megapixels_a_photo']:.2f} megapixels and "
+        f"{config['kib_a_photo']:.0f} KiB on average; "
         f"{config['size']}x{config['size']} {config['dtype']}, batch {config['batch_size']}; {config['pairs']} pairs. "
+        f"{_tiles(config['tiles'])} "
         f"Other work kept {others['median']:.2f} cores busy in the median timing, {others['most']:.2f} in the worst.\n"
     )
+
+
+def _tiles(tiles: dict[str, Any]) -> str:
+    size = f"{tiles['bytes'] / 1e6:,.0f} MB"
+    if tiles["seconds"] is None:
+        return f"Resident tiles were made before: {size}."
+    return f"Resident tiles were made before every clock, in {tiles['seconds']:.1f} s: {size}."
 
 
 def settings(result: dict[str, Any]) -> str:
     """docs/peers.md's table: what was tried, and how near the samples are."""
     lines = [
-        "| | settings tried, samples/s alone | compared with | images differ by (allowed) | masks, IoU |",
-        "| --- | --- | --- | --- | --- |",
+        "| | settings tried, samples/s alone | compared with | images differ by (allowed) | worst cell | masks, IoU |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         if row["is_peer"]:
@@ -101,8 +111,9 @@ def settings(result: dict[str, Any]) -> str:
             )
             stream = "cv2-linear" if row["stream"] == "stream" else "pillow-bilinear"
             found = row["check"]
-            difference = f"{found['difference']:.2f} ({found['allowed']:.1f})"
-            lines.append(f"| {row['label']} | {tried} | `{stream}` | {difference} | {found['iou']:.3f} |")
+            mean = f"{found['difference']:.2f} ({found['allowed']:.1f})"
+            worst = f"{found['worst']:.2f} ({found['worst_allowed']:.1f})"
+            lines.append(f"| {row['label']} | {tried} | `{stream}` | {mean} | {worst} | {found['iou']:.3f} |")
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     return "\n".join([*lines, "", f"Versions: {versions}.", ""])
 
@@ -121,7 +132,7 @@ def figure(result: dict[str, Any]) -> str:
     return f"![Samples/s of {len(result['rows'])} rows, the Loader and its peers](docs/peers.svg)\n"
 
 
-PLACES = {"README.md": [rates, figure], "docs/peers.md": [conditions, rates, settings, cannot]}
+PLACES = {"README.md": [conditions, rates, figure], "docs/peers.md": [conditions, rates, settings, cannot]}
 
 
 def rewritten(text: str, made: list[str]) -> str:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -36,6 +37,24 @@ def test_the_command_in_small(plots, files, tmp_path, monkeypatch, capsys):
     for row in result["rows"]:
         assert row["label"] in drawn and row["label"] in out
     assert pages == {name: (ROOT / name).read_bytes() for name in pages}
+
+
+def test_part_of_the_rows_is_not_recorded(tmp_path, monkeypatch, capsys):
+    rows = [{"name": row.name} for row in peers.ROWS]
+    monkeypatch.setattr("nemo_dali.commands.peers.comparison.told", lambda result: [])
+    written = []
+    monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(importlib.import_module("peers_tables"), "write_tables", written.append)
+    monkeypatch.setattr(importlib.import_module("common"), "ROOT", tmp_path)
+    monkeypatch.setattr(importlib.import_module("common"), "revision", lambda: "abc")
+    monkeypatch.setitem(sys.modules, "plots", SimpleNamespace(plot_peers=lambda result, path: written.append(path)))
+    monkeypatch.setattr(sys, "argv", ["peers.py", "a.ris.h5", "a.neg.h5"])
+    for shown in (rows[:-1], rows):
+        result = {"rows": shown, "config": {}}
+        monkeypatch.setattr("nemo_dali.commands.peers.comparison.compare", lambda *_, result=result, **__: result)
+        peers.main()
+        assert len(written) == (0 if shown is not rows else 2)
+        assert (tmp_path / "results" / "peers.json").exists() == (shown is rows)
 
 
 def test_a_picture_of_recorded_figures(plots, tmp_path):

@@ -34,7 +34,9 @@ def test_the_record_is_whole_and_no_row_of_it_is_gone():
     assert RECORDED["config"]["pairs"] >= 5 and RECORDED["revision"]
     assert RECORDED.keys() >= {"machine", "versions", "others"}
     for row in RECORDED["rows"]:
-        assert row["check"]["iou"] >= 0.99 and row["check"]["difference"] <= row["check"]["allowed"] + 1e-3
+        for check in (row["check"], row["checked_again"]):
+            assert check["iou"] >= 0.99 and check["difference"] <= check["allowed"] + 1e-3
+            assert check["worst"] <= check["worst_allowed"] + 1e-3
 
 
 @recorded
@@ -54,8 +56,21 @@ def test_other_figures_make_other_tables():
         "they fall short of that against OpenCV (19.0 times), " in verdict
         and "0.90 times, which falls short" in verdict
     )
-    assert "It is behind DALI's own operators (0.90 times)" in verdict
+    assert "The stream is behind DALI's own operators (0.90 times)" in verdict
     assert tables.rates(changed) != tables.rates(RECORDED)
+
+
+def test_the_conditions_say_what_the_tiles_took_and_that_photos_are_generated():
+    config = {"cores": 2, "photos": 3, "megapixels_a_photo": 0.18, "kib_a_photo": 40.0, "size": 480, "dtype": "float32"}
+    config |= {"batch_size": 16, "pairs": 5, "generated": True, "tiles": {"seconds": 2.5, "bytes": 69_000_000}}
+    result = {"config": config, "machine": {"cpu": "A", "cores": 2}, "others": {"median": 0.0, "most": 0.1}}
+    told = tables.conditions(result)
+    assert "3 generated photos of 0.18 megapixels and 40 KiB" in told
+    assert "Resident tiles were made before every clock, in 2.5 s: 69 MB." in told
+    config |= {"generated": False, "tiles": {"seconds": None, "bytes": 69_000_000}}
+    told = tables.conditions(result)
+    assert "3 photos of" in told and "Resident tiles were made before: 69 MB." in told
+    assert all(tables.conditions in makers for makers in tables.PLACES.values())
 
 
 def best(result):

@@ -1,10 +1,15 @@
-"""All rows in turn: the better setting of each is found first, then these run side by side."""
+"""All rows in turn: the better setting of each is found first, then these run side by side.
+
+This process imports neither the Loader nor a peer until all is measured: libraries that it had in memory would be
+charged to it in part, and so make theirs look smaller.
+"""
 
 import json
 import multiprocessing
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -15,17 +20,15 @@ import numpy as np
 
 from nemo_dali._checks import integer
 from nemo_dali._choices import PeerDType
-from nemo_dali.commands.bench import MOST_TIMED, Spread, machine, versions
-from nemo_dali.commands.peers.measure import Timing, save_expected, serve
-from nemo_dali.commands.peers.rows import PEERS, ROWS, missing
-from nemo_dali.commands.peers.work import POLICY, Row, Setting, Work, make_work
+from nemo_dali.commands.peers.measure import CHECK, TIME, Timing, save_expected, serve
+from nemo_dali.commands.peers.rows import BY_NAME, PEERS, ROWS, missing
+from nemo_dali.commands.peers.work import MOST_TIMED, POLICY, Row, Setting, Work, make_work
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
-from nemo_dali.plan.policy import MosaicPolicy
-from nemo_dali.tiles.build import make_tiles
 
 RESULT = "a result of 'nemo-dali bench peers'"
 LONGEST_END_S = 5.0  # until a process that has been told to end is killed
+TIMINGS_A_TRY = 2  # so that one that something else disturbed does not choose the setting alone
 
 
 def is_result(head: bytes) -> bool:
@@ -56,7 +59,8 @@ def compare(  # noqa: PLR0913  # the options of the command
         peers: names, of ``rows.PEERS``.
         pairs: how many times each row is timed beside the others, 1 to ``MOST_TIMED``.
         steps: batches that a timing takes at least, likewise; half as many where a setting is tried.
-        tries: settings of a peer that are tried, 1 or 2.
+        tries: settings of a peer that are tried, 1 or 2. With 1 nothing is tried: start-up and memory are those beside
+            the others.
 
     Returns:
         JSON-able: ``rows``, ``skipped`` (a sentence by name), ``config``, ``machine``, ``versions``.
@@ -70,23 +74,23 @@ def compare(  # noqa: PLR0913  # the options of the command
         raise ValueError(f"peers ({', '.join(sorted(unknown))}) must be among {', '.join(PEERS)}")
     if size % 2:
         raise ValueError(f"size ({size}) must be even: peers make mosaics of equal cells")
-    if tiles is None:
-        tiles = folder / "peers.tiles.h5"
-        make_tiles(files["dataset"], size=size, output=tiles, grids=(2,), images=files.get("images"))
-    masks = folder / "masks"
-    masks.mkdir()
-    work = make_work(files, tiles, masks, batch_size=batch_size, size=size, dtype=dtype, cores=cores)
-    save_expected(work)
-    asked = [row for row in ROWS if not row.is_peer or row.name in peers]
-    skipped = {row.name: sentence for row in asked if (sentence := missing(row)) is not None}
-    rows = [row for row in asked if row.name not in skipped]
+    options = {"batch_size": batch_size, "size": size, "dtype": dtype, "cores": cores}
+    asked = [row.name for row in ROWS if not row.is_peer or row.name in peers]
+    work, skipped, made_tiles = _elsewhere(_prepared, files, folder, tiles, options, asked)
+    rows = [BY_NAME[name] for name in asked if name not in skipped]
     started = time.monotonic()
-    trying = progress(rows, total=len(rows), what="trying", unit="row")
-    tried = {row.name: _tried(row, work, max(steps // 2, 1), tries) for row in trying}
-    timings = _side_by_side({row: tried[row.name][0] for row in rows}, work, pairs, steps)
+    if tries > 1:
+        trying = progress(rows, total=len(rows), what="trying", unit="row")
+        tried = {row.name: _tried(row, work, max(steps // 2, 1), tries) for row in trying}
+        timings, _, again = _side_by_side({row: tried[row.name][0]["setting"] for row in rows}, work, pairs, steps)
+    else:
+        timings, tried, again = _side_by_side({row: row.settings(work)[0] for row in rows}, work, pairs, steps)
+    from nemo_dali.commands.bench import machine, versions
+    from nemo_dali.plan.policy import MosaicPolicy
+
     return {
         "benchmark": "peers",
-        "rows": [_summary(row, tried[row.name], timings) for row in rows],
+        "rows": [_summary(row, tried[row.name], timings) | {"checked_again": again[row.name]} for row in rows],
         "skipped": skipped,
         "config": {
             "batch_size": batch_size,
@@ -99,6 +103,7 @@ def compare(  # noqa: PLR0913  # the options of the command
             "photos": len(work.photos),
             "kib_a_photo": round(float(np.mean([Path(path).stat().st_size for path in work.photos])) / 1024, 1),
             "megapixels_a_photo": round(work.megapixels, 3),
+            "tiles": made_tiles,
             "seconds": round(time.monotonic() - started),
         },
         # Cores that were busy with something else, in the median timing and in the worst.
@@ -120,6 +125,34 @@ def told(result: dict[str, Any]) -> Iterator[str]:
     others = result["others"]["median"]
     yield f"host, stream: how many times as fast the Loader is in these modes. Other work kept {others:.2f} cores busy."
     yield from result["skipped"].values()
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+
+def _elsewhere(do: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives in a process that ends then."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(do, *arguments).result()
+
+
+def _prepared(
+    files: dict[str, Any], folder: Path, tiles: Path | None, options: dict[str, Any], asked: list[str]
+) -> tuple[Work, dict[str, str], dict[str, Any]]:
+    """The work, rows that cannot run with a sentence on why, and what the tiles cost: seconds if made here, bytes."""
+    from nemo_dali.tiles.build import make_tiles
+
+    seconds = None
+    if tiles is None:
+        tiles, started = folder / "peers.tiles.h5", time.monotonic()
+        make_tiles(files["dataset"], size=options["size"], output=tiles, grids=(2,), images=files.get("images"))
+        seconds = round(time.monotonic() - started, 1)
+    masks = folder / "masks"
+    masks.mkdir()
+    work = make_work(files, tiles, masks, **options)
+    save_expected(work)
+    skipped = {name: sentence for name in asked if (sentence := missing(BY_NAME[name])) is not None}
+    return work, skipped, {"seconds": seconds, "bytes": tiles.stat().st_size}
 
 
 # --- one row ---------------------------------------------------------------------------------------------------------
@@ -152,9 +185,15 @@ class _Process:
 
     def timed(self) -> Timing:
         """Time it once, while nothing else runs."""
-        self._end.send(True)
+        self._end.send(TIME)
         timing: Timing = self._received()
         return timing
+
+    def checked(self) -> dict[str, Any]:
+        """Compare its next batch with the Loader's."""
+        self._end.send(CHECK)
+        found: dict[str, Any] = self._received()
+        return found
 
     def release(self) -> None:
         """Let it end."""
@@ -170,13 +209,17 @@ class _Process:
 
 
 @contextmanager
-def _running(settings: dict[Row, Setting], work: Work, steps: int) -> Iterator[dict[str, _Process]]:
-    """Processes of rows by name, started at once and ended at once."""
+def _running(
+    settings: dict[Row, Setting], work: Work, steps: int
+) -> Iterator[tuple[dict[str, _Process], dict[str, Any]]]:
+    """Processes of rows by name, started one after the other and ended at once, and what ``started`` gave for each."""
     processes: dict[str, _Process] = {}
+    started = {}
     try:
         for row, setting in settings.items():
             processes[row.name] = _Process(row, work, setting, steps)
-        yield processes
+            started[row.name] = processes[row.name].started()
+        yield processes, started
     finally:
         for process in processes.values():
             process.release()
@@ -188,39 +231,50 @@ def _tried(row: Row, work: Work, steps: int, tries: int) -> list[dict[str, Any]]
     """So many settings of a row, with no other row alive, the fastest first."""
     found = []
     for setting in row.settings(work)[:tries]:
-        with _running({row: setting}, work, steps) as processes:
-            process = processes[row.name]
-            start_up, checked = process.started()
-            timing = process.timed()
-            found.append(
-                {
-                    "setting": setting,
-                    "samples_per_s": round(timing.samples_per_s, 1),
-                    "start_up_s": start_up,
-                    "memory_mib": timing.memory_mib,
-                    "own_mib": timing.own_mib,
-                    "check": checked,
-                }
-            )
+        with _running({row: setting}, work, steps) as (processes, started):
+            timings = [processes[row.name].timed() for _ in range(TIMINGS_A_TRY)]
+            found.append(_trial(setting, started[row.name], timings))
     return sorted(found, key=lambda one: -one["samples_per_s"])
+
+
+def _trial(setting: Setting, started: tuple[float, dict[str, Any]], timings: list[Timing]) -> dict[str, Any]:
+    start_up, checked = started
+    return {
+        "setting": setting,
+        "samples_per_s": round(float(np.mean([timing.samples_per_s for timing in timings])), 1),
+        "start_up_s": start_up,
+        "memory_mib": timings[-1].memory_mib,
+        "own_mib": timings[-1].own_mib,
+        "check": checked,
+    }
 
 
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
-def _side_by_side(best: dict[Row, dict[str, Any]], work: Work, pairs: int, steps: int) -> dict[str, list[Timing]]:
-    """Timings of all rows in turn. While one is timed, the others have made what they may and wait."""
-    timings: dict[str, list[Timing]] = {row.name: [] for row in best}
-    with _running({row: one["setting"] for row, one in best.items()}, work, steps) as processes:
-        for process in processes.values():
-            process.started()
+def _side_by_side(
+    settings: dict[Row, Setting], work: Work, pairs: int, steps: int
+) -> tuple[dict[str, list[Timing]], dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
+    """All rows in turn. While one is timed, the others have made what they may and wait.
+
+    Returns:
+        By name: timings, the same as one trial each, and what the check of the batch after the last timing found.
+    """
+    timings: dict[str, list[Timing]] = {row.name: [] for row in settings}
+    with _running(settings, work, steps) as (processes, started):
         for _ in progress(range(pairs), total=pairs, what="timing", unit="pair"):
             for name, process in processes.items():
                 timings[name].append(process.timed())
-    return timings
+        following = {name: of_row[-1].taken for name, of_row in timings.items()}
+        _elsewhere(save_expected, work, sorted({taken % work.steps for taken in following.values()}))
+        again = {name: {"batch": following[name]} | process.checked() for name, process in processes.items()}
+    tried = {row.name: [_trial(one, started[row.name], timings[row.name])] for row, one in settings.items()}
+    return timings, tried, again
 
 
 def _summary(row: Row, tried: list[dict[str, Any]], timings: dict[str, list[Timing]]) -> dict[str, Any]:
+    from nemo_dali.commands.bench import Spread
+
     def rates(name: str) -> Any:
         return np.array([timing.samples_per_s for timing in timings[name]])
 

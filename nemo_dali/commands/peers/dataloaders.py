@@ -1,10 +1,11 @@
-"""PyTorch's DataLoader over mosaics by torchvision, Albumentations and Kornia, and by OpenCV (the baseline).
+"""PyTorch's DataLoader over mosaics by OpenCV, torchvision, Albumentations and Kornia.
 
 Each is written as its documentation advises. All decode the four photos of a row, resize each to its cell and read the
-referent's mask; worker processes live as long as the loader and have one thread each; what they send is contiguous.
+referent's mask; worker processes live as long as the loader and have one thread each.
 """
 
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 from nemo_dali.commands.peers.work import Setting, Work
 
 Samples = Any  # a map-style data set
-ENDLESS = 10_000  # batches of the baseline, which wants their number
 
 
 def normalised_where(work: Work) -> list[Setting]:
@@ -27,6 +27,11 @@ def normalised_where(work: Work) -> list[Setting]:
 def prefetched(work: Work) -> list[Setting]:
     """Two settings: batches that each worker makes ahead."""
     return [{"workers": work.cores, "prefetch": prefetch} for prefetch in (4, 2)]
+
+
+def in_flight(setting: Setting) -> int:
+    """Batches that the workers make ahead at most."""
+    return int(setting["workers"] * setting["prefetch"])
 
 
 class _Endless:
@@ -44,6 +49,7 @@ def _one_thread(_: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.environ["RAYON_NUM_THREADS"] = "1"  # of kornia_rs, which reads it when it first has work
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(0)
 
@@ -61,27 +67,16 @@ def _batches(
         prefetch_factor=setting["prefetch"],
         persistent_workers=True,
         worker_init_fn=_one_thread,
+        multiprocessing_context="fork",  # as by itself, but in a process that was spawned
         collate_fn=collate,
     )
 
 
-def opencv(work: Work, setting: Setting) -> Iterator[Any]:
-    """The baseline of ``bench loader``: its samples equal the Loader's to the bit."""
-    from nemo_dali.commands.torch_baseline import dataloader
-
-    batches = dataloader(work.loader(), work.rows, batches=ENDLESS, in_flight=setting["prefetch"])
-    for image, mask, _, _ in batches:
-        yield image, mask
-
-
-class _Torchvision:
-    """Samples of torchvision's transforms v2: image [3, S, S], uint8 unless there is ``finish``, and mask [S, S]."""
+class _Mosaics:
+    """Image [3, S, S], uint8 unless there is ``finish``, and mask [S, S]."""
 
     def __init__(self, work: Work, finish: Any) -> None:
-        from torchvision.transforms import v2
-
         self.work, self.finish = work, finish
-        self.resize = v2.Resize((work.cell, work.cell), antialias=True)  # nearest for what is a Mask
 
     def __len__(self) -> int:
         return len(self.work.rows)
@@ -96,6 +91,50 @@ class _Torchvision:
     def frame(self, index: int, mask: Any) -> Any:
         """The mosaic; the target's part of the mask is filled in."""
         raise NotImplementedError
+
+
+def _normalised(work: Work) -> Callable[[Any], Any]:
+    """By torch: uint8 [..., 3, S, S] to float32."""
+    import torch
+
+    mean, std = (torch.tensor(values)[:, None, None] for values in (work.mean, work.std))
+    return lambda image: image.float().div_(255).sub_(mean).div_(std)
+
+
+class _OpenCV(_Mosaics):
+    """Samples equal the Loader's to the bit."""
+
+    def frame(self, index: int, mask: Any) -> Any:
+        import cv2
+        import torch
+
+        side = self.work.cell, self.work.cell
+        frame = np.empty((self.work.size, self.work.size, 3), np.uint8)
+        for cell, path in enumerate(self.work.paths(index)):
+            place = self.work.place(cell)
+            photo: Any = cv2.imread(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+            frame[place] = cv2.resize(photo, side, interpolation=cv2.INTER_LINEAR)
+            if cell == self.work.target(index):
+                own: Any = cv2.imread(self.work.mask(index), cv2.IMREAD_GRAYSCALE)
+                mask[place] = torch.from_numpy(cv2.resize(own, side, interpolation=cv2.INTER_NEAREST))
+        return torch.from_numpy(frame).permute(2, 0, 1).contiguous()
+
+
+def opencv(work: Work, setting: Setting) -> Iterator[Any]:
+    """Decoded and resized by OpenCV, normalised by torch."""
+    where, finish = setting.get("normalised"), _normalised(work)
+    for image, mask in _batches(work, setting, _OpenCV(work, finish if where == "by workers" else None)):
+        yield (finish(image) if where == "by the batch" else image), mask
+
+
+class _Torchvision(_Mosaics):
+    """By transforms v2."""
+
+    def __init__(self, work: Work, finish: Any) -> None:
+        from torchvision.transforms import v2
+
+        super().__init__(work, finish)
+        self.resize = v2.Resize((work.cell, work.cell), antialias=True)  # nearest for what is a Mask
 
 
 class _OnTensors(_Torchvision):
@@ -159,16 +198,19 @@ on_tensors, on_pil = torchvision(_OnTensors), torchvision(_OnPil)
 
 
 class _Albumentations:
-    """Samples of ``Mosaic``: its cells keep a photo's aspect ratio, so each is stretched to its cell before."""
+    """Samples of ``Mosaic``: its cells keep a photo's aspect ratio, so each is stretched to its cell before.
 
-    def __init__(self, work: Work) -> None:
+    Images are uint8 unless they are ``normalised``.
+    """
+
+    def __init__(self, work: Work, normalised: bool) -> None:
         import albumentations as A
         import cv2
 
         size, cell = (work.size, work.size), (work.cell, work.cell)
         self.work = work
         self.stretch = A.Compose([A.Resize(*cell, cv2.INTER_LINEAR, cv2.INTER_NEAREST, p=1.0)])
-        normalise = [] if work.dtype == "uint8" else [A.Normalize(work.mean, work.std, max_pixel_value=255.0, p=1.0)]
+        normalise = [A.Normalize(work.mean, work.std, max_pixel_value=255.0, p=1.0)] if normalised else []
         mosaic = A.Mosaic((2, 2), size, cell, center_range=(0.5, 0.5), p=1.0)
         self.mosaic = A.Compose([mosaic, *normalise, A.ToTensorV2()])
 
@@ -185,16 +227,18 @@ class _Albumentations:
                 item["mask"] = cv2.imread(self.work.mask(index), cv2.IMREAD_GRAYSCALE)
             items.insert(0 if is_target else len(items), self.stretch(**item))
         made = self.mosaic(**items[0], mosaic_metadata=items[1:])
-        return made["image"].contiguous(), made["mask"]
+        return made["image"], made["mask"]
 
 
 def albumentations(work: Work, setting: Setting) -> Iterator[Any]:
     """``Mosaic`` with the three other photos as its metadata."""
-    return _batches(work, setting, _Albumentations(work))
+    where, finish = setting.get("normalised"), _normalised(work)
+    for image, mask in _batches(work, setting, _Albumentations(work, where == "by workers")):
+        yield (finish(image) if where == "by the batch" else image), mask
 
 
 class _KorniaCells:
-    """The four cells of a sample, row by row, float32 [4, 4, S/2, S/2] in [0, 1]: RGB, and the mask as a channel."""
+    """The four cells of a sample, row by row, uint8 [4, 4, S/2, S/2]: RGB, and the mask as a channel."""
 
     def __init__(self, work: Work) -> None:
         self.work = work

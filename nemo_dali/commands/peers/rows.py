@@ -13,7 +13,10 @@ PILLOW: dict[str, Any] = {"image": "pillow-bilinear", "mask": "pillow-bilinear"}
 DALI: dict[str, Any] = {"image": "cv2-linear", "mask": "pillow-bilinear"}  # its masks: nearest, of the center
 TORCHVISION: dict[str, Any] = {"image": "pillow-bilinear", "mask": "cv2-linear"}  # its masks: nearest, of the corner
 OURS: dict[str, Any] = {"is_peer": False, "masks": "run lengths", "modules": ("nvidia.dali.plugin.numba", "torch")}
-NO_PLAN = "an exact plan, a resume at any step, the same steps for any number of ranks"
+PLAN = "an exact plan, the same steps for any number of ranks"
+NO_PLAN = f"{PLAN}, a resume at any step"
+LOADER_PLAN = f"{NO_PLAN} without torchdata's StatefulDataLoader"
+DALI_PLAN = f"{PLAN} (its readers shard files, its pipelines resume from checkpoints)"
 
 ROWS = (
     Row("host", "Loader, resident tiles", pipelines.host, **OPENCV, **OURS),
@@ -24,11 +27,11 @@ ROWS = (
         label="DataLoader, OpenCV",
         start=dataloaders.opencv,
         **OPENCV,
-        modules=("cv2", "torch", "pycocotools.mask", "nvidia.dali"),
-        packages=("opencv-python-headless", "torch", "pycocotools"),
-        settings=dataloaders.prefetched,
-        masks="run lengths, by pycocotools",
-        cannot=(NO_PLAN,),
+        modules=("cv2", "torch"),
+        packages=("opencv-python-headless", "torch"),
+        settings=dataloaders.normalised_where,
+        ahead=dataloaders.in_flight,
+        cannot=(LOADER_PLAN,),
     ),
     Row(
         name="torchvision-tensors",
@@ -36,10 +39,12 @@ ROWS = (
         start=dataloaders.on_tensors,
         **TORCHVISION,
         tolerance=0.1,
+        worst=0.2,
         modules=("torchvision.transforms.v2", "torchvision.io"),
         packages=("torchvision", "torch"),
         settings=dataloaders.normalised_where,
-        cannot=(NO_PLAN, "a mosaic: cells are pasted by hand"),
+        ahead=dataloaders.in_flight,
+        cannot=(LOADER_PLAN, "a mosaic: cells are pasted by hand"),
     ),
     Row(
         name="torchvision-pil",
@@ -49,7 +54,8 @@ ROWS = (
         modules=("torchvision.transforms.v2", "PIL.Image"),
         packages=("torchvision", "torch", "pillow"),
         settings=dataloaders.normalised_where,
-        cannot=(NO_PLAN, "a mosaic: cells are pasted by hand"),
+        ahead=dataloaders.in_flight,
+        cannot=(LOADER_PLAN, "a mosaic: cells are pasted by hand"),
     ),
     Row(
         name="albumentations",
@@ -58,10 +64,11 @@ ROWS = (
         **OPENCV,
         modules=("albumentations", "torch"),
         packages=("albumentations", "opencv-python-headless", "torch"),
-        settings=dataloaders.prefetched,
+        settings=dataloaders.normalised_where,
+        ahead=dataloaders.in_flight,
         is_placed=False,
         cannot=(
-            NO_PLAN,
+            LOADER_PLAN,
             "placement: of equal cells the target's is always the first, the others are shuffled",
             "cells that stretch a photo: they keep the aspect ratio, so A.Resize comes before",
         ),
@@ -72,11 +79,13 @@ ROWS = (
         start=dataloaders.kornia,
         **OPENCV,
         tolerance=0.5,
+        worst=1.0,
         modules=("kornia", "kornia_rs", "torch"),
         packages=("kornia", "kornia_rs", "torch"),
         settings=dataloaders.mosaic_where,
+        ahead=dataloaders.in_flight,
         cannot=(
-            NO_PLAN,
+            LOADER_PLAN,
             "four given photos: it draws from the batch, unless its parameters are replaced, as here",
             "masks: the mask travels as a fourth channel",
             "photos of several sizes: kornia_rs resizes them to cells before",
@@ -87,10 +96,12 @@ ROWS = (
         label="SPDL",
         start=pipelines.spdl,
         **PILLOW,
-        tolerance=4.0,  # FFmpeg scales luma and chroma before it makes RGB of them
+        tolerance=1.5,  # FFmpeg scales luma and chroma before it makes RGB of them
+        worst=2.5,
         modules=("spdl.pipeline", "spdl.io", "torch"),
         packages=("spdl_io", "spdl_core", "torch"),
         settings=pipelines.spdl_stages,
+        ahead=lambda setting: 9 + int(setting["threads"]),  # queues behind its stages, for batches of four or more
         cannot=(NO_PLAN, "a mosaic: cells are arranged by torch"),
     ),
     Row(
@@ -99,10 +110,12 @@ ROWS = (
         start=pipelines.dali,
         **DALI,
         tolerance=0.5,
+        worst=1.0,
         modules=("nvidia.dali.plugin.pytorch", "torch"),
         packages=("nvidia-dali-cuda120", "nvidia-dali-cuda130", "torch"),
         settings=pipelines.dali_readers,
-        cannot=(NO_PLAN, "grids of several sizes in one graph: it decodes four photos for each sample"),
+        ahead=lambda setting: 4,  # its queues, and what a reader has opened
+        cannot=(DALI_PLAN, "grids of several sizes in one graph: it decodes four photos for each sample"),
     ),
 )
 BY_NAME = {row.name: row for row in ROWS}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # 2x2 mosaics of four equal cells, nothing else; bounded by 1, as which photos are drawn does not matter to the clock.
 POLICY: dict[str, Any] = {"p_mined": 1.0, "grids": {2: 1.0}, "max_similarity": 1.0}
+MOST_TIMED = 10_000  # pairs, and batches of a timing, as by ``bench loader``
 Setting = dict[str, Any]  # by name; JSON-able
 
 
@@ -30,6 +31,7 @@ class Work:
     tiles: Path  # for its mode "host"
     folder: Path  # of masks: REF.png, uint8 {0, 1} of the photo's size, one a referent
     photos: tuple[str, ...]  # path by photo row
+    megapixels: float  # mean size of the photos
     rows: npt.NDArray[np.void]  # dtype PLAN [steps * batch_size], which are shown again and again
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -61,10 +63,13 @@ class Work:
         return slice(y, y + self.cell), slice(x, x + self.cell)
 
     @property
-    def megapixels(self) -> float:
-        """Mean size of the photos."""
-        corpus = self.loader().corpus
-        return float((corpus.photo_width.astype(np.int64) * corpus.photo_height).mean() / 1e6)
+    def steps(self) -> int:
+        """Batches until the first is shown again."""
+        return len(self.rows) // self.batch_size
+
+    def expected(self, resample: Resample, step: int) -> Path:
+        """Where the Loader's batch of a step is kept."""
+        return self.folder / f"{resample}.{step}.npz"
 
     def loader(self, resample: Resample = "cv2-linear", **options: Any) -> "Loader":
         """The Loader of these rows."""
@@ -95,11 +100,13 @@ class Row:
     image: Resample  # the Loader's resampling that images are nearest to
     mask: Resample  # likewise masks
     tolerance: float = 0.0  # mean absolute difference of images, levels of 255
+    worst: float = 0.0  # likewise of any one cell of a batch
     is_peer: bool = True
     is_placed: bool = True  # photos come into the cells that the row names
     modules: tuple[str, ...] = ("torch",)  # that it imports; the first is looked for
     packages: tuple[str, ...] = ("torch",)  # whose versions are recorded
     settings: Callable[[Work], list[Setting]] = field(default=lambda work: [{"threads": work.cores}])
+    ahead: Callable[[Setting], int] = field(default=lambda setting: 3)  # batches that it makes ahead at most
     masks: str = "PNG"  # what masks are read from
     cannot: tuple[str, ...] = ()
 
@@ -136,6 +143,7 @@ def make_work(  # the options of the command
     for ref in np.unique(rows["ref"]).tolist():
         Image.fromarray(corpus.mask(ref)).save(folder / f"{ref}.png")
     photos = tuple(corpus.photo_path(row) for row in range(len(corpus.photo_width)))
+    megapixels = float((corpus.photo_width.astype(np.int64) * corpus.photo_height).mean() / 1e6)
     mean, std = tuple(map(float, loader.mean)), tuple(map(float, loader.std))
     loader.close()
-    return Work(files, tiles, folder, photos, rows, mean, std, batch_size, size, dtype, cores)
+    return Work(files, tiles, folder, photos, megapixels, rows, mean, std, batch_size, size, dtype, cores)
