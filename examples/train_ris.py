@@ -214,7 +214,9 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         placement="pinned" if options.tiles and device.type == "cuda" else "host",
         **common,
     )
-    held_out = options.val and Loader(options.val, batch_size=options.global_batch // ranks, split_mode="eval", **common)
+    held_out = options.val and Loader(
+        options.val, batch_size=options.global_batch // ranks, split_mode="eval", **common
+    )
     steps = options.steps or options.epochs * len(loader)
     training = Training(
         device, learning_rate=options.learning_rate, steps=steps, warm_up=options.warm_up, seed=options.seed
