@@ -33,7 +33,7 @@ def test_every_installed_peer_makes_the_loaders_samples_and_all_is_reported(file
         "--peers",
         *ASKED,
     ]
-    assert main([*command, "--dtype", dtype]) == 0
+    assert main([*command, "--peers", *ASKED, "--dtype", dtype]) == 0
     assert is_result(output.read_bytes()[:4096])  # so it may be replaced
     result = json.loads(output.read_text())
     rows = {row["name"]: row for row in result["rows"]}
