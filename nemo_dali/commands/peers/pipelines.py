@@ -81,11 +81,11 @@ class _Spdl:
         rows = cells.view(-1, 2, 2, side, side, 3).permute(0, 5, 1, 3, 2, 4)  # [B, 3, row, y, column, x]
         dtype = torch.uint8 if self.work.dtype == "uint8" else torch.float32
         image = torch.empty((len(samples), 3, size, size), dtype=dtype)
+        image.view(rows.shape).copy_(rows)
+        if dtype == torch.float32:
+            image.sub_(self.mean).div_(self.std)
         mask = torch.zeros((len(samples), size, size), dtype=torch.uint8)
         for i, (_, (cell, own)) in enumerate(samples):
-            image[i].view(rows.shape[1:]).copy_(rows[i])
-            if dtype == torch.float32:
-                image[i].sub_(self.mean).div_(self.std)  # while the sample is in the cache
             mask[i][self.work.place(cell)] = own
         return image, mask
 
