@@ -167,7 +167,7 @@ def test_the_tokens_are_kept_by_what_they_depend_on(vocabulary, cache, tmp_path,
 
 def test_the_name_of_clips_tokens_has_not_changed(cache):
     tokenize(["a"], fingerprint="f")
-    parts = [3, "clip", version("open_clip_torch"), None, "f"]
+    parts = [4, "clip", version("open_clip_torch"), None, "f"]
     assert [path.name for path in cache.iterdir()] == [
         f"tokens-{hashlib.sha256(repr(parts).encode()).hexdigest()}.cache"
     ]
