@@ -23,8 +23,9 @@ from nemo_dali.io.output import cannot_write, write_own
 from nemo_dali.io.progress import progress
 from nemo_dali.synthetic._backdrops import THEMES, Theme, backdrop
 from nemo_dali.synthetic._contours import traced
-from nemo_dali.synthetic._scenes import Scene, Thing, describe, normalise, similar
+from nemo_dali.synthetic._scenes import Scene, Sentence, Thing, describe, normalise, similar
 from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB, outlines, sprite
+from nemo_dali.synthetic._truth_file import TRUTH_FILE, photo_record, sentence_record, truth_content
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
 
 SIZES = {"small": 0.64, "medium": 1.0, "big": 1.5}  # factors on a kind's usual size; nobody says "medium"
@@ -40,13 +41,13 @@ class Photo:
     """One generated photo, before it is compressed.
 
     ``labels`` says which thing each pixel shows: uint8 [H, W], 0 for none, else its number in ``scene.things`` plus 1.
-    ``sentences`` maps the number of every thing that is referred to to its sentences, as said.
+    ``sentences`` maps the number of every thing that is referred to to its sentences.
     """
 
     scene: Scene
     image: Image.Image
     labels: npt.NDArray[np.uint8]
-    sentences: dict[int, list[str]]
+    sentences: dict[int, list[Sentence]]
 
 
 def make_photo(*, seed: int, number: int, distractors: tuple[int, int] = (0, 3)) -> Photo:
@@ -59,7 +60,7 @@ def make_photo(*, seed: int, number: int, distractors: tuple[int, int] = (0, 3))
         scene = _lay_out(random, random.randint(*distractors))
         image, labels, scene = draw(scene, seed=random.getrandbits(64))
         wanted = random.choice((1, 2, 3))
-        sentences: dict[int, list[str]] = {}
+        sentences: dict[int, list[Sentence]] = {}
         for i in random.sample(range(len(scene.things)), len(scene.things)):
             if scene.things[i].visible < LEAST_VISIBLE or not distractors[0] <= similar(scene, i) <= distractors[1]:
                 continue
@@ -199,13 +200,14 @@ def synthesize(
     distractors: tuple[int, int] = (0, 3),
     layout: str = "refcoco",
 ) -> dict[str, int]:
-    """Write a data set: ``refcoco/instances.json``, ``refcoco/refs(unc).p`` and JPEGs below ``images/``.
+    """Write a data set: ``refcoco/{instances.json,truth.json,refs(unc).p}``, and JPEGs below ``images/``.
 
     The layout, the keys and the splits (train, val, testA, testB) are RefCOCO's, so that it is used as such with
-    ``--dataset refcoco --split-by unc``; every ref has one key more, ``distractors``. The same arguments give the same
-    bytes, and a larger ``images`` adds photos to those of a smaller one. The refs are written last: a folder that has
-    them is complete. Other layouts have the same photos and refs of single things; gRefCOCO's and Ref-ZOM's have refs
-    of several things and of none besides.
+    ``--dataset refcoco --split-by unc``; every ref has one key more, ``distractors``. What is in the photos, and what
+    the sentences say of it, stands in ``truth.json``. The same arguments give the same bytes, and a larger ``images``
+    adds photos to those of a smaller one. The refs are written last: a folder that has them is complete. Other layouts
+    have the same photos and refs of single things; gRefCOCO's and Ref-ZOM's have refs of several things and of none
+    besides.
 
     Args:
         layout: ``refcoco``, ``refclef``, ``grefcoco`` or ``ref-zom``: which data set's files, folders and keys.
@@ -249,6 +251,8 @@ def _write(
         "categories": [{"id": i, "name": kind, "supercategory": "thing"} for kind, i in category.items()],
     }
     refs: list[dict[str, Any]] = []
+    photos_told: list[dict[str, Any]] = []  # for truth.json
+    sentences_told: list[dict[str, Any]] = []
     sent_ids = itertools.count(1)
     for number in progress(range(images), total=images, what="generating photos", unit="photo"):
         photo = make_photo(seed=seed, number=number, distractors=distractors)
@@ -274,11 +278,13 @@ def _write(
             }
             instances["annotations"].append(here[i])
         random = Random(f"{seed}/{number}/refs")
-        for things, raws in layout.said(photo.scene, photo.sentences, list(here), random):
+        photos_told.append(photo_record(image_id, photo.scene, {i: seen["id"] for i, seen in here.items()}))
+        for things, said in layout.said(photo.scene, photo.sentences, list(here), random):
             sentences = []
-            for raw in raws:
-                sent = normalise(raw)
-                sentences.append({"sent_id": next(sent_ids), "sent": sent, "raw": raw, "tokens": sent.split()})
+            for sentence in said:
+                sent_id, sent = next(sent_ids), normalise(sentence.raw)
+                sentences.append({"sent_id": sent_id, "sent": sent, "raw": sentence.raw, "tokens": sent.split()})
+                sentences_told.append(sentence_record(sent_id, image_id, things, sentence))
             own = layout.ref([here[i] for i in things], list(here.values()))
             ending = f"_{here[things[0]]['id']}" if things else ""
             refs.append({
@@ -293,6 +299,7 @@ def _write(
                 **({"distractors": similar(photo.scene, things[0])} if layout.folder == "refcoco" else own),
             })  # fmt: skip
     write_own(annotations / "instances.json", json.dumps(instances).encode())
+    write_own(annotations / TRUTH_FILE, truth_content(photos_told, sentences_told))
     is_json = layout.refs_file.endswith(".json")
     # Last: it says that the data set is complete.
     write_own(annotations / layout.refs_file, json.dumps(refs).encode() if is_json else pickle.dumps(refs, protocol=2))

@@ -58,6 +58,14 @@ class Expression:
     landmark: "Expression | None" = None
 
 
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence as said, and what it says: of one thing or of none one expression, of two things one each."""
+
+    raw: str
+    says: tuple[Expression, ...]
+
+
 PLACES = {  # every wording of a place; the first position word of each is the key's
     "left": ("on the left", "left", "to the left", "on the left side"),
     "right": ("on the right", "right", "to the right", "on the right side"),
@@ -95,7 +103,19 @@ RELATIONS = {
 }
 SIZE_WORDS = {"small": ("small", "small", "little"), "big": ("big", "large")}
 
+EXPRESSION_KINDS = ("attribute", "place", "zone", "rank", "relation")
+
 YES, UNSURE, NO = 1, 0, -1
+
+
+def expression_kind(expression: Expression) -> str:
+    """One of ``EXPRESSION_KINDS``: whether an expression has attributes alone (kind, colour, size), or what besides."""
+    where = expression.where
+    if where is None:
+        return "attribute"
+    if expression.landmark is not None:
+        return "relation"
+    return "rank" if where in RANKS else "zone" if where in ZONES else "place"
 
 
 def fits(scene: Scene, index: int, expression: Expression) -> int:
@@ -168,8 +188,8 @@ def _related(scene: Scene, index: int, relation: str, landmark: int) -> int:
     return YES if clear and abs(across) < 0.7 * along else NO if along <= 0 or abs(across) > 2 * along else UNSURE
 
 
-def describe(scene: Scene, index: int, random: Random, count: int) -> list[str]:
-    """Sentences that mean one thing of the scene and no other, as said (raw): the first needs its every word to do so.
+def describe(scene: Scene, index: int, random: Random, count: int) -> list[Sentence]:
+    """Sentences that mean one thing of the scene and no other: the first needs its every word to do so.
 
     Returns an empty list where no such sentence is found.
     """
@@ -191,19 +211,19 @@ def describe(scene: Scene, index: int, random: Random, count: int) -> list[str]:
     # The shortest first; then any, but mostly with a colour and without "leftmost", which would spare all the rest.
     liking = {e: random.random() + 0.5 * (e.where in RANKS) + 0.4 * (e.colour is None) for e in good}
     good.sort(key=lambda e: (_length(e) > least, liking[e]))
-    sentences: dict[str, str] = {}
+    sentences: dict[str, Sentence] = {}
     for expression in itertools.chain(good, itertools.repeat(good[0], 20)):
         raw = _say(expression, random)
-        sentences.setdefault(normalise(raw), raw)
+        sentences.setdefault(normalise(raw), Sentence(raw, (expression,)))
         if len(sentences) == count:
             break
     return list(sentences.values())
 
 
 def describe_several(
-    scene: Scene, sentences: dict[int, list[str]], shown: list[int], random: Random
-) -> tuple[list[int], list[str]] | None:
-    """Two things or more and sentences that mean just these, as said; None where the scene has no such things.
+    scene: Scene, sentences: dict[int, list[Sentence]], shown: list[int], random: Random
+) -> tuple[list[int], list[Sentence]] | None:
+    """Two things or more and sentences that mean just these; None where the scene has no such things.
 
     Args:
         sentences: of single things, that mean them and no other.
@@ -216,22 +236,24 @@ def describe_several(
     if groups and (len(sentences) < 2 or random.random() < 0.5):
         kind = random.choice(groups)
         plural = kind if kind == "fish" else f"{kind}s"
-        return alike[kind], [f"every {kind}", f"All {plural}.", f"all of the {plural}"][: random.choice((1, 2, 3))]
+        raws = [f"every {kind}", f"All {plural}.", f"all of the {plural}"][: random.choice((1, 2, 3))]
+        return alike[kind], [Sentence(raw, (Expression(kind),)) for raw in raws]
     if len(sentences) < 2:
         return None
     pair = random.sample(sorted(sentences), 2)
-    first, second = (normalise(random.choice(sentences[i])) for i in pair)
-    return pair, [f"{first} and {second}"]
+    first, second = (random.choice(sentences[i]) for i in pair)
+    return pair, [Sentence(f"{normalise(first.raw)} and {normalise(second.raw)}", first.says + second.says)]
 
 
-def describe_none(scene: Scene, random: Random) -> list[str]:
+def describe_none(scene: Scene, random: Random) -> list[Sentence]:
     """A sentence that surely fits nothing in the scene: of a kind, or of a kind and colour, that it does not hold."""
     kinds = list(KINDS)
     colours = [None] if scene.grey else [None, *PAINTS]
     said = [Expression(kind, colour) for kind in kinds for colour in colours]
     absent = [e for e in said if all(fits(scene, i, e) == NO for i in range(len(scene.things)))]
     near = [e for e in absent if e.colour is not None and any(thing.kind == e.kind for thing in scene.things)]
-    return [_say(random.choice(near or absent), random)]
+    expression = random.choice(near or absent)
+    return [Sentence(_say(expression, random), (expression,))]
 
 
 def normalise(raw: str) -> str:

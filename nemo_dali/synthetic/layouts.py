@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from nemo_dali._choices import LayoutName
-from nemo_dali.synthetic._scenes import Scene, describe_none, describe_several
+from nemo_dali.synthetic._scenes import Scene, Sentence, describe_none, describe_several
 
 # Of every 50 photos, these are not for training: 8, 6 and 6 per cent, spread so that a small data set has all splits.
 SPLITS = {
@@ -23,10 +23,10 @@ SPLITS = {
 
 
 class Said(NamedTuple):
-    """What one ref is about: the numbers of its things, and its sentences as said."""
+    """What one ref is about: the numbers of its things, and its sentences."""
 
     things: list[int]
-    raws: list[str]
+    sentences: list[Sentence]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Layout:
         split = SPLITS.get(number % 50, "train")
         return split if split in self.splits else "test"
 
-    def said(self, scene: Scene, sentences: dict[int, list[str]], shown: list[int], random: Random) -> list[Said]:
+    def said(self, scene: Scene, sentences: dict[int, list[Sentence]], shown: list[int], random: Random) -> list[Said]:
         """The refs of a photo.
 
         Args:

@@ -198,7 +198,7 @@ WRITERS = {
     ),
     "data set": (
         lambda path: synthesize(path, images=1),
-        ["COCO_train2014_000000000001.jpg", "instances.json", "refs(unc).p"],
+        ["COCO_train2014_000000000001.jpg", "instances.json", "truth.json", "refs(unc).p"],
     ),
 }
 

@@ -179,7 +179,7 @@ def test_the_file_holds_the_masks_that_pycocotools_reads(folders, indexed, name)
 def test_the_same_arguments_give_the_same_bytes(folders, tmp_path):
     synthesize(tmp_path / "again", images=COUNT, seed=7, layout="grefcoco")
     paths = [path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()]
-    assert len(paths) == COUNT + 2
+    assert len(paths) == COUNT + 3
     assert all((tmp_path / "again" / p).read_bytes() == (folders["grefcoco"] / p).read_bytes() for p in paths)
 
 

@@ -16,7 +16,19 @@ from nemo_dali import synthetic
 from nemo_dali.data.annotations import read_refer
 from nemo_dali.errors import NemoError
 from nemo_dali.synthetic import draw, make_photo, segmentation, synthesize
-from nemo_dali.synthetic._scenes import NO, UNSURE, YES, Expression, Scene, Thing, fits, normalise, refers_to, similar
+from nemo_dali.synthetic._scenes import (
+    NO,
+    UNSURE,
+    YES,
+    Expression,
+    Scene,
+    Thing,
+    expression_kind,
+    fits,
+    normalise,
+    refers_to,
+    similar,
+)
 from nemo_dali.synthetic._shapes import KINDS, PAINTS
 from nemo_dali.synthetic.layouts import SPLITS
 
@@ -362,8 +374,10 @@ def test_every_sentence_is_true_of_its_thing_and_of_no_other(photos):
         scene = photo.scene
         for index, sentences in photo.sentences.items():
             assert scene.things[index].visible >= 0.5
-            for raw in sentences:
+            for sentence in sentences:
+                raw = sentence.raw
                 said = parse(normalise(raw), {t.zone for t in scene.things})
+                assert sentence.says == (said,), raw
                 assert meant(scene, said) == [index], raw
                 assert refers_to(scene, said) == index, raw
                 used.update(k for k in ("colour", "size", "where", "landmark") if getattr(said, k) is not None)
@@ -373,7 +387,8 @@ def test_every_sentence_is_true_of_its_thing_and_of_no_other(photos):
 
 def test_the_first_sentence_needs_its_every_word(photos):
     for photo in photos:
-        for index, (raw, *_) in photo.sentences.items():
+        for index, (first, *_) in photo.sentences.items():
+            raw = first.raw
             said = parse(normalise(raw), {t.zone for t in photo.scene.things})
             for name in ("colour", "size", "where"):
                 if getattr(said, name) is not None:
@@ -462,6 +477,22 @@ SCENE = Scene(
 )
 def test_refers_to(expression, expected):
     assert refers_to(SCENE, expression) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        (Expression("ball"), "attribute"),
+        (Expression("ball", "red", "big"), "attribute"),
+        (Expression("ball", where="top left"), "place"),
+        (Expression("ball", where="middle"), "place"),
+        (Expression("star", "red", where="sky"), "zone"),
+        (Expression("ball", where="highest"), "rank"),
+        (Expression("ball", where="above", landmark=Expression("cup")), "relation"),
+    ],
+)
+def test_kinds_of_expression(expression, expected):
+    assert expression_kind(expression) == expected
 
 
 def test_fits_has_three_answers():
