@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nemo_dali._checks import short_repr
 from nemo_dali._choices import BoxFormat, Exif, LayoutName
 from nemo_dali.commands.limits import check_address_space
 from nemo_dali.commands.options import (
@@ -53,13 +54,23 @@ def synth(
         0,
         3,
     ),
+    expressions: Annotated[
+        list[str] | None,
+        option(
+            "KIND=WEIGHT...",
+            "What is said of one thing: weights of attribute, place, zone, rank, relation.",
+            as_typed,
+            default="the shortest expression first",
+        ),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Generate a data set in the layout of a published one."""
     from nemo_dali.synthetic import synthesize
     from nemo_dali.synthetic.layouts import LAYOUTS
 
-    synthesize(folder, images=images, seed=seed, distractors=distractors, layout=layout)
+    weights = _weights(expressions) if expressions else None
+    synthesize(folder, images=images, seed=seed, distractors=distractors, expressions=weights, layout=layout)
     its = LAYOUTS[layout]
     split_by = its.refs_file.partition("(")[2].partition(")")[0]
     say(
@@ -213,6 +224,20 @@ def tiles(
         announce=say,
     )
     say(str(report))
+
+
+def _weights(given: list[str]) -> dict[str, float]:
+    """Weights by kind, of words like ``attribute=2``."""
+    weights: dict[str, float] = {}
+    for word in given:
+        kind, _, weight = word.partition("=")
+        if kind in weights:
+            raise ValueError(f"--expressions ({short_repr(word)}) must name a kind once")
+        try:
+            weights[kind] = float(weight)
+        except ValueError:
+            raise ValueError(f"--expressions ({short_repr(word)}) must be KIND=WEIGHT, such as attribute=2") from None
+    return weights
 
 
 def _must_be_utf8(*paths: str | Path) -> None:

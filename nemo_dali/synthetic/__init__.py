@@ -1,7 +1,7 @@
 """A generated data set: photos of many things, and expressions that single out one of them, several, or none.
 
-A photo is a pure function of (seed, its number, distractors): a scene is laid out, drawn, measured as it came out (what
-something else hides is no part of a mask), and only then described.
+A photo is a pure function of (seed, its number, distractors, expressions): a scene is laid out, drawn, measured as it
+came out (what something else hides is no part of a mask), and only then described.
 """
 
 import io
@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -18,18 +19,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from nemo_dali._checks import short_repr
 from nemo_dali.errors import NemoError
 from nemo_dali.io.output import cannot_write, write_own
 from nemo_dali.io.progress import progress
 from nemo_dali.synthetic._backdrops import THEMES, Theme, backdrop
 from nemo_dali.synthetic._contours import traced
-from nemo_dali.synthetic._scenes import Scene, Sentence, Thing, describe, normalise, similar
+from nemo_dali.synthetic._scenes import EXPRESSION_KINDS, Scene, Sentence, Thing, describe, normalise, similar
 from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB, outlines, sprite
 from nemo_dali.synthetic._truth_file import TRUTH_FILE, photo_record, sentence_record, truth_content
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
 
 SIZES = {"small": 0.64, "medium": 1.0, "big": 1.5}  # factors on a kind's usual size; nobody says "medium"
 MOST_DISTRACTORS = 5
+LARGEST_WEIGHT = 1e6  # of a kind of expression
+ATTEMPTS = 1000  # at a photo that has what was asked for
 MOST_OVERLAP = 0.3  # of two things, as a share of the smaller one's box
 LEAST_VISIBLE = 0.5  # a thing of which less can be seen is never described
 GREY_PHOTOS = 0.03
@@ -50,12 +54,19 @@ class Photo:
     sentences: dict[int, list[Sentence]]
 
 
-def make_photo(*, seed: int, number: int, distractors: tuple[int, int] = (0, 3)) -> Photo:
+def make_photo(
+    *,
+    seed: int,
+    number: int,
+    distractors: tuple[int, int] = (0, 3),
+    expressions: Mapping[str, float] | None = None,
+) -> Photo:
     """Make the photo with that number; what is referred to has that many distractors (both ends included).
 
-    A distractor is another thing of the same kind that shares its colour or its size.
+    A distractor is another thing of the same kind that shares its colour or its size. ``expressions``: see
+    ``synthesize``.
     """
-    for attempt in range(1000):
+    for attempt in range(ATTEMPTS):
         random = Random(f"{seed}/{number}/{attempt}")
         scene = _lay_out(random, random.randint(*distractors))
         image, labels, scene = draw(scene, seed=random.getrandbits(64))
@@ -64,11 +75,12 @@ def make_photo(*, seed: int, number: int, distractors: tuple[int, int] = (0, 3))
         for i in random.sample(range(len(scene.things)), len(scene.things)):
             if scene.things[i].visible < LEAST_VISIBLE or not distractors[0] <= similar(scene, i) <= distractors[1]:
                 continue
-            if len(sentences) < wanted and (said := describe(scene, i, random, random.choice((2, 3, 3)))):
+            if len(sentences) < wanted and (said := describe(scene, i, random, random.choice((2, 3, 3)), expressions)):
                 sentences[i] = said
         if sentences:
             return Photo(scene, image, labels, sentences)
-    raise NemoError(f"No photo with {distractors[0]} distractors could be laid out; ask for fewer.")
+    kinds = "" if expressions is None else ", or for further kinds of expression"
+    raise NemoError(f"No photo with {distractors[0]} distractors could be laid out; ask for fewer{kinds}.")
 
 
 def _lay_out(random: Random, alike: int) -> Scene:
@@ -198,6 +210,7 @@ def synthesize(
     images: int = 500,
     seed: int = 0,
     distractors: tuple[int, int] = (0, 3),
+    expressions: Mapping[str, float] | None = None,
     layout: str = "refcoco",
 ) -> dict[str, int]:
     """Write a data set: ``refcoco/{instances.json,truth.json,refs(unc).p}``, and JPEGs below ``images/``.
@@ -212,18 +225,23 @@ def synthesize(
     Args:
         layout: ``refcoco``, ``refclef``, ``grefcoco`` or ``ref-zom``: which data set's files, folders and keys.
         distractors: the fewest and the most things like the referent (of its kind, sharing its colour or size).
+        expressions: weights of the kinds of expression (attribute, place, zone, rank, relation) in sentences about one
+            thing; one that is left out is never said. Each sentence's is drawn among those that tell its thing from all
+            others, and a thing that none does is not referred to. None: the shortest expression first, whatever it is.
 
     Returns:
         How many "images", "refs", "sentences" and "annotations" were written.
 
     Raises:
-        ValueError: ``images`` < 1, ``distractors`` are not 0 <= fewest <= most <= 5, or the layout is another.
+        ValueError: ``images`` < 1, ``distractors`` are not 0 <= fewest <= most <= 5, ``expressions`` are no weights, or
+            the layout is another.
         NemoError: the folder already holds a data set or a part of one, or cannot be written.
     """
     if images < 1:
         raise ValueError(f"images ({images}) must be at least 1")
     if not 0 <= distractors[0] <= distractors[1] <= MOST_DISTRACTORS:
         raise ValueError(f"distractors {distractors} must be 0 <= fewest <= most <= {MOST_DISTRACTORS}")
+    weights = None if expressions is None else _checked_weights(expressions)
     if layout not in LAYOUTS:
         raise ValueError(f"layout ({layout}) must be one of {', '.join(LAYOUTS)}")
     folder, its = Path(folder), LAYOUTS[layout]
@@ -234,17 +252,37 @@ def synthesize(
             raise NemoError(f"{taken} exists already, of {whole}. Remove {folder} first or choose another folder.")
         photos.mkdir(parents=True)
         annotations.mkdir()
-        return _write(annotations, photos, images, seed, distractors, its)
+        wanted = {"distractors": distractors, "expressions": weights}
+        return _write(annotations, photos, its, images, seed, wanted)
     except OSError as error:
         raise cannot_write(folder, error, "Choose another folder or free some space.") from error
 
 
+def _checked_weights(expressions: Mapping[str, float]) -> dict[str, float]:
+    """Those of the kinds that are to be said, in the order of ``EXPRESSION_KINDS``."""
+    kinds = ", ".join(EXPRESSION_KINDS)
+    if not isinstance(expressions, Mapping):
+        raise ValueError(f"expressions ({short_repr(expressions)}) must be a mapping of weights, of {kinds}")
+    for kind, weight in expressions.items():
+        if kind not in EXPRESSION_KINDS:
+            raise ValueError(f"expressions ({short_repr(kind)}) must be weights of {kinds}")
+        if not isinstance(weight, int | float) or not 0 <= weight <= LARGEST_WEIGHT:
+            raise ValueError(
+                f"expressions ({kind}={short_repr(weight)}) must have weights from 0 to {LARGEST_WEIGHT:g}"
+            )
+    if not any(expressions.values()):
+        raise ValueError(f"expressions ({short_repr(expressions)}) must have a weight > 0, of {kinds}")
+    return {kind: float(expressions[kind]) for kind in EXPRESSION_KINDS if expressions.get(kind, 0) > 0}
+
+
 def _write(
-    annotations: Path, photos: Path, images: int, seed: int, distractors: tuple[int, int], layout: Layout
+    annotations: Path, photos: Path, layout: Layout, images: int, seed: int, wanted: dict[str, Any]
 ) -> dict[str, int]:
+    """Write the files; ``wanted``: the options of ``make_photo``."""
     category = {kind: i for i, kind in enumerate(KINDS, 1)}
+    made_with = {name: value for name, value in wanted.items() if value is not None}
     instances: dict[str, Any] = {
-        "info": {"description": "generated by nemo-dali synth", "seed": seed, "distractors": list(distractors)},
+        "info": {"description": "generated by nemo-dali synth", "seed": seed, **made_with},
         "licenses": [],
         "images": [],
         "annotations": [],
@@ -255,7 +293,7 @@ def _write(
     sentences_told: list[dict[str, Any]] = []
     sent_ids = itertools.count(1)
     for number in progress(range(images), total=images, what="generating photos", unit="photo"):
-        photo = make_photo(seed=seed, number=number, distractors=distractors)
+        photo = make_photo(seed=seed, number=number, **wanted)
         image_id = number + 1
         name = layout.photo_name.format(image_id)
         write_own(photos / f"{name}.jpg", _jpeg(photo.image, Random(f"{seed}/{number}/jpeg")))

@@ -6,6 +6,7 @@ rules it out.
 """
 
 import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -188,22 +189,19 @@ def _related(scene: Scene, index: int, relation: str, landmark: int) -> int:
     return YES if clear and abs(across) < 0.7 * along else NO if along <= 0 or abs(across) > 2 * along else UNSURE
 
 
-def describe(scene: Scene, index: int, random: Random, count: int) -> list[Sentence]:
-    """Sentences that mean one thing of the scene and no other: the first needs its every word to do so.
+def describe(
+    scene: Scene, index: int, random: Random, count: int, weights: Mapping[str, float] | None = None
+) -> list[Sentence]:
+    """Sentences that mean one thing of the scene and no other.
+
+    Without weights, the first needs its every word to do so. With weights of the kinds of expression, the kind of each
+    is drawn among those that can do so, and the first of a kind is as short as that kind can be.
 
     Returns an empty list where no such sentence is found.
     """
-    thing = scene.things[index]
-    wheres: list[tuple[str | None, Expression | None]] = [(None, None), (thing.zone, None)]
-    wheres += [(w, None) for w in (*PLACES, *RANKS)]
-    for i, other in enumerate(scene.things):
-        landmark = Expression(other.kind, None if scene.grey else other.colour)
-        if i != index and other.visible > 0.5 and refers_to(scene, landmark) == i:
-            wheres += [(relation, landmark) for relation in RELATIONS if _related(scene, index, relation, i) == YES]
-    colours = (None,) if scene.grey else (None, thing.colour)
-    sizes = (None,) if thing.size == "medium" else (None, thing.size)
-    said = [Expression(thing.kind, c, s, *w) for c, s, w in itertools.product(colours, sizes, wheres)]
-    good = [e for e in said if refers_to(scene, e) == index]
+    good = _unambiguous(scene, index)
+    if weights is not None:
+        return _of_drawn_kinds(good, random, count, weights)
     if not good:
         return []
     least = min(map(_length, good))
@@ -218,6 +216,42 @@ def describe(scene: Scene, index: int, random: Random, count: int) -> list[Sente
         if len(sentences) == count:
             break
     return list(sentences.values())
+
+
+def _unambiguous(scene: Scene, index: int) -> list[Expression]:
+    """All expressions that mean one thing of the scene and no other."""
+    thing = scene.things[index]
+    wheres: list[tuple[str | None, Expression | None]] = [(None, None), (thing.zone, None)]
+    wheres += [(w, None) for w in (*PLACES, *RANKS)]
+    for i, other in enumerate(scene.things):
+        landmark = Expression(other.kind, None if scene.grey else other.colour)
+        if i != index and other.visible > 0.5 and refers_to(scene, landmark) == i:
+            wheres += [(relation, landmark) for relation in RELATIONS if _related(scene, index, relation, i) == YES]
+    colours = (None,) if scene.grey else (None, thing.colour)
+    sizes = (None,) if thing.size == "medium" else (None, thing.size)
+    said = [Expression(thing.kind, c, s, *w) for c, s, w in itertools.product(colours, sizes, wheres)]
+    return [e for e in said if refers_to(scene, e) == index]
+
+
+def _of_drawn_kinds(good: list[Expression], random: Random, count: int, weights: Mapping[str, float]) -> list[Sentence]:
+    """Sentences whose kinds of expression are drawn by weight; fewer where a kind has no further wording."""
+    ready: dict[str, Iterator[Expression]] = {}
+    for kind in EXPRESSION_KINDS:
+        own = [e for e in good if expression_kind(e) == kind]
+        if own and weights.get(kind, 0) > 0:
+            least = min(map(_length, own))
+            liking = {e: random.random() + 0.4 * (e.colour is None) for e in own}
+            own.sort(key=lambda e: (_length(e) > least, liking[e]))
+            ready[kind] = itertools.chain(own, itertools.repeat(own[0], 20))
+    sentences: dict[str, Sentence] = {}
+    drawn = random.choices([*ready], [weights[kind] for kind in ready], k=count) if ready else []
+    for kind in drawn:
+        for expression in ready[kind]:
+            raw = _say(expression, random)
+            if normalise(raw) not in sentences:
+                sentences[normalise(raw)] = Sentence(raw, (expression,))
+                break
+    return [*sentences.values()]
 
 
 def describe_several(

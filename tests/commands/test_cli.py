@@ -80,6 +80,26 @@ def test_synth_writes_what_index_reads(tmp_path, capsys):
     assert (tmp_path / "made.ris.h5").exists()
 
 
+def test_synth_takes_weights_of_kinds_of_expression(tmp_path, capsys):
+    words = ("synth", tmp_path / "data", "--images", 3, "--expressions", "attribute=2", "place=0.5")
+    assert run(*words, "--seed", 3) == 0
+    info = json.loads((tmp_path / "data" / "refcoco" / "instances.json").read_text())["info"]
+    assert info["expressions"] == {"attribute": 2.0, "place": 0.5}
+    for given, told in (
+        (["place"], "('place') must be KIND=WEIGHT, such as attribute=2"),
+        (["place=x\x1b[2J"], "must be KIND=WEIGHT"),
+        (["place=nan"], "(place=nan) must have weights from 0"),
+        (["place=1", "place=2"], "('place=2') must name a kind once"),
+        (["colour=1"], "('colour') must be weights of attribute, place, zone, rank, relation"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            run("synth", tmp_path / "other", "--expressions", *given)
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "expressions" in line and told in line and line.isprintable()
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.slow
 def test_a_policy_file_goes_where_a_policy_goes(mined, tmp_path, capsys):
     data, policy = (mined / "train.ris.h5", mined / "train.neg.h5"), tmp_path / "policy.json"
