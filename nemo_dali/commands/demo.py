@@ -104,7 +104,7 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     )
 
     dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
-    proposal = report(dataset.path, table.path, output=out / "report.html")
+    proposal = report(dataset.path, table.path, output=out / "report.html").proposal
     write_policy(out / "policy.json", proposal.policy, tuned_for=table.fingerprint, why=list(proposal.why))
     say(f"Proposed tau {proposal.policy.max_similarity} and K {proposal.policy.top_k}: {out / 'policy.json'}")
     say(*(f"  {reason}" for reason in proposal.why), f"Drew the curves behind that: {out / 'report.html'}")

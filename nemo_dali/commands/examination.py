@@ -79,16 +79,43 @@ def report(
     passing: Passing = 0.25,
     grid: Grid = 2,
     images: ImageRoot = None,
+    truth: Annotated[
+        Path | None, option("DIR", "Folder that 'synth' wrote: tell how many negatives are false.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        option("POLICY.json", "Policy whose negatives these are, with --truth.", default="as proposed"),
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Draw a page on which to choose tau and K by eye."""
+    if policy is not None and truth is None:
+        raise ValueError(f"--policy ({policy}) must be left out without --truth")
     from nemo_dali.commands.report.page import report
+    from nemo_dali.mining.table import NegativeTable
+    from nemo_dali.plan.policy import read_policy, warn_if_tuned_elsewhere
 
-    proposal = report(
-        dataset, negatives, output=output, examples=examples, seed=seed, images=images, passing=passing, grid=grid
+    drawn = None
+    if policy is not None:
+        drawn, tuned_for = read_policy(policy)
+        warn_if_tuned_elsewhere(policy, tuned_for, [NegativeTable.open(negatives).fingerprint])
+    reported = report(
+        dataset,
+        negatives,
+        output=output,
+        examples=examples,
+        seed=seed,
+        images=images,
+        passing=passing,
+        grid=grid,
+        truth=truth,
+        policy=drawn,
     )
     say(f"{output}: open it in a browser. It begins with tau and K as 'nemo-dali tune' proposes them:")
-    say(*proposal.why)
+    say(*reported.proposal.why)
+    if reported.false_negatives is not None:
+        say(f"False negatives by {policy or 'the proposed policy'}, from what every photo of {truth} shows:")
+        say(*str(reported.false_negatives).split("\n"))
 
 
 def preview(

@@ -19,7 +19,7 @@ HELP = ("-h", "--help")
 # What a command reads, by its parameters' names: nothing of it may be written over.
 INPUTS = (
     *("source", "dataset", "negatives", "embeddings", "scores", "exclude_photos_of", "leave_out"),
-    *("pretrained", "model", "policy", "tiles"),
+    *("pretrained", "model", "policy", "tiles", "truth"),
 )
 
 

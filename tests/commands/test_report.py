@@ -15,13 +15,20 @@ from PIL import Image
 
 from nemo_dali.commands.cli import main
 from nemo_dali.commands.report.page import _picture, _shown_ranks, json_in_html, report
+from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.io.output import partial_name
 from nemo_dali.kernels.plan.draws import window as window_of
 from nemo_dali.kernels.plan.pools import pool_begins, valid_ends
 from nemo_dali.mining.pool_curves import measure_curves
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.tune import propose
+from nemo_dali.plan.policy import MosaicPolicy, write_policy
+from nemo_dali.synthetic import synthesize
+from nemo_dali.synthetic.false_negatives import false_negatives
+from nemo_dali.synthetic.truth import Truth
 from tests.helpers.files import index_grefs, index_refer
 from tests.helpers.tables import write_ranked_table
 from tests.helpers.turned import index_turned, write_turned
@@ -121,7 +128,7 @@ def test_the_page_holds_the_curves_and_pictures(data, page):
 def test_sentences_without_a_target_are_shown_apart(tmp_path):
     dataset = Dataset.open(index_grefs(tmp_path, photos=40))
     table = write_ranked_table(tmp_path / "a.neg.h5", dataset)
-    proposal = report(dataset.path, table.path, output=tmp_path / "r.html", examples=8)
+    proposal = report(dataset.path, table.path, output=tmp_path / "r.html", examples=8).proposal
     curves, found = measure_curves(dataset, table), content(tmp_path / "r.html")
     assert found["proposal"]["n"] == proposal.t_no_target is not None
     np.testing.assert_allclose(found["no_target"]["short"], curves.no_target.short3, atol=5.1e-5)
@@ -235,6 +242,58 @@ def test_the_command(data, tmp_path, capsys):
             main(wrong)
 
 
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """Generated data, their data set file and a table."""
+    folder = tmp_path_factory.mktemp("generated")
+    synthesize(folder / "data", images=40, seed=2)
+    annotations = read_refer(folder / "data", dataset="refcoco", split_by="unc", split="train")
+    index_dataset(annotations, images=folder / "data/images/mscoco/images/train2014", output=folder / "a.ris.h5")
+    write_ranked_table(folder / "a.neg.h5", Dataset.open(folder / "a.ris.h5"))
+    return folder
+
+
+def test_false_negatives_are_told_where_the_truth_is_known(generated, tmp_path, capsys):
+    files = generated / "a.ris.h5", generated / "a.neg.h5"
+    words = ["report", *map(str, files), "-o", str(tmp_path / "r.html"), "--examples", "1"]
+    assert main(words) == 0
+    assert content(tmp_path / "r.html")["truth"] == "" and "words fit" not in capsys.readouterr().out
+    truth, proposed = (
+        Truth.read(generated / "data"),
+        propose(measure_curves(Dataset.open(files[0]), NegativeTable.open(files[1]))),
+    )
+    by_hand = MosaicPolicy(top_k=3, max_similarity=0.1)
+    write_policy(tmp_path / "p.json", by_hand, tuned_for="a" * 64, why=[])
+    for more, policy, named in (
+        ([], proposed.policy, "the proposed policy"),
+        (["--policy", str(tmp_path / "p.json")], by_hand, str(tmp_path / "p.json")),
+    ):
+        assert main([*words, "--truth", str(generated / "data"), *more]) == 0
+        told, lines = str(false_negatives(*files, truth, policy=policy)), capsys.readouterr().out.splitlines()
+        assert lines[-len(told.splitlines()) :] == told.splitlines()
+        assert f"False negatives by {named}, " in lines[-len(told.splitlines()) - 1]
+        assert content(tmp_path / "r.html")["truth"] == told
+
+
+def test_a_truth_or_a_policy_that_cannot_be_used(generated, tmp_path, capsys):
+    files = str(generated / "a.ris.h5"), str(generated / "a.neg.h5")
+    words = ["report", *files, "-o", str(tmp_path / "r.html")]
+    synthesize(tmp_path / "other", images=2, seed=3)
+    (tmp_path / "p.json").write_text("[]")
+    for more, told in (
+        (["--truth", str(tmp_path)], "has no truth.json of a generated data set. Give the folder that"),
+        (["--truth", str(tmp_path / "none")], "none cannot be read: No such file"),
+        (["--truth", str(tmp_path / "other")], "does not have"),
+        (["--truth", str(generated / "data"), "--policy", str(tmp_path / "p.json")], "p.json cannot be used"),
+    ):
+        assert main([*words, *more]) == 1
+        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--policy", str(tmp_path / "p.json")])
+    assert "must be left out without --truth" in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_another_data_set_is_refused_and_nothing_is_written(data, tmp_path):
     _, table = data
     other = index_refer(tmp_path / "other", photos=9) if (tmp_path / "other").mkdir() is None else None
@@ -306,6 +365,17 @@ def call_on_page(function, calls, page, request):
     (source,) = re.findall(rf"(?ms)^function {function}\(.*?^}}$", page.read_text(encoding="utf-8"))
     script = f"{source}\nconsole.log(JSON.stringify({json.dumps(calls)}.map((given) => {function}(...given))))"
     return json.loads(subprocess.run([node, "-"], input=script, capture_output=True, text=True, check=True).stdout)
+
+
+def test_the_page_shows_false_negatives_where_the_truth_is_known(generated, tmp_path, tab, browser):
+    assert not tab.is_visible("#truth")
+    files = generated / "a.ris.h5", generated / "a.neg.h5"
+    told = report(*files, output=tmp_path / "r.html", examples=1, truth=generated / "data").false_negatives
+    other = browser.new_page()
+    other.goto((tmp_path / "r.html").as_uri())
+    other.wait_for_function("document.body.dataset.ready")
+    assert other.is_visible("#truth") and other.inner_text("#truth").strip() == str(told).strip()
+    other.close()
 
 
 def test_the_page_and_the_plan_have_one_window(page, request):

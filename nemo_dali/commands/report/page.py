@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from nemo_dali.kernels.plan.pools import pool_begins, pools, valid_ends
 from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.tune import PASSING, PASSING_NO_TARGET, Proposal, depth_advice, propose
+from nemo_dali.plan.policy import MosaicPolicy
+from nemo_dali.synthetic.false_negatives import FalseNegatives, false_negatives
+from nemo_dali.synthetic.truth import Truth
 
 FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
 THUMB, OWN = 128, 320  # pixels of the longer side
@@ -39,6 +42,13 @@ SHOWN_RANKS = (1, 10, 100)  # whose similarities the page compares, and the last
 MOST_DRAWN = 12  # photos shown
 PAGE = "a report of nemo-dali's"
 MARK = b'<meta name="generator" content="nemo-dali report">'  # within the first bytes of a page
+
+
+class Reported(NamedTuple):
+    """What a page was made of; ``false_negatives`` is None where no truth was given."""
+
+    proposal: Proposal
+    false_negatives: FalseNegatives | None
 
 
 def report(
@@ -51,7 +61,9 @@ def report(
     images: str | Path | None = None,
     passing: float = PASSING,
     grid: int = 2,
-) -> Proposal:
+    truth: str | Path | None = None,
+    policy: MosaicPolicy | None = None,
+) -> Reported:
     """Write the page.
 
     Args:
@@ -62,9 +74,11 @@ def report(
         seed: other examples.
         images: where the photos are, if not where they were when the data set file was made.
         passing, grid: see ``tune.propose``.
+        truth: of generated data, what ``Truth.read`` takes: the page then says how many negatives are false.
+        policy: whose negatives these are; None: the proposed one's.
 
     Returns:
-        The proposal that the page starts with.
+        The proposal that the page starts with, and what the truth says.
 
     Raises:
         ValueError: an argument out of range, or ``output`` is no .html.
@@ -79,15 +93,20 @@ def report(
     check_place(output, is_ours=_is_page, kind=PAGE)  # told now, not after the work
     script = _plotly()
     dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
+    told = None if truth is None else Truth.read(truth).of(dataset)
     curves = measure_curves(dataset, table)
     proposal = propose(curves, passing=passing, grid=grid)
+    false = None
+    if told is not None:
+        false = false_negatives(dataset_path, table_path, told, policy=policy or proposal.policy)
     content = _curves(curves, proposal, passing, grid) | _pictures(dataset, curves, proposal, examples, seed)
     content["about"] = _about(dataset, table)
+    content["truth"] = "" if false is None else str(false)
     template = (files("nemo_dali.commands.report") / "page.html").read_text(encoding="utf-8")
     parts = {"/*DATA*/": json_in_html(content), "/*PLOTLY*/": script}
     page = re.sub(r"/\*(DATA|PLOTLY)\*/", lambda place: parts[place[0]], template)  # in one pass: a part may hold these
     write_bytes(output, page.encode(), is_ours=_is_page, kind=PAGE)
-    return proposal
+    return Reported(proposal, false)
 
 
 def json_in_html(content: Any) -> str:
