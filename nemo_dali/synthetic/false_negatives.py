@@ -20,7 +20,6 @@ from nemo_dali.loader.sources import Corpus
 from nemo_dali.plan.planner import Planner
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic._scenes import UNSURE, YES
-from nemo_dali.synthetic._truth_file import SENTENCE_KINDS
 from nemo_dali.synthetic.truth import Truth
 
 # Were all negatives of a mosaic alike, and half of them false, a share's standard error would be 0.46 points of 100.
@@ -109,9 +108,9 @@ def false_negatives(
         )
         planner = Planner([part.under(drawn, samples="refs")], drawn, seed=seed, size=SIZE)
         found[name] = _Looked(told, opened, _negatives(planner, mosaics))
-    kinds = [kind for kind in range(len(SENTENCE_KINDS)) if (told.kind == kind).any()]
+    kinds = [(kind, name) for kind, name in enumerate(told.kind_names) if (told.kind == kind).any()]
     by_kind = {
-        name: {SENTENCE_KINDS[kind]: looked.shares(looked.kind == kind) for kind in kinds}
+        name: {kind_name: looked.shares(looked.kind == kind) for kind, kind_name in kinds}
         for name, looked in found.items()
     }
     return FalseNegatives(

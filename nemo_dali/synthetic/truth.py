@@ -15,7 +15,7 @@ from nemo_dali.errors import AnnotationError
 from nemo_dali.io.files import read_regular
 from nemo_dali.synthetic._scenes import NO, Expression, Scene, fits
 from nemo_dali.synthetic._shapes import KINDS
-from nemo_dali.synthetic._truth_file import COLOURS, SIZES, TRUTH_FILE, parse_truth
+from nemo_dali.synthetic._truth_file import COLOURS, SENTENCE_KINDS, SIZES, TRUTH_FILE, parse_truth
 from nemo_dali.synthetic.layouts import LAYOUTS
 
 MAX_FILE_BYTES = 4 << 30  # 2 KB a photo
@@ -34,7 +34,7 @@ class Truth:
         scenes: of the photos.
         seen: of each photo, the places of its things of which anything can be seen.
         sent: the sentences.
-        kind: uint8 [sentences], the kind of expression: places in ``SENTENCE_KINDS``.
+        kind: uint8 [sentences], the kind of expression: places in ``kind_names``.
         said: int32 [sentences, 2], what a sentence says: places in ``expressions``, twice the same where it says one.
         expressions: distinct ones.
     """
@@ -48,6 +48,11 @@ class Truth:
     kind: npt.NDArray[np.uint8]
     said: npt.NDArray[np.int32]
     expressions: Sequence[Expression]
+
+    @property
+    def kind_names(self) -> tuple[str, ...]:
+        """The kinds of expression: attribute, place, zone, rank, relation; and several, of several things."""
+        return SENTENCE_KINDS
 
     @staticmethod
     def read(path: str | Path) -> "Truth":

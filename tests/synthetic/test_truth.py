@@ -14,7 +14,7 @@ from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import AnnotationError
 from nemo_dali.synthetic import make_photo, synthesize
 from nemo_dali.synthetic._scenes import NO, UNSURE, YES, Expression, Scene, Sentence, Thing, fits, normalise
-from nemo_dali.synthetic._truth_file import SENTENCE_KINDS, photo_record, sentence_record, truth_content
+from nemo_dali.synthetic._truth_file import photo_record, sentence_record, truth_content
 from nemo_dali.synthetic.layouts import LAYOUTS
 from nemo_dali.synthetic.truth import Truth
 
@@ -186,7 +186,7 @@ def test_what_fits_what_by_hand(tmp_path):
     for i, (says, expected, judged) in enumerate(SAID):
         assert words[i].tolist() == [sign == "1" for sign in expected], says
         assert tuple(answer[i]) == judged, says
-    kinds = [SENTENCE_KINDS[kind] for kind in truth.kind]
+    kinds = [truth.kind_names[kind] for kind in truth.kind]
     assert kinds == [*["attribute"] * 6, *["place"] * 2, "rank", *["zone"] * 2, *["relation"] * 2, *["several"] * 2]
     assert truth.fits(*(np.empty(0, int),) * 2).tolist() == truth.fits_words(*(np.empty(0, int),) * 2).tolist() == []
 
