@@ -9,13 +9,13 @@ from typing import Any
 from nemo_dali._checks import short_repr, shorten
 from nemo_dali.errors import StateError
 from nemo_dali.loader.options import LoaderOptions
+from nemo_dali.plan.by_epoch import LAST_EPOCH
 
 logger = logging.getLogger("nemo_dali")
 
 VERSION = 1
 SAMPLING = "sampling"  # among a state's fingerprints: what decides samples besides the files
 _REMEDY = "Give what state_dict made."
-LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
 
 def make_state(*, seed: int, epoch: int, samples_seen: int, fingerprints: dict[str, list[str]]) -> dict[str, Any]:

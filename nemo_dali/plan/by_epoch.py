@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, get_args
 
 from nemo_dali._checks import integer, is_number, short_repr
 
-LAST_EPOCH = 2**62  # that a policy names
+LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 MOST_VALUES = 1000  # a state repeats them, and so does what ranks compare
 Interpolation = Literal["steps", "linear"]
 
