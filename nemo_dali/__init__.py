@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from nemo_dali.loader.batch import Batch
     from nemo_dali.loader.loader import Loader
     from nemo_dali.mining.table import NegativeTable
+    from nemo_dali.plan.by_epoch import ByEpoch
     from nemo_dali.plan.policy import MosaicPolicy, read_policy
 
 __all__ = [
     "AnnotationError",
     "Batch",
+    "ByEpoch",
     "Dataset",
     "FileFormatError",
     "Loader",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "AnnotationError": "errors",
         "Batch": "loader.batch",
+        "ByEpoch": "plan.by_epoch",
         "Dataset": "data.dataset",
         "FileFormatError": "errors",
         "Loader": "loader.loader",

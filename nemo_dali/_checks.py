@@ -31,6 +31,11 @@ def integer(name: str, value: Any, *, least: int, most: int = LARGEST_SEED) -> i
     return number
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number that arithmetic with floats bears: none of 400 digits. True is 1."""
+    return (isinstance(value, float) and math.isfinite(value)) or (isinstance(value, int) and abs(value) < 2**64)
+
+
 def as_list(given: T | Sequence[T] | None) -> list[T]:
     """One, several or no paths or names as a list."""
     if given is None:
@@ -89,12 +94,12 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= 2 * LONGEST_VALUE else f"{text[: 2 * LONGEST_VALUE]}..."
 
 
-def shorten(*values: str) -> list[str]:
+def shorten(*values: str, longest: int = LONGEST_VALUE) -> list[str]:
     """Two values for a message that compares them: of long ones the part where they begin to differ."""
-    if max(map(len, values)) <= LONGEST_VALUE:
+    if max(map(len, values)) <= longest:
         return list(values)
     same = next((i for i, pair in enumerate(zip(*values, strict=False)) if len(set(pair)) > 1), min(map(len, values)))
-    begin = max(same - LONGEST_VALUE // 3, 0)
-    end = begin + LONGEST_VALUE
+    begin = max(same - longest // 3, 0)
+    end = begin + longest
     before = "..." if begin else ""
     return [before + value[begin:end] + ("..." if len(value) > end else "") for value in values]

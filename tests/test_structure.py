@@ -18,6 +18,7 @@ PUBLIC = {
     "nemo_dali": [
         "AnnotationError",
         "Batch",
+        "ByEpoch",
         "Dataset",
         "FileFormatError",
         "Loader",
@@ -33,7 +34,7 @@ PUBLIC = {
     "nemo_dali.loader": ["Batch", "BatchFormat", "Loader"],
     "nemo_dali.metrics": ["PROTOCOLS", "Protocol", "Segmentation"],
     "nemo_dali.mining": ["Exclusions", "NegativeTable", "mine", "mine_scores"],
-    "nemo_dali.plan": ["KINDS", "PLAN", "MosaicPolicy", "read_policy", "write_policy"],
+    "nemo_dali.plan": ["KINDS", "PLAN", "ByEpoch", "MosaicPolicy", "read_policy", "write_policy"],
     "nemo_dali.presets": [
         "CLIP_MEAN",
         "CLIP_STD",

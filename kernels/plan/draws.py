@@ -45,7 +45,6 @@ class Chances(NamedTuple):
     """A policy in an epoch.
 
     Attributes:
-        mining: whether mined samples are mined yet.
         top_k, tau, tau_empty: of ``window``.
         p_two: share of 2x2 among the mosaics.
         shift: largest one of the crossing of a 2x2, in pixels of a frame of ``size``.
@@ -53,7 +52,6 @@ class Chances(NamedTuple):
 
     p_mined: float
     p_random: float
-    mining: bool
     top_k: int
     tau: float
     tau_empty: float
@@ -217,7 +215,7 @@ def fill_rows(
         where = _nth_bit(bits, below(words[4], choices))
         have = np.int64(0)
         beyond: bool | np.bool_ = False
-        mined = drawn < chances.p_mined and chances.mining
+        mined = drawn < chances.p_mined
         if mined:
             bound = chances.tau_empty if columns.empty[r] else chances.tau
             have, beyond = _mined_photos(words, neighbors[s], similarity[s], chances.top_k, bound, found, need, own)

@@ -31,7 +31,9 @@ from nemo_dali.commands.torch_baseline import IN_FLIGHT, check_equal, dataloader
 from nemo_dali.data.s3 import is_remote
 from nemo_dali.errors import NemoError
 from nemo_dali.io.progress import progress
+from nemo_dali.io.terminal import say
 from nemo_dali.loader.loader import Loader
+from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.buffer_pool import BufferPool
 from nemo_dali.pipeline.cells import lay_out
@@ -39,6 +41,7 @@ from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
 from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
+from nemo_dali.plan.policy import MosaicPolicy, read_policy, warn_if_tuned_elsewhere
 
 PACKAGES = (
     "nemo-dali",
@@ -78,6 +81,25 @@ class Spread:
 def is_result(head: bytes) -> bool:
     """Whether a file that begins so is what ``bench_loader`` gave, as JSON."""
     return re.match(rb'\{\s*"mode": "\w+",\s*"device": "[\w:]+",\s*"samples_per_s": ', head) is not None
+
+
+def timed_policy(path: Path, table: Path) -> MosaicPolicy:
+    """A policy file's policy as it is timed: the same in all epochs, so that timings of several compare.
+
+    One that changes with the epoch is timed as it is in the epoch with most mosaics, and that is said.
+    """
+    policy, tuned_for = read_policy(path)
+    warn_if_tuned_elsewhere(path, tuned_for, [NegativeTable.open(table).fingerprint])
+    if policy.breakpoints == [0]:
+        return policy
+
+    def mosaics(epoch: int) -> tuple[float, float]:
+        now = policy.difficulty(epoch)
+        return now.p_mined + now.p_random, now.p_mined
+
+    epoch = max(policy.turns, key=mosaics)
+    say(f"The policy changes with the epoch. It is timed as it is in epoch {epoch}, which has most mosaics.")
+    return policy.at(epoch)
 
 
 def timed_start(make: Callable[[], Loader]) -> tuple[Loader, float]:

@@ -34,6 +34,7 @@ from nemo_dali.commands.options import (
     output,
 )
 from nemo_dali.io.terminal import say, say_json
+from nemo_dali.plan.by_epoch import LAST_EPOCH
 
 Mode = Literal["stream", Placement]
 BYTES = integer(0, LARGEST_SEED)
@@ -98,6 +99,7 @@ def preview(
     count: Annotated[int, option("N", "Samples.", COUNT)] = 12,
     seed: Annotated[int, option("N", "Seed: another gives other samples.", SEED)] = 0,
     size: Annotated[int, option("PIXELS", "Sides of a sample.", SIDE)] = 480,
+    epoch: Annotated[int, option("N", "Epoch that they are of, counted from 0.", integer(0, LAST_EPOCH))] = 0,
     policy: Policy = None,
     images: ImageRoot = None,
     verbose: Verbose = False,
@@ -107,7 +109,15 @@ def preview(
     from nemo_dali.commands.preview import preview
 
     outside = preview(
-        dataset, negatives, output=output, count=count, seed=seed, images=images, size=size, policy=policy
+        dataset,
+        negatives,
+        output=output,
+        count=count,
+        seed=seed,
+        images=images,
+        size=size,
+        epoch=epoch,
+        policy=policy,
     )
     say(str(output))
     if outside:
@@ -132,10 +142,12 @@ def inspect(
     from nemo_dali.plan.policy import MosaicPolicy, read_policy
 
     taus: Sequence[float | None] = max_similarity or [None]
-    pools = [(tau, k) for tau in taus for k in top_k or [MosaicPolicy().top_k]] if max_similarity or top_k else []
+    ks = top_k or [MosaicPolicy().difficulty(0).top_k]
+    pools = [(tau, k) for tau in taus for k in ks] if max_similarity or top_k else []
     if policy is not None:
         read, _ = read_policy(policy)
-        pools.append((read.max_similarity, read.top_k))
+        epochs = map(read.difficulty, read.breakpoints)
+        pools += dict.fromkeys((now.max_similarity, now.top_k) for now in epochs)
     found = inspect_file(file, pools=pools)
     if json:
         say_json(found)
@@ -178,7 +190,7 @@ def bench_loader(
 ) -> None:
     """Time the Loader beside DALI that only reads and decodes."""
     check_address_space()
-    from nemo_dali.commands.bench import RESULT, bench_loader, is_result, timed_start
+    from nemo_dali.commands.bench import RESULT, bench_loader, is_result, timed_policy, timed_start
     from nemo_dali.io.output import check_place, write_bytes
     from nemo_dali.loader.loader import Loader
     from nemo_dali.plan.policy import MosaicPolicy
@@ -191,12 +203,16 @@ def bench_loader(
         raise ValueError(f"--p-mined ({p_mined}) must be left out with --policy")
     if output is not None:
         check_place(output, is_ours=is_result, kind=RESULT)
+    if policy is None:
+        timed = MosaicPolicy(p_mined=1.0 if p_mined is None else p_mined)
+    else:
+        timed = timed_policy(policy, negatives)
     loader, seconds = timed_start(
         lambda: Loader(
             dataset,
             negatives,
             batch_size=batch_size,
-            policy=policy or MosaicPolicy(p_mined=1.0 if p_mined is None else p_mined),
+            policy=timed,
             size=size,
             dtype=dtype,
             resample=resample,

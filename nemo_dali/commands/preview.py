@@ -1,6 +1,7 @@
 """The contact sheet: samples as a loader delivers them, the target outlined, the negatives with their similarities."""
 
 import io
+import logging
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ from nemo_dali.kernels.plan.pools import pools
 from nemo_dali.kernels.plan.rows import KINDS, MINED, SINGLE
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.pipeline.cells import lay_out
-from nemo_dali.plan.policy import MosaicPolicy
+from nemo_dali.plan.policy import Difficulty, MosaicPolicy
+
+logger = logging.getLogger("nemo_dali")
 
 RGB = tuple[int, int, int]
 U8 = npt.NDArray[np.uint8]
@@ -73,8 +76,9 @@ def preview(
     images: str | Path | None = None,
     policy: MosaicPolicy | str | Path | None = None,
     size: int = 480,
+    epoch: int = 0,
 ) -> int:
-    """Draw the first ``count`` samples of a Loader as a PNG.
+    """Draw the first ``count`` samples of an epoch of a Loader as a PNG.
 
     Samples without a target are marked, and negatives outside the policy's bound and first K, which fill short pools.
 
@@ -88,12 +92,13 @@ def preview(
         policy: one, or the file of one; None: mostly mined mosaics, some random and single ones, 3x3 besides 2x2 where
             there are enough photos.
         size: height and width of a frame in pixels.
+        epoch: counted from 0. A policy may change with it, and what is drawn is drawn anew in each.
 
     Returns:
         How many of the samples have negatives outside the policy.
 
     Raises:
-        ValueError: ``count`` or ``seed`` is out of range, or ``output`` is no .png.
+        ValueError: ``count``, ``seed`` or ``epoch`` is out of range, or ``output`` is no .png.
         NemoError: a file cannot be read or written.
     """
     from nemo_dali.loader.loader import Loader
@@ -116,23 +121,29 @@ def preview(
         images=images,
         drop_last=False,
     )
+    policy = loader.policy
     samples: list[Sample] = []
     try:
+        loader.set_epoch(epoch)
         while len(samples) < count:
+            difficulty = policy.difficulty(loader.epoch)
             for batch in loader:
-                samples += _samples(batch, negatives, loader.policy, size)
+                samples += _samples(batch, negatives, difficulty, size)
                 if len(samples) >= count:
                     break
     finally:
         loader.close()
-    policy = loader.policy
-    tau = "no bound" if policy.max_similarity is None else f"similarity at most {policy.max_similarity:g}"
+    _tell_epochs_that_mine(policy, epoch)
+    difficulty = policy.difficulty(epoch)
+    tau = "no bound" if difficulty.max_similarity is None else f"similarity at most {difficulty.max_similarity:g}"
     samples = samples[:count]
     outside = sum(any(cell.outside for cell in sample.cells) for sample in samples)
     title = (
-        f"{opened.name} · {len(opened.images.id):,} photos · negatives: the first {policy.top_k} of "
+        f"{opened.name} · {len(opened.images.id):,} photos · negatives: the first {difficulty.top_k} of "
         f"{Path(negatives.model).name}, {tau}; the numbers are their similarities to the expression"
     )
+    if epoch or policy.breakpoints != [0]:
+        title = f"epoch {epoch} · {title}"
     if outside:
         title = f"red: outside the policy, for want of others · {title}"
     _write(draw_sheet(samples, title=title), output)
@@ -146,7 +157,16 @@ def _telling_policy(photos: int) -> MosaicPolicy:
     return MosaicPolicy(p_mined=0.8, p_random=0.16, grids={2: 0.7, 3: 0.3} if photos >= 9 else {2: 1.0})
 
 
-def _samples(batch: Any, negatives: NegativeTable, policy: MosaicPolicy, size: int) -> list[Sample]:
+def _tell_epochs_that_mine(policy: MosaicPolicy, epoch: int) -> None:
+    """Say which epoch to look at, where the one drawn has no mined mosaics and others have."""
+    most = max(policy.turns, key=lambda other: policy.difficulty(other).p_mined)
+    if policy.mines and not policy.difficulty(epoch).p_mined:
+        logger.warning(
+            "By this policy epoch %d has no mined mosaics. Look at others with --epoch: epoch %d has most.", epoch, most
+        )
+
+
+def _samples(batch: Any, negatives: NegativeTable, difficulty: Difficulty, size: int) -> list[Sample]:
     tiles, owner, photos = lay_out(batch.plan, size)
     samples = []
     for i, (row, sentence, empty) in enumerate(zip(batch.plan, batch.sentences, batch.empty.tolist(), strict=True)):
@@ -156,7 +176,7 @@ def _samples(batch: Any, negatives: NegativeTable, policy: MosaicPolicy, size: i
         ranked = dict(zip(neighbors.tolist(), similarity.tolist(), strict=True))
         inside = None
         if row["kind"] == MINED:
-            (begin,), (end,) = pools(similarity[None], _tau(policy, no_target=empty), policy.top_k)
+            (begin,), (end,) = pools(similarity[None], _tau(difficulty, no_target=empty), difficulty.top_k)
             inside = set(neighbors[begin:end].tolist())
         cells = tuple(
             Cell(
@@ -172,11 +192,11 @@ def _samples(batch: Any, negatives: NegativeTable, policy: MosaicPolicy, size: i
     return samples
 
 
-def _tau(policy: MosaicPolicy, *, no_target: bool) -> float:
+def _tau(difficulty: Difficulty, *, no_target: bool) -> float:
     """The bound for an expression."""
-    tau = policy.max_similarity
-    if no_target and policy.max_similarity_no_target is not None:
-        tau = policy.max_similarity_no_target
+    tau = difficulty.max_similarity
+    if no_target and difficulty.max_similarity_no_target is not None:
+        tau = difficulty.max_similarity_no_target
     return math.inf if tau is None else tau
 
 

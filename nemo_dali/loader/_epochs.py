@@ -8,8 +8,9 @@ from nemo_dali.distributed.ranks import check_still_alone
 from nemo_dali.loader._faults import PhotoFaults, Substituted
 from nemo_dali.loader._position import JOIN, Pass, Position
 from nemo_dali.loader._prefetch import Prefetcher
-from nemo_dali.loader._state import LAST_EPOCH, SAMPLING, make_state, read_state, sampling_facts
+from nemo_dali.loader._state import SAMPLING, make_state, read_state, sampling_facts
 from nemo_dali.loader.options import LoaderOptions
+from nemo_dali.plan.by_epoch import LAST_EPOCH
 from nemo_dali.plan.planner import Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
 

@@ -6,16 +6,16 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from nemo_dali._checks import short_repr
+from nemo_dali._checks import short_repr, shorten
 from nemo_dali.errors import StateError
 from nemo_dali.loader.options import LoaderOptions
+from nemo_dali.plan.by_epoch import LAST_EPOCH
 
 logger = logging.getLogger("nemo_dali")
 
 VERSION = 1
 SAMPLING = "sampling"  # among a state's fingerprints: what decides samples besides the files
 _REMEDY = "Give what state_dict made."
-LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
 
 
 def make_state(*, seed: int, epoch: int, samples_seen: int, fingerprints: dict[str, list[str]]) -> dict[str, Any]:
@@ -88,15 +88,14 @@ def _check_sampling(there: Any, here: list[str], *, strict: bool) -> None:
     if not isinstance(there, list | tuple) or not all(isinstance(fact, str) for fact in there):
         raise StateError(f"The state's fingerprints of '{SAMPLING}' must be a list of strings. {_REMEDY}")
     old, new = (dict(fact.partition("=")[::2] for fact in facts) for facts in (there, here))
-    differing = [name for name in old | new if old.get(name) != new.get(name)]
+    differing = [name for name in old | new if not _say_the_same(old.get(name), new.get(name))]
     if not differing:
         return
-    words = ", ".join(
-        "{} {}, here {}".format(
-            *(repr(part)[1:-1][:28] for part in (name, old.get(name, "none"), new.get(name, "none")))
-        )
-        for name in differing[:4]
-    )
+    told = []
+    for name in differing[:4]:
+        values = shorten(*(repr(facts.get(name, "none"))[1:-1] for facts in (old, new)), longest=28)
+        told.append("{} {}, here {}".format(repr(name)[1:-1][:28], *values))
+    words = ", ".join(told)
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     if strict:
         raise StateError(
@@ -104,6 +103,16 @@ def _check_sampling(there: Any, here: list[str], *, strict: bool) -> None:
             "interrupted run, or accept other samples by load_state_dict(state, strict=False)."
         )
     logger.warning("The epoch goes on with other samples than it began with: %s%s.", words, more)
+
+
+def _say_the_same(old: str | None, new: str | None) -> bool:
+    """Whether the values of two facts are equal: 1 and 1.0 are one number."""
+    if old is None or new is None or old == new:
+        return old == new
+    try:
+        return bool(json.loads(old) == json.loads(new))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _whole_number(key: str, value: Any) -> int:

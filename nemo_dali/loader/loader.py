@@ -48,7 +48,7 @@ class Loader(EpochIterator):
         dataset: a .ris.h5 file, or several that are mixed.
         negatives: its .neg.h5 file, or one per data set; None where the policy mines nothing.
         batch_size: samples per step of this rank.
-        policy: the mosaic policy, or the file of one, as ``nemo-dali tune`` writes it.
+        policy: the mosaic policy, which may change with the epoch, or the file of one, as ``nemo-dali tune`` writes it.
         seed: integer in [0, 2**64); the same on every rank.
         device: "cpu", or "cuda" or "cuda:1": where photos are decoded and batches made. On a GPU the tensors are
             torch's own, ready for its current stream and safe to keep; the host does not wait for them.

@@ -44,17 +44,19 @@ from nemo_dali._lazy import lazy_names
 if TYPE_CHECKING:
     from nemo_dali.kernels.plan.rows import KINDS as KINDS
     from nemo_dali.kernels.plan.rows import PLAN as PLAN
+    from nemo_dali.plan.by_epoch import ByEpoch as ByEpoch
     from nemo_dali.plan.policy import MosaicPolicy as MosaicPolicy
     from nemo_dali.plan.policy import read_policy as read_policy
     from nemo_dali.plan.policy import write_policy as write_policy
 
-__all__ = ["KINDS", "PLAN", "MosaicPolicy", "read_policy", "write_policy"]
+__all__ = ["KINDS", "PLAN", "ByEpoch", "MosaicPolicy", "read_policy", "write_policy"]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "KINDS": ".kernels.plan.rows",
         "PLAN": ".kernels.plan.rows",
+        "ByEpoch": "by_epoch",
         "MosaicPolicy": "policy",
         "read_policy": "policy",
         "write_policy": "policy",

@@ -96,7 +96,7 @@ class Planner:
             raise ValueError(f"seed ({seed}) must be in [0, 2**64)")
         for part in parts:
             part.check_photos(policy)
-            if policy.p_mined > 0 and part.neighbors is None:
+            if policy.mines and part.neighbors is None:
                 raise NemoError(
                     "The policy draws mined negatives, but a data set has no negative table. Make one with 'nemo-dali "
                     "mine' and give it as negatives=..., or use p_mined=0."
@@ -188,15 +188,14 @@ class Planner:
         return rows, short
 
     def _chances(self, epoch: int) -> Chances:
-        policy = self.policy
-        tau = np.inf if policy.max_similarity is None else float(policy.max_similarity)
-        other = policy.max_similarity_no_target
+        policy, now = self.policy, self.policy.difficulty(epoch)
+        tau = np.inf if now.max_similarity is None else float(now.max_similarity)
+        other = now.max_similarity_no_target
         two, three = (float(policy.grids.get(grid, 0)) for grid in (2, 3))
         return Chances(
-            p_mined=float(policy.p_mined),
-            p_random=float(policy.p_random),
-            mining=epoch >= policy.mine_after_epoch,
-            top_k=policy.top_k,
+            p_mined=float(now.p_mined),
+            p_random=float(now.p_random),
+            top_k=int(now.top_k),
             tau=tau,
             tau_empty=tau if other is None else float(other),
             p_two=two / (two + three),

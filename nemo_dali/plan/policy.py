@@ -1,23 +1,24 @@
 """MosaicPolicy: which share of the samples becomes a mosaic, of what kind, and where its target lies.
 
 A policy file is a JSON object with some or all of the policy's own keys, and perhaps ``tuned_for`` (the fingerprint of
-a negative table) and ``why`` (sentences), as ``nemo-dali tune`` writes it.
+a negative table) and ``why`` (sentences), as ``nemo-dali tune`` writes it. A number that changes with the epoch is an
+object in it: ``{"steps": {"0": 0.0, "5": 0.5}}`` or ``{"linear": ...}``.
 """
 
 import functools
 import json
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from nemo_dali._checks import PathLike, short_repr
+from nemo_dali._checks import PathLike, integer, is_number, short_repr
 from nemo_dali.errors import NemoError
 from nemo_dali.io.files import read_regular
 from nemo_dali.io.output import cannot_write, check_place, write_bytes
+from nemo_dali.plan.by_epoch import LAST_EPOCH, ByEpoch
 
 logger = logging.getLogger("nemo_dali")
 
@@ -28,14 +29,31 @@ NOTES = ("tuned_for", "why")  # in a policy file, besides the policy
 TargetCell = Literal["uniform", "positional"]
 
 
+class Difficulty(NamedTuple):
+    """What of a policy may change with the epoch, in one epoch; ``MosaicPolicy`` says what it means."""
+
+    p_mined: float
+    p_random: float
+    top_k: int
+    max_similarity: float | None
+    max_similarity_no_target: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class MosaicPolicy:
     """How samples are drawn. Checked when made; ``dataclasses.replace`` makes variants.
 
+    The probabilities, ``top_k`` and the bounds are the same in all epochs, or change with the epoch: a ``ByEpoch``, or
+    the mapping that a policy file has for it. ``at`` gives the policy of an epoch. Singles first, mosaics from epoch 5
+    on, and ever harder ones:
+
+        MosaicPolicy(p_mined=ByEpoch({0: 0.0, 5: 0.5}), top_k=ByEpoch({0: 400, 30: 100}, "linear"))
+
     Attributes:
         p_mined: probability of a mosaic whose other photos are mined negatives.
         p_random: probability of a mosaic whose other photos are random ones; the rest of the probability is single.
-        mine_after_epoch: before this epoch (counted from 0) mined samples are random ones.
+        mine_after_epoch: before this epoch (counted from 0) mined samples are random ones. ``mine_after_epoch=5,
+            p_mined=0.5`` draws what ``p_mined=ByEpoch({0: 0.0, 5: 0.5}), p_random=ByEpoch({0: 0.5, 5: 0.0})`` draws.
         top_k: K, the number of candidates in the pool.
         max_similarity: tau, the largest similarity of a candidate; None for no bound.
         max_similarity_no_target: the same for expressions that nothing in their own photo fits (gRefCOCO, Ref-ZOM): a
@@ -49,25 +67,25 @@ class MosaicPolicy:
         ValueError: an attribute is outside its range.
     """
 
-    p_mined: float = 0.5
-    p_random: float = 0.0
+    p_mined: float | ByEpoch = 0.5
+    p_random: float | ByEpoch = 0.0
     mine_after_epoch: int = 0
-    top_k: int = 100
-    max_similarity: float | None = None
-    max_similarity_no_target: float | None = None
+    top_k: int | ByEpoch = 100
+    max_similarity: float | ByEpoch | None = None
+    max_similarity_no_target: float | ByEpoch | None = None
     grids: Mapping[int, float] = field(default_factory=lambda: {2: 1.0})
     jitter: float = 0.0
     target_cell: TargetCell = "uniform"
 
     def __post_init__(self) -> None:
+        for name in Difficulty._fields:
+            object.__setattr__(self, name, ByEpoch.of(name, getattr(self, name)))
         for name in ("p_mined", "p_random"):
             _number(name, getattr(self, name), least=0, most=1)
-        if self.p_mined + self.p_random > 1 + 1e-12:
-            raise ValueError(f"p_mined + p_random ({self.p_mined + self.p_random}) must be at most 1")
-        _whole_number("mine_after_epoch", self.mine_after_epoch, least=0, most=2**62)
+        _whole_number("mine_after_epoch", self.mine_after_epoch, least=0, most=LAST_EPOCH)
+        self._check_shares()
         for name in ("max_similarity", "max_similarity_no_target"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name), least=-1, most=1, instead="None or ")
+            _number(name, getattr(self, name), least=-1, most=1, instead="None or ")
         _check_grids(self.grids)
         object.__setattr__(self, "grids", dict(self.grids))
         _whole_number("top_k", self.top_k, least=self.most_negatives, most=2**31 - 1)
@@ -75,13 +93,56 @@ class MosaicPolicy:
         if not isinstance(self.target_cell, str) or self.target_cell not in get_args(TargetCell):
             raise ValueError(f"target_cell ({short_repr(self.target_cell)}) must be one of {get_args(TargetCell)}")
 
+    def _check_shares(self) -> None:
+        changing = isinstance(self.p_mined, ByEpoch) or isinstance(self.p_random, ByEpoch)
+        for epoch in self.turns:
+            share = self._value("p_mined", epoch) + self._value("p_random", epoch)
+            if share > 1 + 1e-12:
+                where = f" in epoch {epoch}" if changing else ""
+                raise ValueError(f"p_mined + p_random ({share}{where}) must be at most 1")
+
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return hash(tuple(frozenset(value.items()) if isinstance(value, dict) else value for value in values))
+
+    def at(self, epoch: int) -> "MosaicPolicy":
+        """The policy of an epoch, the same in all epochs: it draws in this epoch what this one draws."""
+        return replace(self, **self.difficulty(epoch)._asdict(), mine_after_epoch=0)
+
+    def difficulty(self, epoch: int) -> Difficulty:
+        """What may change with the epoch, as it is in this one, ``mine_after_epoch`` reckoned in."""
+        epoch = integer("epoch", epoch, least=0)
+        now = Difficulty(*(self._value(name, epoch) for name in Difficulty._fields))
+        if epoch < self.mine_after_epoch:
+            return now._replace(p_mined=0.0, p_random=min(now.p_mined + now.p_random, 1.0))
+        return now
+
+    def _value(self, name: str, epoch: int) -> Any:
+        value = getattr(self, name)
+        return value.at(epoch, whole=name == "top_k") if isinstance(value, ByEpoch) else value
+
+    @property
+    def breakpoints(self) -> list[int]:
+        """The first epochs of stretches over which each number stays or changes evenly; [0]: none changes."""
+        numbers = (getattr(self, name) for name in Difficulty._fields)
+        epochs = (epoch for number in numbers if isinstance(number, ByEpoch) for epoch in number.values)
+        return sorted({0, self.mine_after_epoch, *epochs})
+
+    @property
+    def turns(self) -> list[int]:
+        """The first and last epochs of those stretches: what holds in all of them holds in every epoch."""
+        first = self.breakpoints
+        return sorted({*first, *(epoch - 1 for epoch in first[1:])})
+
+    @property
+    def mines(self) -> bool:
+        """Whether it draws mined negatives in any epoch."""
+        return any(self.difficulty(epoch).p_mined > 0 for epoch in self.turns)
 
     @property
     def largest_grid(self) -> int:
-        """3 if a mosaic can be 3x3, 2 if it can only be 2x2, 1 if every sample is single."""
-        if self.p_mined + self.p_random == 0:
+        """3 if a mosaic can be 3x3 in any epoch, 2 if it can only be 2x2, 1 if every sample is single."""
+        if not any(share for name in ("p_mined", "p_random") for share, _ in _each(getattr(self, name))):
             return 1
         return max(grid for grid, weight in self.grids.items() if weight > 0)
 
@@ -92,14 +153,15 @@ class MosaicPolicy:
 
     @property
     def shown_grids(self) -> set[int]:
-        """The grids of the samples that it draws; 1 for single photos."""
-        mosaic = self.p_mined + self.p_random
-        grids = {grid for grid, weight in self.grids.items() if weight > 0 and mosaic > 0}
-        return grids | {1} if mosaic < 1 else grids
+        """The grids of the samples that it draws, over all epochs; 1 for single photos."""
+        shares = [now.p_mined + now.p_random for now in map(self.difficulty, self.turns)]
+        grids = {grid for grid, weight in self.grids.items() if weight > 0 and max(shares) > 0}
+        return grids | {1} if min(shares) < 1 else grids
 
     def to_json(self) -> str:
         """The policy as a JSON object, keys sorted."""
-        return json.dumps(asdict(self), sort_keys=True)
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps(values, sort_keys=True, default=ByEpoch.as_mapping)
 
     @classmethod
     def from_json(cls, text: str) -> "MosaicPolicy":
@@ -109,7 +171,7 @@ class MosaicPolicy:
             ValueError: not a JSON object, an unknown key, or a value out of range.
         """
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_object)
         except RecursionError as error:
             raise ValueError("a policy must not nest values") from error
         if not isinstance(values, dict) or not set(values) <= set(cls.__dataclass_fields__):
@@ -120,26 +182,45 @@ class MosaicPolicy:
         return cls(**values)
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is a number that arithmetic with floats bears: none of 400 digits. True is 1."""
-    return (isinstance(value, float) and math.isfinite(value)) or (isinstance(value, int) and abs(value) < 2**64)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys are all different."""
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"the key {short_repr(name)} is in an object twice")
+        made[name] = value
+    return made
 
 
-def _number(name: str, value: Any, *, least: float, most: float, instead: str = "") -> None:
-    if not (_is_number(value) and least <= value <= most):
-        raise ValueError(f"{name} ({short_repr(value)}) must be {instead}a number between {least} and {most}")
+def _each(given: Any) -> Iterator[tuple[Any, str]]:
+    """The values of an attribute, and for messages in which epoch."""
+    if not isinstance(given, ByEpoch):
+        yield given, ""
+        return
+    for epoch, value in given.values.items():
+        yield value, f" in epoch {epoch}"
 
 
-def _whole_number(name: str, value: Any, *, least: int, most: int) -> None:
-    if not (_is_number(value) and isinstance(value, int) and least <= value <= most):
-        raise ValueError(f"{name} ({short_repr(value)}) must be a whole number between {least} and {most}")
+def _number(name: str, given: Any, *, least: float, most: float, instead: str = "") -> None:
+    for value, where in _each(given):
+        if value is None and instead:
+            continue
+        if not (is_number(value) and least <= value <= most):
+            shown = f"{name} ({short_repr(value)}{where})"
+            raise ValueError(f"{shown} must be {instead}a number between {least} and {most}")
+
+
+def _whole_number(name: str, given: Any, *, least: int, most: int) -> None:
+    for value, where in _each(given):
+        if not (is_number(value) and isinstance(value, int) and least <= value <= most):
+            raise ValueError(f"{name} ({short_repr(value)}{where}) must be a whole number between {least} and {most}")
 
 
 def _check_grids(grids: Any) -> None:
     shown = short_repr(grids)
-    if not isinstance(grids, Mapping) or not grids or not all(_is_number(key) and key in (2, 3) for key in grids):
+    if not isinstance(grids, Mapping) or not grids or not all(is_number(key) and key in (2, 3) for key in grids):
         raise ValueError(f"grids ({shown}) must weigh 2 (2x2), 3 (3x3) or both")
-    if not all(_is_number(weight) and 0 <= weight <= MAX_WEIGHT for weight in grids.values()):
+    if not all(is_number(weight) and 0 <= weight <= MAX_WEIGHT for weight in grids.values()):
         raise ValueError(f"grids ({shown}) must have numbers between 0 and {MAX_WEIGHT:g} as weights")
     if not any(grids.values()):
         raise ValueError(f"grids ({shown}) must have a weight > 0")
@@ -153,7 +234,7 @@ def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
     """
     remedy = f"Propose one with: nemo-dali tune F.ris.h5 F.neg.h5 -o {path}"
     try:
-        content = json.loads(read_regular(path, MAX_FILE_BYTES).decode())
+        content = json.loads(read_regular(path, MAX_FILE_BYTES).decode(), object_pairs_hook=_object)
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
         notes = {name: content.pop(name) for name in NOTES if name in content}
@@ -222,14 +303,18 @@ def warn_if_tuned_elsewhere(path: PathLike | None, tuned_for: str | None, tables
 
 
 def warn_if_unbounded(policy: MosaicPolicy) -> None:
-    """Say, once in a process, that a policy that mines has no bound."""
-    if policy.p_mined > 0 and policy.max_similarity is None:
-        _warn_once()
+    """Say, once in a process, that a policy that mines has no bound, in one epoch at least."""
+    for epoch in policy.turns:
+        now = policy.difficulty(epoch)
+        if now.p_mined > 0 and now.max_similarity is None:
+            _warn_once(f" in epoch {epoch}" if isinstance(policy.max_similarity, ByEpoch) else "")
+            return
 
 
 @functools.cache
-def _warn_once() -> None:
+def _warn_once(where: str) -> None:
     logger.warning(
-        "max_similarity is None: photos that hold the referent themselves may be drawn as negatives. "
-        "'nemo-dali tune F.ris.h5 F.neg.h5 -o policy.json' proposes a bound, and 'nemo-dali report' shows it."
+        "max_similarity is None%s: photos that hold the referent themselves may be drawn as negatives. "
+        "'nemo-dali tune F.ris.h5 F.neg.h5 -o policy.json' proposes a bound, and 'nemo-dali report' shows it.",
+        where,
     )

@@ -186,7 +186,7 @@ class ResidentTiles:
 
 def _most_read_first(policy: MosaicPolicy, size: int, grids: Collection[int]) -> list[Shape]:
     """The sizes of the cells of grids, those first of which the average sample reads most tiles."""
-    mosaic = policy.p_mined + policy.p_random
+    mosaic = _mosaic_share(policy)
     reads: dict[Shape, float] = defaultdict(float)
     for grid in grids:
         share = 1 - mosaic if grid == 1 else mosaic * policy.grids[grid] / sum(policy.grids.values())
@@ -194,6 +194,16 @@ def _most_read_first(policy: MosaicPolicy, size: int, grids: Collection[int]) ->
         for shape in itertools.product(sides, sides):
             reads[shape] += share
     return sorted(filter(all, reads), key=lambda shape: -reads[shape])
+
+
+def _mosaic_share(policy: MosaicPolicy) -> float:
+    """Of the samples, on average from epoch 0 to the last one in which something changes."""
+    epochs = policy.turns
+    shares = [now.p_mined + now.p_random for now in map(policy.difficulty, epochs)]
+    if epochs == [0]:
+        return shares[0]
+    pairs = zip(itertools.pairwise(epochs), itertools.pairwise(shares), strict=True)
+    return sum((end - begin) * sum(share) / 2 for (begin, end), share in pairs) / epochs[-1]
 
 
 def _rows(begin: int, array: Any) -> Addresses:

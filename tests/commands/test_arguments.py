@@ -29,6 +29,7 @@ INTEGERS = [
     (["preview", *DATA, "-o", "out.png"], "--count"),
     (["preview", *DATA, "-o", "out.png"], "--seed"),
     (["preview", *DATA, "-o", "out.png"], "--size"),
+    (["preview", *DATA, "-o", "out.png"], "--epoch"),
     (["report", *DATA, "-o", "out.html"], "--examples"),
     (["report", *DATA, "-o", "out.html"], "--seed"),
     (["report", *DATA, "-o", "out.html"], "--grid"),

@@ -3,10 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from nemo_dali.commands.bench import Spread, bench_loader, is_result
+from nemo_dali.commands.bench import Spread, bench_loader, is_result, timed_policy
 from nemo_dali.commands.cli import main
 from nemo_dali.loader.loader import Loader
-from nemo_dali.plan.policy import MosaicPolicy
+from nemo_dali.plan.by_epoch import ByEpoch
+from nemo_dali.plan.policy import MosaicPolicy, write_policy
 from tests.helpers.cuda_host import needs_compiler
 
 
@@ -43,6 +44,23 @@ def test_only_a_result_is_replaced_and_that_is_told_before_the_work(files, tmp_p
         assert "it is the input" in err or "it exists and is not a result" in err
         assert "Choose another place with --json." in err
         assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("policy", "epoch"),
+    [
+        (MosaicPolicy(p_mined=0.25, max_similarity=0.3), None),
+        (MosaicPolicy(p_mined=ByEpoch({0: 0.0, 5: 0.5, 9: 0.0}), top_k=ByEpoch({0: 30, 5: 20})), 5),
+        (MosaicPolicy(p_mined=ByEpoch({0: 0.0, 8: 0.5}, "linear")), 8),
+        (MosaicPolicy(p_mined=0.5, mine_after_epoch=4), 4),
+    ],
+)
+def test_a_policy_that_changes_is_timed_as_it_is_with_most_mosaics(files, tmp_path, policy, epoch, capsys, caplog):
+    write_policy(tmp_path / "p.json", policy, tuned_for="0" * 64, why=[])
+    timed = timed_policy(tmp_path / "p.json", files.negatives)
+    assert timed == (policy if epoch is None else policy.at(epoch)) and timed.breakpoints == [0]
+    assert (f"as it is in epoch {epoch}, which" in capsys.readouterr().out) == (epoch is not None)
+    assert "was tuned for another negative table" in caplog.text
 
 
 @pytest.mark.slow

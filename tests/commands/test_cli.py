@@ -88,9 +88,12 @@ def test_a_policy_file_goes_where_a_policy_goes(mined, tmp_path, capsys):
     content = json.loads(policy.read_text())
     content["top_k"] = 4
     policy.write_text(json.dumps(content))
-    assert run("inspect", "--json", data[1], "--policy", policy) == 0
-    pools = json.loads(capsys.readouterr().out)["pools"]
-    assert [(pool["max_similarity"], pool["top_k"]) for pool in pools] == [(content["max_similarity"], 4)]
+
+    def pools():
+        assert run("inspect", "--json", data[1], "--policy", policy) == 0
+        return [(pool["max_similarity"], pool["top_k"]) for pool in json.loads(capsys.readouterr().out)["pools"]]
+
+    assert pools() == [(content["max_similarity"], 4)]
     assert run("preview", *data, "--policy", policy, "--count", 2, "-o", tmp_path / "sheet.png") == 0
     short = ("--batch-size", 4, "--size", 48, "--pairs", 1, "--steps", 2, "--json", tmp_path / "bench.json")
     assert run("bench", "loader", *data, "--policy", policy, *short) == 0
@@ -98,6 +101,15 @@ def test_a_policy_file_goes_where_a_policy_goes(mined, tmp_path, capsys):
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run("bench", "loader", *data, "--policy", policy, "--p-mined", 1, *short)
+    content |= {"p_mined": {"steps": {"0": 0, "3": 0.5}}, "top_k": {"linear": {"0": 8, "6": 4}}}
+    content["max_similarity"] = {"steps": {"0": None, "6": 0.5, "9": 0.5}}
+    policy.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert pools() == [(None, 8), (None, 6), (0.5, 4)]
+    assert run("bench", "loader", *data, "--policy", policy, *short) == 0
+    config = json.loads((tmp_path / "bench.json").read_text())["config"]
+    assert config["policy"]["p_mined"] == 0.5 and config["policy"]["top_k"] == 6
+    assert run("preview", *data, "--policy", policy, "--count", 2, "--epoch", 3, "-o", tmp_path / "sheet.png") == 0
     policy.write_text("[]")
     capsys.readouterr()
     for command in (("preview", *data, "-o", tmp_path / "other.png"), ("inspect", data[1])):

@@ -13,6 +13,7 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io import output
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.table import NegativeTable
+from nemo_dali.plan.by_epoch import ByEpoch
 from nemo_dali.plan.policy import MosaicPolicy
 from tests.helpers.forged import forge
 from tests.helpers.tables import write_ranked_table
@@ -170,6 +171,40 @@ def test_preview_draws_what_the_loader_delivers(files, tmp_path, monkeypatch):
             else:
                 place = np.flatnonzero(table.neighbors[row["sentence"]] == photo)
                 assert shown == table.similarity[row["sentence"], place[0]]
+
+
+def test_the_sheet_is_of_the_epoch_that_is_asked_for(files, tmp_path, monkeypatch, caplog):
+    policy = MosaicPolicy(
+        p_mined=ByEpoch({0: 0.0, 3: 1.0}), top_k=ByEpoch({0: 9, 3: 4}), max_similarity=ByEpoch({0: None, 3: 0.2})
+    )
+    drawn, titles = [], []
+    monkeypatch.setattr(
+        module,
+        "draw_sheet",
+        lambda samples, title: titles.append(title) or drawn.append(samples) or draw_sheet(samples, title=title),
+    )
+    for epoch in ({}, {"epoch": 3}):
+        preview(files.dataset, files.negatives, output=tmp_path / "a.png", count=50, policy=policy, size=16, **epoch)
+    assert {panel.kind for panel in drawn[0]} == {"single"} and {panel.kind for panel in drawn[1]} == {"mined"}
+    assert titles[0].startswith("epoch 0 · ") and "the first 9 of" in titles[0] and "no bound" in titles[0]
+    assert "epoch 3 · " in titles[1] and "the first 4 of" in titles[1] and "similarity at most 0.2" in titles[1]
+    said = "By this policy epoch 0 has no mined mosaics. Look at others with --epoch: epoch 3 has most."
+    assert caplog.text.count("no mined mosaics") == 1 and said in caplog.text
+    loader = Loader(files.dataset, files.negatives, batch_size=2, policy=policy.at(3), size=16)
+    rows = np.concatenate([loader.plan(3, np.arange(48)), loader.plan(4, np.arange(2))])
+    dataset, table = Dataset.open(files.dataset), NegativeTable.open(files.negatives)
+    for panel, row in zip(drawn[1], rows, strict=True):
+        assert panel.sentence == dataset.sentences.text[row["sentence"]]
+        ranked = zip(table.neighbors[row["sentence"]], table.similarity[row["sentence"]].astype(float), strict=True)
+        pool = [photo for photo, similarity in ranked if similarity <= 0.2][:4]
+        for place, cell in enumerate(panel.cells):
+            assert cell.outside == (place != row["cell"] and row["images"][place] not in pool)
+    preview(files.dataset, files.negatives, output=tmp_path / "a.png", count=2, policy=MosaicPolicy(), size=16)
+    assert "epoch" not in titles[2]
+    preview(files.dataset, files.negatives, output=tmp_path / "a.png", count=2, size=16, epoch=7)
+    assert titles[3].startswith("epoch 7 · ")
+    with pytest.raises(ValueError, match="epoch"):
+        preview(files.dataset, files.negatives, output=tmp_path / "a.png", count=2, size=16, epoch=-1)
 
 
 def test_samples_without_a_target_and_negatives_outside_the_policy_are_marked(files, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.kernels.plan.rows import MINED, PLAN, RANDOM, SINGLE
+from nemo_dali.plan.by_epoch import ByEpoch
 from nemo_dali.plan.part import Part
 from nemo_dali.plan.planner import Planner, ShortPools
 from nemo_dali.plan.policy import MosaicPolicy
@@ -526,3 +527,76 @@ def test_positions_of_every_kind_of_integer():
     for given_as in (3, [3], (3,), np.int32(3), np.array([3], np.uint64), np.array([3], object), range(3, 4)):
         assert np.array_equal(planner.plan(0, given_as), expected)
     assert len(planner.plan(0, [])) == 0 and len(planner.plan(0, [2**63 - 1])) == 1
+
+
+# --- by epoch --------------------------------------------------------------------------------------------------------
+
+CHANGING = MosaicPolicy(
+    p_mined=ByEpoch({0: 0.0, 2: 0.6, 6: 0.3}),
+    p_random=ByEpoch({0: 0.1, 6: 0.4}, "linear"),
+    mine_after_epoch=3,
+    top_k=ByEpoch({0: 30, 7: 9}, "linear"),
+    max_similarity=ByEpoch({0: None, 4: 0.3, 5: 0.2}),
+    grids={2: 2.0, 3: 1.0},
+    jitter=0.5,
+)
+
+
+def test_an_epoch_is_planned_as_by_its_own_policy_alone():
+    changing, kinds = Planner([PART], CHANGING, seed=3, size=101), []
+    for epoch in (0, 1, 2, 3, 4, 5, 6, 7, 8, 1000):
+        own = CHANGING.at(epoch)
+        rows, short = changing.draw(epoch, np.arange(2000))
+        expected, expected_short = Planner([PART], own, seed=3, size=101).draw(epoch, np.arange(2000))
+        assert rows.tobytes() == expected.tobytes() and short.tobytes() == expected_short.tobytes()
+        kinds.append(np.bincount(rows["kind"], minlength=3) / 2000)
+    single, random, mined = np.transpose(kinds)
+    assert (mined[:3] == 0).all() and single[0] == pytest.approx(0.9, abs=0.03)
+    assert random[2] == pytest.approx(0.8, abs=0.03) and mined[3] == pytest.approx(0.6, abs=0.04)
+    assert random[8] == pytest.approx(0.4, abs=0.04) and mined[8] == pytest.approx(0.3, abs=0.04)
+
+
+@pytest.mark.parametrize("epoch", [0, 2, 3, 4, 5, 9])
+def test_rows_of_an_epoch_equal_the_plain_python_specification(epoch):
+    part = make_part(refs=40, photos=20, depth=15, seed=3)
+    for row in Planner([part], CHANGING, seed=11, size=101).plan(epoch, np.arange(60)):
+        expected = oracle(part, CHANGING.at(epoch), 11, epoch, int(row["position"]), 101)
+        ref, sentence, kind, grid, cell, images, center = expected
+        assert row.tolist()[1:6] == (ref, sentence, kind, grid, cell)
+        assert row["images"].tolist() == images + [-1] * (9 - len(images))
+        assert row["center"].tolist() == center
+
+
+@pytest.mark.parametrize(("mined", "random"), [(0.5, 0.0), (0.6, 0.3), (0.1, 0.2)])
+def test_mine_after_epoch_is_one_of_them(mined, random):
+    late = MosaicPolicy(p_mined=mined, p_random=random, mine_after_epoch=5, top_k=9)
+    steps = MosaicPolicy(p_mined=ByEpoch({0: 0.0, 5: mined}), p_random=ByEpoch({0: mined + random, 5: random}), top_k=9)
+    for epoch in (0, 4, 5, 6):
+        assert plan_all(late, epoch).tobytes() == plan_all(steps, epoch).tobytes()
+    assert (plan_all(late, 4)["kind"] != MINED).all() and (plan_all(late, 5)["kind"] == MINED).any()
+
+
+def test_bad_photos_are_replaced_by_the_chances_of_their_epoch():
+    bad = np.random.default_rng(8).random(PART.photos) < 0.3
+    changing, mined = Planner([PART], CHANGING, seed=3, size=64), 0
+    for epoch in (1, 2, 3, 5, 8):
+        rows = changing.plan(epoch, np.arange(600))
+        made, replaced = changing.substitute(epoch, rows, bad)
+        alone = Planner([PART], CHANGING.at(epoch), seed=3, size=64)
+        expected, expected_replaced = alone.substitute(epoch, rows, bad)
+        assert made.tobytes() == expected.tobytes() and replaced == expected_replaced
+        assert replaced.targets and replaced.negatives
+        mined += (made["kind"] == MINED).sum()
+    assert mined
+
+
+def test_what_any_epoch_needs_is_asked_for_when_the_planner_is_made():
+    bare = Part(**{**vars(PART), "neighbors": None, "similarity": None})
+    late = ByEpoch({0: 0.0, 50: 0.5})
+    with pytest.raises(NemoError, match="no negative table"):
+        Planner([bare], MosaicPolicy(p_mined=late), seed=0, size=64)
+    Planner([bare], MosaicPolicy(p_mined=ByEpoch({0: 0.0, 50: 0.0}), p_random=late), seed=0, size=64)
+    with pytest.raises(NemoError, match="A 3x3 mosaic needs 9 photos, but a data set has 8"):
+        few = make_part(refs=20, photos=8, depth=7)
+        Planner([few], MosaicPolicy(p_mined=0, p_random=late, grids={3: 1.0}), seed=0, size=64)
+    assert Planner([PART], MosaicPolicy(p_mined=late), seed=0, size=64).grids == {1, 2}

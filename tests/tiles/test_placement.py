@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_dali import MosaicPolicy, NemoError
+from nemo_dali import ByEpoch, MosaicPolicy, NemoError
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.distributed import node_memory
 from nemo_dali.distributed import ranks as ranks_module
@@ -21,7 +21,7 @@ from nemo_dali.distributed.ranks import Ranks
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline import gpu
 from nemo_dali.tiles.build import make_tiles
-from nemo_dali.tiles.placement import ResidentTiles
+from nemo_dali.tiles.placement import ResidentTiles, _mosaic_share, _most_read_first
 from tests.helpers import fork_server
 from tests.helpers.cuda_host import needs_compiler
 from tests.helpers.lanes import lanes
@@ -102,6 +102,22 @@ def test_too_little_memory_is_told_with_the_remedy(files, path, played, monkeypa
     monkeypatch.setattr(node_memory, "available_memory", lambda: 1000)
     with pytest.raises(NemoError, match=r"page-locked memory, and 0\.0 GB are free.*placement='device'"):
         loader(files, tiles=path, placement="pinned", **GPU)
+
+
+@pytest.mark.parametrize(
+    ("p_mined", "share"),
+    [
+        (0.7, 0.7),
+        (ByEpoch({0: 0.0, 2: 0.8, 20: 0.8}), 0.74),  # to the last epoch that is named
+        (ByEpoch({0: 0.0, 18: 0.8, 20: 0.8}), 0.1),
+        (ByEpoch({0: 0.0, 20: 0.8}, "linear"), 0.4),
+    ],
+)
+def test_what_is_read_most_often_is_that_over_all_epochs(p_mined, share):
+    policy = MosaicPolicy(p_mined=p_mined)
+    assert _mosaic_share(policy) == pytest.approx(share)
+    first = _most_read_first(policy, 40, {1, 2})[0]
+    assert first == ((20, 20) if 4 * share > 1 - share else (40, 40))
 
 
 @needs_compiler
