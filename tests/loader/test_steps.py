@@ -88,11 +88,14 @@ def test_chunks_grow_to_their_limit_and_never_beyond_an_epoch(files, monkeypatch
     assert [position for positions in drawn for position in positions] == list(range(4 * len(loader)))
 
 
+@pytest.fixture
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("nemo-dali plan")]
+    """A function that lists the planning threads begun in this test: other tests may have left loaders in cycles."""
+    others = set(threading.enumerate())
+    return lambda: [one for one in set(threading.enumerate()) - others if one.name.startswith("nemo-dali plan")]
 
 
-def test_the_next_chunk_is_made_by_a_thread_that_ends_with_the_pipeline(files, monkeypatch):
+def test_the_next_chunk_is_made_by_a_thread_that_ends_with_the_pipeline(files, monkeypatch, threads):
     loader = make(files, batch_size=4, policy=EVERY_KIND)
     makers, draw = [], loader._planner.draw
 
@@ -196,7 +199,7 @@ def test_a_step_shares_no_memory_with_others(files):
     assert_planned(loader, steps.plan(0, 4))
 
 
-def test_the_thread_ends_with_a_loader_that_is_gone(files, monkeypatch):
+def test_the_thread_ends_with_a_loader_that_is_gone(files, monkeypatch, threads):
     loader = make(files, batch_size=4, policy=EVERY_KIND)
     draw, begun = loader._planner.draw, threading.Event()
 
