@@ -59,15 +59,15 @@ STYLE: dict[str, Any] = {
 
 def plot_scaling(result: str | Path, output: str | Path) -> None:
     """Draw what ``scaling.py`` wrote."""
-    _save(draw_scaling(json.loads(Path(result).read_text())), output)
+    save(draw_scaling(json.loads(Path(result).read_text())), output)
 
 
 def plot_peers(found: dict[str, Any], output: str | Path) -> None:
     """Draw what ``peers.py`` found."""
-    _save(draw_peers(found), output)
+    save(draw_peers(found), output)
 
 
-def _save(figure: Figure, output: str | Path) -> None:
+def save(figure: Figure, output: str | Path) -> None:
     with plt.rc_context(STYLE):
         figure.savefig(output, metadata={"Date": None} if Path(output).suffix == ".svg" else None)
     plt.close(figure)

@@ -1,0 +1,99 @@
+"""The study that ``effect.py`` carries out, as docs/effect.md lays it down: scenes, arms, model and counts.
+
+What stands here was frozen before the first run that counts: a run records ``Study.digest()``, and those of another
+design are not mixed with it.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+Negatives = Literal["clip", "cropped", "fitting", "unfitting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What one arm of the study trains on, in the epochs before the last ones, which show single photos in all arms.
+
+    Attributes:
+        share: of the samples that are mosaics.
+        negatives: the table that they are drawn from: CLIP's; the same without the photos that ``--exclude-crops``
+            leaves out ("cropped"); of photos that hold what the sentence describes ("fitting"), or of none that does
+            ("unfitting"), these two by the truth and in CLIP's order; None: random photos.
+        bounded: by the tau that ``tune`` proposes; else by none.
+        singles_first: epochs of single photos before the mosaics.
+    """
+
+    share: float = 0.5
+    negatives: Negatives | None = "clip"
+    bounded: bool = False
+    singles_first: int = 0
+
+
+ARMS = {
+    "single": Arm(share=0.0, negatives=None),
+    "random": Arm(negatives=None),
+    "tuned": Arm(bounded=True),
+    "unbounded": Arm(),
+    "later": Arm(bounded=True, singles_first=4),
+    "cropped": Arm(negatives="cropped"),
+    "oracle": Arm(negatives="unfitting"),
+    "false": Arm(negatives="fitting"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """Generated photos: what ``synthesize`` takes."""
+
+    seed: int
+    images: int
+    distractors: tuple[int, int] = (0, 3)
+    expressions: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All that decides the outcome besides the code and the seed of a run.
+
+    Attributes:
+        training, easy, hard, for_clip: the photos; no two share one. Trained models are measured on ``easy``, whose
+            targets have no distractor or one, and on ``hard``.
+        clip_steps: of the CLIP model's training, on windows of any size around what sentences are about.
+        crops_margin: of ``--exclude-crops``.
+        size: of the frames, in pixels; batch_size: samples a step.
+        epochs: of all arms; the last ``singles`` of them show single photos only.
+        warm_up: steps over which the learning rate rises.
+        seeds: of the runs: of weights and of the order and the draws of samples.
+    """
+
+    training: Scenes
+    easy: Scenes
+    hard: Scenes
+    for_clip: Scenes
+    clip_steps: int
+    crops_margin: float = 0.0
+    size: int = 128
+    batch_size: int = 16
+    epochs: int = 12
+    singles: int = 3
+    learning_rate: float = 1e-3
+    warm_up: int = 100
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
+
+    def digest(self) -> str:
+        """Of the whole design but the number of seeds, which may grow."""
+        content = asdict(replace(self, seeds=()))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+KINDS = {"attribute": 3.0, "zone": 1.0}  # of expressions: what a mosaic does not make ambiguous
+STUDY = Study(
+    training=Scenes(seed=101, images=1250, expressions=KINDS),
+    easy=Scenes(seed=102, images=1000, distractors=(0, 1), expressions=KINDS),
+    hard=Scenes(seed=103, images=1250, distractors=(2, 3), expressions=KINDS),
+    for_clip=Scenes(seed=104, images=2500, expressions=KINDS),
+    clip_steps=1500,
+)

@@ -1,0 +1,177 @@
+"""The study of docs/effect.md in small, and its page by the record."""
+
+import importlib
+import sys
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_dali.data.dataset import Dataset
+from nemo_dali.mining.table import NegativeTable
+from nemo_dali.synthetic.truth import Truth
+from tests.helpers.paths import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))  # where a script finds what it shares with others
+effect, effect_data, effect_study = map(importlib.import_module, ("effect", "effect_data", "effect_study"))
+
+SCENES = {"images": 40, "expressions": {"attribute": 3, "relation": 1}}
+STUDY = effect_study.Study(
+    training=effect_study.Scenes(seed=1, **SCENES),
+    easy=effect_study.Scenes(seed=2, distractors=(0, 1), **SCENES),
+    hard=effect_study.Scenes(seed=4, distractors=(2, 3), **SCENES),
+    for_clip=effect_study.Scenes(seed=3, **SCENES),
+    clip_steps=3,
+    size=32,
+    epochs=5,
+    singles=1,
+    seeds=(1, 2),
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return effect_data.prepare(STUDY, tmp_path_factory.mktemp("effect"))
+
+
+@pytest.mark.slow
+def test_no_photo_of_the_evaluation_is_a_negative_or_in_clips_training(files):
+    datasets = {part: Dataset.open(files.dataset(part)) for part in effect_data.PARTS}
+    files_seen = [digest.tobytes() for dataset in datasets.values() for digest in dataset.photo_files.digest]
+    assert len(set(files_seen)) == len(files_seen) == sum(len(dataset.images.id) for dataset in datasets.values())
+    for arm in STUDY.arms.values():  # every pool is of the training's photos
+        assert NegativeTable.open(files.table(arm)).dataset_fingerprint == datasets["training"].fingerprint
+    with pytest.raises(SystemExit, match="have photos in common"):
+        effect_data.check_apart({"one": datasets["training"], "other": datasets["training"]})
+
+
+@pytest.mark.slow
+def test_tables_by_the_truth_keep_clips_order(files):
+    dataset = Dataset.open(files.dataset("training"))
+    truth = Truth.read(files.scenes("training")).of(dataset)
+    whole = NegativeTable.open(files.negatives("training", "clip"))
+    for kind, wanted in (("fitting", True), ("unfitting", False)):
+        table = NegativeTable.open(files.negatives("training", kind))
+        for row in range(0, len(table.neighbors), 7):
+            photos = whole.neighbors[row]
+            fits = truth.fits_words(np.full(len(photos), row), photos)
+            kept = table.neighbors[row]
+            assert kept[kept >= 0].tolist() == photos[fits == wanted].tolist()
+
+
+@pytest.mark.slow
+def test_every_arm_takes_the_same_steps_and_a_killed_run_goes_on(files, tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    runs = {arm: effect.train(arm, 1, STUDY, files, 1) for arm in STUDY.arms}
+    assert len({(run["steps"], run["samples"]) for run in runs.values()}) == 1
+    assert len({run["loss"] for run in runs.values()}) > 1
+    refs = sum(len(Dataset.open(files.dataset(part)).refs.ref_id) for part in effect_data.EVALUATION)
+    for run in runs.values():
+        for where in ("single", "mosaic"):
+            assert sum(row["samples"] for row in run[where]) == refs
+    # Killed behind the second epoch's checkpoint.
+    (files.folder / "runs" / "tuned-1.pt").unlink()
+    saved = effect.save
+
+    def die(path, content):
+        saved(path, content)
+        if content["training"]["step"] == 2 * runs["tuned"]["steps"] // STUDY.epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(effect, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        effect.train("tuned", 1, STUDY, files, 1)
+    monkeypatch.undo()
+    again = effect.train("tuned", 1, STUDY, files, 1)
+    for name in ("steps", "loss", "single", "mosaic", "masks"):
+        assert again[name] == runs["tuned"][name]
+    torch.set_num_threads(threads)
+
+
+# --- what is made of a record ----------------------------------------------------------------------------------------
+
+report = importlib.import_module("effect_report")
+
+
+def row(*, kind="attribute", distractors, hits, samples=10, misses=0):
+    return {
+        "kind": kind, "distractors": distractors, "samples": samples, "hits": hits, "misses": misses, "iou": hits * 0.8,
+        "intersection": 8 * hits, "union": 10 * samples,
+    }  # fmt: skip
+
+
+def record_of(hits):
+    """Of runs by arm and seed, with hits among ten samples of 0 and 2 distractors, and of another kind with 2."""
+    runs = [
+        {
+            "arm": arm, "seed": seed, "steps": 100, "seconds": 60, "revision": "abc", "loss": 0.5,
+            "single": [
+                row(distractors=0, hits=8),
+                row(distractors=2, hits=value, misses=10 - value),
+                row(distractors=2, hits=value, kind="relation"),
+            ],
+            "mosaic": [row(distractors=0, hits=5)],
+        }
+        for arm, values in hits.items()
+        for seed, value in enumerate(values, 1)
+    ]  # fmt: skip
+    part = {"photos": 4, "refs": 5, "sentences": 6, "refs_by_distractors": [1, 1, 2, 1]}
+    data = dict.fromkeys(effect_data.PARTS, part) | {
+        "tuned": {"max_similarity": 0.5, "top_k": 20}, "scenes": {},
+        "negatives": {"random": {"words": 0.1, "category": 0.2}, "tuned": {"words": 0.25, "category": 0.5}},
+    }  # fmt: skip
+    study = {"arms": dict.fromkeys(("single", "random", "tuned")), "seeds": [1, 2, 3]}
+    return {"runs": runs, "data": data, "study": study, "machine": {"cores": 2, "cpu": "a CPU"}}
+
+
+def test_differences_are_paired_by_seed_with_t_intervals():
+    record = record_of({"single": [4, 5, 6], "tuned": [5, 7, 9]})
+    one, other = (report.by_seed(record, arm, "single", "P@0.5", hard=True) for arm in ("tuned", "single"))
+    assert other == {1: 40, 2: 50, 3: 60} and one == {1: 50, 2: 70, 3: 90}
+    mean, half, pairs = report.difference(one, other)  # 10, 20, 30: their deviation is 10
+    assert (mean, pairs) == (20, 3) and half == pytest.approx(4.303 * 10 / 3**0.5)
+    assert report.difference(one, {2: 50.0})[0::2] == (20, 1)  # of the seeds that both have
+    assert report.difference(one, {2: 50.0})[1] == float("inf")
+
+
+def test_hard_samples_are_those_with_two_distractors_and_more():
+    record = record_of({"single": [4]})
+    assert report.by_seed(record, "single", "single", "P@0.5")[1] == pytest.approx(100 * 16 / 30)
+    assert report.by_seed(record, "single", "single", "misses", hard=True)[1] == pytest.approx(100 * 6 / 20)
+    assert report.by_seed(record, "single", "single", "oIoU", distractors=0)[1] == pytest.approx(64)
+    assert report.by_seed(record, "single", "single", "P@0.5", kind="relation")[1] == 40
+    assert report.levels(record) == [0, 2]
+
+
+def test_tables_say_what_the_record_says():
+    record = record_of({"single": [4, 5, 6], "random": [4, 5, 6], "tuned": [5, 7, 9]})
+    outcome = report.outcome_table(record)
+    assert "| tuned | 3 | 25% | 50% | 70.0 ± 49.7 |" in outcome and "| single | 3 |  |  | 50.0 ± 24.8 |" in outcome
+    lines = report.difference_table(record).splitlines()
+    assert lines[0] == "| P@0.5 less single's | all | 0 distractors | 2 distractors | 2 and more |"
+    assert lines[2].startswith("| random | +0.0 ± 0.0 |")
+    assert lines[3] == "| tuned | +13.3 ± 16.6 | +0.0 ± 0.0 | +20.0 ± 24.8 | +20.0 ± 24.8 |"
+    assert "| tuned | +20.0 ± 24.8 | +20.0 ± 24.8 |" in report.kinds_table(record)
+    assert report.effort(record).startswith("9 of 9 runs so far, of 100 steps, 1 to 1 minutes each, 0.1 hours")
+    assert "| training | 4 | 5 | 6 | 1, 1, 2, 1 |" in report.data_table(record)
+
+
+def test_the_page_is_made_of_the_record_alone():
+    record = record_of({"single": [4, 5, 6], "tuned": [5, 7, 9]})
+    text = "".join(f"Before.\n{report.BEGIN.format(name)}old{report.END}" for name, _ in report.TABLES)
+    made = report.rewritten(text, record)
+    assert "old" not in made and made.count("Before.") == len(report.TABLES) and "+20.0 ± 24.8" in made
+    assert report.rewritten(made, record) == made
+    other = deepcopy(record)
+    other["runs"][0]["single"][1]["hits"] += 1
+    assert report.rewritten(made, other) != made
+
+
+def test_figures_show_every_arm(tmp_path):
+    record = record_of({"single": [4, 5, 6], "random": [4, 5, 6], "tuned": [5, 7, 9]})
+    report.plot_distractors(record, tmp_path / "one.svg")
+    report.plot_false_negatives(record, tmp_path / "two.svg")
+    for name in ("one.svg", "two.svg"):
+        text = (tmp_path / name).read_text()
+        assert all(f">{arm}<" in text for arm in ("random", "tuned"))
