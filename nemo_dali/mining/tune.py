@@ -37,7 +37,7 @@ PASSING_NO_TARGET = 0.05
 LARGEST_SHORT = 0.01
 MOST_DRAWN, LARGEST_DRAWN = 0.01, 0.10
 FEW_PLACED = 0.01
-MOST_TOLD = 0.05  # of the candidates known to be false negatives: in all there were two to five times as many
+MOST_TOLD = 0.05  # of the candidates known to be false negatives: on generated photos two to four times as many were
 NEAREST_K, LEAST_HARDNESS = 20, 0.8
 LEAST_TOLD_APART = 0.65
 ENOUGH = 0.999  # share of the sentences that a proposed depth suffices for
@@ -215,13 +215,11 @@ def _about_false(curves: Curves, t: int, c: int) -> list[str]:
     )
     if told <= MOST_TOLD:
         return [text]
-    remedy = (
-        "raise the margin of --exclude-crops"
-        if "exclude_crops" in curves.table.mapped.index.attributes
-        else "mine with --exclude-crops 0"
-    )
+    with_crops = "exclude_crops" in curves.table.mapped.index.attributes
+    remedy = "raise the margin of --exclude-crops" if with_crops else "mine with --exclude-crops MARGIN"
     return [
-        f"{text} Beware: that is more than {MOST_TOLD:.0%}, and most are not known so; {remedy}, or lower --passing."
+        f"{text} Beware: that is more than {MOST_TOLD:.0%}, and most are not known so. Lower --passing, or {remedy}, "
+        "which leaves fewer at the same hardness (docs/mining.md)."
     ]
 
 
