@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nemo_dali.kernels.arrays import F32, I32, I64
-from nemo_dali.kernels.ranking import topk
+from nemo_dali.kernels.ranking import keys, topk
 from nemo_dali.kernels.ranking.rules import Rules
 
 ROUNDING = 2.0**-24  # float32's
@@ -58,6 +58,16 @@ class Ranking:
         for job in jobs:
             job.result()
 
+    def own_bests(self, crop: F32, count: int) -> F32:
+        """float32 [R]: the similarity of each row to the best of its own photo's crops.
+
+        Args:
+            crop: float32 [M * count, D], those of all photos.
+        """
+        best = np.empty(len(self._text), np.float32)
+        self._run(topk.own_bests, len(best), self._text, crop, self._own, count, best)
+        return best
+
     def take(self, scores: F32, first: int, slack: np.float32, rules: Rules) -> None:
         """Take a block of photos in.
 
@@ -84,5 +94,5 @@ class Ranking:
         """The ranking of all photos taken in, as ``rank_reference`` returns it."""
         neighbors = np.empty(self._keys.shape, np.int32)
         similarity = np.empty(self._keys.shape, np.float32)
-        self._run(topk.unpack, len(neighbors), self._keys, self._counts, neighbors, similarity)
+        self._run(keys.unpack, len(neighbors), self._keys, self._counts, neighbors, similarity)
         return neighbors, similarity, self._own_rank

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nemo_dali.kernels.arrays import F32, I32, U8, U64
+from nemo_dali.kernels.arrays import F32, F64, I32, U8, U64
 
 
 class Rules(NamedTuple):
@@ -21,6 +21,9 @@ class Rules(NamedTuple):
         similar_image: float32 [U, D], the embeddings of those own photos.
         similar_above: photos more similar than that to the own photo are ruled out.
         siblings_above: photos more similar than that to another sentence of the group are ruled out.
+        crop: float32 [P * C, D], the embeddings of each photo's C crops.
+        best: float32 [rows, P], proposed similarities of sentences to the best of each photo's crops.
+        best_above: float64 [rows], photos whose best crop is more similar than that to the sentence are ruled out.
     """
 
     never: U8
@@ -33,6 +36,9 @@ class Rules(NamedTuple):
     similar_image: F32
     similar_above: float
     siblings_above: float
+    crop: F32
+    best: F32
+    best_above: F64
 
 
 def no_rules() -> Rules:
@@ -50,4 +56,7 @@ def no_rules() -> Rules:
         similar_image=matrix,
         similar_above=float("inf"),
         siblings_above=float("inf"),
+        crop=matrix,
+        best=matrix,
+        best_above=np.empty(0),
     )

@@ -153,6 +153,10 @@ def mine(
     exclude_siblings: Annotated[
         float | None, option("S", "Exclude photos more similar than S to another sentence of the ref.", number())
     ] = None,
+    exclude_crops: Annotated[
+        float | None,
+        option("MARGIN", "Exclude photos with a crop less than MARGIN below the best of the target's photo.", number()),
+    ] = None,
     exclude_photos_of: Annotated[
         list[Path] | None, option("G.ris.h5...", "Exclude the photos of other data sets.")
     ] = None,
@@ -175,6 +179,7 @@ def mine(
         similar_photos=exclude_similar_photos,
         category=exclude_category,
         siblings=exclude_siblings,
+        crops=exclude_crops,
         photos_of=exclude_photos_of or (),
     )
     common: dict[str, Any] = {"output": output, "depth": depth, "exclusions": exclusions}

@@ -4,7 +4,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from copy import copy
-from itertools import islice
+from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from nemo_dali._checks import short_repr
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.mining.clip import Clip
+from nemo_dali.mining.crops import CROPS, crop_box
 from nemo_dali.pipeline.graphs import StreamPipeline
 from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
@@ -62,11 +63,12 @@ class Photos:
     """
 
     what, unit = "embedding photos", "photo"
+    of_each = 1  # rows of a photo
 
     def __init__(self, clip: Clip, dataset: Dataset, *, batch_size: int, num_threads: int) -> None:
         self._clip, self._dataset = clip, dataset
         self._batch_size, self._num_threads = batch_size, num_threads
-        self.rows = len(dataset.images.id)
+        self.rows = len(dataset.images.id) * self.of_each
 
     def batches(self, numbers: Sequence[int]) -> Generator[Any, None, None]:
         """float32 [batch size, 3, size, size] each.
@@ -84,12 +86,12 @@ class Photos:
                 yield torch.stack(batch + batch[-1:] * (size - len(batch)))
 
     def _preprocessed(self, rows: list[int]) -> Generator[Any, None, None]:
-        from PIL import Image
-
         if not rows:
             return
         dataset, count = self._dataset, max(DECODED, 4 * self._num_threads)
-        batches = [rows[i : i + count] for i in range(0, len(rows), count)]
+        wanted = {photo: list(its) for photo, its in groupby(rows, lambda row: row // self.of_each)}
+        photos_of = [*wanted]
+        batches = [photos_of[i : i + count] for i in range(0, len(photos_of), count)]
         prefetch = min(2, len(batches))
         turns = bool((dataset.turn > 1).any())
         pipeline = _PhotoPipeline(max_cells=count, num_threads=self._num_threads, prefetch=prefetch, turns=turns)
@@ -105,18 +107,39 @@ class Photos:
 
         made = in_flight(pipeline, map(fed, batches), prefetch=prefetch, land=check, failed=dataset.batch_error)
         with closing(pipeline), ThreadPoolExecutor(self._num_threads) as pool:
-            for _, photos in made:
-                yield from pool.map(lambda photo: self._clip.transform(Image.fromarray(photo)), photos)
+            for batch, photos in made:
+                seen = pool.map(self._seen, photos, [wanted[photo] for photo in batch])
+                yield from chain.from_iterable(seen)
+
+    def _seen(self, photo: U8, rows: list[int]) -> list[Any]:
+        """What the model sees of a decoded photo, for its rows."""
+        from PIL import Image
+
+        return [self._clip.transform(Image.fromarray(photo))] * len(rows)
 
     def encode(self, batch: Any) -> "torch.Tensor":
         features: torch.Tensor = self._clip.network.encode_image(batch)
         return features
 
     def name(self, row: int) -> str:
-        return self._dataset.photo_path(row)
+        return self._dataset.photo_path(row // self.of_each)
 
     def place(self, vectors: F32, begin: int, embedding: F32) -> None:
         embedding[begin : begin + len(vectors)] = vectors
+
+
+class Crops(Photos):
+    """The crops of a data set's photos, one photo's behind another's."""
+
+    what, unit = "embedding crops of photos", "crop"
+    of_each = CROPS
+
+    def _seen(self, photo: U8, rows: list[int]) -> list[Any]:
+        from PIL import Image
+
+        image = Image.fromarray(photo)
+        boxes = [crop_box(image.width, image.height, row % CROPS) for row in rows]
+        return [self._clip.transform(image.crop(box)) for box in boxes]
 
 
 class _PhotoPipeline(StreamPipeline[list[int]]):

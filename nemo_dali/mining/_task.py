@@ -73,6 +73,13 @@ def open_task(
         given = NegativeTable.open(embeddings)
         given.check_dataset(dataset)
         given.check_embeddings()
+        if excluded.crops_margin is not None:
+            if not len(given.crop_embedding):
+                raise NemoError(
+                    f"{given.path} has no embeddings of crops, which --exclude-crops compares. Mine with --model and "
+                    "--pretrained once, which keeps them."
+                )
+            given.check_embeddings("crop_embedding")
         given.check_all_rows()  # not read, but who mines anew from a damaged table should know
     else:
         dataset.photo_path(0)  # a folder that is not there is told before a model is loaded

@@ -30,12 +30,15 @@ class Exclusions:
         category: photos that show an object of the target's category.
         siblings: photos more similar than this to another sentence of the same ref: if "man in red" finds a photo, "guy
             on the left" should not get it; None: none.
+        crops: photos a crop of which is less than this below the best crop of the sentence's own photo, in similarity
+            to the sentence: what is small in a photo is seen in a crop; None: none.
         photos_of: other data set files, whose photos are left out, by COCO's id or by content: what is tested on, say.
     """
 
     similar_photos: float | None = None
     category: bool = False
     siblings: float | None = None
+    crops: float | None = None
     photos_of: Sequence[str | Path] = ()
 
     def __post_init__(self) -> None:
@@ -43,6 +46,8 @@ class Exclusions:
             bound = getattr(self, name)
             if bound is not None and not (math.isfinite(bound) and -1 <= bound <= 1):
                 raise ValueError(f"{name} ({bound}) must be None or between -1 and 1")
+        if self.crops is not None and not (math.isfinite(self.crops) and -2 <= self.crops <= 2):
+            raise ValueError(f"crops ({self.crops}) must be None or between -2 and 2")
 
     def of(self, dataset: Dataset) -> tuple[Excluded, dict[str, Any]]:
         """For the ranking, and as attributes of the table.
@@ -66,6 +71,11 @@ class Exclusions:
             words.append("photos that show the target's category")
         if self.siblings is not None:
             words.append(f"photos more similar than {float(self.siblings)!r} to another sentence of the ref")
+        if self.crops is not None:
+            words.append(
+                f"photos with a crop less than {float(self.crops)!r} below the own photo's best, by similarity to the "
+                "sentence"
+            )
         if self.photos_of:
             never = np.zeros(len(dataset.images.id), bool)
             for path in self.photos_of:
@@ -88,9 +98,17 @@ class Exclusions:
                 own,
                 len(dataset.refs.image),
             )
-        bounds = {"similar_above": self.similar_photos, "siblings_above": self.siblings}
+        bounds = {
+            "similar_above": self.similar_photos,
+            "siblings_above": self.siblings,
+            "crops_margin": self.crops,
+        }
         rules = rules_as_attributes(
-            category=self.category, similar_photos=self.similar_photos, siblings=self.siblings, photos_of=others
+            category=self.category,
+            similar_photos=self.similar_photos,
+            siblings=self.siblings,
+            crops=self.crops,
+            photos_of=others,
         )
         return Excluded(never=never, twins=content if copies else None, shown=shown, category=category, **bounds), {
             "exclusions": words

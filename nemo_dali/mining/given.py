@@ -103,7 +103,7 @@ def mine_scores(
     scores, output, exclusions = Path(scores), Path(output), exclusions or Exclusions()
     depth = integer("depth", depth, least=1, most=MOST)
     check_scores_path(scores)
-    for name in ("similar_photos", "siblings"):
+    for name in ("similar_photos", "siblings", "crops"):
         if (bound := getattr(exclusions, name)) is not None:
             raise ValueError(f"{name} ({bound}) must be None with scores, as it compares embeddings")
     with joined_ranks() as ranks:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,10 @@ from nemo_dali.io.output import cannot_write, check_inputs
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.io.writer import Unfinished
-from nemo_dali.mining._inputs import Photos, Sentences
+from nemo_dali.mining._inputs import Crops, Inputs, Photos, Sentences
 from nemo_dali.mining._task import Task, open_task
 from nemo_dali.mining.approximate import ApproximateRanker, import_faiss, list_count, recall_places
+from nemo_dali.mining.crops import CROPS
 from nemo_dali.mining.embedding import Stage, embed
 from nemo_dali.mining.exclusions import Exclusions
 from nemo_dali.mining.ranking import Ranker
@@ -40,6 +41,8 @@ from nemo_dali.mining.report import NEAR_IDENTICAL, MiningReport
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.table_writer import begin_table, finish_table, write_excluded
 from nemo_dali.mining.tune import mining_advice
+
+F32 = npt.NDArray[np.float32]
 
 COMPARED = 400_000_000  # pairs of photos compared in the end, at most, in seconds: all of 20,000
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
@@ -144,6 +147,8 @@ def _mine(
         probes = min(probes or max(lists // 16, 1), lists)
         method = f"FAISS IVF{lists},SQ8, {probes} probes, re-ranked exactly"
     attributes = task.attributes(depth, batch_size, method)
+    with_crops = task.excluded.crops_margin is not None
+    stage_count = (3 if with_crops else 2) * len(widths) + 1
     ranks.agree(attributes, "began mining")
     table = begin_table(
         output,
@@ -153,10 +158,11 @@ def _mine(
         attributes=attributes,
         models=len(widths),
         recalls=0 if probes is None else len(recall_places(min(depth, photos - 1))),
+        crops=with_crops,
     )
     made = ranks.attempt(lambda: files.enter_context(table) if ranks.rank == 0 else None)
-    ranks.attempt(lambda: None if made is None else _check_progress(made, output, 2 * len(widths) + 1))
-    progress_of = np.zeros(2 * len(widths) + 1, np.int64) if made is None else np.array(made.file.progress)
+    ranks.attempt(lambda: None if made is None else _check_progress(made, output, stage_count))
+    progress_of = np.zeros(stage_count, np.int64) if made is None else np.array(made.file.progress)
     progress_of = ranks.from_first(progress_of)
 
     def record(stage: int, rows: int) -> None:
@@ -164,67 +170,35 @@ def _mine(
             made.sync()
             made.record("progress", stage, rows.to_bytes(8, "little"))
 
-    text, image = np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
-    if made is None:
-        text, image = np.zeros((sentences, sum(widths)), np.float32), np.zeros((photos, sum(widths)), np.float32)
-    else:
+    if made is not None:
         write_excluded(made, task.excluded.never)
-        text, image = made.writable("text_embedding"), made.writable("image_embedding")
-    stages: list[Stage] = []
-    cut: list[str] = []
-    if given is not None:
-        text[:], image[:] = given.text_embedding, given.image_embedding
-        record(0, photos)
-        record(1, sentences)
-    threads = thread_count()
-    for number, clip in enumerate(task.clips):
-        end = sum(widths[: number + 1])
-        columns = slice(end - clip.width, end)
-        seen = Photos(clip, dataset, batch_size=batch_size, num_threads=threads)
-        said = ranks.attempt(partial(Sentences, clip, dataset.sentences.text, batch_size=batch_size))
-        cut += said.cut
-        for stage, inputs, whole in ((2 * number, seen, image), (2 * number + 1, said, text)):
-            embedding = whole[:, columns]
-            done = int(progress_of[stage])
-            if done:
-                embedding[:] = ranks.from_first(np.ascontiguousarray(embedding))
-            stages.append(
-                embed(
-                    inputs,
-                    clip,
-                    embedding,
-                    done=done,
-                    batch_size=batch_size,
-                    scale=1 / math.sqrt(len(widths)),  # the vectors of all models side by side are of unit length
-                    ranks=ranks,
-                    record=partial(record, stage),
-                    workers=threads if clip.device.type == "cpu" else 2,
-                )
-            )
+    found = _embeddings(task, made, sum(widths))
+    stages, cut = _embed(task, ranks, found, progress_of, record, batch_size)
 
     start = time.monotonic()
     ranker = Ranker(
-        text,
-        image,
+        found.text,
+        found.image,
         dataset.refs.image[dataset.sentences.ref],
         depth=depth,
         ref=dataset.sentences.ref,
         excluded=task.excluded,
+        crop_embedding=found.crop,
         device=task.device,
     )
     search: Ranker | ApproximateRanker = ranker
     if probes is not None:
-        search = ApproximateRanker(ranker, text, image, probes=probes, ranks=ranks)
+        search = ApproximateRanker(ranker, found.text, found.image, probes=probes, ranks=ranks)
         recall = ranks.attempt(lambda: search.recall() if ranks.rank == 0 else None)
         if made is not None:
             made.writable("recall")[:] = recall
-    _rank(ranker.blocks(begin=int(progress_of[-1])), search, made, ranks, partial(record, 2 * len(widths)))
+    _rank(ranker.blocks(begin=int(progress_of[-1])), search, made, ranks, partial(record, stage_count - 1))
     seconds_ranking = time.monotonic() - start
 
     def report(made: Unfinished[NegativeTable]) -> MiningReport:
         table = _finished(made)
-        of_photos, of_sentences = stages[::2], stages[1::2]
-        seconds = sum(stage.seconds for stage in of_photos)
+        seconds_of = {what: sum(stage.seconds for stage in its) for what, its in stages.items()}
+        of_photos, seconds = stages["photos"], seconds_of["photos"]
         return MiningReport(
             output=output,
             fingerprint=table.fingerprint,
@@ -234,7 +208,8 @@ def _mine(
             device=task.device,
             ranks=ranks.size,
             seconds_photos=seconds,
-            seconds_sentences=sum(stage.seconds for stage in of_sentences),
+            seconds_sentences=seconds_of["sentences"],
+            seconds_crops=seconds_of["crops"],
             seconds_ranking=seconds_ranking,
             photos_per_s=sum(stage.rows for stage in of_photos) / seconds if seconds else 0.0,
             starved=sum(stage.starved for stage in of_photos) / seconds if seconds else 0.0,
@@ -252,6 +227,85 @@ def _mine(
     reports = ranks.share(ranks.attempt(lambda: None if made is None else report(made)))
     assert reports[0] is not None
     return reports[0]
+
+
+class _Embeddings(NamedTuple):
+    """Vectors of unit length, float32 [S, D], [M, D] and [CROPS * M, D]; no crops where none are compared."""
+
+    text: F32
+    image: F32
+    crop: F32
+
+
+def _embeddings(task: Task, made: Unfinished[NegativeTable] | None, width: int) -> _Embeddings:
+    """To be filled, on rank 0 the table's own; those that are given are there."""
+    photos, crops = len(task.dataset.images.id), task.excluded.crops_margin is not None
+    rows = {"text_embedding": len(task.dataset.sentences.ref), "image_embedding": photos}
+    rows["crop_embedding"] = CROPS * photos if crops else 0
+    found = _Embeddings(
+        *(
+            np.zeros((count, width), np.float32) if made is None or not count else made.writable(name)
+            for name, count in rows.items()
+        )
+    )
+    if task.given is not None:
+        for name, array in zip(rows, found, strict=True):
+            array[:] = getattr(task.given, name)[: len(array)]
+    return found
+
+
+def _embed(
+    task: Task,
+    ranks: Ranks,
+    embeddings: _Embeddings,
+    progress_of: npt.NDArray[np.int64],
+    record: Callable[[int, int], None],
+    batch_size: int,
+) -> tuple[dict[str, list[Stage]], list[str]]:
+    """Fill the embeddings from where they stand; how it went by what was embedded, and sentences that were cut.
+
+    Args:
+        progress_of: rows done of each stage; ``NegativeTable.progress``.
+        record: called on rank 0 with a stage and the rows done of it.
+    """
+    stages: dict[str, list[Stage]] = {"photos": [], "sentences": [], "crops": []}
+    cut: list[str] = []
+    if task.given is not None:
+        for stage, array in enumerate((embeddings.image, embeddings.text, embeddings.crop)[: len(progress_of) - 1]):
+            record(stage, len(array))
+    threads, begin = thread_count(), 0
+    for number, clip in enumerate(task.clips):
+        columns = slice(begin, begin := begin + clip.width)
+        options: dict[str, Any] = {"batch_size": batch_size, "num_threads": threads}
+        said = ranks.attempt(partial(Sentences, clip, task.dataset.sentences.text, batch_size=batch_size))
+        cut += said.cut
+        kinds: list[tuple[str, int, Inputs, F32]] = [
+            ("photos", 2 * number, Photos(clip, task.dataset, **options), embeddings.image),
+            ("sentences", 2 * number + 1, said, embeddings.text),
+        ]
+        if len(embeddings.crop):
+            crops = Crops(clip, task.dataset, **options)
+            kinds.append(("crops", 2 * len(task.clips) + number, crops, embeddings.crop))
+        for what, stage, inputs, whole in kinds:
+            embedding = whole[:, columns]
+            done = int(progress_of[stage])
+            if done:
+                embedding[:] = ranks.from_first(np.ascontiguousarray(embedding))
+            stages[what].append(
+                embed(
+                    inputs,
+                    clip,
+                    embedding,
+                    done=done,
+                    batch_size=batch_size,
+                    # The vectors of all models side by side are of unit length.
+                    scale=1 / math.sqrt(len(task.clips)),
+                    ranks=ranks,
+                    record=partial(record, stage),
+                    workers=threads if clip.device.type == "cpu" else 2,
+                )
+            )
+    return stages, cut
 
 
 def _own_photos(dataset: Dataset, table: NegativeTable) -> dict[str, Any]:
@@ -286,7 +340,7 @@ def _finished(made: Unfinished[NegativeTable]) -> NegativeTable:
 def _check_progress(made: Unfinished[NegativeTable], output: Path, stages: int) -> None:
     """Several models' embeddings can come from the models or from a table, and then have other stages."""
     if (found := len(made.file.progress)) != stages:
-        why = f"it was begun {'with' if found == 3 else 'without'} --embeddings"
+        why = f"it was begun {'with' if found < stages else 'without'} --embeddings"
         raise cannot_write(output, why, "Go on as it was begun, or choose another place with -o.")
 
 

@@ -51,6 +51,8 @@ class Excluded:
         category: int32 [S], the target's category, a column of ``shown``: photos that show it are left out; -1 unknown.
         similar_above: photos more similar than this to the sentence's own photo are left out; None: none.
         siblings_above: photos more similar than this to another sentence of the same ref are left out; None: none.
+        crops_margin: photos are left out a crop of which is less than this below the best crop of the sentence's
+            own photo, in similarity to the sentence; None: none.
     """
 
     never: npt.NDArray[np.bool_] | None = None
@@ -59,6 +61,7 @@ class Excluded:
     category: I32 | None = None
     similar_above: float | None = None
     siblings_above: float | None = None
+    crops_margin: float | None = None
 
 
 def first_not_finite(array: F32) -> int | None:
@@ -81,6 +84,7 @@ class Ranker:
         ref: integer [S], ascending: the ref that a sentence belongs to, whose sentences share photo and category; None:
             each has its own.
         excluded: further photos that sentences do not get.
+        crop_embedding: float32 [M * C, D] of unit length, C crops of each photo, for ``crops_margin``.
         device: "cpu", or a CUDA device for the matrix products.
         threads: that select; None: the cores this process may use.
 
@@ -97,6 +101,7 @@ class Ranker:
         depth: int,
         ref: npt.ArrayLike | None = None,
         excluded: Excluded | None = None,
+        crop_embedding: F32 | None = None,
         device: "str | torch.device" = "cpu",
         threads: int | None = None,
     ) -> None:
@@ -124,9 +129,17 @@ class Ranker:
         self._ref = np.arange(sentences) if ref is None else np.asarray(ref)
         self._excluded = excluded = excluded or Excluded()
         self._shown = None if excluded.shown is None else _as_bits(excluded.shown)
-        self._lengths = _longest(self._text), _longest(self._image)
+        self._crop = np.empty((0, self._image.shape[1]), np.float32)
+        if excluded.crops_margin is not None:
+            shape = None if crop_embedding is None else crop_embedding.shape
+            if crop_embedding is None or len(crop_embedding) % photos or shape != (len(crop_embedding), image.shape[1]):
+                raise ValueError(f"crop_embedding {shape} must be [M * C, D] for crops_margin")
+            self._crop = padded(crop_embedding)
+        self._lengths = _longest(self._text), max(_longest(self._image), _longest(self._crop))
         self.threads = threads or thread_count()
         self._product = _Product(self._image, device)
+        crops = len(self._crop) // photos
+        self._crop_products = [_Product(self._crop[place::crops], device) for place in range(crops)]
 
     def blocks(self, *, begin: int = 0, most_rows: int | None = None) -> list[tuple[int, int]]:
         """Where blocks of whole refs begin and end, from a sentence on.
@@ -156,10 +169,13 @@ class Ranker:
         slack = slack_of(max(self._lengths), self._lengths[1], width)
         with ThreadPoolExecutor(self.threads) as pool:
             ranking, groups = self._begin(begin, end, pool)
+            above = self._crops_above(ranking)
             step = min(photos, BLOCK_PHOTOS)
             for first in range(0, photos, step):
                 last = min(first + step, photos)
                 rules = self._rules(begin, groups, first, last)
+                if above is not None:
+                    rules = self._crop_rules(rules, text, above, first, last)
                 if bound is not None:
                     rules = rules._replace(
                         similar=self._product(self._image[own_photos], first, last),
@@ -184,6 +200,8 @@ class Ranker:
             rules = self._rules(begin, groups, 0, len(self._image))
             if self._excluded.similar_above is not None:
                 rules = rules._replace(similar_above=float(self._excluded.similar_above))
+            if (above := self._crops_above(ranking)) is not None:
+                rules = rules._replace(crop=self._crop, best_above=above)
             ranking.take_candidates(candidates, rules)
             return RankedBlock(begin, *ranking.result())
 
@@ -216,6 +234,20 @@ class Ranker:
         text, own = np.ascontiguousarray(self._text[begin:end]), self._own[begin:end]
         ranking = Ranking(text, self._image, own, groups, depth=self.depth, pool=pool, threads=self.threads)
         return ranking, groups
+
+    def _crops_above(self, ranking: "Ranking") -> npt.NDArray[np.float64] | None:
+        """float64 [rows]: no photo stays that has a crop more similar than this; None: any does."""
+        if (margin := self._excluded.crops_margin) is None:
+            return None
+        return ranking.own_bests(self._crop, len(self._crop_products)).astype(np.float64) - margin
+
+    def _crop_rules(self, rules: "Rules", text: F32, above: npt.NDArray[np.float64], first: int, last: int) -> "Rules":
+        """With what ``crops_margin`` excludes of the photos from row ``first`` to ``last``."""
+        count, (product, *others) = len(self._crop_products), self._crop_products
+        best = product(text, first, last)
+        for product in others:
+            np.maximum(best, product(text, first, last), out=best)
+        return rules._replace(crop=self._crop[first * count : last * count], best=best, best_above=above)
 
     def _rules(self, begin: int, groups: npt.NDArray[np.int64], first: int, last: int) -> "Rules":
         """What is excluded of the photos from row ``first`` to ``last``, but for similar ones."""

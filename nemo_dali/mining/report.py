@@ -29,6 +29,7 @@ class MiningReport:
     ranks: int
     seconds_photos: float
     seconds_sentences: float
+    seconds_crops: float
     seconds_ranking: float
     photos_per_s: float  # over all ranks, in this run
     starved: float  # share of the time of embedding photos in which the model had none, on rank 0
@@ -54,6 +55,7 @@ class MiningReport:
             *self._own_photo(),
             f"time on {self.device}{f' and {self.ranks} ranks' if self.ranks > 1 else ''}: "
             f"photos {self.seconds_photos:.1f} s ({self.photos_per_s:.1f}/s), "
+            f"{f'crops {self.seconds_crops:.1f} s, ' if self.seconds_crops else ''}"
             f"sentences {self.seconds_sentences:.1f} s, ranking {self.seconds_ranking:.1f} s",
         ]
         if self.photos_per_s:

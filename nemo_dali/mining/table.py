@@ -24,13 +24,17 @@ from nemo_dali.data.columns import have_twins, twins
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.io.h5 import CheckedRows, MappedFile, fingerprint
 from nemo_dali.io.index import UNFINISHED
+from nemo_dali.mining.crops import CROPS
 
 if TYPE_CHECKING:
     from nemo_dali.data.dataset import Dataset
 
 FORMAT = "nemo-dali/neg"
 VERSION = 2
-BY_ROW = ("neighbors", "similarity", "text_embedding", "image_embedding")  # arrays with a checksum for each row
+BY_ROW = (  # arrays with a checksum for each row
+    *("neighbors", "similarity", "text_embedding", "image_embedding"),
+    "crop_embedding",  # where there is one
+)
 OFF_LENGTH = 0.01  # of an embedding from 1, at most; float32 makes 1e-6
 BLOCK = 1 << 14  # rows looked at together
 COPIES_CELLS = 1 << 22  # of rows looked at for copies of their own photo, about: some milliseconds
@@ -51,9 +55,11 @@ class NegativeTable:
         similarity: float32 or float16 [S, N], -inf behind the last one.
         text_embedding: float32 [S, D], of unit length; D is 0 in a table that was made of scores.
         image_embedding: float32 [M, D], of unit length.
+        crop_embedding: float32 [M * CROPS, D], of each photo its crops, of unit length; empty where none were embedded.
         own_rank: int32 [S], the place of a sentence's own photo among all M, from 1; 0 where unknown.
         recall: float64 [n, 2], rows (N, the share of the exact first N that an approximate search found); n may be 0.
-        progress: int64, the rows done of each stage: for each model photos and sentences embedded, then ranked.
+        progress: int64, the rows done of each stage: for each model photos and sentences embedded, for each model crops
+            embedded if there are any, then ranked.
         excluded_photos: bool [M], photos that no sentence may be shown with.
         exclude_category: whether photos that show the target's category are excluded.
         exclude_similar_photos: photos more similar than this to the sentence's own are excluded; None: none.
@@ -81,6 +87,7 @@ class NegativeTable:
     similarity: npt.NDArray[np.floating[Any]]
     text_embedding: npt.NDArray[np.float32]
     image_embedding: npt.NDArray[np.float32]
+    crop_embedding: npt.NDArray[np.float32]
     own_rank: npt.NDArray[np.int32]
     recall: npt.NDArray[np.float64]
     progress: npt.NDArray[np.int64]
@@ -119,7 +126,7 @@ class NegativeTable:
 
     @cached_property
     def _rows(self) -> dict[str, CheckedRows]:
-        return {name: self.mapped.rows(name) for name in BY_ROW}
+        return {name: self.mapped.rows(name) for name in BY_ROW if name in self.mapped.index.arrays}
 
     @cached_property
     def _sound(self) -> npt.NDArray[np.bool_]:
@@ -303,6 +310,7 @@ def read_table(path: str | Path) -> NegativeTable:
     photos = len(image)
     if not sentences or neighbors.shape[1] != min(depth, photos - 1) or photos < 2:
         raise file.damage(f"/neighbors is {list(neighbors.shape)}, which does not fit depth {depth} of {photos} photos")
+    crops = (CROPS * photos, image.shape[1]) if "crop_embedding" in file.index.arrays else None
     excluded = file.array("excluded_photos", "|u1", (-(-photos // 8),))
     table = NegativeTable(
         path=path,
@@ -317,6 +325,7 @@ def read_table(path: str | Path) -> NegativeTable:
         similarity=file.array("similarity", ("<f4", "<f2"), neighbors.shape),
         text_embedding=file.array("text_embedding", "<f4", (sentences, image.shape[1])),
         image_embedding=image,
+        crop_embedding=file.array("crop_embedding", "<f4", crops) if crops else np.empty((0, image.shape[1]), "<f4"),
         own_rank=file.array("own_rank", "<i4", (sentences,)),
         recall=file.array("recall", "<f8", (None, 2)) if "recall" in file.index.arrays else np.empty((0, 2)),
         progress=file.array("progress", "<i8", (None,)),
@@ -335,7 +344,11 @@ def read_table(path: str | Path) -> NegativeTable:
 
 def done(table: NegativeTable) -> str:
     """How much of an unfinished table is done; "" for nothing."""
-    photos, sentences, ranked = table.progress[:-1:2].sum(), table.progress[1:-1:2].sum(), table.progress[-1]
     if not table.progress.any():
         return ""
-    return f"{photos} photos and {sentences} sentences are embedded and {ranked} sentences are ranked"
+    stages, crops, ranked = table.progress[:-1], "", table.progress[-1]
+    if len(table.crop_embedding):
+        stages, of_crops = np.split(stages, [len(stages) // 3 * 2])
+        crops = f", {of_crops.sum()} crops"
+    photos, sentences = stages[::2].sum(), stages[1::2].sum()
+    return f"{photos} photos{crops} and {sentences} sentences are embedded and {ranked} sentences are ranked"

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from nemo_dali.io.layout import Layout
 from nemo_dali.io.writer import Unfinished, unfinished
+from nemo_dali.mining.crops import CROPS
 from nemo_dali.mining.table import BY_ROW, FORMAT, VERSION, NegativeTable, done, read_table
 
 
@@ -18,6 +19,7 @@ def rules_as_attributes(
     category: bool = False,
     similar_photos: float | None = None,
     siblings: float | None = None,
+    crops: float | None = None,
     photos_of: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What ``mining.Exclusions`` asks for, as a table records it; of other data sets the fingerprints."""
@@ -25,6 +27,7 @@ def rules_as_attributes(
         "exclude_category": int(category),
         "exclude_similar_photos": [] if similar_photos is None else [float(similar_photos)],
         "exclude_siblings": [] if siblings is None else [float(siblings)],
+        **({} if crops is None else {"exclude_crops": [float(crops)]}),
         "exclude_photos_of": list(photos_of),
     }
 
@@ -38,6 +41,7 @@ def begin_table(
     attributes: dict[str, Any],
     models: int = 1,
     recalls: int = 0,
+    crops: bool = False,
 ) -> AbstractContextManager[Unfinished[NegativeTable]]:
     """A table to be filled, or one to go on with; see ``io.writer.unfinished``.
 
@@ -48,7 +52,9 @@ def begin_table(
             ``exclusions``, ``method``, ``batch_size``, ``encoder`` and what ``rules_as_attributes`` gives.
         models: how many make the embeddings.
         recalls: rows of ``/recall``.
+        crops: whether embeddings of photos' crops are kept.
     """
+    stages = 3 if crops else 2  # of each model, before the ranking
     ranking = sentences, min(attributes["depth"], photos - 1)
     return unfinished(
         Path(path).absolute(),
@@ -58,12 +64,13 @@ def begin_table(
         arrays={
             "text_embedding": Layout("<f4", (sentences, width), by_row=True),
             "image_embedding": Layout("<f4", (photos, width), by_row=True),
+            **({"crop_embedding": Layout("<f4", (CROPS * photos, width), by_row=True)} if crops else {}),
             "neighbors": Layout("<i4", ranking, by_row=True),
             "similarity": Layout("<f4", ranking, by_row=True),
             "own_rank": Layout("<i4", (sentences,)),
             **({"recall": Layout("<f8", (recalls, 2))} if recalls else {}),
             "excluded_photos": Layout("|u1", (-(-photos // 8),)),
-            "progress": Layout("<i8", (2 * models + 1,)),
+            "progress": Layout("<i8", (stages * models + 1,)),
         },
         read=read_table,
         done=done,
@@ -82,7 +89,8 @@ def finish_table(made: Unfinished[NegativeTable]) -> NegativeTable:
         FileFormatError: candidates that cannot be: the unfinished file was damaged between two runs.
     """
     for name in BY_ROW:
-        made.seal(name)
+        if name in made.file.mapped.index.arrays:
+            made.seal(name)
     table = read_table(made.path)
     table.check_all_rows()
     made.finish(table.content_fingerprint())

@@ -68,9 +68,12 @@ def test_what_is_found_is_ranked_exactly_and_what_is_missed_is_measured(embeddin
 def test_exclusions_hold_and_rows_are_filled_up_behind_them(embeddings):
     rng = np.random.default_rng(1)
     never = rng.random(6000) < 0.9
-    ranker, search = searches(embeddings, list_count(6000), excluded=Excluded(never=never, siblings_above=0.8))
-    exact, found = ranker.rank(0, 90), search.rank(0, 90)
-    assert found.neighbors.tobytes() == exact.neighbors.tobytes() and not never[found.neighbors].any()
+    for rules in ({"siblings_above": 0.8}, {"crops_margin": 0.0}):
+        excluded = Excluded(never=never, **rules)
+        options = {"excluded": excluded, "crop_embedding": unit(rng, 18_000, 64)}
+        ranker, search = searches(embeddings, list_count(6000), **options)
+        exact, found = ranker.rank(0, 90), search.rank(0, 90)
+        assert found.neighbors.tobytes() == exact.neighbors.tobytes() and not never[found.neighbors].any()
 
 
 @pytest.mark.parametrize(

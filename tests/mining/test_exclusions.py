@@ -7,9 +7,11 @@ from nemo_dali.commands.cli import main
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import FileFormatError, NemoError
 from nemo_dali.loader.loader import Loader
+from nemo_dali.mining._inputs import Crops
+from nemo_dali.mining.crops import CROPS, crop_box
 from nemo_dali.mining.exclusions import ALWAYS, Exclusions
 from nemo_dali.mining.job import mine
-from nemo_dali.mining.table import NegativeTable
+from nemo_dali.mining.table import NegativeTable, done, read_table
 from tests.helpers.files import index_refer
 from tests.helpers.forged import forge
 from tests.helpers.tables import write_random_table
@@ -133,6 +135,86 @@ def test_photos_that_another_sentence_of_the_ref_finds(dataset, clip, tmp_path):
     assert table.exclusions[-1] == f"photos more similar than {float(bound)!r} to another sentence of the ref"
 
 
+def test_photos_a_crop_of_which_is_as_near_as_the_own_photos(dataset, clip, tmp_path):
+    import torch
+    from PIL import Image
+
+    from nemo_dali.mining.clip import load_clip
+
+    opened = Dataset.open(dataset)
+    model = load_clip(str(clip[0] / "tiny.json"), str(clip[0] / "tiny.pt"), device="cpu")
+    free, _ = mined(dataset, clip, tmp_path)
+    assert len(free.crop_embedding) == 0
+    table, _ = mined(dataset, clip, tmp_path, crops=0.01)
+    seen = []
+    for row in range(len(opened.images.id)):
+        photo = Image.open(opened.photo_path(row)).convert("RGB")
+        seen += [model.transform(photo.crop(crop_box(*photo.size, place))) for place in range(CROPS)]
+    with torch.inference_mode():
+        expected = model.network.encode_image(torch.stack(seen), normalize=True).numpy()
+    np.testing.assert_allclose(table.crop_embedding, expected, atol=2e-6)
+
+    similarity = np.asarray(table.text_embedding, np.float64) @ np.asarray(table.crop_embedding, np.float64).T
+    best = similarity.reshape(len(similarity), -1, CROPS).max(axis=2)
+    own = opened.refs.image[opened.sentences.ref]
+    out = best > best[np.arange(len(own)), own, None] - 0.01
+    wanted = [every - set(np.flatnonzero(row).tolist()) for every, row in zip(others(opened), out, strict=True)]
+    assert rows(table) == wanted and any(wanted) and wanted != others(opened)
+    assert table.exclusions == [
+        *ALWAYS,
+        "photos with a crop less than 0.01 below the own photo's best, by similarity to the sentence",
+    ]
+    assert table.mapped.index.attributes["exclude_crops"] == [0.01]
+
+
+def test_embeddings_of_crops_are_taken_from_a_table_that_has_them(dataset, clip, tmp_path):
+    """Another margin needs no model, and gives the bytes that the model would."""
+    mined(dataset, clip, tmp_path, crops=0.01)
+    (tmp_path / "a.neg.h5").rename(tmp_path / "first.neg.h5")
+    options = {"embeddings": tmp_path / "first.neg.h5", "device": "cpu"}
+    again = mine(dataset, output=tmp_path / "again.neg.h5", exclusions=Exclusions(crops=-0.02), **options).output
+    other, _ = mined(dataset, clip, tmp_path, crops=-0.02)
+    found = NegativeTable.open(again)
+    for name in ("neighbors", "similarity", "crop_embedding"):
+        assert getattr(found, name).tobytes() == getattr(other, name).tobytes()
+    plain = mine(dataset, output=tmp_path / "plain.neg.h5", **options).output
+    assert len(NegativeTable.open(plain).crop_embedding) == 0
+    with pytest.raises(NemoError, match=r"plain\.neg\.h5 has no embeddings of crops.* Mine with --model"):
+        mine(dataset, output=tmp_path / "b.neg.h5", embeddings=plain, exclusions=Exclusions(crops=0.01))
+
+
+def test_a_run_with_crops_goes_on_where_it_stood(dataset, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("nemo_dali.mining.embedding.ROUND_S", 0.0)
+    whole, report = mined(dataset, clip, tmp_path, crops=0.01)
+    whole.path.rename(tmp_path / "whole.neg.h5")
+    assert "crops " in str(report)
+    place = Crops.place
+
+    def die(self, vectors, begin, embedding):
+        if begin >= 64:
+            raise KeyboardInterrupt
+        place(self, vectors, begin, embedding)
+
+    monkeypatch.setattr(Crops, "place", die)
+    with pytest.raises(KeyboardInterrupt):
+        mined(dataset, clip, tmp_path, crops=0.01)
+    half = read_table(tmp_path / "a.neg.h5.partial")
+    assert half.progress.tolist() == [14, len(set(Dataset.open(dataset).sentences.text)), 64, 0]
+    assert "14 photos, 64 crops and" in done(half)
+    with pytest.raises(FileFormatError, match="exclu"):
+        mined(dataset, clip, tmp_path, crops=0.02)
+    begins = []
+
+    def record(self, vectors, begin, embedding):
+        begins.append(begin)
+        place(self, vectors, begin, embedding)
+
+    monkeypatch.setattr(Crops, "place", record)
+    mined(dataset, clip, tmp_path, crops=0.01)
+    assert min(begins) == 64
+    assert (tmp_path / "a.neg.h5").read_bytes() == (tmp_path / "whole.neg.h5").read_bytes()
+
+
 def test_without_categories_they_cannot_be_excluded(tmp_path, clip):
     def forget(refs, instances):
         instances["categories"] = []
@@ -153,9 +235,16 @@ def test_bounds_out_of_range(name, bound):
         Exclusions(**{name: bound})
 
 
+@pytest.mark.parametrize("margin", [float("nan"), 2.5, -3])
+def test_a_margin_out_of_range(margin):
+    with pytest.raises(ValueError, match=r"crops \("):
+        Exclusions(crops=margin)
+
+
 def test_the_command_takes_them_all(dataset, clip, tmp_path, capsys):
     weights = ["--model", clip[0] / "tiny.json", "--pretrained", clip[0] / "tiny.pt"]
     rules = ["--exclude-similar-photos", 0.99, "--exclude-category", "--exclude-siblings", 0.5]
+    rules += ["--exclude-crops", -1.5]
     opened = Dataset.open(dataset)
 
     def keep_three(parts):
@@ -168,7 +257,7 @@ def test_the_command_takes_them_all(dataset, clip, tmp_path, capsys):
     words = ["mine", dataset, *weights, *rules, "--exclude-photos-of", tmp_path / "three.ris.h5"]
     assert main([str(word) for word in [*words, "-o", tmp_path / "a.neg.h5"]]) == 0
     table = NegativeTable.open(tmp_path / "a.neg.h5")
-    assert len(table.exclusions) == 6 and not np.isin(table.neighbors, [0, 1, 2]).any()
+    assert len(table.exclusions) == 7 and not np.isin(table.neighbors, [0, 1, 2]).any()
     assert np.flatnonzero(table.excluded_photos).tolist() == [0, 1, 2] and len(opened.images.id) > 3
     said = capsys.readouterr().out
     assert "left out: photos of refcoco-unc-train (" in said and "): 3\n" in said

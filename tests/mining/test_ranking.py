@@ -172,7 +172,12 @@ def test_rank_refuses_wrong_arguments(change, named):
         Ranker(**(arguments | change))
 
 
-def _excluded_by_definition(text, image, own, ref, excluded):
+def best_of_crops(text, crop, photos):
+    """float32 [S, M], from the definition."""
+    return similarity_reference(text, crop).reshape(len(text), photos, -1).max(axis=2)
+
+
+def _excluded_by_definition(text, image, own, ref, excluded, crop):
     """bool [S, M], from the definitions of the exclusions."""
     out = np.zeros((len(text), len(image)), bool)
     if excluded.never is not None:
@@ -188,6 +193,9 @@ def _excluded_by_definition(text, image, own, ref, excluded):
         for row in range(len(text)):
             others = (ref == ref[row]) & (np.arange(len(text)) != row)
             out[row] |= above[others].any(axis=0)
+    if excluded.crops_margin is not None:
+        best = best_of_crops(text, crop, len(image)).astype(np.float64)
+        out |= best > best[np.arange(len(text)), own, None] - excluded.crops_margin
     return out
 
 
@@ -201,7 +209,8 @@ def _excluded_by_definition(text, image, own, ref, excluded):
         ["similar"],
         ["siblings"],
         ["twins"],
-        ["never", "twins", "category", "similar", "siblings"],
+        ["crops"],
+        ["never", "twins", "category", "similar", "siblings", "crops"],
     ],
 )
 def test_exclusions_follow_their_definitions(monkeypatch, depth, block, which):
@@ -209,6 +218,7 @@ def test_exclusions_follow_their_definitions(monkeypatch, depth, block, which):
     ref = np.sort(rng.integers(0, 20, 60))
     text, image = unit(rng, 60, 64), unit(rng, 600, 64)
     image[100:140], image[7] = image[5], image[590]  # ties across blocks
+    crop = unit(rng, 1800, 64)
     own = rng.integers(0, 600, 20)[ref]
     excluded = Excluded(
         never=rng.random(600) < 0.1 if "never" in which else None,
@@ -217,12 +227,13 @@ def test_exclusions_follow_their_definitions(monkeypatch, depth, block, which):
         category=rng.integers(-1, 70, 20)[ref].astype(np.int32) if "category" in which else None,
         similar_above=0.2 if "similar" in which else None,
         siblings_above=0.15 if "siblings" in which else None,
+        crops_margin=-0.15 if "crops" in which else None,
     )
-    out = _excluded_by_definition(text, image, own, ref, excluded)
+    out = _excluded_by_definition(text, image, own, ref, excluded, crop)
     assert 0.02 < out.mean() < 0.7
     expected = rank_reference(text, image, own, depth=depth, excluded=out)
     monkeypatch.setattr(ranking, "BLOCK_PHOTOS", block)
-    ranker = Ranker(text, image, own, depth=depth, ref=ref, excluded=excluded)
+    ranker = Ranker(text, image, own, depth=depth, ref=ref, excluded=excluded, crop_embedding=crop)
     assert_same(ranked(ranker, most_rows=7), expected)
     every = [
         ranker.rank_among(begin, end, np.tile(rng.permutation(600), (end - begin, 1)))
@@ -263,6 +274,35 @@ def test_bounds_of_exclusions_are_exact():
         assert (9 in Ranker(text, image, [0, 0], depth=299, excluded=excluded).rank(0, 2).neighbors) == stays
 
 
+def test_the_bound_for_crops_is_exact():
+    """A photo whose best crop is as far below the own photo's best as the margin stays; any nearer, it goes."""
+    rng = np.random.default_rng(0)
+    text, image, crop = unit(rng, 1, 512), unit(rng, 300, 512), unit(rng, 900, 512)
+    best = best_of_crops(text, crop, 300)[0].astype(np.float64)
+    for photo in (3, 50, 299):
+        margin = float(best[0] - best[photo])
+        for more, stays in ((0, True), (1e-9, False)):
+            excluded = Excluded(crops_margin=margin + more)
+            ranker = Ranker(text, image, [0], depth=299, excluded=excluded, crop_embedding=crop)
+            assert (photo in ranker.rank(0, 1).neighbors[0]) == stays
+            assert (photo in ranker.rank_among(0, 1, np.array([[photo, 100]])).neighbors[0]) == stays
+
+
+@pytest.mark.parametrize("crops", [None, 7, 80])
+def test_crops_that_do_not_fit_the_photos_are_refused(crops):
+    rng = np.random.default_rng(0)
+    given = None if crops is None else unit(rng, crops, 32)
+    with pytest.raises(ValueError, match=r"crop_embedding (None|\(.*\)) must be"):
+        Ranker(
+            unit(rng, 2, 32),
+            unit(rng, 40, 32),
+            [0, 1],
+            depth=3,
+            excluded=Excluded(crops_margin=0.1),
+            crop_embedding=given if crops != 80 else unit(rng, 80, 16),
+        )
+
+
 def test_a_sentence_without_candidates_has_an_empty_row():
     rng = np.random.default_rng(0)
     excluded = Excluded(never=np.ones(40, bool))
@@ -285,6 +325,9 @@ def test_products_by_torch_give_the_same_bytes():
     own = rng.integers(0, 700, 50)
     ranker = Ranker(text, image, own, depth=60, device="cpu:0")
     assert_same(ranked(ranker, most_rows=13), rank_reference(text, image, own, depth=60))
+    options = {"excluded": Excluded(crops_margin=-0.1), "crop_embedding": unit(rng, 2100, 96)}
+    plain, torches = (Ranker(text, image, own, depth=60, device=device, **options) for device in ("cpu", "cpu:0"))
+    assert_same(ranked(torches, most_rows=13), ranked(plain))
 
 
 @pytest.mark.gpu
@@ -292,8 +335,11 @@ def test_products_on_a_gpu_give_the_same_bytes():
     rng = np.random.default_rng(0)
     text, image = unit(rng, 500, 512), unit(rng, 7000, 512)
     own = rng.integers(0, 7000, 500)
-    excluded = Excluded(similar_above=0.1, siblings_above=0.1)
-    cpu, gpu = (Ranker(text, image, own, depth=600, excluded=excluded, device=device) for device in ("cpu", "cuda"))
+    options = {
+        "excluded": Excluded(similar_above=0.1, siblings_above=0.1, crops_margin=-0.1),
+        "crop_embedding": unit(rng, 21_000, 512),
+    }
+    cpu, gpu = (Ranker(text, image, own, depth=600, device=device, **options) for device in ("cpu", "cuda"))
     assert_same(ranked(gpu, most_rows=130), ranked(cpu))
 
 

@@ -214,6 +214,26 @@ def test_what_fails_on_one_rank_ends_all_and_is_told_once(story, dataset):
     assert all(Path(Dataset.open(dataset).photo_path(7)).name in text for *_, text in third)
 
 
+def test_crops_are_shared_by_ranks_to_the_same_bytes(options, tmp_path):
+    """And a run that was killed amid them goes on."""
+    dataset = make_noise(tmp_path, photos=5)
+    given = options | {"dataset_path": str(dataset), "batch_size": 6, "exclusions": {"crops": -0.05}}
+    code = """
+for ranks in (1, 2):
+    assert finish(start(ranks, Path(sys.argv[2]) / f"{ranks}.neg.h5")) == [0] * ranks
+output = Path(sys.argv[2]) / "killed.neg.h5"
+codes = finish(start(2, output, (0, "Unfinished", "record", 9)))
+tell(table.read_table(Path(f"{output}.partial")).progress.tolist())
+assert codes[0] == -9 and codes[1] and finish(start(1, output)) == [0]
+"""
+    (progress,) = [fact for fact in drive(code, given, tmp_path, tmp_path) if isinstance(fact[1], int)]
+    whole = (tmp_path / "1.neg.h5").read_bytes()
+    assert [(tmp_path / f"{name}.neg.h5").read_bytes() == whole for name in ("2", "killed")] == [True, True]
+    assert len(progress) == 7 and progress[4] > 0 and progress[5] < 65
+    table = NegativeTable.open(tmp_path / "1.neg.h5")
+    assert table.crop_embedding.shape == (65, 64) and (table.neighbors == -1).any() and (table.neighbors >= 0).any()
+
+
 @pytest.mark.slow
 def test_given_embeddings_are_ranked_as_by_brute_force_on_any_number_of_ranks(tmp_path):
     dataset = Dataset.open(make_noise(tmp_path, photos=2000, each=1))
