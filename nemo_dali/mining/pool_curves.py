@@ -1,7 +1,8 @@
 """What a table's pools are like over tau and K: what ``report`` shows and ``tune`` decides by.
 
-A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled that, but two
-things bound it. Such a photo shows an object of the target's category: of a pool's candidates at most ``shown`` are
+A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled that, but three
+things bound it. Where a sentence about a thing in it says all that this one says, it is one (``said``): a share of
+``told`` at least. Such a photo shows an object of the target's category: of a pool's candidates at most ``shown`` are
 false negatives, if the data set's labels are complete. And where such photos are as similar to the sentence as its own
 photo is, tau lets only the share ``true_below`` of them pass.
 """
@@ -16,12 +17,14 @@ import numpy.typing as npt
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.plan.pools import pool_begins, pool_ends, valid_ends
+from nemo_dali.mining.said import Said
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.text.position_words import placed_share
 
 F64 = npt.NDArray[np.float64]
 
 SAMPLE = 10_000  # sentences of a kind looked at, evenly spread: shares are then known to half a percent
+SAID = 1_000  # of these, compared with the words of all sentences: a millisecond each
 SAMPLED_CELLS = 10_000_000  # of the table held in memory for a kind, at most
 TAUS = 61  # points of the grid, at most
 STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # between them
@@ -66,6 +69,7 @@ class Curves:
         ranks: int64, ranks in the table, from 1.
         no_target: of the sentences without a target; None: there are none.
         placed: share of the sentences that say where in the photo their target is.
+        told: float64 [T, C], share of the candidates that surely are false negatives, by ``said``; None: not looked at.
     """
 
     table: NegativeTable
@@ -90,6 +94,7 @@ class Curves:
     rank_quantiles: F64
     no_target: NoTargetCurves | None = None
     placed: float = 0.0
+    told: F64 | None = None
 
     @cached_property
     def hardness(self) -> F64:
@@ -157,6 +162,7 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
         ),
         no_target=_no_target(others, similarity_others, valid_others, taus, ks, deeper) if len(others) else None,
         placed=placed_share([dataset.sentences.text[row] for row in rows.tolist()]),
+        told=_told(dataset, rows, neighbors, similarity, valid, begins, ks),
     )
 
 
@@ -228,6 +234,30 @@ def _hits(
     shown = dataset.shown_categories()
     hits[known, 1:] = np.cumsum(shown[neighbors[known], category[known, None]], axis=1)
     return hits, float(shown.mean(axis=0)[category[known]].mean())
+
+
+def _told(
+    dataset: Dataset,
+    rows: npt.NDArray[np.int64],
+    neighbors: npt.NDArray[np.int32],
+    similarity: npt.NDArray[np.float32],
+    valid: npt.NDArray[np.int64],
+    begins: npt.NDArray[np.int64],
+    ks: npt.NDArray[np.int64],
+) -> F64:
+    """See ``Curves.told``; by some of the rows, evenly spread."""
+    some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SAID)).astype(np.int64))
+    said, fits = Said(dataset), np.zeros(len(dataset.images.id), bool)
+    hits = np.full((len(some), neighbors.shape[1] + 1), -1, np.int32)
+    for place, row in enumerate(some):
+        photos = said.photos(int(rows[row]))
+        if photos is not None:
+            fits[photos] = True
+            hits[place, 0] = 0
+            np.cumsum(fits[neighbors[row]], out=hits[place, 1:])
+            fits[photos] = False
+    told: F64 = _windows(similarity[some], hits, valid[some], begins[:, some], ks, False)["shown"]
+    return told
 
 
 def _windows(

@@ -37,6 +37,7 @@ PASSING_NO_TARGET = 0.05
 LARGEST_SHORT = 0.01
 MOST_DRAWN, LARGEST_DRAWN = 0.01, 0.10
 FEW_PLACED = 0.01
+MOST_TOLD = 0.05  # of the candidates known to be false negatives: in all there were two to five times as many
 NEAREST_K, LEAST_HARDNESS = 20, 0.8
 LEAST_TOLD_APART = 0.65
 ENOUGH = 0.999  # share of the sentences that a proposed depth suffices for
@@ -86,7 +87,7 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
     taus = [_raised(short[:, c], unambiguous) for c in range(len(curves.ks))]  # for each K
     c, about_k = _choose_k(curves, taus, cells)
     t = taus[c]
-    why = [_about_tau(curves, unambiguous, c, passing, found=found)]
+    why = [_about_tau(curves, unambiguous, c, passing, found=found), *_about_false(curves, t, c)]
     if curves.told_apart < LEAST_TOLD_APART:
         why.insert(
             0,
@@ -200,6 +201,28 @@ def _about_tau(curves: Curves, t: int, c: int, passing: float, *, found: bool) -
         f"{text} {curves.shown[t, c]:.0%} of the candidates then show the target's category, as false negatives do; "
         f"without a bound {curves.shown[last, c]:.0%} would, and of all photos {curves.shown_by_chance:.0%} do."
     )
+
+
+def _about_false(curves: Curves, t: int, c: int) -> list[str]:
+    """What is known of false negatives in these pools."""
+    if curves.told is None or math.isnan(curves.told[t, c]):
+        return []
+    told = curves.told[t, c]
+    most = "" if math.isnan(curves.shown[t, c]) else f" and at most {curves.shown[t, c]:.0%}"
+    text = (
+        f"At least {told:.0%}{most} of the candidates are false negatives: in so many another sentence about a thing "
+        "of the target's category says all that this one says, places aside."
+    )
+    if told <= MOST_TOLD:
+        return [text]
+    remedy = (
+        "raise the margin of --exclude-crops"
+        if "exclude_crops" in curves.table.mapped.index.attributes
+        else "mine with --exclude-crops 0"
+    )
+    return [
+        f"{text} Beware: that is more than {MOST_TOLD:.0%}, and most are not known so; {remedy}, or lower --passing."
+    ]
 
 
 def _choose_k(curves: Curves, taus: list[int], cells: int) -> tuple[int, str]:

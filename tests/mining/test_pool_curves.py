@@ -13,6 +13,7 @@ from nemo_dali.mining.pool_curves import DRAWN, measure_curves, tau_grid
 from nemo_dali.mining.table import NegativeTable
 from tests.helpers.counts import examples
 from tests.helpers.files import index_grefs, index_refer, make_files
+from tests.helpers.said import by_definition, say
 from tests.helpers.tables import write_ranked_table
 
 
@@ -69,6 +70,28 @@ def test_curves_follow_their_definitions(dataset, tmp_path, depth, shorten):
     for rank, quantiles in zip(found.ranks, found.rank_quantiles, strict=True):
         values = table.similarity[:, rank - 1]
         np.testing.assert_allclose(quantiles, np.quantile(values[np.isfinite(values)], pool_curves.QUANTILES))
+
+
+def test_candidates_that_another_sentence_says_to_fit_are_counted(tmp_path, monkeypatch):
+    dataset = Dataset.open(index_refer(tmp_path, photos=30, edit=say))
+    table = write_ranked_table(tmp_path / "a.neg.h5", dataset, depth=12, shorten=True)
+    for most in (1000, 20):
+        monkeypatch.setattr(pool_curves, "SAID", most)
+        found = measure_curves(dataset, table)
+        some = np.unique(np.linspace(0, len(found.rows) - 1, min(most, len(found.rows))).astype(int))
+        for t in range(0, len(found.taus), 7):
+            for c, k in enumerate(found.ks):
+                hits = []
+                for row in found.rows[some]:
+                    photos = by_definition(dataset, row)
+                    pool = [
+                        photo
+                        for photo, value in zip(table.neighbors[row], table.similarity[row], strict=True)
+                        if photo >= 0 and value <= found.taus[t]
+                    ][:k]
+                    hits += [] if photos is None else [photo in photos for photo in pool]
+                assert found.told[t, c] == pytest.approx(np.mean(hits)) if hits else np.isnan(found.told[t, c])
+    assert 0 < found.told[-1, -1] < 1
 
 
 def test_sentences_without_a_target_are_measured_apart(tmp_path, monkeypatch):

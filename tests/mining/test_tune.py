@@ -68,6 +68,27 @@ def test_tau_is_the_largest_that_lets_few_own_photos_pass(curves):
     assert "without a bound 80% would, and of all photos 30% do" in proposal.why[0] and len(proposal.why) == 2
 
 
+def test_false_negatives_are_bounded_and_many_are_warned_of(curves, tmp_path):
+    told = np.full(curves.shown.shape, 0.03)
+    assert not any("false negatives:" in text for text in propose(curves).why)
+    few = propose(replace(curves, told=told)).why
+    assert few[1].startswith("At least 3% and at most 40% of the candidates are false negatives: in so many another")
+    assert "Beware" not in few[1]
+    many = propose(replace(curves, told=told + 0.04)).why[1]
+    assert many.startswith("At least 7% and at most 40%") and "Beware: that is more than 5%" in many
+    assert "mine with --exclude-crops 0, or lower --passing" in many
+    unlabelled = replace(curves, told=np.full_like(told, np.nan))
+    assert len(propose(unlabelled).why) == len(few) - 1
+
+    def exclude(parts):
+        parts.attributes["exclude_crops"] = [0.0]
+
+    path = tmp_path / "crops.neg.h5"
+    forge(curves.table.path, exclude, path)
+    with_crops = replace(curves, told=told + 0.04, table=NegativeTable.open(path))
+    assert "raise the margin of --exclude-crops" in propose(with_crops).why[1]
+
+
 def test_targets_are_put_where_sentences_that_name_places_stay_true(curves):
     for share, cell in ((0.0, "uniform"), (0.01, "uniform"), (0.011, "positional"), (0.4, "positional")):
         proposal = propose(replace(curves, placed=share))
