@@ -4,12 +4,14 @@ import io
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nemo_dali._lazy import extra
 from nemo_dali.commands.preview import preview
@@ -39,6 +41,7 @@ CLIP_CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
+VIEW_SIDE = 72  # an eighth more than the model's, so that what it sees can be cropped a little differently each time
 BATCH = 64
 LEARNING_RATE = 1e-3
 STEPS = 400
@@ -192,13 +195,37 @@ class Training:
     last_loss: float
 
 
-def train_clip(dataset: Dataset, weights: Path, *, steps: int, seed: int = 0) -> Training:
+@dataclass(frozen=True, eq=False)
+class Views:
+    """What a model is trained on: uint8 [V, VIEW_SIDE, VIEW_SIDE, 3], and of each view the sentences that go with it.
+
+    Attributes:
+        sentences: rows of the data set's.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    sentences: Sequence[Sequence[int]]
+
+
+def train_clip(
+    dataset: Dataset,
+    weights: Path,
+    *,
+    steps: int,
+    seed: int = 0,
+    views: Views | None = None,
+    longest: float | None = None,
+) -> Training:
     """Train a model of ``CLIP_CONFIG`` on a data set's photos and expressions and save its ``state_dict``.
 
     Every step sees distinct photos, cropped a little differently each time, with one of their expressions each:
     open_clip's contrastive loss, AdamW, a learning rate that rises and falls. One thread computes: layers this small
     gain little from a second, and lose much when it is busy elsewhere. The same seed gives the same weights on a
-    machine that is not so slow that ``LONGEST_TRAINING`` cuts in.
+    machine that is not so slow that ``longest`` cuts in.
+
+    Args:
+        views: what is seen in place of whole photos.
+        longest: seconds after which it ends early; None: ``longest_training``.
     """
     import open_clip
     import torch
@@ -211,7 +238,14 @@ def train_clip(dataset: Dataset, weights: Path, *, steps: int, seed: int = 0) ->
             network = open_clip.CLIP(**CLIP_CONFIG).to(memory_format=torch.channels_last)
             # Of 49,408 tokens some hundred occur: their random vectors are told apart well enough by what follows.
             network.token_embedding.requires_grad_(False)
-            training = _train(network, dataset, steps, Random(seed))
+            training = _train(
+                network,
+                dataset,
+                views or _whole_photos(dataset),
+                steps,
+                longest_training(steps) if longest is None else longest,
+                Random(seed),
+            )
         saved = io.BytesIO()
         torch.save(network.state_dict(), saved)
         write_own(weights, saved.getbuffer())
@@ -227,36 +261,34 @@ def longest_training(steps: int) -> float:
     return LONGEST_TRAINING * max(steps / STEPS, 1)
 
 
-def _train(network: Any, dataset: Dataset, steps: int, random: Random) -> Training:
+def _train(network: Any, dataset: Dataset, views: Views, steps: int, longest: float, random: Random) -> Training:
     import open_clip
     import torch
 
     size = CLIP_CONFIG["vision_cfg"]["image_size"]
-    margin = size // 8
-    photos = _small_photos(dataset, size + margin)
+    margin = VIEW_SIDE - size
+    pixels, said = torch.from_numpy(views.pixels).permute(0, 3, 1, 2), views.sentences
+    mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     tokens = open_clip.SimpleTokenizer(context_length=CLIP_CONFIG["text_cfg"]["context_length"])(
         list(dataset.sentences.text)
     )
-    said: list[list[int]] = [[] for _ in photos]  # sentence rows of each photo
-    for row, ref in enumerate(dataset.sentences.ref):
-        said[dataset.refs.image[ref]].append(row)
     learnt = [weight for weight in network.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=LEARNING_RATE, weight_decay=0.1)
     contrastive = open_clip.ClipLoss()
-    batch = min(BATCH, len(photos))
+    batch = min(BATCH, len(pixels))
     losses: list[float] = []
     start = time.monotonic()
     for step in progress(range(steps), total=steps, what="training", unit="step"):
-        gone = max(step / steps, (time.monotonic() - start) / longest_training(steps))
+        gone = max(step / steps, (time.monotonic() - start) / longest)
         if gone >= 1:
             break
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(step / 30, 1) * (0.51 + 0.49 * np.cos(np.pi * gone))
-        rows = random.sample(range(len(photos)), batch)
+        rows = random.sample(range(len(pixels)), batch)
         x, y = random.randrange(margin + 1), random.randrange(margin + 1)
-        image = photos[rows, :, y : y + size, x : x + size].to(memory_format=torch.channels_last)
+        image = (pixels[rows, :, y : y + size, x : x + size] / 255 - mean) / std
         text = tokens[[random.choice(said[row]) for row in rows]]
         loss = contrastive(
-            network.encode_image(image, normalize=True),
+            network.encode_image(image.to(memory_format=torch.channels_last), normalize=True),
             network.encode_text(text, normalize=True),
             network.logit_scale.exp(),
         )
@@ -270,20 +302,20 @@ def _train(network: Any, dataset: Dataset, steps: int, random: Random) -> Traini
     return Training(len(losses), batch, time.monotonic() - start, first, last)
 
 
-def _small_photos(dataset: Dataset, side: int) -> Any:
-    """All photos, the shorter edge resized to ``side`` and the middle cut out: torch float32 [M, 3, side, side]."""
-    import open_clip
-    import torch
+def _whole_photos(dataset: Dataset) -> Views:
+    """All photos, the shorter edge resized and the middle cut out, with all of their sentences."""
     from PIL import Image
 
-    small = np.empty((len(dataset.images.id), side, side, 3), np.uint8)
+    small = np.empty((len(dataset.images.id), VIEW_SIDE, VIEW_SIDE, 3), np.uint8)
     for row in range(len(small)):
         with Image.open(dataset.photo_path(row)) as file:
-            file.draft("RGB", (2 * side, 2 * side))
+            file.draft("RGB", (2 * VIEW_SIDE, 2 * VIEW_SIDE))
             photo = file.convert("RGB")
-        scale = side / min(photo.size)
+        scale = VIEW_SIDE / min(photo.size)
         photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
-        x, y = (photo.width - side) // 2, (photo.height - side) // 2
-        small[row] = np.asarray(photo.crop((x, y, x + side, y + side)))
-    mean, std = (torch.tensor(v)[:, None, None] for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
-    return (torch.from_numpy(small).permute(0, 3, 1, 2) / 255 - mean) / std
+        x, y = (photo.width - VIEW_SIDE) // 2, (photo.height - VIEW_SIDE) // 2
+        small[row] = np.asarray(photo.crop((x, y, x + VIEW_SIDE, y + VIEW_SIDE)))
+    said: list[list[int]] = [[] for _ in small]
+    for row, ref in enumerate(dataset.sentences.ref):
+        said[dataset.refs.image[ref]].append(row)
+    return Views(small, said)
