@@ -24,6 +24,7 @@ from mining_rules_data import CLIPS, SETS, Data, Embedded, prepare
 
 from nemo_dali.commands.bench import machine, versions
 from nemo_dali.mining.said import Said
+from nemo_dali.mining.tune import PASSING
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -32,6 +33,7 @@ POINTS = 32  # of a curve
 LARGEST_SHARE = 0.8  # of the photos that a bound leaves out, at most
 RESAMPLED = 100
 HARDNESS = (0.3, 0.5, 0.7)
+MARGINS = (0.0, 0.1)
 COMPARED = ("whole", "windows")  # the CLIPs whose tables are compared
 
 
@@ -133,6 +135,13 @@ def of_crops(trial: Trial, clip: Embedded, similarity: F32) -> Iterator[Rule]:
     ):
         yield f"{what}, absolute", similarity, best
         yield f"{what}, below own", similarity, trial.beyond_own(best)
+    beyond = trial.beyond_own(crops.max(axis=2))
+    for margin in MARGINS:
+        yield (
+            f"tau behind --exclude-crops {margin:g}",
+            similarity,
+            np.where(beyond > -margin, np.float32(9), similarity),
+        )
 
 
 def alike(trial: Trial, clip: Embedded) -> F32:
@@ -190,16 +199,21 @@ def compare(trial: Trial, name: str, ks: list[int]) -> dict[str, Any]:
     weights = np.concatenate([np.ones((1, len(group))), drawn]) * trial.weight
     found: dict[str, Any] = {str(k): {} for k in ks}
     by_tau: dict[int, list[F64]] = {}
+    tuned: dict[int, float] = {}  # the hardness at the tau that a quarter of the own photos do not exceed
     for rule, ranked, bounded in every_rule(trial, name):
         for k in ks:
             bounds, size, shown, false = curve(trial, ranked, bounded, k)
             hardness, rate = shares(size, shown, weights), shares(size, false, weights)
-            rates = [at(hardness, rate, wanted) for wanted in HARDNESS]
+            if k not in by_tau:
+                tuned[k] = at(bounds[None], hardness[:1], float(np.quantile(trial.of_own(ranked), PASSING)))[0]
+            wanted = {**{str(value): value for value in HARDNESS}, "tuned": float(tuned[k])}
+            rates = [at(hardness, rate, value) for value in wanted.values()]
             reference = by_tau.setdefault(k, rates)
             found[str(k)][rule] = {
                 "without_bound": _rounded(hardness[0, 0], rate[0, 0]),
                 "curve": [_rounded(*point) for point in zip(bounds[1:], hardness[0, 1:], rate[0, 1:], strict=True)],
-                "at": {str(wanted): _point(*pair) for wanted, *pair in zip(HARDNESS, rates, reference, strict=True)},
+                "at": {name: _point(*pair) for name, *pair in zip(wanted, rates, reference, strict=True)},
+                "tuned": _rounded(tuned[k])[0],
             }
             print(k, rule, found[str(k)][rule]["at"], flush=True)
     return found
