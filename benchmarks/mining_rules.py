@@ -13,6 +13,7 @@ the photos of the sentences anew. Sets of sentences are added to mining_rules.js
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ LARGEST_SHARE = 0.8  # of the photos that a bound leaves out, at most
 RESAMPLED = 100
 HARDNESS = (0.3, 0.5, 0.7)
 MARGINS = (0.0, 0.1)
+KEPT = ("tau", "crops, below own", "things, below own photo's best")  # rules whose curves are written
 COMPARED = ("whole", "windows")  # the CLIPs whose tables are compared
 
 
@@ -211,10 +213,12 @@ def compare(trial: Trial, name: str, ks: list[int]) -> dict[str, Any]:
             reference = by_tau.setdefault(k, rates)
             found[str(k)][rule] = {
                 "without_bound": _rounded(hardness[0, 0], rate[0, 0]),
-                "curve": [_rounded(*point) for point in zip(bounds[1:], hardness[0, 1:], rate[0, 1:], strict=True)],
                 "at": {name: _point(*pair) for name, *pair in zip(wanted, rates, reference, strict=True)},
                 "tuned": _rounded(tuned[k])[0],
             }
+            if rule in KEPT:
+                points = zip(bounds[1:], hardness[0, 1:], rate[0, 1:], strict=True)
+                found[str(k)][rule]["curve"] = [_rounded(*point) for point in points]
             print(k, rule, found[str(k)][rule]["at"], flush=True)
     return found
 
@@ -313,7 +317,8 @@ def main() -> None:
             "versions": versions(),
             "revision": measured,
         }
-        path.write_text(json.dumps(result, indent=1) + "\n")
+        lists = re.compile(r"\[[^][{}]*\]")  # of numbers, a line each
+        path.write_text(lists.sub(lambda found: re.sub(r"\s+", "", found[0]), json.dumps(result, indent=1)) + "\n")
 
 
 if __name__ == "__main__":

@@ -215,13 +215,11 @@ def _about_false(curves: Curves, t: int, c: int) -> list[str]:
     )
     if told <= MOST_TOLD:
         return [text]
-    remedy = (
-        "raise the margin of --exclude-crops"
-        if "exclude_crops" in curves.table.mapped.index.attributes
-        else "mine with --exclude-crops 0"
-    )
+    with_crops = "exclude_crops" in curves.table.mapped.index.attributes
+    remedy = "raise the margin of --exclude-crops" if with_crops else "mine with --exclude-crops MARGIN"
     return [
-        f"{text} Beware: that is more than {MOST_TOLD:.0%}, and most are not known so; {remedy}, or lower --passing."
+        f"{text} Beware: that is more than {MOST_TOLD:.0%}, and most are not known so. Lower --passing, or {remedy}, "
+        "which leaves fewer at the same hardness (docs/mining.md)."
     ]
 
 

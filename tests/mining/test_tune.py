@@ -76,7 +76,7 @@ def test_false_negatives_are_bounded_and_many_are_warned_of(curves, tmp_path):
     assert "Beware" not in few[1]
     many = propose(replace(curves, told=told + 0.04)).why[1]
     assert many.startswith("At least 7% and at most 40%") and "Beware: that is more than 5%" in many
-    assert "mine with --exclude-crops 0, or lower --passing" in many
+    assert "Lower --passing, or mine with --exclude-crops MARGIN, which leaves fewer at the same hardness" in many
     unlabelled = replace(curves, told=np.full_like(told, np.nan))
     assert len(propose(unlabelled).why) == len(few) - 1
 
