@@ -263,6 +263,8 @@ def test_the_command_takes_them_all(dataset, clip, tmp_path, capsys):
     assert "left out: photos of refcoco-unc-train (" in said and "): 3\n" in said
     short, none = ((np.asarray(table.neighbors)[:, place] < 0).sum() for place in (-1, 0))
     assert f"{short} sentences have fewer candidates than" in said and f"{none} of them none" in said
+    assert main(["inspect", str(tmp_path / "a.neg.h5")]) == 0
+    assert "photos with a crop less than -1.5 below the own photo's best" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_data_set_without_a_photo_left_is_refused_before_the_work(dataset, clip, tmp_path):
