@@ -1,4 +1,5 @@
-# What a person needs: make install demo test test-slow test-all fuzz coverage lint format cuda-check gpu-check bench clean
+# What a person needs: make install demo test test-slow test-all fuzz coverage lint format package cuda-check gpu-check
+# bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -12,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CUDA := $(wildcard kernels/*.cuh kernels/*/*.cuh kernels/*/*.cu $(foreach end,cpp hpp,tests/helpers/*.$(end) tests/helpers/*/*.$(end)))
 
-.PHONY: install demo test test-slow test-all fuzz coverage lint cuda-check gpu-check format bench clean
+.PHONY: install demo test test-slow test-all fuzz coverage lint format package cuda-check gpu-check bench clean
 
 install: $(STAMP)
 
@@ -57,6 +58,19 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/mypy
+
+# The source distribution and the wheel, in dist/, each of them imported where nothing else is installed.
+package:
+	rm -rf dist build/tools build/bare
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install --disable-pip-version-check -c constraints.txt build
+	build/tools/bin/pyproject-build
+	for archive in dist/*.tar.gz dist/*.whl; do \
+		rm -rf build/bare && $(PYTHON) -m venv build/bare && \
+		build/bare/bin/pip install --disable-pip-version-check --no-deps "$$archive" && \
+		build/bare/bin/python -I -c 'import nemo_dali, nemo_dali.kernels as k; print(nemo_dali.__version__, k.__file__)' \
+		|| exit 1; \
+	done
 
 # Part of the tests; here with the registers of every kernel on every architecture.
 cuda-check: install
