@@ -14,6 +14,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CUDA := $(wildcard kernels/*.cuh kernels/*/*.cuh kernels/*/*.cu $(foreach end,cpp hpp,tests/helpers/*.$(end) tests/helpers/*/*.$(end)))
 
 .PHONY: install demo test test-slow test-all fuzz coverage lint format package cuda-check gpu-check bench clean
+.PHONY: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy
 
 install: $(STAMP)
 
@@ -51,12 +52,24 @@ coverage: install
 	-$(PYTEST) -m slow -k "not full_disk" --cov --cov-append --cov-report=
 	$(BIN)/coverage report | tail -n 1
 
-lint: install
+lint: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy
+
+lint-ruff: install
 	$(BIN)/ruff check .
+
+lint-format: install
 	$(BIN)/ruff format --check .
+
+lint-clang: install
 	$(BIN)/clang-format --dry-run --Werror $(CUDA)
+
+lint-imports: install
 	$(BIN)/lint-imports
+
+lint-deptry: install
 	$(BIN)/deptry .
+
+lint-mypy: install
 	$(BIN)/mypy
 
 # The source distribution and the wheel, in dist/, each of them imported where nothing else is installed.

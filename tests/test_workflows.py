@@ -1,4 +1,4 @@
-"""What runs for pushes, pull requests and at night: targets of the Makefile, on the oldest Python that is taken."""
+"""What runs for commits, pushes and at night: targets of the Makefile, on the oldest Python that is taken."""
 
 import re
 import tomllib
@@ -10,7 +10,7 @@ from tests.helpers.paths import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = set(re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split())
+TARGETS, STEPS = (set(line.split()) for line in re.findall(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE))
 
 
 def jobs(path):
@@ -28,7 +28,7 @@ def commands(*paths):
 def test_the_makefile_lists_the_targets_that_it_has():
     listed = re.match(r"# What a person needs: make ((?:[a-z -]+|\n# )+)", MAKEFILE)[1].replace("\n# ", " ").split()
     assert set(listed) == TARGETS and len(listed) == len(TARGETS)
-    assert set(re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, re.MULTILINE)) == TARGETS
+    assert set(re.findall(r"^([a-z][a-z-]*):(?!=)", MAKEFILE, re.MULTILINE)) == TARGETS | STEPS
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -62,3 +62,13 @@ def test_workflows_may_only_read_and_end_in_time(path):
         assert "permissions" not in job and 0 < job["timeout-minutes"] <= 180
     used = re.findall(r"uses: *(.+)", path.read_text())
     assert used and all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", one) for one in used), used
+
+
+def test_commits_run_every_step_of_lint_and_nothing_else():
+    assert set(re.search(r"^lint: (.+)$", MAKEFILE, re.MULTILINE)[1].split()) == STEPS
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert local["repo"] == "local"
+    found = {hook["entry"].removeprefix("make "): hook for hook in local["hooks"]}
+    assert set(found) == STEPS
+    for hook in found.values():
+        assert hook["language"] == "system" and hook["pass_filenames"] is False
