@@ -1,5 +1,5 @@
-# What a person needs: make install demo test test-slow test-all fuzz coverage lint format package cuda-check gpu-check
-# bench clean
+# What a person needs: make install demo test test-slow test-all fuzz coverage lint format package release cuda-check
+# gpu-check bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE =
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CUDA := $(wildcard kernels/*.cuh kernels/*/*.cuh kernels/*/*.cu $(foreach end,cpp hpp,tests/helpers/*.$(end) tests/helpers/*/*.$(end)))
 
-.PHONY: install demo test test-slow test-all fuzz coverage lint format package cuda-check gpu-check bench clean
+.PHONY: install demo test test-slow test-all fuzz coverage lint format package release cuda-check gpu-check bench clean
 .PHONY: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy
 
 install: $(STAMP)
@@ -84,6 +84,17 @@ package:
 		build/bare/bin/python -I -c 'import nemo_dali, nemo_dali.kernels as k; print(nemo_dali.__version__, k.__file__)' \
 		|| exit 1; \
 	done
+
+# What would be published: checked, then each installed with all that it needs, some 7 GB, and a batch loaded there.
+release: package
+	build/tools/bin/pip install --disable-pip-version-check -c constraints.txt twine
+	build/tools/bin/twine check --strict dist/*
+	for archive in dist/*.tar.gz dist/*.whl; do \
+		rm -rf build/bare && $(PYTHON) -m venv build/bare && \
+		build/bare/bin/pip install --disable-pip-version-check -c constraints.txt "$$archive[cuda12,mining]" && \
+		build/bare/bin/python -I examples/first_batch.py || exit 1; \
+	done
+	rm -rf build/bare
 
 # Part of the tests; here with the registers of every kernel on every architecture.
 cuda-check: install

@@ -27,6 +27,8 @@ from nemo_dali.synthetic._scenes import Scene, Thing, describe, normalise, simil
 from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB, outlines, sprite
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
 
+__all__ = ["synthesize"]
+
 SIZES = {"small": 0.64, "medium": 1.0, "big": 1.5}  # factors on a kind's usual size; nobody says "medium"
 MOST_DISTRACTORS = 5
 MOST_OVERLAP = 0.3  # of two things, as a share of the smaller one's box
