@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CUDA := $(wildcard kernels/*.cuh kernels/*/*.cuh kernels/*/*.cu $(foreach end,cpp hpp,tests/helpers/*.$(end) tests/helpers/*/*.$(end)))
 
 .PHONY: install demo test test-slow test-all fuzz coverage lint format package release cuda-check gpu-check bench clean
-.PHONY: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy
+.PHONY: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy lint-spelling
 
 # Two of pip at a time would spoil what they install into.
 .NOTPARALLEL:
@@ -67,7 +67,7 @@ coverage: $(TEST)
 	-$(PYTEST) -m slow -k "not full_disk" --cov --cov-append --cov-report=
 	$(BIN)/coverage report | tail -n 1
 
-lint: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy
+lint: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy lint-spelling
 
 lint-ruff: $(LINT)
 	$(BIN)/ruff check .
@@ -86,6 +86,9 @@ lint-deptry: $(LINT)
 
 lint-mypy: $(LINT)
 	$(BIN)/mypy
+
+lint-spelling: $(LINT)
+	$(BIN)/codespell
 
 # The source distribution and the wheel, in dist/, each of them imported where nothing else is installed.
 package:
