@@ -12,7 +12,7 @@ LINT := $(VENV)/lint.stamp
 DOCS := $(VENV)/docs.stamp
 EXTRAS_runtime := cuda12,mining,report
 EXTRAS_test := cuda12,test
-EXTRAS_lint := lint
+EXTRAS_lint := cuda12,lint
 EXTRAS_docs := docs
 GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),python3),$(PYTHON))
 DEMO ?= demo
@@ -103,7 +103,7 @@ package:
 		|| exit 1; \
 	done
 
-# What would be published: checked, then each installed with all that it needs, some 7 GB, and a batch loaded there.
+# What would be published: checked, then each installed with all that it needs, some 9 GB, and a batch loaded there.
 release: package
 	build/tools/bin/pip install --disable-pip-version-check -c constraints.txt twine
 	build/tools/bin/twine check --strict dist/*

@@ -14,10 +14,10 @@ NEEDS = {
     "demo": ["cuda12,mining,report"],
     "test": ["cuda12,test"],
     "test-all": ["cuda12,test"],
-    "lint": ["lint"],
-    "format": ["lint"],
-    "lint test-all": ["lint", "cuda12,test"],  # .ci/run
-    "install": ["cuda12,mining,report", "cuda12,test", "lint", "docs"],
+    "lint": ["cuda12,lint"],
+    "format": ["cuda12,lint"],
+    "lint test-all": ["cuda12,lint", "cuda12,test"],  # .ci/run
+    "install": ["cuda12,mining,report", "cuda12,test", "cuda12,lint", "docs"],
 }
 
 
