@@ -1,8 +1,8 @@
 """NeMo mosaics for referring image segmentation, made inside a DALI pipeline.
 
 Public is what ``__all__`` holds here and in ``nemo_dali.fn`` (operators for DALI pipelines of your own), ``presets``,
-``metrics``, ``loader``, ``plan``, ``text``, ``data``, ``tiles`` and ``mining``; the rest may change. Names are imported
-when first used, so that ``import nemo_dali`` is quick.
+``metrics``, ``loader``, ``plan``, ``text``, ``data``, ``tiles``, ``mining`` and ``synthetic``; the rest may change.
+Names are imported when first used, so that ``import nemo_dali`` is quick.
 """
 
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nemo_dali import mining as mining
     from nemo_dali import plan as plan
     from nemo_dali import presets as presets
+    from nemo_dali import synthetic as synthetic
     from nemo_dali import text as text
     from nemo_dali import tiles as tiles
     from nemo_dali.data.dataset import Dataset
@@ -65,6 +66,7 @@ __getattr__, __dir__ = lazy_names(
         "plan": "",
         "presets": "",
         "read_policy": "plan.policy",
+        "synthetic": "",
         "text": "",
         "tiles": "",
     },

@@ -110,6 +110,10 @@ def load(data, name, vocabulary, **options):
     return Loader(data.dataset, data.negatives, preset=options_of(name, vocabulary), **defaults | options)
 
 
+def test_every_preset_is_held_against_its_repository():
+    assert set(SIZES) == set(presets.PRESETS) and {*presets.PRESETS} <= {*presets.__all__}
+
+
 # --- structure -------------------------------------------------------------------------------------------------------
 
 

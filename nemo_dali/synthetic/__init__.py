@@ -30,6 +30,8 @@ from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB, outlines, sprite
 from nemo_dali.synthetic._truth_file import TRUTH_FILE, photo_record, sentence_record, truth_content
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
 
+__all__ = ["synthesize"]
+
 SIZES = {"small": 0.64, "medium": 1.0, "big": 1.5}  # factors on a kind's usual size; nobody says "medium"
 MOST_DISTRACTORS = 5
 LARGEST_WEIGHT = 1e6  # of a kind of expression
