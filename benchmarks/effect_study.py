@@ -73,7 +73,7 @@ class Study:
     hard: Scenes
     for_clip: Scenes
     clip_steps: int
-    crops_margin: float = 0.0
+    crops_margin: float = 0.1
     size: int = 128
     batch_size: int = 16
     epochs: int = 12
