@@ -4,9 +4,9 @@
     python benchmarks/peers.py F.ris.h5 F.neg.h5            one's own
     python benchmarks/peers.py --quick                      in short, as `make bench` runs it
 
-Writes peers.json and, from that alone, docs/peers.svg (plots.py) and the tables in README.md and docs/peers.md
-(peers_tables.py), if all rows ran. `--quick`, `--output` and `--plot` leave the pages alone. What a row is, and what it
-cannot do, is in docs/peers.md.
+Writes peers.json and, from that alone, docs/peers.svg (plots.py), the tables in docs/peers.md and a line of
+README.md (peers_tables.py), if all rows ran. `--quick`, `--output` and `--plot` leave the pages alone. What a row is,
+and what it cannot do, is in docs/peers.md.
 """
 
 import argparse

@@ -10,12 +10,23 @@ from typing import Any
 
 from common import RESULTS, ROOT
 
-BEGIN, END = "<!-- from benchmarks/results/peers.json -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- from benchmarks/results/peers.json -->", "<!-- end -->"
 LEAST = {"host": 20.0, "dataloader": 1.4, "dali": 1.0}  # times as fast that the Loader is to be
 
 
+def speed(result: dict[str, Any]) -> str:
+    """README's line: how many times as fast as the peers, from the smallest lead to the largest."""
+    peers = [row for row in result["rows"] if row["is_peer"]]
+    tiles, stream = ([row[name]["median"] for row in peers if name in row] for name in ("ratio_host", "ratio_stream"))
+    return (
+        f"{min(stream):.1f} to {max(stream):.1f} times as many samples a second as {len(peers)} other ways to make the "
+        f"same mosaics; {min(tiles):.0f} to {max(tiles):.0f} times from tiles that were decoded beforehand. Measured "
+        f"on {result['config']['cores']} CPU cores."
+    )
+
+
 def rates(result: dict[str, Any]) -> str:
-    """README's table and the sentence below it."""
+    """docs/peers.md's table of rates and the sentence below it."""
     lines = [
         "| | samples/s (quartiles) | resident tiles | stream | CPU ms a sample | memory, GiB | start-up, s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -129,16 +140,17 @@ def cannot(result: dict[str, Any]) -> str:
 
 def figure(result: dict[str, Any]) -> str:
     """The figure that plots.py draws."""
-    return f"![Samples/s of {len(result['rows'])} rows, the Loader and its peers](docs/peers.svg)\n"
+    return f"![Samples/s of {len(result['rows'])} rows, the Loader and its peers](peers.svg)\n"
 
 
-PLACES = {"README.md": [conditions, rates, figure], "docs/peers.md": [conditions, rates, settings, cannot]}
+PLACES = {"README.md": [speed], "docs/peers.md": [conditions, rates, figure, settings, cannot]}
 
 
 def rewritten(text: str, made: list[str]) -> str:
-    """A text with what is between its marks replaced, one after the other."""
+    """A text with what is between its marks replaced, one after the other; the space beside the marks stays."""
     parts = iter(made)
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{next(parts)}\n{END}", text, flags=re.DOTALL)
+    marked = rf"({BEGIN}\s+).*?(\s+{END})"
+    return re.sub(marked, lambda found: f"{found[1]}{next(parts).strip()}{found[2]}", text, flags=re.DOTALL)
 
 
 def write_tables(result: dict[str, Any], root: Path = ROOT) -> None:

@@ -86,11 +86,20 @@ def test_docs_name_nothing_but_what_is_public():
                 assert f"{module}.{name}" in PUBLIC or name in PUBLIC[module], f"{path.name}: {module}.{name}"
 
 
+def anchors(path):
+    """What a page's headings are called in links to them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL), re.MULTILINE)
+    names = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+    return [f"{name}-{before}" if (before := names[:i].count(name)) else name for i, name in enumerate(names)]
+
+
 def test_docs_link_to_what_exists():
     for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)[^)]*\)", path.read_text()):
             if "://" not in target:
-                assert (path.parent / target).exists(), f"{path.name}: {target}"
+                page = path.parent / target if target else path
+                assert page.exists(), f"{path.name}: {target}"
+                assert not anchor or page.suffix != ".md" or anchor in anchors(page), f"{path.name}: {target}#{anchor}"
 
 
 def test_the_package_itself_is_small():

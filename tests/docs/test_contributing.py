@@ -21,13 +21,6 @@ def test_the_targets_files_and_names_exist():
         assert name in linked, name
 
 
-def test_anchors_of_the_readme_exist():
-    titles = re.findall(r"^#+ (.+)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-    found = re.findall(r"README\.md#([\w-]+)", PAGE)
-    assert found and set(found) <= anchors
-
-
 def test_limits_are_those_that_are_held():
     lint = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     structure = (ROOT / "tests/test_structure.py").read_text()

@@ -50,6 +50,14 @@ def test_other_figures_make_other_tables():
     )
     assert "The stream is behind DALI's own operators (0.90 times)" in verdict
     assert tables.rates(changed) != tables.rates(RECORDED)
+    assert "0.9 to 0.9 times as many" in tables.speed(changed) and "19 to 19 times" in tables.speed(changed)
+
+
+def test_what_is_between_marks_is_replaced_and_the_rest_stays():
+    text = f"| Speed | {tables.BEGIN} old {tables.END} |\n\n{tables.BEGIN}\n\nold\n\n{tables.END}\n"
+    assert tables.rewritten(text, ["a line\n", "a table\n"]) == (
+        f"| Speed | {tables.BEGIN} a line {tables.END} |\n\n{tables.BEGIN}\n\na table\n\n{tables.END}\n"
+    )
 
 
 def test_the_conditions_say_what_the_tiles_took_and_that_photos_are_generated():
@@ -62,7 +70,7 @@ def test_the_conditions_say_what_the_tiles_took_and_that_photos_are_generated():
     config |= {"generated": False, "tiles": {"seconds": None, "bytes": 69_000_000}}
     told = tables.conditions(result)
     assert "3 photos of" in told and "Resident tiles were made before: 69 MB." in told
-    assert all(tables.conditions in makers for makers in tables.PLACES.values())
+    assert tables.conditions in tables.PLACES["docs/peers.md"]
 
 
 def best(result):

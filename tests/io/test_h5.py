@@ -210,7 +210,7 @@ print(values[-1])
 
 
 def test_without_the_check_a_file_cut_short_ends_the_process(tmp_path: Path) -> None:
-    """What README says; and that ``check`` is told before."""
+    """What docs/distributed.md says; and that ``check`` is told before."""
     write(tmp_path / "a.h5", np.arange(100_000))
     process = fork_server.start(CUT_SHORT, tmp_path / "a.h5")
     out, _ = process.communicate()
