@@ -1,0 +1,174 @@
+"""The site: mkdocs.yml, and docs/hooks.py, which makes pages of the sources and mends links."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from importlib import import_module
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from docs import hooks
+from nemo_dali.commands.cli import main
+from tests.helpers.paths import ROOT
+
+CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+PAGES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))} | hooks.made_pages()
+PLACES = {f"docs/{uri}": uri for uri in PAGES} | {source: uri for uri, source in hooks.INCLUDED.items()}
+
+
+def leaves(nav):
+    for entry in nav:
+        for below in entry.values():
+            yield from [below] if isinstance(below, str) else leaves(below)
+
+
+def shown(uri, repo_url=None):
+    """A page as mkdocs gets it."""
+    files = [
+        SimpleNamespace(src_uri=name) for name in [*PAGES, "mosaics.jpg", "report.jpg", "peers.svg", "scaling.svg"]
+    ]
+    page = SimpleNamespace(file=SimpleNamespace(src_uri=uri))
+    return hooks.on_page_markdown(PAGES[uri], page, SimpleNamespace(repo_url=repo_url), files)
+
+
+def test_every_page_is_in_the_navigation_once():
+    assert sorted(leaves(CONFIG["nav"])) == sorted(PAGES)
+
+
+@pytest.mark.parametrize(
+    ("link", "without", "with_repository"),
+    [
+        ("[tau](mining.md#choosing-tau-and-k)", "[tau](mining.md#choosing-tau-and-k)", None),
+        ("[notes](../benchmarks/NOTES.md#ranking)", "[notes](design-notes.md#ranking)", None),
+        ("![sheet](mosaics.jpg)", "![sheet](mosaics.jpg)", None),
+        ("[here](#below)", "[here](#below)", None),
+        ("[paper](https://arxiv.org/abs/2411.01494)", "[paper](https://arxiv.org/abs/2411.01494)", None),
+        (
+            "[results](../benchmarks/results)",
+            "results (`benchmarks/results`)",
+            "[results](REPO/tree/HEAD/benchmarks/results)",
+        ),
+        (
+            "[tune.py](../nemo_dali/mining/tune.py)",
+            "tune.py (`nemo_dali/mining/tune.py`)",
+            "[tune.py](REPO/blob/HEAD/nemo_dali/mining/tune.py)",
+        ),
+        ("[the LICENSE](../LICENSE)", "the LICENSE", "[the LICENSE](REPO/blob/HEAD/LICENSE)"),
+        ("[it](../LICENSE#x)", "it (`LICENSE`)", "[it](REPO/blob/HEAD/LICENSE#x)"),
+        ("[gone](../no/such.py)", "[gone](../no/such.py)", None),
+        ("```\n[it](../LICENSE)\n```\n", "```\n[it](../LICENSE)\n```\n", None),
+    ],
+)
+def test_links_lead_to_pages_or_into_the_repository_if_it_has_an_address(link, without, with_repository):
+    places = PLACES | {"docs/mosaics.jpg": "mosaics.jpg"}
+    for repository, expected in ((None, without), ("REPO/", with_repository or without)):
+        found = hooks.relinked(link, source="docs/x.md", uri="x.md", places=places, repository=repository)
+        assert found == expected
+
+
+def test_a_file_that_is_shown_elsewhere_keeps_its_links():
+    assert (
+        hooks.relinked(
+            "[set-up](CONTRIBUTING.md#set-up) [data](docs/datasets.md) [a](#b)",
+            source="CHANGELOG.md",
+            uri="api/x.md",
+            places=PLACES,
+            repository=None,
+        )
+        == "[set-up](../contributing.md#set-up) [data](../datasets.md) [a](#b)"
+    )
+
+
+def test_anchors_are_githubs():
+    page = "# A `b_c`, d\n\n## A B\n\n```sh\n# no heading\n```\n\n### A B\n"
+    anchors = "# A `b_c`, d { #a-b_c-d }\n\n## A B { #a-b }\n\n```sh\n# no heading\n```\n\n### A B { #a-b-1 }\n"
+    assert hooks.anchored(page) == anchors
+
+
+def test_links_between_pages_lead_to_pages_and_to_headings():
+    pages = {uri: shown(uri) for uri in PAGES}
+    anchors = {uri: set(re.findall(r"^#.* \{ #(.+) \}$", text, re.MULTILINE)) for uri, text in pages.items()}
+    checked = 0
+    for uri, text in pages.items():
+        for _, _, target in hooks.LINK.findall(hooks.FENCED.sub("", text)):
+            path, _, anchor = target.partition("#")
+            if re.match(r"[a-z]+:", target) or path.endswith((".jpg", ".svg")):
+                continue
+            place = os.path.normpath(os.path.join(os.path.dirname(uri), path)) if path else uri
+            assert place in PAGES, f"{uri}: {target}"
+            assert not anchor or place.startswith("api/") or anchor in anchors[place], f"{uri}: {target}"
+            checked += 1
+    assert checked > 80
+
+
+def test_every_command_is_there_with_all_that_it_takes(capsys):
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGES["commands.md"], re.MULTILINE | re.DOTALL))
+    found = []
+
+    def visit(*path):
+        assert main([*path, "--help"]) == 0
+        text = capsys.readouterr().out
+        below = re.findall(r"^  (\w+)  ", text.partition("Commands:\n")[2], re.MULTILINE)
+        for name in below:
+            visit(*path, name)
+        if not below:
+            section = unescape(sections[" ".join(path)])
+            found.append(" ".join(path))
+            assert text.splitlines()[0].removeprefix("usage: ") in section
+            flags = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.partition("Options:")[2])) - {"-h", "--help"}
+            assert flags <= set(re.findall(r"--?[a-z][\w-]*", section)) and len(section) > 100
+
+    visit()
+    assert found == list(sections) and len(found) > 10
+
+
+def test_what_is_in_each_file_stands_beside_the_rules():
+    text = shown("file-formats.md")
+    contents, index = text.index("## What is in each file"), text.index("## The index")
+    table = text.index("| `/neighbors` | i4 [sentences, N]")
+    assert contents < table < index and text.count("`/neighbors`") >= 3 and "](docs/" not in text
+    with pytest.raises(LookupError, match="no section '## File formats'"):
+        hooks.contents_of_files("# nemo-dali\n\n## Limits\n")
+
+
+@pytest.mark.parametrize("module", hooks.MODULES)
+def test_every_public_name_has_its_place(module):
+    full = f"nemo_dali.{module}".rstrip(".")
+    page = PAGES[f"api/{module or 'nemo_dali'}.md"]
+    for name in import_module(full).__all__:
+        assert f"\n::: {full}.{name}\n" in page or f"\n| [`{name}`](" in page, name
+
+
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.skipif(
+    not find_spec("mkdocs") or not find_spec("mkdocstrings"), reason="the extra 'docs' is not installed"
+)
+def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, check=True)
+    for uri in PAGES:
+        page = (tmp_path / "site" / uri).with_suffix(".html").read_text("utf-8")
+        assert not re.findall(r"<(?!a )[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>", page), uri
+    for module in hooks.MODULES:
+        full = f"nemo_dali.{module}".rstrip(".")
+        page = unescape((tmp_path / f"site/api/{module or 'nemo_dali'}.html").read_text("utf-8"))
+        for name in import_module(full).__all__:
+            assert f'id="{full}.{name}"' in page or f"<code>{name}</code>" in page, name
+            if f'id="{full}.{name}"' in page and inspect.isroutine(getattr(import_module(full), name)):
+                signature = re.sub("<[^>]+>", "", page.partition(f'id="{full}.{name}"')[2][:30000])
+                for parameter in inspect.signature(getattr(import_module(full), name)).parameters:
+                    assert re.search(rf"\b{parameter}\b", signature), f"{name}: {parameter}"
+    loader = (tmp_path / "site/api/loader.html").read_text("utf-8")
+    for name in ("state_dict", "load_state_dict", "set_epoch", "__len__"):  # of a base class that is private
+        assert f'id="nemo_dali.loader.Loader.{name}"' in loader
+    text = " ".join(re.sub("<[^>]+>", "", loader).replace("\N{EN DASH}", "-").split())
+    assert "policy, seed, batch_size, rank, world_size - as given or chosen" in text
+    assert "format - the BatchFormat that" in text  # without the type of another attribute
