@@ -20,6 +20,8 @@ INCLUDED = {
     "contributing.md": "CONTRIBUTING.md",
     "design-notes.md": "benchmarks/NOTES.md",
 }
+# Sections of README.md that pages show, by their anchors there: links to them lead here.
+SHOWN = {"file-formats": "file-formats.md#what-is-in-each-file", "what-has-run-where": "status.md"}
 # Public modules, each a page. A name of the first that another has, too, is explained there.
 MODULES = ("", "data", "fn", "loader", "metrics", "mining", "plan", "presets", "synthetic", "text", "tiles")
 FENCED = re.compile(r"(^( *)(`{3,}|~{3,}).*?^\2\3[^\n]*$)", re.MULTILINE | re.DOTALL)
@@ -49,10 +51,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     def mended(text: str, source: str) -> str:
         return relinked(text, source=source, uri=uri, places=places, repository=config.repo_url)
 
-    markdown = mended(markdown, INCLUDED.get(uri, f"docs/{uri}"))
+    markdown = mended(markdown, {**INCLUDED, "status.md": "README.md"}.get(uri, f"docs/{uri}"))
     if uri == "file-formats.md":
         begin, rule, rest = markdown.partition("\n## ")
-        content = mended(contents_of_files((ROOT / "README.md").read_text("utf-8")), "README.md")
+        content = mended(section("File formats", (ROOT / "README.md").read_text("utf-8")), "README.md")
         markdown = f"{begin}\n## What is in each file\n\n{content}\n{rule}{rest}"
     return anchored(markdown)
 
@@ -64,6 +66,8 @@ def made_pages() -> dict[str, str]:
     """Markdown by place in the site."""
     pages = {uri: (ROOT / source).read_text("utf-8") for uri, source in INCLUDED.items()}
     pages["commands.md"] = commands_page()
+    status = section("What has run where", (ROOT / "README.md").read_text("utf-8"))
+    pages["status.md"] = f"# What has run where\n\n{status}\n"
     public = {module: public_names(module) for module in MODULES}
     for module in MODULES:
         pages[f"api/{module or 'nemo_dali'}.md"] = module_page(module, public)
@@ -149,12 +153,12 @@ def preformatted(docstring: str) -> str:
     return "\n\n".join(blocks)
 
 
-def contents_of_files(readme: str) -> str:
-    """README's section of what is in each file."""
-    found = re.search(r"^## File formats\n+(.+?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
+def section(title: str, text: str) -> str:
+    """What stands below a heading of a page, up to the next one of its level or above."""
+    found = re.search(rf"^(##+) {re.escape(title)}\n+(.+?)(?=^#{{2}}(?!#) |^\1 |\Z)", text, re.MULTILINE | re.DOTALL)
     if not found:
-        raise LookupError("README.md has no section '## File formats', which docs/file-formats.md is completed by")
-    return found[1].strip()
+        raise LookupError(f"README.md has no section '{title}', which a page of the site shows")
+    return found[2].strip()
 
 
 # --- links and anchors -----------------------------------------------------------------------------------------------
@@ -185,7 +189,10 @@ def relinked(text: str, *, source: str, uri: str, places: Mapping[str, str], rep
         if not path or re.match(r"[a-z]+:", target):
             return link[0]
         file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-        if file in places:
+        if file == "README.md" and anchor in SHOWN:
+            place, mark, anchor = SHOWN[anchor].partition("#")
+            to = "" if place == uri and anchor else posixpath.relpath(place, posixpath.dirname(uri) or ".")
+        elif file in places:
             to = posixpath.relpath(places[file], posixpath.dirname(uri) or ".")
         elif not (ROOT / file).exists():
             return link[0]  # mkdocs will say so

@@ -60,6 +60,9 @@ def test_every_page_is_in_the_navigation_once():
             "[tune.py](REPO/blob/HEAD/nemo_dali/mining/tune.py)",
         ),
         ("[the LICENSE](../LICENSE)", "the LICENSE", "[the LICENSE](REPO/blob/HEAD/LICENSE)"),
+        ("[yet](../README.md#what-has-run-where)", "[yet](status.md)", None),
+        ("[all](../README.md#file-formats)", "[all](file-formats.md#what-is-in-each-file)", None),
+        ("[all](../README.md#limits)", "all (`README.md`)", "[all](REPO/blob/HEAD/README.md#limits)"),
         ("[it](../LICENSE#x)", "it (`LICENSE`)", "[it](REPO/blob/HEAD/LICENSE#x)"),
         ("[gone](../no/such.py)", "[gone](../no/such.py)", None),
         ("```\n[it](../LICENSE)\n```\n", "```\n[it](../LICENSE)\n```\n", None),
@@ -133,8 +136,19 @@ def test_what_is_in_each_file_stands_beside_the_rules():
     contents, index = text.index("## What is in each file"), text.index("## The index")
     table = text.index("| `/neighbors` | i4 [sentences, N]")
     assert contents < table < index and text.count("`/neighbors`") >= 3 and "](docs/" not in text
-    with pytest.raises(LookupError, match="no section '## File formats'"):
-        hooks.contents_of_files("# nemo-dali\n\n## Limits\n")
+    with pytest.raises(LookupError, match="no section 'File formats'"):
+        hooks.section("File formats", "# nemo-dali\n\n## Limits\n")
+
+
+def test_a_section_ends_where_the_next_of_its_level_begins():
+    page = "# P\n\n## A\n\none\n\n### B\n\ntwo\n\n### C\n\nthree\n\n## D\n\nfour\n"
+    assert hooks.section("A", page) == "one\n\n### B\n\ntwo\n\n### C\n\nthree"
+    assert (hooks.section("B", page), hooks.section("C", page), hooks.section("D", page)) == ("two", "three", "four")
+
+
+def test_what_has_run_where_is_shown():
+    text = shown("status.md")
+    assert "| kernel `mosaic`, both resamplings |" in text and "## " not in text and "](docs/" not in text
 
 
 @pytest.mark.parametrize("module", hooks.MODULES)
