@@ -159,30 +159,62 @@ def test_every_public_name_has_its_place(module):
         assert f"\n::: {full}.{name}\n" in page or f"\n| [`{name}`](" in page, name
 
 
-@pytest.mark.slow
-@pytest.mark.process
-@pytest.mark.skipif(
-    not find_spec("mkdocs") or not find_spec("mkdocstrings"), reason="the extra 'docs' is not installed"
-)
-def test_the_site_is_built_and_asks_nothing_of_other_hosts(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site as ``make docs`` builds it."""
+    if not find_spec("mkdocs") or not find_spec("mkdocstrings"):
+        pytest.skip("the extra 'docs' is not installed")
+    folder = tmp_path_factory.mktemp("built") / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, check=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_the_site_has_every_page_and_every_public_name(site):
     for uri in PAGES:
-        page = (tmp_path / "site" / uri).with_suffix(".html").read_text("utf-8")
+        page = (site / uri).with_suffix(".html").read_text("utf-8")
         assert not re.findall(r"<(?!a )[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>", page), uri
     for module in hooks.MODULES:
         full = f"nemo_dali.{module}".rstrip(".")
-        page = unescape((tmp_path / f"site/api/{module or 'nemo_dali'}.html").read_text("utf-8"))
+        page = unescape((site / f"api/{module or 'nemo_dali'}.html").read_text("utf-8"))
         for name in import_module(full).__all__:
             assert f'id="{full}.{name}"' in page or f"<code>{name}</code>" in page, name
             if f'id="{full}.{name}"' in page and inspect.isroutine(getattr(import_module(full), name)):
                 signature = re.sub("<[^>]+>", "", page.partition(f'id="{full}.{name}"')[2][:30000])
                 for parameter in inspect.signature(getattr(import_module(full), name)).parameters:
                     assert re.search(rf"\b{parameter}\b", signature), f"{name}: {parameter}"
-    loader = (tmp_path / "site/api/loader.html").read_text("utf-8")
+    loader = (site / "api/loader.html").read_text("utf-8")
     for name in ("state_dict", "load_state_dict", "set_epoch", "__len__"):  # of a base class that is private
         assert f'id="nemo_dali.loader.Loader.{name}"' in loader
     text = " ".join(re.sub("<[^>]+>", "", loader).replace("\N{EN DASH}", "-").split())
     assert "policy, seed, batch_size, rank, world_size - as given or chosen" in text
     assert "format - the BatchFormat that" in text  # without the type of another attribute
+    assert not [path for path in site.rglob("*") if path.suffix in (".py", ".pyc")]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_it_is_read_and_searched_from_the_disk_and_asks_nothing_of_other_hosts(site, browser):
+    tab = browser.new_page(viewport={"width": 1300, "height": 900})
+    problems = []
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+    tab.goto((site / "index.html").as_uri())
+    tab.click(".md-search__input")
+    tab.keyboard.type("letterbox")
+    tab.locator(".md-search-result__item").first.wait_for()
+    shown = tab.locator(".md-search-result__list").inner_text()
+    assert "letterbox" in shown.lower()
+    for width in (1300, 390):
+        tab.set_viewport_size({"width": width, "height": 900})
+        for uri in PAGES:
+            tab.goto((site / uri).with_suffix(".html").as_uri())
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, (
+                uri
+            )  # tables and code scroll by themselves
+    assert problems == []
+    tab.close()
