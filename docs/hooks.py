@@ -46,7 +46,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     uri = page.file.src_uri
     if uri.startswith("api/"):
         return markdown
-    places = {f"docs/{file.src_uri}": file.src_uri for file in files} | {INCLUDED[uri]: uri for uri in INCLUDED}
+    places = {f"docs/{file.src_uri}": file.src_uri for file in files}
+    places |= {source: place for place, source in INCLUDED.items()}
 
     def mended(text: str, source: str) -> str:
         return relinked(text, source=source, uri=uri, places=places, repository=config.repo_url)

@@ -16,6 +16,7 @@ import yaml
 from docs import hooks
 from nemo_dali.commands.cli import main
 from tests.helpers.paths import ROOT
+from tests.test_structure import PUBLIC
 
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
 PAGES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))} | hooks.made_pages()
@@ -149,6 +150,10 @@ def test_a_section_ends_where_the_next_of_its_level_begins():
 def test_what_has_run_where_is_shown():
     text = shown("status.md")
     assert "| kernel `mosaic`, both resamplings |" in text and "## " not in text and "](docs/" not in text
+
+
+def test_every_public_module_has_its_page():
+    assert {f"nemo_dali.{module}".rstrip(".") for module in hooks.MODULES} == set(PUBLIC)
 
 
 @pytest.mark.parametrize("module", hooks.MODULES)
