@@ -1,5 +1,5 @@
-# What a person needs: make install demo test test-slow test-all fuzz coverage lint format package release cuda-check
-# gpu-check bench clean
+# What a person needs: make install demo test test-slow test-all fuzz coverage lint format docs package release
+# cuda-check gpu-check bench clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -22,7 +22,7 @@ export PYTHONDONTWRITEBYTECODE =
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 CUDA := $(wildcard kernels/*.cuh kernels/*/*.cuh kernels/*/*.cu $(foreach end,cpp hpp,tests/helpers/*.$(end) tests/helpers/*/*.$(end)))
 
-.PHONY: install demo test test-slow test-all fuzz coverage lint format package release cuda-check gpu-check bench clean
+.PHONY: install demo test test-slow test-all fuzz coverage lint format docs package release cuda-check gpu-check bench clean
 .PHONY: lint-ruff lint-format lint-clang lint-imports lint-deptry lint-mypy lint-spelling
 
 # Two of pip at a time would spoil what they install into.
@@ -90,6 +90,10 @@ lint-mypy: $(LINT)
 lint-spelling: $(LINT)
 	$(BIN)/codespell
 
+# The site, in site/, to be opened from there or served. It is built without a network.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The source distribution and the wheel, in dist/, each of them imported where nothing else is installed.
 package:
 	rm -rf dist build/tools build/bare
@@ -134,4 +138,4 @@ bench: $(TEST)
 	$(BIN)/python benchmarks/peers.py --quick
 
 clean:
-	rm -rf $(VENV) $(DEMO) build *.egg-info
+	rm -rf $(VENV) $(DEMO) build site *.egg-info

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from tests.helpers.browser import browser  # noqa: F401  # a fixture
 from tests.helpers.clip import CLIP_CONFIG
 from tests.helpers.cuda_host import library
 from tests.helpers.files import make_files

@@ -16,6 +16,7 @@ NEEDS = {
     "test-all": ["cuda12,test"],
     "lint": ["cuda12,lint"],
     "format": ["cuda12,lint"],
+    "docs": ["docs"],
     "lint test-all": ["cuda12,lint", "cuda12,test"],  # .ci/run
     "install": ["cuda12,mining,report", "cuda12,test", "cuda12,lint", "docs"],
 }

@@ -39,9 +39,9 @@ def test_workflows_call_targets_of_the_makefile_only(path):
         assert make == "make" and targets and set(targets) <= TARGETS, command
 
 
-def test_pushes_are_linted_tested_and_packaged_and_nights_test_all():
+def test_pushes_are_linted_documented_tested_and_packaged_and_nights_test_all():
     pushes, nights = (set(commands(ROOT / f".github/workflows/{name}.yml")) for name in ("checks", "nightly"))
-    assert pushes >= {"make lint", "make test", "make package"}
+    assert pushes >= {"make lint", "make docs", "make test", "make package"}
     assert nights >= {"make test-all"}
 
 

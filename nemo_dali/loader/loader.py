@@ -104,11 +104,12 @@ class Loader(EpochIterator):
             process, and their pixels may differ slightly: 0 for runs that are to be repeated, or resumed, bit by bit.
 
     Attributes:
-        corpus: the data behind it. short_pools: how many mined samples met too few candidates, so far.
+        corpus: the data behind it.
+        short_pools: how many mined samples met too few candidates, so far.
         substituted: bad photos known so far, and how many samples and cells show others in their place.
         format: the ``BatchFormat`` that came of the preset and the options.
-        policy, seed, batch_size, rank, world_size, size, dtype, mean, std, resample, num_threads, prefetch,
-            hw_decoder_load: as given or chosen.
+        policy, seed, batch_size, rank, world_size: as given or chosen.
+        size, dtype, mean, std, resample, num_threads, prefetch, hw_decoder_load: likewise.
         device_id: CUDA device number; None: the CPU.
 
     Raises:

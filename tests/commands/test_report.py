@@ -4,7 +4,6 @@ import base64
 import html.parser
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -29,6 +28,7 @@ from nemo_dali.plan.policy import MosaicPolicy, write_policy
 from nemo_dali.synthetic import synthesize
 from nemo_dali.synthetic.false_negatives import false_negatives
 from nemo_dali.synthetic.truth import Truth
+from tests.helpers.browser import CHROMIUM, refuse
 from tests.helpers.files import index_grefs, index_refer
 from tests.helpers.tables import write_ranked_table
 from tests.helpers.turned import index_turned, write_turned
@@ -303,26 +303,6 @@ def test_another_data_set_is_refused_and_nothing_is_written(data, tmp_path):
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-
-def refuse(reason):
-    """Skip the test, or fail it where FAIL_WITHOUT_BROWSER=1."""
-    (pytest.fail if os.environ.get("FAIL_WITHOUT_BROWSER") == "1" else pytest.skip)(reason)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium; where there is none the test is skipped, or fails where FAIL_WITHOUT_BROWSER=1."""
-    found = CHROMIUM or refuse("needs Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
