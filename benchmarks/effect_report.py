@@ -129,41 +129,33 @@ def outcome_table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def difference_table(record: dict[str, Any], measure: str = "P@0.5", other: str = "single") -> str:
-    """Every arm less another, by the number of distractors."""
-    numbers = levels(record)
-    lines = [
-        f"| {measure} less {other}'s | all | {' | '.join(f'{n} distractors' for n in numbers)} | {HARD} and more |",
-        f"| {' | '.join(['---'] * (len(numbers) + 3))} |",
-    ]
-    for arm in arms_of(record):
-        if arm == other:
-            continue
-        cells = [arm]
-        for which in [{}, *({"distractors": n} for n in numbers), {"hard": True}]:
-            one, base = (by_seed(record, name, "single", measure, **which) for name in (arm, other))
-            mean, half, _ = difference(one, base)
-            cells.append(_points(mean, half, signed=True))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+def difference_table(record: dict[str, Any]) -> str:
+    """Every arm's P@0.5 less that of single photos, by the number of distractors."""
+    columns: dict[str, dict[str, Any]] = {"all": {}}
+    columns |= {f"{number} distractors": {"distractors": number} for number in levels(record)}
+    return _less_single(record, columns | {f"{HARD} and more": {"hard": True}})
 
 
-def kinds_table(record: dict[str, Any], measure: str = "P@0.5", other: str = "single") -> str:
-    """Every arm less another, on hard samples, by the kind of expression."""
-    kinds = list(dict.fromkeys(row["kind"] for run in record["runs"] for row in run["single"]))
+def kinds_table(record: dict[str, Any]) -> str:
+    """The same on hard samples, by the kind of expression."""
+    kinds = dict.fromkeys(row["kind"] for run in record["runs"] for row in run["single"])
+    return _less_single(record, {f"{kind}, hard": {"kind": kind, "hard": True} for kind in kinds})
+
+
+def _less_single(record: dict[str, Any], columns: dict[str, dict[str, Any]]) -> str:
+    """A row an arm; columns by name, with what ``chosen`` takes."""
     lines = [
-        f"| {measure} less {other}'s, {HARD} distractors and more | {' | '.join(kinds)} |",
-        f"| {' | '.join(['---'] * (len(kinds) + 1))} |",
+        f"| P@0.5 less that of single | {' | '.join(columns)} |",
+        f"| {' | '.join(['---'] * (len(columns) + 1))} |",
     ]
     for arm in arms_of(record):
-        if arm == other:
-            continue
-        cells = [arm]
-        for kind in kinds:
-            one, base = (by_seed(record, name, "single", measure, kind=kind, hard=True) for name in (arm, other))
-            mean, half, _ = difference(one, base)
-            cells.append(_points(mean, half, signed=True))
-        lines.append(f"| {' | '.join(cells)} |")
+        if arm != "single":
+            cells = [arm]
+            for which in columns.values():
+                one, single = (by_seed(record, name, "single", "P@0.5", **which) for name in (arm, "single"))
+                mean, half, _ = difference(one, single)
+                cells.append(_points(mean, half, signed=True))
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 

@@ -150,7 +150,7 @@ def test_tables_say_what_the_record_says():
     outcome = report.outcome_table(record)
     assert "| tuned | 3 | 25% | 50% | 70.0 ± 49.7 |" in outcome and "| single | 3 |  |  | 50.0 ± 24.8 |" in outcome
     lines = report.difference_table(record).splitlines()
-    assert lines[0] == "| P@0.5 less single's | all | 0 distractors | 2 distractors | 2 and more |"
+    assert lines[0] == "| P@0.5 less that of single | all | 0 distractors | 2 distractors | 2 and more |"
     assert lines[2].startswith("| random | +0.0 ± 0.0 |")
     assert lines[3] == "| tuned | +13.3 ± 16.6 | +0.0 ± 0.0 | +20.0 ± 24.8 | +20.0 ± 24.8 |"
     assert "| tuned | +20.0 ± 24.8 | +20.0 ± 24.8 |" in report.kinds_table(record)
