@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,14 +138,8 @@ def _dataset(files: Files, part: str, scenes: Scenes) -> None:
     if files.dataset(part).exists():
         return
     source = files.scenes(part)
-    if not source.exists():
-        synthesize(
-            source,
-            images=scenes.images,
-            seed=scenes.seed,
-            distractors=scenes.distractors,
-            expressions=scenes.expressions,
-        )
+    shutil.rmtree(source, ignore_errors=True)  # half of it, perhaps
+    synthesize(source, **asdict(scenes))
     annotations = read_refer(source, dataset="refcoco", split_by="unc", split="train")
     index_dataset(annotations, images=source / "images/mscoco/images/train2014", output=files.dataset(part))
 

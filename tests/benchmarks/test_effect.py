@@ -33,7 +33,9 @@ STUDY = effect_study.Study(
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return effect_data.prepare(STUDY, tmp_path_factory.mktemp("effect"))
+    folder = tmp_path_factory.mktemp("effect")
+    (folder / "training" / "images").mkdir(parents=True)  # by a call that was interrupted
+    return effect_data.prepare(STUDY, folder)
 
 
 @pytest.mark.slow
