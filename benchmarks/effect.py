@@ -3,11 +3,11 @@
     python benchmarks/effect.py --work DIR --seconds 1500    runs that are missing, one after another, until then; again
                                                              and again until all are there
     python benchmarks/effect.py --work DIR --arms single --seeds 1    of these alone
-    python benchmarks/effect.py --report                     tables and figures anew, from the recorded runs alone
 
 A run that was interrupted goes on from its last epoch. Each is appended to benchmarks/results/effect.json with its
 revision, seed and time; ``effect_report.py`` makes docs/effect.md's tables and figures of that. ``--jobs N`` runs as
-many at once, with a share of the cores each: what they learn depends on the number of threads only in the last bits.
+many at once, with a share of the cores each; another number of threads gives other last bits, which training
+makes larger.
 """
 
 import argparse
@@ -45,7 +45,7 @@ RECORD = RESULTS / "effect.json"
 def train(name: str, seed: int, study: Study, files: Files, threads: int) -> dict[str, Any]:
     """One run, from the last checkpoint of it that there is, and what it learnt."""
     torch.set_num_threads(threads)
-    torch.backends.cuda.enable_flash_sdp(False)  # on CPUs, where it takes five times as long for so few places
+    torch.backends.cuda.enable_flash_sdp(False)  # on CPUs it takes a quarter of a step at so few places
     started = time.monotonic()
     arm = study.arms[name]
     common: dict[str, Any] = {
