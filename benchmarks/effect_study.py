@@ -93,7 +93,7 @@ KINDS = {"attribute": 3.0, "zone": 1.0}  # of expressions: what a mosaic does no
 STUDY = Study(
     training=Scenes(seed=101, images=1250, expressions=KINDS),
     easy=Scenes(seed=102, images=1000, distractors=(0, 1), expressions=KINDS),
-    hard=Scenes(seed=103, images=1250, distractors=(2, 3), expressions=KINDS),
+    hard=Scenes(seed=103, images=1600, distractors=(2, 3), expressions=KINDS),
     for_clip=Scenes(seed=104, images=2500, expressions=KINDS),
     clip_steps=1500,
 )
