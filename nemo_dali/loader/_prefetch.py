@@ -76,7 +76,8 @@ class Prefetcher:
             **options.resources._asdict(),
         )
         self._pipeline: BatchPipeline[Step] | None = None
-        weakref.finalize(self, steps.close).atexit = False  # the interpreter sees to its thread itself
+        # At exit the interpreter sees to the thread itself.
+        weakref.finalize(self, steps.close, wait=False).atexit = False
 
     @property
     def in_flight(self) -> int:

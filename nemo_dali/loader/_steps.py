@@ -1,6 +1,5 @@
 """StepPlanner: plan rows and their cells, made for many steps at once and given out step by step."""
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -94,11 +93,16 @@ class StepPlanner:
         """A step with other rows."""
         return PlannedStep(step.epoch, step.seen, rows, step.short, self._layout.lay_out(rows))
 
-    def close(self) -> None:
-        """End the thread; the next step may start another one."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread; the next step may start another one.
+
+        Args:
+            wait: return once it has ended. A finalizer must not: Python may run one wherever it allocates, so under a
+                lock of ``threading`` that the joined thread needs, or that ``join`` itself takes.
+        """
         thread, self._thread, self._ahead = self._thread, None, None
-        if thread is not None:  # the thread itself may come here, where it collects a forgotten loader
-            thread.shutdown(wait=not threading.current_thread().name.startswith(THREAD), cancel_futures=True)
+        if thread is not None:
+            thread.shutdown(wait=wait, cancel_futures=True)
 
     def _take(self, epoch: int, seen: int) -> Chunk:
         ahead, self._ahead = self._ahead, None

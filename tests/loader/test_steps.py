@@ -2,7 +2,6 @@
 
 import random
 import threading
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -199,19 +198,24 @@ def test_a_step_shares_no_memory_with_others(files):
     assert_planned(loader, steps.plan(0, 4))
 
 
-def test_the_thread_ends_with_a_loader_that_is_gone(files, monkeypatch, threads):
+def test_the_thread_ends_behind_a_loader_that_is_gone_and_nobody_waits_for_it(files, monkeypatch, threads):
+    """Python collects wherever it allocates: under a lock, too, that the thread needs, or that ``join`` takes."""
     loader = make(files, batch_size=4, policy=EVERY_KIND)
-    draw, begun = loader._planner.draw, threading.Event()
+    draw, begun, gone = loader._planner.draw, threading.Event(), threading.Event()
 
     def slow(epoch, positions):
         if threading.current_thread() is not threading.main_thread():
             begun.set()
-            time.sleep(0.3)
+            gone.wait(60)
         return draw(epoch, positions)
 
     monkeypatch.setattr(loader._planner, "draw", slow)
     batches = iter(loader)
     next(batches)
-    assert begun.wait(60) and threads()
+    assert begun.wait(60)
+    (thread,) = threads()
     del loader, batches
-    assert not threads()
+    assert thread.is_alive()
+    gone.set()
+    thread.join(60)
+    assert not thread.is_alive()
