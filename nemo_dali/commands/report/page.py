@@ -20,7 +20,6 @@ from PIL import Image
 
 from nemo_dali._checks import MOST, integer
 from nemo_dali._lazy import extra
-from nemo_dali.commands.preview import outline
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.orientation import turned_pixels, turned_size
 from nemo_dali.data.photo_file import open_file, open_photo
@@ -28,6 +27,7 @@ from nemo_dali.io.output import check_inputs, check_place, write_bytes
 from nemo_dali.io.progress import progress
 from nemo_dali.io.threads import thread_count
 from nemo_dali.kernels.plan.pools import pool_begins, pools, valid_ends
+from nemo_dali.loader.contact_sheet import outline
 from nemo_dali.mining.pool_curves import DRAWN, Curves, measure_curves
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.mining.tune import PASSING, PASSING_NO_TARGET, Proposal, depth_advice, propose
