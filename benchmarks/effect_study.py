@@ -36,7 +36,7 @@ ARMS = {
     "random": Arm(negatives=None),
     "tuned": Arm(bounded=True),
     "unbounded": Arm(),
-    "later": Arm(bounded=True, singles_first=4),
+    "later": Arm(bounded=True, singles_first=3),
     "cropped": Arm(negatives="cropped"),
     "oracle": Arm(negatives="unfitting"),
     "false": Arm(negatives="fitting"),
@@ -76,8 +76,8 @@ class Study:
     crops_margin: float = 0.1
     size: int = 128
     batch_size: int = 16
-    epochs: int = 12
-    singles: int = 3
+    epochs: int = 10
+    singles: int = 2
     learning_rate: float = 1e-3
     warm_up: int = 100
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
