@@ -19,7 +19,8 @@ from tests.helpers.paths import ROOT
 from tests.test_structure import PUBLIC
 
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
-PAGES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))} | hooks.made_pages()
+WRITTEN = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text("utf-8") for path in WRITTEN} | hooks.made_pages()
 PLACES = {f"docs/{uri}": uri for uri in PAGES} | {source: uri for uri, source in hooks.INCLUDED.items()}
 
 
