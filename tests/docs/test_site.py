@@ -46,7 +46,7 @@ def test_every_page_is_in_the_navigation_once():
 @pytest.mark.parametrize(
     ("link", "without", "with_repository"),
     [
-        ("[tau](mining.md#choosing-tau-and-k)", "[tau](mining.md#choosing-tau-and-k)", None),
+        ("[tau](choosing-tau-and-k.md#depth)", "[tau](choosing-tau-and-k.md#depth)", None),
         ("[notes](../benchmarks/NOTES.md#ranking)", "[notes](design-notes.md#ranking)", None),
         ("![sheet](mosaics.jpg)", "![sheet](mosaics.jpg)", None),
         ("[here](#below)", "[here](#below)", None),
