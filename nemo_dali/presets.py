@@ -3,7 +3,7 @@
     Loader("refcoco.ris.h5", "refcoco.neg.h5", preset="lavt", batch_size=8)
     Loader("refcocog.ris.h5", "refcocog.neg.h5", preset=presets.cris(context_length=22), batch_size=8)
 
-Each function returns options of ``Loader``, which ``docs/drop-in.md`` explains repository by repository; an option
+Each function returns options of ``Loader``, which ``docs/drop-in/`` explains repository by repository; an option
 given to the Loader beside a preset beats it. In evaluation a batch is a ``Batch``, and every sentence is a sample,
 unless ``style`` and ``samples`` are given.
 

@@ -8,7 +8,7 @@ from typing import Any
 _SEED = "Give seed: nothing is drawn but by seed, epoch and position"
 _PINNED = "Give device='cuda', with which batches are made on the GPU"
 
-# Of torch's DataLoader; docs/drop-in.md shows it too.
+# Of torch's DataLoader; docs/drop-in/index.md shows it too.
 INSTEAD = {
     "num_workers": "Give num_threads; 0 there, too, is left to the machine: this process's share of the cores",
     "shuffle": "Leave it out: every epoch is shuffled by seed and epoch; split_mode='eval' keeps the file's order",

@@ -12,7 +12,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 LINE = re.compile(r"(?:^    |`)nemo-dali ([a-z]\w*(?:[^\n`#]|\n {6,}(?=\S))*)", re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_commands_and_their_options_exist(path):
     for line in LINE.findall(path.read_text("utf-8")):
         command, (name, *words) = get_command(app), line.split()

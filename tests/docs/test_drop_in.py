@@ -1,4 +1,4 @@
-"""docs/drop-in.md: its snippets run, its calls name options that exist, and its table of equal pixels is true."""
+"""docs/drop-in: its snippets run, its calls name options that exist, and its table of equal pixels is true."""
 
 import ast
 import inspect
@@ -24,9 +24,10 @@ from tests.helpers.paths import ROOT
 from tests.helpers.refer import write_refer
 from tests.helpers.tables import write_random_table
 
-PAGE = (ROOT / "docs/drop-in.md").read_text("utf-8")
-SNIPPETS = dict(re.findall(r"<!-- run ([\w-]+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))
-CODE = re.findall(r"```(?:python|diff)\n(.*?)```", PAGE, re.DOTALL)
+PAGES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs/drop-in").glob("*.md"))}
+INDEX, TEXT = PAGES["index.md"], "\n".join(PAGES.values())
+SNIPPETS = dict(re.findall(r"<!-- run ([\w-]+) -->\n```python\n(.*?)```", TEXT, re.DOTALL))
+CODE = re.findall(r"```(?:python|diff)\n(.*?)```", TEXT, re.DOTALL)
 SINGLE = MosaicPolicy(p_mined=0)
 
 
@@ -199,13 +200,21 @@ def test_every_call_names_options_that_exist():
 
 
 def test_every_argument_of_a_dataloader_has_its_row():
-    table = PAGE.partition("### Arguments of a DataLoader")[2].partition("\n### ")[0]
+    table = INDEX.partition("### Arguments of a DataLoader")[2].partition("\n### ")[0]
     named = {name for row in re.findall(r"^\| (.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     assert named == set(inspect.signature(torch.utils.data.DataLoader).parameters) | {"in_order"}
 
 
-def test_every_preset_has_its_row():
-    assert sorted(re.findall(r"^\| \[[^|]+\| `(\w+)` \|", PAGE, re.MULTILINE)) == sorted(PRESETS)
+def test_every_preset_has_its_row_and_its_page():
+    rows = re.findall(r"^\| \[[^]|]+\]\(([\w.]+)\) \| `(\w+)` \|", INDEX, re.MULTILINE)
+    assert sorted(preset for _, preset in rows) == sorted(PRESETS)
+    assert {page for page, _ in rows} == PAGES.keys() - {"index.md"}
+    for page, preset in rows:
+        assert f"presets.{preset}" in PAGES[page], page
+
+
+def test_every_snippet_has_a_name_of_its_own():
+    assert len(SNIPPETS) == TEXT.count("<!-- run ")
 
 
 def photos_and_masks(preset, files):

@@ -19,7 +19,8 @@ from tests.helpers.paths import ROOT
 from tests.test_structure import PUBLIC
 
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
-PAGES = {path.name: path.read_text("utf-8") for path in sorted((ROOT / "docs").glob("*.md"))} | hooks.made_pages()
+WRITTEN = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = {path.relative_to(ROOT / "docs").as_posix(): path.read_text("utf-8") for path in WRITTEN} | hooks.made_pages()
 PLACES = {f"docs/{uri}": uri for uri in PAGES} | {source: uri for uri, source in hooks.INCLUDED.items()}
 
 
@@ -45,7 +46,7 @@ def test_every_page_is_in_the_navigation_once():
 @pytest.mark.parametrize(
     ("link", "without", "with_repository"),
     [
-        ("[tau](mining.md#choosing-tau-and-k)", "[tau](mining.md#choosing-tau-and-k)", None),
+        ("[tau](choosing-tau-and-k.md#depth)", "[tau](choosing-tau-and-k.md#depth)", None),
         ("[notes](../benchmarks/NOTES.md#ranking)", "[notes](design-notes.md#ranking)", None),
         ("![sheet](mosaics.jpg)", "![sheet](mosaics.jpg)", None),
         ("[here](#below)", "[here](#below)", None),

@@ -1,4 +1,4 @@
-"""The policies of docs/mining.md are such."""
+"""The policies of docs/choosing-tau-and-k.md are such."""
 
 import re
 from itertools import pairwise
@@ -8,7 +8,8 @@ from tests.helpers.paths import ROOT
 
 
 def test_the_examples_of_difficulty_by_epoch_do_what_is_said_of_them():
-    section = (ROOT / "docs" / "mining.md").read_text().split("## Difficulty by epoch\n")[1].split("\n## ")[0]
+    page = (ROOT / "docs" / "choosing-tau-and-k.md").read_text()
+    section = page.split("## Difficulty by epoch\n")[1].split("\n## ")[0]
     code, file = (re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)[1] for language in ("python", "json"))
     names = {}
     exec(code, names)
