@@ -17,6 +17,8 @@ from numba.core import caching
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
+logger = logging.getLogger("nemo_dali.kernels")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -103,6 +105,18 @@ class _Files(caching.CompileResultCacheImpl):
 class _Cache(caching.FunctionCache):
     _impl_class = _Files
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The machine code that was kept, if it was: else it is compiled next."""
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            _report_once()
+        return found
+
+
+@functools.cache
+def _report_once() -> None:
+    logger.info("Compiling kernels for this machine, for some 20 s; later starts take them from a cache.")
+
 
 def _cache_of(function: Callable[..., Any]) -> Any:
     try:
@@ -114,7 +128,7 @@ def _cache_of(function: Callable[..., Any]) -> Any:
 
 @functools.cache
 def _warn_once() -> None:
-    logging.getLogger("nemo_dali").warning(
+    logger.warning(
         "Kernels are compiled anew, for some 20 s: neither %s nor the user's cache can be written. Set NUMBA_CACHE_DIR "
         "to a folder of yours that lasts.",
         Path(__file__).parent,

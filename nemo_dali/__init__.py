@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nemo_dali.data.dataset import Dataset
     from nemo_dali.errors import AnnotationError, FileFormatError, NemoError, PhotoError, StateError
     from nemo_dali.loader.batch import Batch
+    from nemo_dali.loader.contact_sheet import preview
     from nemo_dali.loader.loader import Loader
     from nemo_dali.mining.table import NegativeTable
     from nemo_dali.plan.by_epoch import ByEpoch
@@ -41,6 +42,7 @@ __all__ = [
     "NemoError",
     "PhotoError",
     "StateError",
+    "preview",
     "read_policy",
 ]
 
@@ -65,6 +67,7 @@ __getattr__, __dir__ = lazy_names(
         "mining": "",
         "plan": "",
         "presets": "",
+        "preview": "loader.contact_sheet",
         "read_policy": "plan.policy",
         "synthetic": "",
         "text": "",

@@ -27,6 +27,7 @@ PUBLIC = {
         "NemoError",
         "PhotoError",
         "StateError",
+        "preview",
         "read_policy",
     ],
     "nemo_dali.data": ["Dataset", "index_dataset", "read_annotations"],

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_dali._lazy import extra
+from nemo_dali.commands.demo_page import page
 from nemo_dali.commands.preview import preview
 from nemo_dali.commands.report.page import report
 from nemo_dali.data.annotations import read_refer
@@ -33,7 +34,7 @@ from nemo_dali.synthetic import synthesize
 MARKER = "made-by-nemo-dali-demo"
 MADE = (
     *("clip.json", "clip.pt", "train.ris.h5", "val.ris.h5", "train.neg.h5", "val.neg.h5"),
-    *("mosaics.png", "policy.json", "report.html"),
+    *("mosaics.png", "policy.json", "report.html", "index.html"),
 )
 # A ResNet of a million weights beside a text transformer of two layers: what two cores train in about a minute.
 CLIP_CONFIG: dict[str, Any] = {
@@ -47,10 +48,17 @@ LEARNING_RATE = 1e-3
 STEPS = 400
 LONGEST_TRAINING = 110.0  # seconds, of so many steps; on a slow machine it ends early, its learning rate brought down
 OTHER_FOLDER = "Choose another folder with --out."
+NEXT = (
+    "nemo-dali index REFER_ROOT --dataset refcoco --split-by unc --split train --images train2014 -o refcoco.ris.h5",
+    "nemo-dali mine refcoco.ris.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k -o refcoco.neg.h5",
+    "nemo-dali report refcoco.ris.h5 refcoco.neg.h5 -o report.html",
+    "nemo-dali tune refcoco.ris.h5 refcoco.neg.h5 -o policy.json",
+    "nemo-dali preview refcoco.ris.h5 refcoco.neg.h5 --policy policy.json -o sheet.png",
+)
 NEAREST = 20  # negatives per sentence that are looked at for what they show
 
 
-def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_batches: int = 60) -> None:
+def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_batches: int = 60) -> Path:
     """Generate a data set, train a CLIP model on it, index, mine, tune, load and preview; print what came of each.
 
     Everything goes into the folder ``out``. What an earlier demo left there is removed and made anew; any other folder
@@ -60,6 +68,9 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
         images: generated photos, at least 40.
         steps: training steps of 64 photos. With more of them the model tells photos apart better, and takes longer.
         loader_batches: batches of 8 that the loader is timed over, at most an epoch.
+
+    Returns:
+        The page that shows it all, ``out``/index.html.
 
     Raises:
         ValueError: ``images`` < 40, too few for every split.
@@ -75,8 +86,14 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     _clear(out)
     data, config, weights = out / "data", out / "clip.json", out / "clip.pt"
 
+    said: list[str] = []
+
+    def tell(*lines: str) -> None:
+        say(*lines)
+        said.extend(lines)
+
     made = synthesize(data, images=images)
-    say(
+    tell(
         f"Generated {made['images']} photos of {made['annotations']} objects, with {made['sentences']} expressions for "
         f"{made['refs']} of them, in RefCOCO's layout: {data}"
     )
@@ -84,11 +101,11 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
         annotations = read_refer(data, dataset="refcoco", split_by="unc", split=split)
         photos = data / "images" / "mscoco" / "images" / "train2014"
         index_dataset(annotations, images=photos, output=out / f"{split}.ris.h5")
-    say(f"Indexed the training split and the validation split: {out / 'train.ris.h5'}, {out / 'val.ris.h5'}")
+    tell(f"Indexed the training split and the validation split: {out / 'train.ris.h5'}, {out / 'val.ris.h5'}")
 
     write_own(config, (json.dumps(CLIP_CONFIG, indent=2) + "\n").encode())
     training = train_clip(Dataset.open(out / "train.ris.h5"), weights, steps=steps)
-    say(
+    tell(
         f"Trained a CLIP model on the training split, contrastively: {training.steps} steps of {training.batch} photos "
         f"with an expression each in {training.seconds:.0f} s, loss {training.first_loss:.2f} to "
         f"{training.last_loss:.2f}: {weights}"
@@ -97,11 +114,11 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
         split: mine(out / f"{split}.ris.h5", model=str(config), pretrained=str(weights), output=out / f"{split}.neg.h5")
         for split in ("train", "val")
     }
-    say(f"Mined the negatives of {reports['train'].sentences} expressions: {out / 'train.neg.h5'}")
-    say(f"  ranking of the true photo, training split:   {_ranking(reports['train'])}")
-    say(f"  ranking of the true photo, validation split: {_ranking(reports['val'])}")
+    tell(f"Mined the negatives of {reports['train'].sentences} expressions: {out / 'train.neg.h5'}")
+    tell(f"  ranking of the true photo, training split:   {_ranking(reports['train'])}")
+    tell(f"  ranking of the true photo, validation split: {_ranking(reports['val'])}")
     same, base = _same_kind(out / "train.ris.h5", out / "train.neg.h5")
-    say(
+    tell(
         f"  of an expression's first {NEAREST} negatives {same:.0%} show the kind of object that it is about; of all "
         f"photos {base:.0%} do"
     )
@@ -109,25 +126,17 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
     proposal = report(dataset.path, table.path, output=out / "report.html").proposal
     write_policy(out / "policy.json", proposal.policy, tuned_for=table.fingerprint, why=list(proposal.why))
-    say(f"Proposed tau {proposal.policy.max_similarity} and K {proposal.policy.top_k}: {out / 'policy.json'}")
-    say(*(f"  {reason}" for reason in proposal.why), f"Drew the curves behind that: {out / 'report.html'}")
+    tell(f"Proposed tau {proposal.policy.max_similarity} and K {proposal.policy.top_k}: {out / 'policy.json'}")
+    tell(*(f"  {reason}" for reason in proposal.why), f"Drew the curves behind that: {out / 'report.html'}")
 
     rate, batches, threads = _time_loader(out, loader_batches)
-    say(f"Loaded {batches} batches of 8 mosaics of 480x480 as float32: {rate:.0f} samples/s on {threads} threads")
+    tell(f"Loaded {batches} batches of 8 mosaics of 480x480 as float32: {rate:.0f} samples/s on {threads} threads")
     shown = replace(proposal.policy, p_mined=0.8, p_random=0.16, grids={2: 0.7, 3: 0.3})
     preview(out / "train.ris.h5", out / "train.neg.h5", output=out / "mosaics.png", policy=shown)
-    say(f"Drew {out / 'mosaics.png'}. Look at it, and at {out / 'report.html'} in a browser.")
-    say(f"The demo took {time.monotonic() - begin:.0f} s.")
-    say(
-        "",
-        "For your own data (here RefCOCO, photos in train2014/):",
-        "  nemo-dali index REFER_ROOT --dataset refcoco --split-by unc --split train --images train2014 "
-        "-o refcoco.ris.h5",
-        "  nemo-dali mine refcoco.ris.h5 --model ViT-B-32 --pretrained laion2b_s34b_b79k -o refcoco.neg.h5",
-        "  nemo-dali report refcoco.ris.h5 refcoco.neg.h5 -o report.html",
-        "  nemo-dali tune refcoco.ris.h5 refcoco.neg.h5 -o policy.json",
-        "  nemo-dali preview refcoco.ris.h5 refcoco.neg.h5 --policy policy.json -o sheet.png",
-    )
+    write_own(out / "index.html", page(said, NEXT))
+    say(f"The demo took {time.monotonic() - begin:.0f} s. Look at {out / 'index.html'} in a browser.")
+    say("", "For your own data (here RefCOCO, photos in train2014/):", *(f"  {command}" for command in NEXT))
+    return out / "index.html"
 
 
 def _clear(out: Path) -> None:

@@ -60,6 +60,7 @@ def _log(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    logging.getLogger("nemo_dali.kernels").setLevel(logging.INFO)  # that they compile: else a first start seems to hang
 
 
 def argument(metavar: str, help: str) -> Any:

@@ -1,6 +1,7 @@
 """The commands that make what a Loader reads: ``demo``, ``synth``, ``index``, ``mine`` and ``tiles``."""
 
 import os
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from nemo_dali.commands.options import (
     option,
     output,
 )
+from nemo_dali.errors import NemoError
 from nemo_dali.io.terminal import say
 
 GRIDS = [1, 2]
@@ -35,14 +37,17 @@ GRIDS = [1, 2]
 def demo(
     out: Annotated[Path, option("DIR", "Folder to write into.")] = Path("demo"),
     steps: Annotated[int, option("N", "Training steps of the CLIP model.", COUNT)] = 400,
+    browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Go the whole way on generated data, ending in a picture."""
+    """Go the whole way on generated data, ending in a picture and a page that shows it."""
     check_address_space()
     from nemo_dali.commands.demo import run_demo
 
     _must_be_utf8(out)
-    run_demo(out, steps=steps)
+    page = run_demo(out, steps=steps)
+    if browser and not webbrowser.open(page.resolve().as_uri()):
+        raise NemoError(f"There is no browser to open {page} in. Open it yourself, or copy {out} to where one is.")
 
 
 def synth(

@@ -1,7 +1,7 @@
 """Assembler: what a pipeline needs of a planned step, and the finished batch once it has written the pixels."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from nemo_dali.loader._steps import PlannedStep
 from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import LoaderOptions
 from nemo_dali.loader.sources import Corpus
-from nemo_dali.loader.styles import arrange, masks_of
+from nemo_dali.loader.styles import masks_of
 from nemo_dali.pipeline import gpu
 from nemo_dali.pipeline.device_batch import DeviceBatch, device_batch
 from nemo_dali.pipeline.paths import NOTHING, encode_path
@@ -104,8 +104,8 @@ class Assembler:
             work = device_batch(tiles, sample, mask, stream, text=launches, resident=self._resident)
         return PreparedBatch(planned, image, mask, text, paths, work, turn, squares, stream)
 
-    def finish(self, prepared: PreparedBatch) -> Any:
-        """The batch, once the pixels are written, in the format's style."""
+    def finish(self, prepared: PreparedBatch) -> Batch:
+        """The batch, once the pixels are written."""
         rows, image, text = prepared.planned.rows, prepared.image, prepared.text
         if self._device_id is not None:
             current = gpu.current_stream(self._device_id)
@@ -113,8 +113,7 @@ class Assembler:
                 image.record_stream(current)
                 text.tokens.record_stream(current)
         mask = masks_of(prepared.mask, prepared.planned.cells.letterboxed, self._format.mask_dtype)
-        batch = Batch(image, mask, text.tokens, text.attention_mask, rows, self._corpus, text.masked)
-        return arrange(batch, self._format.style)
+        return Batch(image, mask, text.tokens, text.attention_mask, rows, self._corpus, self._format, text.masked)
 
     def look_again(self) -> None:
         """Look at every photo's file when it is used next: something was wrong with one."""

@@ -1,18 +1,23 @@
 """EpochIterator: the passes over epochs, as users of torch's DataLoader and of DALI's iterators expect them."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemo_dali._checks import integer
 from nemo_dali.distributed.ranks import check_still_alone
+from nemo_dali.errors import NemoError
 from nemo_dali.loader._faults import PhotoFaults, Substituted
 from nemo_dali.loader._position import JOIN, Pass, Position
 from nemo_dali.loader._prefetch import Prefetcher
 from nemo_dali.loader._state import SAMPLING, make_state, read_state, sampling_facts
 from nemo_dali.loader.options import LoaderOptions
+from nemo_dali.loader.styles import arrange
 from nemo_dali.plan.by_epoch import LAST_EPOCH
 from nemo_dali.plan.planner import Replaced, ShortPools
 from nemo_dali.plan.schedule import Schedule
+
+if TYPE_CHECKING:
+    from nemo_dali.loader.contact_sheet import Sample
 
 
 class EpochIterator:
@@ -36,6 +41,7 @@ class EpochIterator:
         faults: PhotoFaults,
     ) -> None:
         self._seed, self._infinite, self._alone = options.seed, options.format.infinite, options.ranks.alone
+        self._style = options.format.style
         self._fingerprints = {**prints, SAMPLING: sampling_facts(options)}
         self._schedule, self._prefetcher, self._faults = schedule, prefetcher, faults
         self._position = Position()
@@ -101,6 +107,30 @@ class EpochIterator:
         epoch, seen = read_state(state, seed=self._seed, fingerprints=self._fingerprints, strict=strict)
         self._position.load(epoch, seen)
 
+    def next_samples(self, count: int) -> "list[Sample]":
+        """What a contact sheet shows of the samples that this rank's next steps have; nothing is taken from the pass.
+
+        The steps made ahead for it are made again, so this is no thing to do at every step.
+
+        Raises:
+            ValueError: ``count`` < 1.
+            NemoError: a step cannot be made, this rank has no samples, or another thread takes a step and does not come
+                to its end within a minute.
+        """
+        integer("count", count, least=1)
+        samples: list[Sample] = []
+        with self._position.turns.between():
+            epoch, seen = self._position.epoch, self._position.seen
+            if not self._schedule.steps_after(0):
+                raise NemoError(f"This rank has no samples of the {self._schedule.length}. Use fewer ranks.")
+            if not self._schedule.steps_after(seen):
+                epoch, seen = epoch + 1, 0
+            while len(samples) < count:
+                batch = self._prefetcher.step(epoch, seen).batch
+                samples += batch.samples(count - len(samples))
+                epoch, seen = self._schedule.behind(epoch, seen)
+        return samples
+
     def close(self) -> None:
         """End the pipeline: its threads, and the batches made ahead. The next step makes a new one.
 
@@ -127,6 +157,7 @@ class EpochIterator:
         for _ in range(self._schedule.steps_after(seen)):
             self._position.turns.check(number)
             delivery = self._prefetcher.step(epoch, seen)
+            batch = arrange(delivery.batch, self._style)
             seen += self._schedule.global_batch
             self._position.advance(number, epoch, seen)
             self.short_pools += delivery.short
@@ -134,5 +165,5 @@ class EpochIterator:
             replaced += delivery.replaced
             if not self._schedule.steps_after(seen):  # now: whoever counts steps does not ask for one more
                 self._faults.report(epoch, replaced, self.short_pools)
-            yield delivery.batch
+            yield batch
         self._position.advance(number, epoch + 1, 0)

@@ -3,13 +3,13 @@
 import functools
 import weakref
 from dataclasses import dataclass
-from typing import Any
 
 from nemo_dali.errors import NemoError
 from nemo_dali.kernels.mosaic.cpu import DONE
 from nemo_dali.loader._assembly import Assembler, PreparedBatch
 from nemo_dali.loader._faults import PhotoFaults
 from nemo_dali.loader._steps import StepPlanner
+from nemo_dali.loader.batch import Batch
 from nemo_dali.loader.options import LoaderOptions
 from nemo_dali.loader.sources import Corpus
 from nemo_dali.pipeline.batches import BatchPipeline
@@ -36,7 +36,7 @@ class Step:
 class Delivery:
     """A finished batch, how many of its samples met too few candidates, and what was replaced in it."""
 
-    batch: Any
+    batch: Batch
     short: ShortPools
     replaced: Replaced
 

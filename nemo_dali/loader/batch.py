@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_dali.kernels.plan.rows import PlanRows
+from nemo_dali.kernels.plan.rows import KINDS, SINGLE, PlanRows
+from nemo_dali.loader.format import BatchFormat
 from nemo_dali.loader.sources import Corpus
+from nemo_dali.pipeline.cells import lay_out
 
 if TYPE_CHECKING:
     import torch
+
+    from nemo_dali.loader.contact_sheet import Sample
+
+SHOWN = 8  # samples, at most, in a notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +39,7 @@ class Batch:
     attention_mask: "torch.Tensor"
     plan: PlanRows
     _corpus: Corpus = field(repr=False)
+    _format: BatchFormat = field(repr=False)
     masked_tokens: "torch.Tensor | None" = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -108,6 +115,42 @@ class Batch:
         """The publisher's image ids of the photos that hold the targets, B integers."""
         ids: list[int] = self._corpus.image_id[self._target_photos].tolist()
         return ids
+
+    def samples(self, most: int | None = None) -> "list[Sample]":
+        """What a contact sheet shows of the first samples, at most so many; their pixels are copied to the host."""
+        from nemo_dali.loader.contact_sheet import Cell, Sample
+
+        rows, image = self.plan[:most], self.image[:most].detach().cpu()
+        if image.is_floating_point():
+            image = image.float()
+            mean, std = (image.new_tensor(of)[:, None, None] for of in (self._format.mean, self._format.std))
+            image = ((image * std + mean) * 255).round().clamp(0, 255).byte()
+        masks = (self.mask[:most].cpu() >= 0.5).byte().numpy()  # letterboxed ones have soft edges
+        tiles, owner, _ = lay_out(rows, self._format.size)
+        boxes = np.stack([tiles[edge] for edge in ("x0", "y0", "x1", "y1")], axis=1)
+        return [
+            Sample(
+                pixels,
+                mask,
+                sentence,
+                KINDS[row["kind"]],
+                ()
+                if row["kind"] == SINGLE
+                else tuple(Cell((x0, y0, x1, y1)) for x0, y0, x1, y1 in boxes[owner == index].tolist()),
+                bool(empty),
+            )
+            for index, (pixels, mask, sentence, row, empty) in enumerate(
+                zip(image.numpy(), masks, self.sentences[:most], rows, self.empty[:most], strict=True)
+            )
+        ]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a contact sheet."""
+        from nemo_dali.loader.contact_sheet import html_of
+
+        shape = " x ".join(map(str, self.image.shape))
+        facts = {"image": f"{shape}, {self.image.dtype}, on {self.image.device}"}
+        return html_of("Batch", facts, self.samples(SHOWN))
 
     @property
     def _target_photos(self) -> npt.NDArray[np.int32]:

@@ -1,14 +1,18 @@
 """The contact sheet: samples as a loader delivers them, the target outlined, mosaics divided into their cells."""
 
+import base64
+import io
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from html import escape
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from nemo_dali.errors import NemoError
 from nemo_dali.io.terminal import printable
 
 RGB = tuple[int, int, int]
@@ -22,6 +26,7 @@ INK, FAINT, PAPER = (34, 36, 42), (112, 116, 126), (252, 252, 250)
 TARGET: RGB = (255, 40, 150)  # a colour that photos rarely have
 OUTLINE: tuple[tuple[int, RGB], ...] = ((3, (20, 20, 24)), (2, TARGET))  # outer radius in pixels and colour
 TINT = 0.1
+SHOWN_NEXT = 4  # samples, of a loader in a notebook
 KIND_COLOURS: dict[str, RGB] = {"mined": (196, 92, 20), "random": (52, 104, 178), "single": (104, 108, 116)}
 NO_TARGET: RGB = (98, 62, 160)
 OUTSIDE: RGB = (190, 24, 36)
@@ -46,6 +51,64 @@ class Sample:
     kind: str  # "mined", "random" or "single"
     cells: tuple[Cell, ...] = ()
     no_target: bool = False  # nothing in the photo fits the expression, so the mask is empty
+
+
+class Previewed(Protocol):
+    """A Loader."""
+
+    def next_samples(self, count: int) -> list[Sample]: ...
+
+
+def preview(loader: Previewed, count: int = 12) -> Image.Image:
+    """Draw the samples that a Loader's next steps deliver; ``nemo-dali preview`` draws those of files, to a file.
+
+    Nothing is taken from a pass that is under way: it delivers what it would have delivered.
+
+    Args:
+        loader: a ``Loader``.
+        count: samples to draw, >= 1; their panels have 360 x 360 pixels, or the frame's size if that is smaller.
+
+    Returns:
+        A PIL image, RGB.
+
+    Raises:
+        ValueError: ``count`` < 1.
+        NemoError: a batch cannot be made, or another thread takes one.
+    """
+    return draw_sheet(loader.next_samples(count))
+
+
+def html_of(title: str, facts: Mapping[str, str], samples: Sequence[Sample], *, more: str = "") -> str:
+    """What a notebook shows of a batch or a loader: facts, and a sheet of samples if there are any."""
+    lines = "".join(f"<br>{escape(name)}: {escape(value)}" for name, value in facts.items())
+    if more:
+        lines += f"<br>{escape(more)}"
+    sheet = ""
+    if samples:
+        encoded = io.BytesIO()
+        draw_sheet(samples).save(encoded, "JPEG", quality=88)
+        said = escape("; ".join(printable(sample.sentence) for sample in samples), quote=True)
+        sheet = (
+            f'<br><img style="max-width: 100%" alt="{said}" '
+            f'src="data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}">'
+        )
+    return f"<div><b>{escape(title)}</b>{lines}{sheet}</div>"
+
+
+def html_of_loader(loader: Any) -> str:
+    """What a notebook shows of a Loader: what it delivers, and its next samples or why it cannot make them."""
+    difficulty = loader.policy.difficulty(loader.epoch)._asdict()
+    facts = {
+        "data": ", ".join(dataset.name for dataset in loader.corpus.datasets),
+        "an epoch": f"{len(loader.dataset):,} samples, {len(loader):,} steps of {loader.batch_size} on this rank",
+        "frames": f"{loader.size} x {loader.size}, {loader.dtype}",
+        "made": f"{loader.mode}, on {'the CPU' if loader.device_id is None else f'GPU {loader.device_id}'}",
+        f"policy in epoch {loader.epoch}": ", ".join(f"{name} {value}" for name, value in difficulty.items()),
+    }
+    try:
+        return html_of("Loader", facts, loader.next_samples(SHOWN_NEXT))
+    except NemoError as error:
+        return html_of("Loader", facts, (), more=str(error))
 
 
 def draw_sheet(samples: Sequence[Sample], *, title: str = "") -> Image.Image:

@@ -233,3 +233,9 @@ class Loader(EpochIterator):
     def text_of(self, rows: PlanRows) -> "tuple[torch.Tensor, torch.Tensor]":
         """Tokens and attention mask, int64 [n, L] in host memory, of plan rows [n]."""
         return self._sentences.of(rows)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what is delivered, and a contact sheet of the next samples."""
+        from nemo_dali.loader.contact_sheet import html_of_loader
+
+        return html_of_loader(self)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from nemo_dali.commands import demo as module
+from nemo_dali.commands import demo_page
 from nemo_dali.commands.cli import main
 from nemo_dali.commands.demo import MARKER, run_demo, train_clip
 from nemo_dali.data.dataset import Dataset
@@ -31,7 +32,7 @@ def demo(tmp_path_factory):
 def test_a_demo_makes_everything_and_says_so(demo):
     out, said = demo
     made = {"clip.json", "clip.pt", "train.ris.h5", "val.ris.h5", "train.neg.h5", "val.neg.h5", "mosaics.png", "data"}
-    made |= {"policy.json", "report.html"}
+    made |= {"policy.json", "report.html", "index.html"}
     assert {path.name for path in out.iterdir()} == made | {MARKER}
     dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
     table.check_dataset(dataset)
@@ -49,6 +50,11 @@ def test_a_demo_makes_everything_and_says_so(demo):
     assert "nemo-dali index REFER_ROOT" in said
     with Image.open(out / "mosaics.png") as sheet:
         assert sheet.size[0] > 1000
+    page = (out / "index.html").read_text()
+    assert all((out / name).exists() for name in re.findall(r'(?:src|href)="([^"]+)"', page)) and "mosaics.png" in page
+    assert f"<li>Mined the negatives of {len(dataset.sentences.ref)} expressions" in page and "median place" in page
+    assert all(command in page and f"  {command}\n" in said for command in module.NEXT)
+    assert f"Look at {out / 'index.html'} in a browser." in said
 
 
 @pytest.mark.slow
@@ -65,16 +71,36 @@ def test_training_learns_and_is_reproducible(demo, tmp_path):
 @pytest.mark.parametrize(("words", "steps"), [([], 400), (["--steps", "2000"], 2000)])
 def test_the_clip_model_may_be_trained_longer(words, steps, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "run_demo", lambda out, **options: asked.append((out, options)))
+    monkeypatch.setattr(module, "run_demo", lambda out, **options: asked.append((out, options)) or out / "index.html")
     assert main(["demo", "--out", str(tmp_path), *words]) == 0
     assert asked == [(tmp_path, {"steps": steps})]
     assert module.longest_training(steps) == 110 * steps / 400 and module.longest_training(5) == 110
 
 
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_the_page_is_opened_in_a_browser(there_is_one, tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(module, "run_demo", lambda out, **_: out / "index.html")
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or there_is_one)
+    assert main(["demo", "--out", str(tmp_path), "--open"]) == (not there_is_one)
+    assert opened == [(tmp_path / "index.html").as_uri()]
+    assert ("There is no browser" in capsys.readouterr().err) != there_is_one
+    assert main(["demo", "--out", str(tmp_path)]) == 0 and len(opened) == 1
+
+
+def test_the_page_shows_lines_as_they_are():
+    page = demo_page.page(["One <b> & two\x1b", "  of it", "Three"], ["nemo-dali index A > B"]).decode()
+    assert "<li>One &lt;b&gt; &amp; two\\x1b<br>of it</li>\n<li>Three</li>" in page
+    assert (
+        "<pre>nemo-dali index A &gt; B</pre>" in page
+        and "http" not in page.split("Content-Security")[1].split(">", 1)[1]
+    )
+
+
 @pytest.mark.slow
 def test_an_earlier_demo_is_made_anew(demo, capsys):
     demo, _ = demo
-    for name in ("mosaics.png", "report.html", "policy.json"):
+    for name in ("mosaics.png", "report.html", "index.html", "policy.json"):
         (demo / name).write_bytes(b"old")
     (demo / "train.neg.h5.partial").touch()
     (demo / "data" / "left over").touch()

@@ -1,10 +1,20 @@
-"""The contact sheet: what is drawn, where it should be."""
+"""The contact sheet: what is drawn, where it should be, and that it is what a loader delivers."""
+
+import base64
+import io
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from nemo_dali import preview
+from nemo_dali.errors import NemoError
 from nemo_dali.loader import contact_sheet as module
 from nemo_dali.loader.contact_sheet import Cell, Sample, draw_panel, draw_sheet
+from nemo_dali.loader.loader import Loader
+from nemo_dali.plan.policy import MosaicPolicy
+from tests.helpers.files import make_files
 
 GREY = 128
 SIDE = 200
@@ -138,3 +148,102 @@ def test_what_would_turn_a_line_round_is_drawn_as_its_number():
     width = [10_000]
     assert module._fit("a\x1b[2J\u202eb\u200d\x00", module._font(16), width) == ["a\\x1b[2J\\u202eb\\u200d\\x00"]
     assert module._fit("a\nb\u2028c\x85d", module._font(16), width) == ["a b c d"]
+
+
+# --- of a loader ------------------------------------------------------------------------------------------------------
+
+EVERY_KIND = MosaicPolicy(p_mined=0.5, p_random=0.25, grids={2: 0.5, 3: 0.5}, jitter=0.3)
+
+
+def make(files, **options):
+    return Loader(files.dataset, files.negatives, **{"batch_size": 5, "size": 48, "policy": EVERY_KIND, **options})
+
+
+def equal(one, other):
+    pixels = np.array_equal(one.image, other.image) and np.array_equal(one.mask, other.mask)
+    facts = [(sample.sentence, sample.kind, [cell.box for cell in sample.cells]) for sample in (one, other)]
+    return pixels and facts[0] == facts[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": dtype} for dtype in ("float32", "float16", "bfloat16")] + [{"style": "rela"}, {"preset": "cris"}],
+)
+def test_a_loaders_next_samples_are_those_that_it_delivers(files, options):
+    plain = make(files, **{**options, "dtype": "uint8", "mask_dtype": "uint8", "style": "batch"})
+    batches = [batch for batch, _ in zip(plain, range(3), strict=False)]
+    loader = make(files, **options)
+    shown = loader.next_samples(12)
+    assert len(shown) == 12 and {one.kind for one in shown} == {"single", "mined", "random"}
+    pixels = np.concatenate([batch.image.numpy() for batch in batches])
+    masks = np.concatenate([batch.mask.numpy() for batch in batches])
+    rows = np.concatenate([batch.plan for batch in batches])
+    sentences = [sentence for batch in batches for sentence in batch.sentences]
+    for index, one in enumerate(shown):
+        rounding = 1 if options.get("dtype") in ("float16", "bfloat16") else 0
+        coarse = 3 if options.get("dtype") == "bfloat16" else rounding
+        assert np.abs(one.image.astype(int) - pixels[index]).max() <= coarse and one.image.dtype == np.uint8
+        assert np.array_equal(one.mask, masks[index])
+        assert one.sentence == sentences[index] and len(one.cells) == (rows[index]["grid"] ** 2 if one.cells else 0)
+        if one.cells:
+            x0, y0, x1, y1 = one.cells[rows[index]["cell"]].box
+            assert one.mask[y0:y1, x0:x1].sum() == one.mask.sum() > 0
+    image = preview(loader, 12)
+    assert isinstance(image, Image.Image) and np.array_equal(image, draw_sheet(shown))
+
+
+def test_a_preview_takes_nothing_from_a_pass(files):
+    undisturbed = make(files)
+    expected = [batch.plan.tobytes() for _ in range(2) for batch in undisturbed]
+    loader = make(files)
+    delivered, last = [], len(loader) - 1
+    for _ in range(2):
+        for step, batch in enumerate(loader):
+            delivered.append(batch.plan.tobytes())
+            if step in (1, last):  # behind the last step the next epoch's first samples are shown
+                at = loader.state_dict()
+                follows = len(delivered)
+                assert len(loader.next_samples(7)) == 7
+                assert loader.state_dict() == at and len(delivered) == follows
+    assert delivered == expected
+    first, *_ = make(files).next_samples(1)
+    again = make(files)
+    list(again)
+    assert not equal(first, again.next_samples(1)[0])
+    again.set_epoch(0)
+    assert equal(first, again.next_samples(1)[0])
+
+
+def picture(html):
+    encoded = re.search('src="data:image/jpeg;base64,([^"]+)"', html)[1]
+    return Image.open(io.BytesIO(base64.b64decode(encoded)))
+
+
+def test_a_notebook_shows_a_batch_and_a_loader(files, monkeypatch):
+    loader = make(files)
+    batch = next(iter(loader))
+    html = batch._repr_html_()
+    assert "5 x 3 x 48 x 48" in html and "torch.float32" in html
+    assert picture(html).size == draw_sheet(batch.samples()).size
+    html = loader._repr_html_()
+    assert "48 samples" in html and "p_mined 0.5" in html and picture(html).size == draw_sheet(batch.samples(4)).size
+    monkeypatch.setattr(type(batch), "sentences", ['<script>"&' for _ in range(5)])
+    assert "<script>" not in batch._repr_html_() and "&lt;script&gt;&quot;&amp;" in batch._repr_html_()
+
+
+def test_a_loader_that_cannot_make_its_next_batch_is_shown_with_the_reason(tmp_path):
+    files = make_files(tmp_path, photos=12)
+    for photo in files.photos.iterdir():
+        photo.write_bytes(b"<b>")
+    html = make(files)._repr_html_()
+    assert "48 x 48, float32" in html and "<img" not in html and "--skip-corrupt" in html
+
+
+def test_what_cannot_be_previewed(files):
+    loader = make(files)
+    for count in (0, 1.5):
+        with pytest.raises((ValueError, TypeError), match="count"):
+            preview(loader, count)
+    idle = make(files, policy=None, split_mode="eval", rank=1, world_size=2, batch_size=200, samples="first")
+    with pytest.raises(NemoError, match="no samples"):
+        preview(idle)
