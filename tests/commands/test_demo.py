@@ -36,9 +36,9 @@ def test_a_demo_makes_everything_and_says_so(demo):
     dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
     table.check_dataset(dataset)
     assert len(dataset.images.id) == 47
-    assert f"Mined the negatives of {len(dataset.sentences.ref)} expressions" in said
-    assert re.search(r"training split: +median place \d+ of 47 \(by chance 24\), among the first ten for \d+% ", said)
-    assert re.search(r"validation split: +median place \d+ of 5 \(by chance 2\)", said)
+    assert f"Mined negatives for {len(dataset.sentences.ref)} expressions" in said
+    assert re.search(r"training split: +median rank \d+ of 47 \(by chance 24\), among the first ten for \d+% ", said)
+    assert re.search(r"validation split: +median rank \d+ of 5 \(by chance 2\)", said)
     policy, tuned_for = read_policy(out / "policy.json")
     assert tuned_for == table.fingerprint and f"Proposed tau {policy.max_similarity} and K {policy.top_k}" in said
     assert (out / "report.html").stat().st_size > 1_000_000
@@ -91,9 +91,9 @@ def test_an_earlier_demo_is_made_anew(demo, capsys):
 
 def test_other_peoples_folders_are_refused_untouched(tmp_path):
     (tmp_path / "clip.pt").write_bytes(b"mine")
-    with pytest.raises(NemoError, match="holds no earlier demo"):
+    with pytest.raises(NemoError, match="is not an earlier demo"):
         run_demo(tmp_path, **SMALL)
-    with pytest.raises(NemoError, match="holds no earlier demo"):
+    with pytest.raises(NemoError, match="is not an earlier demo"):
         run_demo(tmp_path / "clip.pt", **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.pt"]
     assert (tmp_path / "clip.pt").read_bytes() == b"mine"

@@ -219,7 +219,7 @@ CASES = {
     "Pillow 13": (
         machine({"Pillow": Package(("pillow",), "13.0.0")}),
         "warning",
-        ["Pillow 13.0.0", "another order"],
+        ["Pillow 13.0.0", "a different order"],
         ["'pillow>=10.1,<13'"],
     ),
     "no NVVM": (

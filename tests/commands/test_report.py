@@ -271,7 +271,7 @@ def test_false_negatives_are_told_where_the_truth_is_known(generated, tmp_path, 
         assert main([*words, "--truth", str(generated / "data"), *more]) == 0
         told, lines = str(false_negatives(*files, truth, policy=policy)), capsys.readouterr().out.splitlines()
         assert lines[-len(told.splitlines()) :] == told.splitlines()
-        assert f"False negatives by {named}, " in lines[-len(told.splitlines()) - 1]
+        assert f"False negatives under {named}, " in lines[-len(told.splitlines()) - 1]
         assert content(tmp_path / "r.html")["truth"] == told
 
 
