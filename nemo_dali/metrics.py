@@ -158,9 +158,9 @@ class Segmentation:
         import torch
 
         if empty is not None and self.protocol.no_target == "ordinary":
-            raise ValueError("empty (given) must be None for a protocol that treats no-target samples as any other")
+            raise ValueError("empty (given) must be None for a protocol that treats no-target samples like any other")
         if predicted_empty is not None and self.protocol.no_target != "rewarded":
-            raise ValueError("predicted_empty (given) must be None for a protocol that looks at masks alone")
+            raise ValueError("predicted_empty (given) must be None for a protocol that uses masks only")
         predictions, targets = _batches("prediction", prediction), _batches("target", target)
         shapes, others = ([list(batch.shape) for batch in batches] for batches in (predictions, targets))
         if shapes != others:

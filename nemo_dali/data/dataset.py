@@ -241,11 +241,11 @@ def _read(file: MappedFile, root: str | None) -> Dataset:
     others = {name: _column(file, name, dtype) for name, dtype in (OTHER_COLUMNS | PHOTO_COLUMNS).items()}
     exif = cast(Exif, file.text("exif"))
     if exif not in EXIF:
-        raise file.damage("its attribute exif is none that there is")
+        raise file.damage("its attribute exif is not a known value")
     try:
         recorded = image_root(file.text("image_root"))
     except ValueError as error:
-        raise file.damage(f"its image root is none: {error}") from error
+        raise file.damage(f"its image root cannot be used: {error}") from error
     return Dataset(
         path=file.path,
         mapped=file,
@@ -314,7 +314,7 @@ def _damage(dataset: Dataset) -> str | None:
         ("refs/rle", refs.rle_begin, refs.rle_count, len(dataset.rle_counts)),
     ):
         if count.min() < 0 or count.sum(dtype=np.int64) != total or not np.array_equal(begin, begins(count)):
-            return f"the ranges of /{what}_begin and _count do not lie side by side"
+            return f"the ranges of /{what}_begin and _count are not contiguous"
     if refs.sentence_count.min() < 1 or not np.array_equal(
         sentences.ref, np.repeat(np.arange(len(refs.image)), refs.sentence_count)
     ):
@@ -322,7 +322,7 @@ def _damage(dataset: Dataset) -> str | None:
     if not ((refs.rle_count > 0) | (refs.empty == 1)).all():
         return "the run lengths of a ref do not add up to its photo's pixels"
     if dataset.exif == "refuse" and (files.orientation > 1).any():
-        return "/images/orientation has what the attribute exif excludes"
+        return "/images/orientation has values that the attribute exif excludes"
     return None
 
 

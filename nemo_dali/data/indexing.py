@@ -44,7 +44,9 @@ class IndexReport:
     def __str__(self) -> str:
         lines = [f"{self.output}: {self.photos} photos, {self.refs} refs, {self.sentences} sentences"]
         if self.renamed:
-            lines.append(f"{self.renamed} photos were found under the names of COCO's other release: they are the same")
+            lines.append(
+                f"{self.renamed} photos were found under the names of COCO's other release: they are the same photos"
+            )
         if self.turned or self.exif == "apply":
             done = "taken as viewers show them" if self.exif == "apply" else "taken as stored"
             lines.append(f"EXIF orientation other than 1: {self.turned} photos, {done} (--exif {self.exif})")
@@ -56,8 +58,8 @@ class IndexReport:
             lines.append(f"left out with them: {self.left_out_refs} refs")
         if self.copies:
             lines.append(
-                f"{self.copies} photos have the same file as another one, such as {' and '.join(self.copy)}: mining "
-                "makes none of them a negative of the other"
+                f"{self.copies} photos have the same content as another, such as {' and '.join(self.copy)}: mining "
+                "makes neither a negative of the other"
             )
         return "\n".join(lines)
 

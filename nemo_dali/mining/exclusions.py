@@ -93,8 +93,8 @@ class Exclusions:
             )
         if never is not None and (own := int(never[dataset.refs.image].sum())):
             logger.warning(
-                "%d of %d refs are of photos that are left out as negatives; they are shown as targets all the same. "
-                "To leave those out too, index with --leave-out.",
+                "%d of %d refs are of photos that are left out as negatives; they are still shown as targets. To leave "
+                "those out too, index with --leave-out.",
                 own,
                 len(dataset.refs.image),
             )

@@ -66,12 +66,12 @@ class ScoresReport:
             )
         if self.lowest < -1 or self.highest > 1:
             lines.append(
-                "scores lie outside of -1 to 1, where MosaicPolicy's max_similarity does: top_k works as it is; divide "
+                "scores lie outside -1 to 1, the range of MosaicPolicy's max_similarity: top_k works as it is; divide "
                 "the scores by a number to bound them"
             )
         lines.append(
-            "such a table has no embeddings, which 'tune' and 'report' need: write a policy file by hand, and look at "
-            "what it draws with 'inspect --max-similarity' and 'preview --policy'"
+            "a table of given scores has no embeddings, which 'tune' and 'report' need: write a policy file by hand, "
+            "and look at what it draws with 'inspect --max-similarity' and 'preview --policy'"
         )
         return "\n".join(lines)
 
@@ -207,7 +207,7 @@ class _RowsOf:
         self._image_id = dataset.images.id[self._by_photo]
         if (many := int(np.unique(self._sent_id, return_counts=True)[1].max())) > SHARING:
             raise NemoError(
-                f"{many} sentences of {dataset.path} have one id, by which scores cannot be told apart. Index the data "
+                f"{many} sentences of {dataset.path} have one id, so their scores cannot be told apart. Index the data "
                 "set from other files, or mine it with a model."
             )
         self.read = self.unknown = self.excluded = 0

@@ -341,7 +341,7 @@ def _check_progress(made: Unfinished[NegativeTable], output: Path, stages: int) 
     """Several models' embeddings can come from the models or from a table, and then have other stages."""
     if (found := len(made.file.progress)) != stages:
         why = f"it was begun {'with' if found < stages else 'without'} --embeddings"
-        raise cannot_write(output, why, "Go on as it was begun, or choose another place with -o.")
+        raise cannot_write(output, why, "Continue as it was begun, or choose another place with -o.")
 
 
 def _rank(

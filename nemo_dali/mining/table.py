@@ -193,9 +193,9 @@ class NegativeTable:
         """
         if not self.has_embeddings:
             raise NemoError(
-                f"{self.path} was made of scores and has no embeddings, which 'tune', 'report' and 'mine --embeddings' "
-                "need. Write a policy file by hand and look at what it draws with 'nemo-dali preview --policy', or "
-                "mine with a model."
+                f"{self.path} was made from scores and has no embeddings, which 'tune', 'report' and 'mine "
+                "--embeddings' need. Write a policy file by hand and look at what it draws with 'nemo-dali preview "
+                "--policy', or mine with a model."
             )
         for name in names or ("text_embedding", "image_embedding"):
             self._rows[name].check_all()
@@ -214,9 +214,9 @@ class NegativeTable:
         rows = len(self.neighbors), len(self.image_embedding)
         if self.dataset_fingerprint != dataset.fingerprint:
             raise FileFormatError(
-                f"{self.path} was mined for another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) "
-                f"than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Mine this one with: nemo-dali mine "
-                f"{dataset.path} {self._made_with()} -o {self.path}"
+                f"{self.path} was mined for a different data set ({self.dataset_name}, "
+                f"{self.dataset_fingerprint[:12]}) than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). "
+                f"Mine this one with: nemo-dali mine {dataset.path} {self._made_with()} -o {self.path}"
             )
         if rows != (len(dataset.sentences.ref), len(dataset.images.id)):
             raise FileFormatError(

@@ -236,7 +236,7 @@ def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
     try:
         content = json.loads(read_regular(path, MAX_FILE_BYTES).decode(), object_pairs_hook=_object)
         if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         notes = {name: content.pop(name) for name in NOTES if name in content}
         tuned_for = notes.get("tuned_for")
         if not isinstance(tuned_for, str | None):
@@ -296,8 +296,8 @@ def warn_if_tuned_elsewhere(path: PathLike | None, tuned_for: str | None, tables
     """Say that a policy file was tuned for none of the tables, by their fingerprints, that it is used with."""
     if tuned_for is not None and tuned_for not in tables:
         logger.warning(
-            "The policy in %s was tuned for another negative table than the one given. Propose one for this with "
-            "'nemo-dali tune'.",
+            "The policy in %s was tuned for a different negative table than the one given. Propose one for this table "
+            "with 'nemo-dali tune'.",
             path,
         )
 

@@ -132,7 +132,7 @@ class TokenRows:
             if made.shape != self._packed.shape:
                 raise NemoError(
                     f"The cached tokens are damaged, and the tokenizer makes {made.shape[1] - 2} tokens a sentence "
-                    f"where they had {longest}. Make the Loader anew, which takes the new ones."
+                    f"where they had {longest}. Make the Loader again, which takes the new ones."
                 )
             self._take(made)
             sound[:] = True

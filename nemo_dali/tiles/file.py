@@ -85,7 +85,7 @@ class TileFile:
             output = found.path.with_name(found.path.name.removesuffix(".partial"))
             raise FileFormatError(
                 f"{found.path} is half built: {found.digest.any(axis=1).sum()} of {len(found.digest)} photos are done. "
-                f"Go on with: {_command(found.size, found.resample, found.grids, output)}"
+                f"Continue with: {_command(found.size, found.resample, found.grids, output)}"
             )
         return found
 
@@ -115,9 +115,9 @@ class TileFile:
         """
         if self.dataset_fingerprint != dataset.fingerprint:
             raise FileFormatError(
-                f"{self.path} was made of another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) than "
-                f"{dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Make one of this with: "
-                + _command(self.size, self.resample, self.grids, self.path, dataset.path)
+                f"{self.path} was made from a different data set ({self.dataset_name}, "
+                f"{self.dataset_fingerprint[:12]}) than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). "
+                "Make one of this with: " + _command(self.size, self.resample, self.grids, self.path, dataset.path)
             )
         if len(self.digest) != len(dataset.images.id):
             raise FileFormatError(
@@ -164,7 +164,7 @@ def read_tiles(path: str | Path) -> TileFile:
     size, grids = file.integer("size", least=1, most=MAX_SIDE), file.integers("grids", least=1, most=max(GRIDS))
     resample, digest = file.text("resample"), file.array("digest", "|u1", (None, 32))
     if not grids or resample not in RESAMPLE or not len(digest):
-        raise file.damage("its grids or resampling is none that there is, or it has no photos")
+        raise file.damage("its grids or resampling are unknown, or it has no photos")
     return TileFile(
         path=path,
         mapped=file,

@@ -102,7 +102,7 @@ def test_an_epoch_begun_anew_twice_is_told_once(files, epochs, caplog):
     assert not caplog.records
     assert [exactly(loader, 5) for _ in range(4)] == [epochs[0][:5]] * 4
     (told,) = (record.getMessage() for record in caplog.records)
-    assert "Epoch 0 is begun anew" in told and "set_epoch" in told
+    assert "Epoch 0 is restarted" in told and "set_epoch" in told
     loader.set_epoch(1)
     assert [exactly(loader, 5) for _ in range(4)] == [epochs[1][:5]] * 4
     assert len(caplog.records) == 1

@@ -58,7 +58,7 @@ def read_annotations(
     """
     source = Path(source)
     if box_format is not None and source.suffix != ".jsonl":
-        raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is no .jsonl file")
+        raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is not a .jsonl file")
     if exif not in (None, *EXIF):
         raise ValueError(f"exif ({exif!r}) must be one of {EXIF}")
     # A folder may have both Parquet and REFER's layout, which is asked for by name.
