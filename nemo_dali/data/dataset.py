@@ -71,7 +71,7 @@ BLOCK = 1 << 14  # refs whose run lengths are looked at together
 class Dataset:
     """An open data set file: columns by row number. It pickles as its path.
 
-    A ref's run lengths are looked at when they are first used: before you read some, call ``check_masks``.
+    A ref's run lengths are checked when they are first used: before you read some, call ``check_masks``.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Dataset:
     fingerprint: str
     name: str
     image_root: str
-    left_out: int  # photos left out by index that cannot be used
+    left_out: int  # photos that index left out because they cannot be used
     exif: Exif  # whether photos are shown as stored or as viewers show them, as in ``Annotations``
     box_format: str  # of the boxes that masks were made of, as in ``Annotations``
     images: Images
@@ -101,7 +101,7 @@ class Dataset:
 
         Raises:
             ValueError: ``images`` is an address that is not s3://bucket/prefix.
-            FileFormatError: not such a file, cut short, or damaged.
+            FileFormatError: not such a file, truncated, or damaged.
             PhotoError: the folder given as ``images`` does not exist.
         """
         path = Path(path).absolute()
@@ -124,7 +124,7 @@ class Dataset:
 
         Raises:
             PhotoError: the image root is a folder that does not exist, or an address that a photo's name does not fit.
-            FileFormatError: the names are damaged, or one leaves the image root.
+            FileFormatError: the names are damaged, or one points outside the image root.
         """
         root, names = self._checked_root, self._names
         if (name := names[row]) is None:
@@ -161,12 +161,12 @@ class Dataset:
         return None
 
     def check_masks(self, refs: npt.NDArray[np.integer[Any]]) -> None:
-        """Look at the run lengths of refs before they are read; at each ref's once, later it costs nothing.
+        """Check the run lengths of refs before they are read; each ref's once, so that later calls cost nothing.
 
         Several threads may call it.
 
         Raises:
-            FileFormatError: not as they were written, or not for the photo.
+            FileFormatError: not as they were written, or they do not fit the photo.
         """
         if (new := np.unique(refs[~self._sound_masks[refs]])).size == 0:
             return
@@ -203,13 +203,13 @@ class Dataset:
 
     @cached_property
     def turn(self) -> npt.NDArray[np.uint8]:
-        """uint8 [photos]: how each photo as stored is to be turned, as EXIF numbers it; 1: not at all."""
+        """uint8 [photos]: how to turn each photo as stored, as EXIF numbers it; 1: not at all."""
         stored = self.photo_files.orientation
         turn: npt.NDArray[np.uint8] = np.maximum(stored, 1) if self.exif == "apply" else np.ones_like(stored)
         return turn
 
     def shown_categories(self) -> npt.NDArray[np.bool_]:
-        """bool [photos, categories]: which categories a photo shows objects of."""
+        """bool [photos, categories]: the categories of the objects that each photo shows."""
         shown = np.zeros((len(self.images.id), len(self.category_id)), bool)
         shown[np.repeat(np.arange(len(shown)), self.images.category_count), self.image_categories] = True
         return shown

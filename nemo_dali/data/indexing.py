@@ -59,7 +59,7 @@ class IndexReport:
         if self.copies:
             lines.append(
                 f"{self.copies} photos have the same content as another, such as {' and '.join(self.copy)}: mining "
-                "makes neither a negative of the other"
+                "makes none of them a negative of another"
             )
         return "\n".join(lines)
 
@@ -77,16 +77,16 @@ def index_dataset(
 
     Args:
         images: the folder, or the address s3://bucket/prefix, that the file names of the photos are relative to; or
-            several folders, and then the image root is the one that holds them all. See ``photo_folders.locate``.
+            several folders: the image root is then the one that holds them all. See ``photo_folders.locate``.
         output: the .ris.h5 file; one that exists is replaced only when the new one is complete.
         verify: decode every photo instead of only reading its header.
-        skip_corrupt: leave out photos that are corrupt, too large or that decoders differ on, with their refs, instead
-            of failing.
+        skip_corrupt: leave out photos that are corrupt, too large, or decoded differently by different decoders, with
+            their refs, instead of failing.
         photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:
-        PhotoError: a photo is missing, cannot be used, has another size than annotated, or is turned by EXIF though
-            ``annotations.exif`` is "refuse".
+        PhotoError: a photo is missing, cannot be used, has a different size than annotated, or is turned by EXIF
+            although ``annotations.exif`` is "refuse".
         FileFormatError: the output cannot be written.
     """
     root, names, renamed = locate(images, annotations.images.file_name)

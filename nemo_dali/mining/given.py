@@ -84,16 +84,16 @@ def mine_scores(
     depth: int = 1000,
     exclusions: Exclusions | None = None,
 ) -> ScoresReport:
-    """Write a .neg.h5 file from a file of scores. Under torchrun rank 0 does the work, and the others wait for it.
+    """Write a .neg.h5 file from a file of scores. Under torchrun, rank 0 does the work and the others wait for it.
 
     Args:
         dataset_path: a .ris.h5 file.
         scores: Parquet, CSV or TSV with columns ``sent_id``, ``image_id`` and ``score``, or an LMDB as NeMo's release
-            reads it. Pairs of other data sets are passed over.
+            reads it. Pairs of other data sets are ignored.
         output: the table; one that exists is replaced only when the new one is complete.
         depth: photos kept per sentence, at most all but its own.
-        exclusions: photos that a sentence does not get, by other rules than those that compare embeddings; None: only
-            its own, and copies of that.
+        exclusions: photos that a sentence does not get, by rules that do not compare embeddings; None: only its own,
+            and copies of that.
 
     Raises:
         ValueError: an argument out of range, the file's kind is unknown, or an exclusion needs embeddings.

@@ -50,7 +50,7 @@ def cell_shapes(size: int, grids: Iterable[int]) -> list[Shape]:
 class TileFile:
     """An open tile file of M photos: mapped arrays. It pickles as its path.
 
-    A photo's tiles are compared with their checksums when they are first used: before you read some, call
+    A photo's tiles are checked against their checksums when they are first used: before you read some, call
     ``rows[h, w].check(photos)``.
 
     Attributes:
@@ -58,7 +58,7 @@ class TileFile:
         grids: 1 for a single photo, 2 for 2x2, 3 for 3x3.
         decoder: what decoded the photos.
         arrays: uint8 [M, 3, h, w], planar RGB, by (h, w); rows are those of the data set's photos.
-        digest: uint8 [M, 32], sha256 over the tiles of a photo, largest first.
+        digest: uint8 [M, 32], sha256 of the tiles of a photo, largest first.
     """
 
     path: Path
@@ -78,7 +78,7 @@ class TileFile:
         """Open a tile file in milliseconds, whatever its size.
 
         Raises:
-            FileFormatError: not such a file, cut short, half built, or damaged.
+            FileFormatError: not such a file, truncated, half built, or damaged.
         """
         found = read_tiles(path)
         if found.fingerprint == UNFINISHED:
@@ -94,7 +94,7 @@ class TileFile:
 
     @cached_property
     def rows(self) -> dict[Shape, CheckedRows]:
-        """Of each size, which photos' tiles were found to be as they were written."""
+        """For each size, which photos' tiles were found to be as they were written."""
         return {(h, w): self.mapped.rows(array_name(h, w)) for h, w in self.arrays}
 
     def content_fingerprint(self) -> str:
@@ -108,7 +108,7 @@ class TileFile:
         return tiles_fingerprint(self, digest)
 
     def check_dataset(self, dataset: Dataset) -> None:
-        """Refuse a data set other than the one that these tiles were made of.
+        """Refuse a data set other than the one that these tiles were made from.
 
         Raises:
             FileFormatError: naming both fingerprints.
