@@ -153,8 +153,9 @@ class Ranks:
             norm = Counter(values).most_common(1)[0][0]  # of equally many the first
             if strangers := [rank for rank, value in enumerate(values) if value != norm]:
                 here, there = shorten(values[strangers[0]], norm)
+                article = "" if name.endswith("s") else "a "
                 raise NemoError(
-                    f"{listed_ranks(strangers)} of {len(every)} {did} with a different {name}: {here} on rank "
+                    f"{listed_ranks(strangers)} of {len(every)} {did} with {article}different {name}: {here} on rank "
                     f"{strangers[0]}, {there} on rank {values.index(norm)}. Give every rank the same files and options."
                 )
 

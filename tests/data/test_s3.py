@@ -395,7 +395,7 @@ def test_names_that_dali_would_cut_are_refused_at_an_address(server, tmp_path, n
         lambda: Dataset.open(tmp_path / "a.ris.h5", images="s3://bucket"),
         lambda: index_dataset(annotations, images="s3://bucket", output=tmp_path / "b.ris.h5"),
     ):
-        with pytest.raises(PhotoError, match="cannot be read from s3://bucket: DALI takes") as error:
+        with pytest.raises(PhotoError, match="cannot be read from s3://bucket: DALI treats") as error:
             use()
         assert name in str(error.value)
     check_names("/local", [name])

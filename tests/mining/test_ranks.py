@@ -209,7 +209,9 @@ def test_what_fails_on_one_rank_ends_all_and_is_told_once(story, dataset):
     if not others:
         return
     second, third = others
-    assert all("Rank 2 of 3 began mining with another depth: 10 on rank 2, 9 on rank 0" in text for *_, text in second)
+    assert all(
+        "Rank 2 of 3 began mining with a different depth: 10 on rank 2, 9 on rank 0" in text for *_, text in second
+    )
     assert sorted(kind for _, kind, _ in third) == ["PhotoError", "ToldElsewhere"]
     assert all(Path(Dataset.open(dataset).photo_path(7)).name in text for *_, text in third)
 

@@ -203,9 +203,9 @@ class Hostile:
         ({"img": b"GIF89a"}, r"The photo of value 0 of .* cannot be read \(neither JPEG nor PNG\)"),
         (
             {"img": png(20000, 20000)},
-            "The photo of value 0 of .* has 20000x20000 pixels, more than the 178,956,970 that",
+            "The photo of value 0 of .* has 20000x20000 pixels, more than the limit of 178,956,970",
         ),
-        ({"mask": png(20000, 20000)}, r"mask of value 0 of .* is 20000x20000 pixels, its"),
+        ({"mask": png(20000, 20000)}, r"mask of value 0 of .* is 20000x20000 pixels, but its"),
         (
             {"mask": encoded(np.zeros((5, 7), np.uint8), format="JPEG")},
             "The mask of value 0 of .* is not a PNG that can",
@@ -213,7 +213,7 @@ class Hostile:
         ({"mask": b"\x89PNG\r\n\x1a\n"}, "The mask of value 0 of .* is not a PNG that can be read"),
         (
             {"mask": encoded(np.zeros((5, 7), np.uint8), format="PNG")},
-            r"mask of value 0 of .* is 7x5 pixels, its",
+            r"mask of value 0 of .* is 7x5 pixels, but its",
         ),
         ({"img_name": "../a.jpg"}, "value 0 of .* has the file name '../a.jpg', which leaves the folder of photos"),
         ({"seg_id": 99}, "train.lmdb has ref 99 twice"),

@@ -323,7 +323,7 @@ WRONG = [
     (line(no_target=True), "line 2 of .* has 'mask' and 'no_target'"),
     (line(box=[1, 2, 3, 4]), "line 2 of .* has 'mask' and 'box'"),
     (line(mask=None, no_target=1), "'no_target' of line 2 of .* is a int, not a bool"),
-    (line(sentences=["x"]), r"line 2 of .* has the unknown key 'sentences'\. Known are ann_id, box,"),
+    (line(sentences=["x"]), r"line 2 of .* has the unknown key 'sentences'\. Known keys are ann_id, box,"),
     (line(width=40), "line 2 of .* has only one of 'width' and 'height'"),
     (line(width=0, height=5), "line 2 of .* is 0x5 pixels; a side has 1 to 65535"),
     (line(width="40", height=30), "'width' of line 2 of .* is a str, not a int"),
@@ -448,11 +448,11 @@ def test_photos_may_lie_in_several_folders(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        ((line(ref_id=1), line(ref_id=1)), "line 2 of .* gives 'ref_id' 1 to another ref than before"),
+        ((line(ref_id=1), line(ref_id=1)), "line 2 of .* gives 'ref_id' 1 to a different ref than before"),
         ((line(image_id=1), line(image_id=2)), "line 2 of .* has the 'image_id' 2, but an earlier line of the photo 1"),
         (
             (line(image_id=1), line(image_id=1, photo="c.jpg")),
-            "line 2 of .* gives 'image_id' 1 to another photo than before",
+            "line 2 of .* gives 'image_id' 1 to a different photo than before",
         ),
         ((line(image_id=1), line(image_id=1), line()), "line 3 of .* has no 'image_id', but other lines have"),
         (("", " "), "mine.jsonl has no lines. Write one JSON object per ref"),
