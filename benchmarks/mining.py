@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=1000)
     parser.add_argument("--searched", type=int, default=500, help="sentences of the approximate search")
     parser.add_argument("--search-photos", type=int, default=200_000)
-    parser.add_argument("--model", default="ViT-B-32", help="open_clip's name, or a model config .json")
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip model, or a model config .json")
     parser.add_argument("--images", type=int, default=64, help="photos that are embedded")
     parser.add_argument("--texts", type=int, default=256, help="sentences that are embedded")
     parser.add_argument("--batch-size", type=int, default=16)

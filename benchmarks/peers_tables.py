@@ -57,13 +57,13 @@ def verdict(result: dict[str, Any]) -> str:
     """What the Loader is to be ahead by, and where it is not."""
     peers = [row for row in result["rows"] if row["is_peer"]]
     slower = [row for row in peers if row["ratio_host"]["median"] < LEAST["host"]]
-    told = ["Resident tiles are to be at least 20 times as fast as every peer"]
+    told = ["Resident tiles must be at least 20 times as fast as every peer"]
     told[0] += f"; they fall short of that against {_listed(slower)}." if slower else ", and are."
     best = max((row for row in peers if row["label"].startswith("DataLoader")), key=_median, default=None)
     if best is not None:
         ratio = best["ratio_stream"]["median"]
         told.append(
-            f"The stream is to be at least 1.4 times as fast as the best DataLoader, which is {_plain(best)}: it is "
+            f"The stream must be at least 1.4 times as fast as the best DataLoader, which is {_plain(best)}: it is "
             f"{ratio:.2f} times{'' if ratio >= LEAST['dataloader'] else ', which falls short'}."
         )
     for row in peers:
@@ -95,8 +95,8 @@ def conditions(result: dict[str, Any]) -> str:
         f"{here['cpu']}, {here['cores']} cores, {config['cores']} workers or threads each; {config['photos']} "
         f"{'generated ' if config.get('generated') else ''}photos of {config['megapixels_a_photo']:.2f} megapixels and "
         f"{config['kib_a_photo']:.0f} KiB on average; "
-        f"{config['size']}x{config['size']} {config['dtype']}, batch {config['batch_size']}; {config['pairs']} pairs. "
-        f"{_tiles(config['tiles'])} "
+        f"{config['size']}x{config['size']} {config['dtype']}, batch size {config['batch_size']}; "
+        f"{config['pairs']} pairs. {_tiles(config['tiles'])} "
         f"Other work kept {others['median']:.2f} cores busy in the median timing, {others['most']:.2f} in the worst.\n"
     )
 
@@ -104,8 +104,8 @@ def conditions(result: dict[str, Any]) -> str:
 def _tiles(tiles: dict[str, Any]) -> str:
     size = f"{tiles['bytes'] / 1e6:,.0f} MB"
     if tiles["seconds"] is None:
-        return f"Resident tiles were made before: {size}."
-    return f"Resident tiles were made before every clock, in {tiles['seconds']:.1f} s: {size}."
+        return f"Resident tiles already existed: {size}."
+    return f"Resident tiles were made before timing started, in {tiles['seconds']:.1f} s: {size}."
 
 
 def settings(result: dict[str, Any]) -> str:

@@ -83,9 +83,9 @@ def commands_page() -> str:
 
     parts = [
         "# Commands",
-        "`nemo-dali COMMAND --help` says the same. An option whose value ends in `...` takes several behind one flag "
-        "(`--grids 1 2`), or one each time that it is given. The exit code is 0 when the command is done, 1 when it "
-        "failed, with one line that says why, and 2 when its line was wrong.",
+        "`nemo-dali COMMAND --help` says the same. An option whose value ends in `...` takes several values after one "
+        "flag (`--grids 1 2`), or one each time it is given. The exit code is 0 on success, 1 on failure, with one "
+        "line that says why, and 2 for wrong usage.",
     ]
     for path, command, context in commands_of(get_command(app)):
         usage = " ".join([path, *command.collect_usage_pieces(context)])

@@ -129,7 +129,7 @@ def _cache_of(function: Callable[..., Any]) -> Any:
 @functools.cache
 def _warn_once() -> None:
     logger.warning(
-        "Kernels are compiled anew, for some 20 s: neither %s nor the user's cache can be written. Set NUMBA_CACHE_DIR "
-        "to a folder of yours that lasts.",
+        "Kernels are compiled again, for about 20 s: neither %s nor the user's cache can be written. Set "
+        "NUMBA_CACHE_DIR to a persistent folder of your own.",
         Path(__file__).parent,
     )

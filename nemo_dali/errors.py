@@ -2,10 +2,10 @@
 
     NemoError
     ├── AnnotationError   annotation files: missing, malformed, untrusted, inconsistent
-    ├── FileFormatError   a .h5 file of ours: wrong format, version or data set, cut short, not writable
-    ├── PhotoError        a photo: missing, corrupt, of another size than annotated
+    ├── FileFormatError   a .h5 file of ours: wrong format, version or data set, truncated, not writable
+    ├── PhotoError        a photo: missing, corrupt, of a different size than annotated
     ├── StateError        a saved loader state that does not fit this loader
-    └── ToldElsewhere     another rank failed and says so itself
+    └── ToldElsewhere     another rank failed and reports it itself
 
 A wrong *argument* is a ValueError. Every message is one sentence that says what is wrong, then the remedy.
 """
@@ -32,4 +32,4 @@ class StateError(NemoError):
 
 
 class ToldElsewhere(NemoError):
-    """Another rank failed and says so itself; this one only ends. The command line prints nothing."""
+    """Another rank failed and reports it itself; this one just ends. The command line prints nothing."""

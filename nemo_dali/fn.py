@@ -6,8 +6,8 @@
 Pixels and masks are those of the Loader, bit for bit. On the CPU they are made per sample on DALI's threads, without
 the GIL; on a GPU by one launch a batch on DALI's stream.
 
-Where a sample cannot be drawn, DALI raises a RuntimeError when the batch is taken from it, whose text names the sample
-and what is wrong with it. As with DALI's own Python operators, a pipeline that has these cannot be serialized.
+If a sample cannot be drawn, DALI raises a RuntimeError when the batch is fetched; its text names the sample and what is
+wrong with it. As with DALI's own Python operators, a pipeline that has these cannot be serialized.
 """
 
 from collections.abc import Sequence
@@ -47,15 +47,15 @@ def mosaic(
 ) -> DataNode:
     """Stretch 1, 4 or 9 photos into the cells of a square frame, and normalise them.
 
-    On the CPU, one moment of the GIL a batch goes into looking for failures, and 9 photos cost one more copy of the
-    frame, as they are drawn in three parts. On a GPU DALI copies each frame once more, and photos must be at most
-    8,192 pixels wide and high.
+    On the CPU, looking for failures takes the GIL for a moment per batch, and 9 photos cost one more copy of the frame,
+    because they are drawn in three parts. On a GPU, DALI copies each frame once more, and photos must be at most 8,192
+    pixels wide and high.
 
     Args:
         images: DALI data, uint8 [H, W, 3] a sample, RGB, of any sizes, all on one device; the cells row by row.
         size: height and width of the frame in pixels.
-        center: where the edges of a 2x2 cross, x and y in pixels: two integers, or DALI data of two integers a sample.
-            They may be 0 and ``size``, where cells get no pixels. None: ``size // 2``. Other grids are regular.
+        center: where the edges of a 2x2 grid cross, x and y in pixels: two integers, or DALI data of two integers a
+            sample. They may be 0 and ``size``, where cells get no pixels. None: ``size // 2``. Other grids are regular.
         resample: "cv2-linear" (OpenCV's INTER_LINEAR) or "pillow-bilinear" (Pillow's antialiased BILINEAR).
         dtype: "float32" or "float16", which are ``(value / 255 - mean) / std``, or "uint8", which is not normalised.
             DALI has no bfloat16.
@@ -67,7 +67,7 @@ def mosaic(
 
     Raises:
         ValueError: an argument out of range.
-        NemoError: the photos are on a GPU which torch does not see, or CuPy is missing.
+        NemoError: the photos are on a GPU that torch does not see, or CuPy is missing.
     """
     images = list(images)
     if len(images) not in _GRIDS:
@@ -97,15 +97,15 @@ def remap_mask(
     """Make the mask that belongs to a mosaic, from the run lengths of the target in its own photo.
 
     The photo's own mask is never drawn: pixels are looked up where the library of ``resample`` reads its nearest
-    neighbours. One moment of the GIL a batch goes into looking for failures, on the CPU and on a GPU. On a GPU DALI
-    copies each mask once more, and the host does not wait, unless for inputs that are there already: run lengths,
+    neighbours. Looking for failures takes the GIL for a moment per batch, on the CPU and on a GPU. On a GPU, DALI
+    copies each mask once more, and the host does not wait, except for inputs that are on the GPU already: run lengths,
     shape, cell and center belong on the CPU.
 
     Args:
-        runs: DALI data, uint32 or int32 [n] a sample, COCO's run lengths: down the columns, zeros first. They must
-            add up to the photo's pixels, or be none at all, for an empty mask.
+        runs: DALI data, uint32 or int32 [n] a sample, COCO's run lengths: column by column, zeros first. They must
+            add up to the photo's pixels; no run lengths at all mean an empty mask.
         shape: the photo's height and width: integers, or DALI data of integers a sample, such as ``fn.shapes`` and
-            ``fn.peek_image_shape`` give; what comes behind these two is ignored.
+            ``fn.peek_image_shape`` give; what follows these two is ignored.
         cell: number of the target's cell, row by row: an integer, or DALI data of one integer a sample.
         grid: cells a side, 1, 2 or 3.
         size, center, resample: as given to ``mosaic``.
@@ -117,7 +117,7 @@ def remap_mask(
 
     Raises:
         ValueError: an argument out of range.
-        NemoError: the mask is to be made on a GPU which torch does not see, or CuPy is missing.
+        NemoError: the mask is to be made on a GPU that torch does not see, or CuPy is missing.
     """
     if grid not in GRIDS:
         raise ValueError(f"grid ({grid!r}) must be 1, 2 or 3")

@@ -9,14 +9,14 @@
     dmmi                  DMMI test.py                  p > 0.5   I / U, 0 if U=0   >=   only in N-acc
 
 An argmax over two channels is p > 0.5. Masks are compared at the size they are given in: LAVT's own is 480 x 480,
-CRIS's that of the photo. What is logged while training (CRIS's ``trainMetricGPU``) is not covered.
+CRIS's that of the photo. Metrics that are logged during training (CRIS's ``trainMetricGPU``) are not covered.
 
     metric = Segmentation("lavt")
     for ...:
         metric.update(logits.argmax(1), masks)
     print(metric.compute()["oIoU"])
 
-What a mean hides, groups show: by the number of similar objects in the photo, say, or by kind of expression.
+Groups show what a mean hides, for example by the number of similar objects in the photo, or by kind of expression.
 
         metric.update(logits.argmax(1), masks, groups={"distractors": batch.distractors})
     for distractors, found in metric.compute_groups()["distractors"].items():
@@ -58,7 +58,7 @@ class Protocol:
         epsilon: added to the union of each sample, in [0, 1]; never to the sum of the unions.
         empty_union: IoU where neither prediction nor target has a pixel: 0, 1 or NaN, which makes the mean NaN.
         probability: a pixel is predicted where its probability is larger than this, in [0, 1).
-        overshoot: how far probabilities may lie beyond 0 and 1, as cubic interpolation makes them lie.
+        overshoot: how far probabilities may exceed 0 and 1, as they do after cubic interpolation.
         no_target: samples without a target are "ordinary" ones, whose IoU is 0 (``empty_union`` if nothing is
             predicted); "rewarded" with IoU 1 if found empty, the metrics being gIoU and cIoU; or kept "apart".
 
@@ -145,22 +145,22 @@ class Segmentation:
                 integer in {0, 1}, or floating-point probabilities in [0, 1].
             target: likewise, of the same sizes, in {0, 1}; it is taken to the prediction's device.
             empty: bool [B], whether the annotation has no target; None: where the mask has no pixel. Not for protocols
-                that treat such samples as any other.
+                that treat such samples like any other.
             predicted_empty: bool [B], whether the model says so (ReLA's ``nt_label``), whatever mask it gives; None:
                 where the mask has no pixel. Only for protocols that reward it.
-            groups: for ``compute_groups``, by the name of what they are grouped by, the key of each sample: B integers
-                or texts, in host memory.
+            groups: for ``compute_groups``: the key of each sample, B integers or strings in host memory, by the name
+                of what they are grouped by.
 
         Raises:
             ValueError: shapes or types that do not fit, a value outside its range, NaN, a target with pixels that is
-                called empty, too few keys. Values on a GPU are only looked at in ``compute``.
+                called empty, too few keys. Values on a GPU are only checked in ``compute``.
         """
         import torch
 
         if empty is not None and self.protocol.no_target == "ordinary":
-            raise ValueError("empty (given) must be None for a protocol that treats no-target samples as any other")
+            raise ValueError("empty (given) must be None for a protocol that treats no-target samples like any other")
         if predicted_empty is not None and self.protocol.no_target != "rewarded":
-            raise ValueError("predicted_empty (given) must be None for a protocol that looks at masks alone")
+            raise ValueError("predicted_empty (given) must be None for a protocol that uses masks only")
         predictions, targets = _batches("prediction", prediction), _batches("target", target)
         shapes, others = ([list(batch.shape) for batch in batches] for batches in (predictions, targets))
         if shapes != others:
@@ -186,7 +186,7 @@ class Segmentation:
     def compute(self) -> dict[str, float]:
         """The metrics, from 0 to 1, of all samples so far; of all ranks' where torch.distributed is initialised.
 
-        All ranks must call it (with NCCL each on its ``torch.cuda.device``), and each gets the result.
+        All ranks must call it (with NCCL, each on its ``torch.cuda.device``), and each gets the result.
 
         Returns:
             "oIoU", "mIoU" and "P@0.5" etc.; for DMMI also "N-acc", the share of samples without a target whose mask is
@@ -208,10 +208,10 @@ class Segmentation:
         return metrics
 
     def compute_groups(self) -> dict[str, dict[int | str, dict[str, float]]]:
-        """What ``compute`` gives and "samples", their number, of each group: by the groups' name, then by key.
+        """For each group, what ``compute`` gives and "samples", their number: by the groups' name, then by key.
 
-        All ranks must call it, and each gets the groups of all of them, integers in order before texts. Empty where no
-        update had ``groups``; else it raises what ``compute`` does. ReLA's zeros are for all samples alone.
+        All ranks must call it, and each gets the groups of all of them, integers in order before strings. Empty if no
+        update had ``groups``; else it raises what ``compute`` does. ReLA's zeros are only for all samples together.
         """
         total, found = self._of_all_ranks(), dict[str, dict[int | str, dict[str, float]]]()
         groups = [group for group in total if group is not None]
@@ -221,7 +221,7 @@ class Segmentation:
         return found
 
     def per_sample(self) -> npt.NDArray[np.void]:
-        """What was counted of each sample, of this rank's alone, in the order in which they were given.
+        """What was counted for each of this rank's samples, in the order in which they were given.
 
         A structured array [samples]: ``intersection`` and ``union`` int64, in pixels, and ``iou`` float64, as the
         protocol counts them; NaN for a sample that is kept apart, or whose IoU has no value. Raises as ``update`` does.
@@ -324,7 +324,7 @@ def _keys(name: str, given: Any, count: int) -> list[int | str]:
         keys = [key.item() if isinstance(key, np.generic) else key for key in keys]
         if all(type(key) in (int, str) for key in keys):
             return keys
-    raise ValueError(f"groups[{name!r}] ({short_repr(keys)}) must be an integer or a text for each of {count} samples")
+    raise ValueError(f"groups[{name!r}] ({short_repr(keys)}) must be an integer or string for each of {count} samples")
 
 
 def _check(rows: npt.NDArray[np.float64], first: int) -> None:

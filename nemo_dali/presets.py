@@ -4,8 +4,8 @@
     Loader("refcocog.ris.h5", "refcocog.neg.h5", preset=presets.cris(context_length=22), batch_size=8)
 
 Each function returns options of ``Loader``, which ``docs/drop-in/`` explains repository by repository; an option
-given to the Loader beside a preset beats it. In evaluation a batch is a ``Batch``, and every sentence is a sample,
-unless ``style`` and ``samples`` are given.
+given to the Loader explicitly overrides the preset. In evaluation a batch is a ``Batch``, and every sentence is a
+sample, unless ``style`` and ``samples`` are given.
 
 Where BERT is used, ``vocabulary`` is a vocab.txt, a tokenizer.json, a folder with one of them, or a name on the Hugging
 Face hub.
@@ -68,7 +68,7 @@ def cgformer(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
 
 
 def rela(*, size: int = 480, vocabulary: str = VOCABULARY) -> Options:
-    """ReLA (henghuiding/ReLA): raw images, every sentence a sample, without end. The model normalises."""
+    """ReLA (henghuiding/ReLA): raw images, every sentence a sample, infinite. The model normalises."""
     return _bert(size, vocabulary) | {
         "dtype": "uint8",
         "text": "raw",

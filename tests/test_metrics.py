@@ -520,7 +520,7 @@ def test_what_goes_wrong_on_a_rank_is_told_on_all(ranks, world):
         "NemoError: There is nothing to measure: no rank has a sample. Call update() before compute()."
     }
     for found in ranks[world]:
-        assert found["mixed"].startswith(f"NemoError: Rank 1 of {world} computed metrics with another protocol: ")
+        assert found["mixed"].startswith(f"NemoError: Rank 1 of {world} computed metrics with a different protocol: ")
     text = "prediction (2 in sample 0) must be 0 or 1, or probabilities: logits take a sigmoid first"
     told = [f"ToldElsewhere: Rank 1 failed: {text}"] * world
     told[1] = f"ValueError: {text}"

@@ -98,7 +98,7 @@ def timed_policy(path: Path, table: Path) -> MosaicPolicy:
         return now.p_mined + now.p_random, now.p_mined
 
     epoch = max(policy.turns, key=mosaics)
-    say(f"The policy changes with the epoch. It is timed as it is in epoch {epoch}, which has most mosaics.")
+    say(f"The policy changes with the epoch. It is timed as it is in epoch {epoch}, which has the most mosaics.")
     return policy.at(epoch)
 
 

@@ -26,7 +26,7 @@ for function in (
     app.command(cls=Command)(function)
 bench.command("loader", cls=Command)(examination.bench_loader)
 bench.command("peers", cls=Command)(examination.bench_peers)
-app.add_typer(bench, name="bench", help="Time the Loader, by: bench loader, bench peers.")
+app.add_typer(bench, name="bench", help="Time the Loader: bench loader, bench peers.")
 
 
 def _show_version(wanted: bool) -> None:
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error).replace("another place with -o.", f"another place with {flag}."))
     except UnicodeEncodeError as error:
         name = error.object[: error.end][-LONGEST_NAME:] + error.object[error.end :][:LONGEST_NAME]
-        return _fail(f"The name '{name}' is not UTF-8, and files and pages hold names as UTF-8. Rename it.")
+        return _fail(f"The name '{name}' is not UTF-8, but files and pages store names as UTF-8. Rename it.")
     except ImportError as error:
         return _fail(
-            f"A library cannot be loaded ({_gist(error)}). {raise_it_first()}Look for the cause with: nemo-dali doctor"
+            f"A library cannot be loaded ({_gist(error)}). {raise_it_first()}Find the cause with: nemo-dali doctor"
         )
     except (OSError, MemoryError) as error:  # the system's own refusals
         return _fail(
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "can't start new thread" not in str(error):
             raise
         limit = raise_it_first()
-        return _fail(f"The system starts no further thread. {limit}Raise the limits (ulimit -u), or ask for less.")
+        return _fail(f"The system cannot start another thread. {limit}Raise the limits (ulimit -u), or ask for less.")
     except KeyboardInterrupt:
         return _fail("interrupted; files under their real names are complete")
     return 0

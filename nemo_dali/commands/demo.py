@@ -106,28 +106,28 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     write_own(config, (json.dumps(CLIP_CONFIG, indent=2) + "\n").encode())
     training = train_clip(Dataset.open(out / "train.ris.h5"), weights, steps=steps)
     tell(
-        f"Trained a CLIP model on the training split, contrastively: {training.steps} steps of {training.batch} photos "
-        f"with an expression each in {training.seconds:.0f} s, loss {training.first_loss:.2f} to "
+        f"Trained a CLIP model contrastively on the training split: {training.steps} steps of {training.batch} photos, "
+        f"each with an expression, in {training.seconds:.0f} s, loss {training.first_loss:.2f} to "
         f"{training.last_loss:.2f}: {weights}"
     )
     reports = {
         split: mine(out / f"{split}.ris.h5", model=str(config), pretrained=str(weights), output=out / f"{split}.neg.h5")
         for split in ("train", "val")
     }
-    tell(f"Mined the negatives of {reports['train'].sentences} expressions: {out / 'train.neg.h5'}")
+    tell(f"Mined negatives for {reports['train'].sentences} expressions: {out / 'train.neg.h5'}")
     tell(f"  ranking of the true photo, training split:   {_ranking(reports['train'])}")
     tell(f"  ranking of the true photo, validation split: {_ranking(reports['val'])}")
     same, base = _same_kind(out / "train.ris.h5", out / "train.neg.h5")
     tell(
-        f"  of an expression's first {NEAREST} negatives {same:.0%} show the kind of object that it is about; of all "
-        f"photos {base:.0%} do"
+        f"  {same:.0%} of an expression's first {NEAREST} negatives show the kind of object that it is about, and "
+        f"{base:.0%} of all photos do"
     )
 
     dataset, table = Dataset.open(out / "train.ris.h5"), NegativeTable.open(out / "train.neg.h5")
     proposal = report(dataset.path, table.path, output=out / "report.html").proposal
     write_policy(out / "policy.json", proposal.policy, tuned_for=table.fingerprint, why=list(proposal.why))
     tell(f"Proposed tau {proposal.policy.max_similarity} and K {proposal.policy.top_k}: {out / 'policy.json'}")
-    tell(*(f"  {reason}" for reason in proposal.why), f"Drew the curves behind that: {out / 'report.html'}")
+    tell(*(f"  {reason}" for reason in proposal.why), f"Drew the curves behind this choice: {out / 'report.html'}")
 
     rate, batches, threads = _time_loader(out, loader_batches)
     tell(f"Loaded {batches} batches of 8 mosaics of 480x480 as float32: {rate:.0f} samples/s on {threads} threads")
@@ -149,7 +149,7 @@ def _clear(out: Path) -> None:
                 for path in (out / name, partial_name(out / name)):
                     path.unlink(missing_ok=True)
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise NemoError(f"{out} exists and holds no earlier demo. Empty it, or choose another folder with --out.")
+            raise NemoError(f"{out} exists and is not an earlier demo. Empty it, or choose another folder with --out.")
         out.mkdir(parents=True, exist_ok=True)
         (out / MARKER).touch()
     except OSError as error:
@@ -159,7 +159,7 @@ def _clear(out: Path) -> None:
 def _ranking(report: MiningReport) -> str:
     by_chance = f"(by chance {report.photos / 2:.0f})", f"(by chance {min(1, 10 / report.photos):.0%})"
     return (
-        f"median place {report.median_rank:.0f} of {report.photos} {by_chance[0]}, "
+        f"median rank {report.median_rank:.0f} of {report.photos} {by_chance[0]}, "
         f"among the first ten for {report.recall_at_10:.0%} {by_chance[1]}"
     )
 

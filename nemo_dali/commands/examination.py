@@ -49,7 +49,7 @@ def tune(
     grid: Grid = 2,
     verbose: Verbose = False,
 ) -> None:
-    """Propose tau and K, in a policy file."""
+    """Propose tau and K, and write them to a policy file."""
     from nemo_dali.data.dataset import Dataset
     from nemo_dali.mining.pool_curves import measure_curves
     from nemo_dali.mining.table import NegativeTable
@@ -75,21 +75,21 @@ def report(
     dataset: Dataset,
     negatives: Negatives,
     output: Annotated[Path, output("REPORT.html", "Page to write.")],
-    examples: Annotated[int, option("N", "Expressions with their candidates as pictures.", COUNT)] = 12,
-    seed: Annotated[int, option("N", "Seed: another gives other examples.", SEED)] = 0,
+    examples: Annotated[int, option("N", "Expressions shown with pictures of their candidates.", COUNT)] = 12,
+    seed: Annotated[int, option("N", "Random seed; a different one gives different examples.", SEED)] = 0,
     passing: Passing = 0.25,
     grid: Grid = 2,
     images: ImageRoot = None,
     truth: Annotated[
-        Path | None, option("DIR", "Folder that 'synth' wrote: tell how many negatives are false.")
+        Path | None, option("DIR", "Folder written by 'synth': report how many negatives are false.")
     ] = None,
     policy: Annotated[
         Path | None,
-        option("POLICY.json", "Policy whose negatives these are, with --truth.", default="as proposed"),
+        option("POLICY.json", "Policy whose negatives --truth judges.", default="the proposed one"),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Draw a page on which to choose tau and K by eye."""
+    """Draw a page for choosing tau and K by eye."""
     if policy is not None and truth is None:
         raise ValueError(f"--policy ({policy}) must be left out without --truth")
     from nemo_dali.commands.report.page import report
@@ -112,10 +112,10 @@ def report(
         truth=truth,
         policy=drawn,
     )
-    say(f"{output}: open it in a browser. It begins with tau and K as 'nemo-dali tune' proposes them:")
+    say(f"{output}: open it in a browser. It starts from the tau and K that 'nemo-dali tune' proposes:")
     say(*reported.proposal.why)
     if reported.false_negatives is not None:
-        say(f"False negatives by {policy or 'the proposed policy'}, from what every photo of {truth} shows:")
+        say(f"False negatives under {policy or 'the proposed policy'}, judged by what each photo of {truth} shows:")
         say(*str(reported.false_negatives).split("\n"))
 
 
@@ -123,10 +123,10 @@ def preview(
     dataset: Dataset,
     negatives: Negatives,
     output: Annotated[Path, output("SHEET.png", "Picture to write.")],
-    count: Annotated[int, option("N", "Samples.", COUNT)] = 12,
-    seed: Annotated[int, option("N", "Seed: another gives other samples.", SEED)] = 0,
-    size: Annotated[int, option("PIXELS", "Sides of a sample.", SIDE)] = 480,
-    epoch: Annotated[int, option("N", "Epoch that they are of, counted from 0.", integer(0, LAST_EPOCH))] = 0,
+    count: Annotated[int, option("N", "Number of samples.", COUNT)] = 12,
+    seed: Annotated[int, option("N", "Random seed; a different one gives different samples.", SEED)] = 0,
+    size: Annotated[int, option("PIXELS", "Side length of a sample.", SIDE)] = 480,
+    epoch: Annotated[int, option("N", "Epoch of the samples, counted from 0.", integer(0, LAST_EPOCH))] = 0,
     policy: Policy = None,
     images: ImageRoot = None,
     verbose: Verbose = False,
@@ -149,7 +149,7 @@ def preview(
     say(str(output))
     if outside:
         say(
-            f"{outside} of {count} samples show negatives outside the policy, as their pools are too short. "
+            f"{outside} of {count} samples show negatives outside the policy, because their pools are too short. "
             "Raise max_similarity or top_k, mine deeper, or use more photos."
         )
 
@@ -158,13 +158,15 @@ def inspect(
     file: Annotated[Path, argument("FILE", "Data set file, negative table or tile file.")],
     json: Json = False,
     max_similarity: Annotated[
-        list[float] | None, option("TAU...", "Pool sizes of a table for these.", number())
+        list[float] | None, option("TAU...", "Report a table's pool sizes for these values of tau.", number())
     ] = None,
-    top_k: Annotated[list[int] | None, option("K...", "Pool sizes of a table for these.", COUNT)] = None,
+    top_k: Annotated[
+        list[int] | None, option("K...", "Report a table's pool sizes for these values of K.", COUNT)
+    ] = None,
     policy: Policy = None,
     verbose: Verbose = False,
 ) -> None:
-    """Say what is in a file."""
+    """Check a file and show what is in it."""
     from nemo_dali.commands.inspection import inspect_file
     from nemo_dali.plan.policy import MosaicPolicy, read_policy
 
@@ -189,20 +191,18 @@ def inspect(
 def bench_loader(
     dataset: Dataset,
     negatives: Negatives,
-    mode: Annotated[Mode, typer.Option(help="Where photos, or tiles, are read from.")] = "stream",
-    tiles: Annotated[Path | None, option("F.tiles.h5", "Tile file, for every mode but stream.")] = None,
-    device: Annotated[
-        str | None, option("DEVICE", "cpu or cuda.", default="cuda for the modes pinned and device")
-    ] = None,
-    device_budget: Annotated[int | None, option("BYTES", "GPU memory for the mode device.", BYTES)] = None,
-    baseline: Annotated[bool, flag("--baseline", "Time a PyTorch DataLoader beside it.")] = False,
+    mode: Annotated[Mode, typer.Option(help="Where photos or tiles are read from.")] = "stream",
+    tiles: Annotated[Path | None, option("F.tiles.h5", "Tile file, for every mode except stream.")] = None,
+    device: Annotated[str | None, option("DEVICE", "cpu or cuda.", default="cuda in modes pinned and device")] = None,
+    device_budget: Annotated[int | None, option("BYTES", "GPU memory for tiles in mode device.", BYTES)] = None,
+    baseline: Annotated[bool, flag("--baseline", "Time a PyTorch DataLoader too.")] = False,
     starve: Annotated[
         float | None,
-        option("MS", "Tell how much of a training with such steps is waiting.", number(0, LONGEST_STEP_MS)),
+        option("MS", "Report the share of time that training with such steps would wait.", number(0, LONGEST_STEP_MS)),
     ] = None,
-    batch_size: Annotated[int, option("N", "Samples at a time.", BATCH)] = 16,
-    size: Annotated[int, option("PIXELS", "Sides of a frame.", SIDE)] = 480,
-    dtype: Annotated[DType, typer.Option(help="Values of the images.")] = "float32",
+    batch_size: Annotated[int, option("N", "Samples per batch.", BATCH)] = 16,
+    size: Annotated[int, option("PIXELS", "Side length of a frame.", SIDE)] = 480,
+    dtype: Annotated[DType, typer.Option(help="Data type of the images.")] = "float32",
     resample: Resample = "cv2-linear",
     num_threads: Threads = None,
     p_mined: Annotated[
@@ -210,12 +210,12 @@ def bench_loader(
     ] = None,
     policy: Policy = None,
     pairs: Annotated[int, option("N", "How many times each is timed.", COUNT)] = 7,
-    steps: Annotated[int, option("N", "Batches that a timing takes at least.", COUNT)] = 20,
-    output: Annotated[Path | None, option("FILE.json", "File for the result.", None, "--json")] = None,
+    steps: Annotated[int, option("N", "Fewest batches in a timing.", COUNT)] = 20,
+    output: Annotated[Path | None, option("FILE.json", "File to write the result to.", None, "--json")] = None,
     images: ImageRoot = None,
     verbose: Verbose = False,
 ) -> None:
-    """Time the Loader beside DALI that only reads and decodes."""
+    """Time the Loader against DALI that only reads and decodes."""
     check_address_space()
     from nemo_dali.commands.bench import RESULT, bench_loader, is_result, timed_policy, timed_start
     from nemo_dali.io.output import check_place, write_bytes
@@ -263,10 +263,10 @@ def bench_loader(
     ):
         if value := result[name]:
             say(f"{name:20}{value['median']:9.2f} {unit} (quartiles {value['p25']:.2f} to {value['p75']:.2f})")
-    say(f"{'start-up':20}{seconds:9.2f} s to the first batch, without imports")
+    say(f"{'start-up':20}{seconds:9.2f} s to the first batch, excluding imports")
     say(f"{'peak memory':20}{result['peak_memory_mib']['loader']:9.0f} MiB")
     if result["waiting"] is not None:
-        say(f"{'waiting':20}{result['waiting']:9.2%} of a training with steps of {starve:g} ms")
+        say(f"{'waiting':20}{result['waiting']:9.2%} of the time of training with steps of {starve:g} ms")
     if output is not None:
         content = (json.dumps(result, indent=2) + "\n").encode()
         write_bytes(output, content, is_ours=is_result, kind=RESULT)
@@ -279,17 +279,17 @@ def bench_peers(
         Path | None, option("F.tiles.h5", "Tile file of 2x2 mosaics.", default="made for the comparison")
     ] = None,
     peers: Annotated[list[str] | None, option("NAME...", "Peers to time.", as_typed, default="all")] = None,
-    batch_size: Annotated[int, option("N", "Samples at a time.", BATCH)] = 16,
-    size: Annotated[int, option("PIXELS", "Sides of a frame.", SIDE)] = 480,
-    dtype: Annotated[PeerDType, typer.Option(help="Values of the images.")] = "float32",
+    batch_size: Annotated[int, option("N", "Samples per batch.", BATCH)] = 16,
+    size: Annotated[int, option("PIXELS", "Side length of a frame.", SIDE)] = 480,
+    dtype: Annotated[PeerDType, typer.Option(help="Data type of the images.")] = "float32",
     num_threads: Threads = None,
     pairs: Annotated[int, option("N", "How many times each is timed.", COUNT)] = 5,
-    steps: Annotated[int, option("N", "Batches that a timing takes at least.", COUNT)] = 10,
-    output: Annotated[Path | None, option("FILE.json", "File for the result.", None, "--json")] = None,
+    steps: Annotated[int, option("N", "Fewest batches in a timing.", COUNT)] = 10,
+    output: Annotated[Path | None, option("FILE.json", "File to write the result to.", None, "--json")] = None,
     images: ImageRoot = None,
     verbose: Verbose = False,
 ) -> None:
-    """Time the Loader beside what others would use."""
+    """Time the Loader against other ways to make the same mosaics."""
     check_address_space()
     from tempfile import TemporaryDirectory
 
@@ -322,7 +322,7 @@ def bench_peers(
 
 
 def doctor(json: Json = False, verbose: Verbose = False) -> None:
-    """Say what is installed, and whether it fits this machine."""
+    """Report what is installed, and whether it fits this machine."""
     from nemo_dali.commands.doctor.findings import diagnose, raise_problems, render, report
     from nemo_dali.commands.doctor.machine import gather
 

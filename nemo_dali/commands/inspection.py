@@ -27,12 +27,12 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
     Raises:
         FileFormatError: the file is not one of ours or is damaged.
     """
-    remedy = "Give a file that 'nemo-dali index', 'nemo-dali mine' or 'nemo-dali tiles' made."
+    remedy = "Give a file made by 'nemo-dali index', 'nemo-dali mine' or 'nemo-dali tiles'."
     kind = read_kind(path, remedy=remedy)
     kinds: dict[str, type[Dataset] | type[NegativeTable] | type[TileFile]]
     kinds = {dataset.FORMAT: Dataset, table.FORMAT: NegativeTable, tile_file.FORMAT: TileFile}
     if kind not in kinds:
-        raise FileFormatError(f"{path} is of format '{kind}', not one of {', '.join(kinds)}. {remedy}")
+        raise FileFormatError(f"{path} has format '{kind}', not one of {', '.join(kinds)}. {remedy}")
     opened = kinds[kind].open(path)
     if isinstance(opened, NegativeTable):
         opened.check_all_rows()

@@ -25,7 +25,7 @@ def check_address_space() -> None:
     if done.returncode < 0 or re.search(b"failed to map|[Aa]llocat|MemoryError", done.stderr):
         raise NemoError(
             f"torch and DALI cannot be loaded within the {limit / 2**30:.1f} GiB that this process may map. Raise its "
-            f"limit (ulimit -v), to {ROOM_ENOUGH >> 30} GiB, say."
+            f"limit (ulimit -v), for example to {ROOM_ENOUGH >> 30} GiB."
         )
 
 
@@ -34,4 +34,4 @@ def raise_it_first() -> str:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return ""
-    return f"This process may map {limit / 2**30:.1f} GiB only: raise that first (ulimit -v). "
+    return f"This process may map only {limit / 2**30:.1f} GiB: raise that limit first (ulimit -v). "

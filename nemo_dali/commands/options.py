@@ -91,15 +91,15 @@ def output(metavar: str, help: str) -> Any:
 COUNT, SIDE, SEED, BATCH = integer(), integer(1, LARGEST_FRAME), integer(0, LARGEST_SEED), integer(1, LARGEST_BATCH)
 SHARE_OF_CORES = "this process's share of the cores"
 
-Verbose = Annotated[bool, typer.Option("--verbose", callback=_log, help="Log what is done.")]
+Verbose = Annotated[bool, typer.Option("--verbose", callback=_log, help="Log each step on stderr.")]
 Json = Annotated[bool, flag("--json", "Print JSON.")]
-Dataset = Annotated[Path, argument("F.ris.h5", "Data set file, as 'index' makes it.")]
-Negatives = Annotated[Path, argument("F.neg.h5", "Its negative table, as 'mine' makes it.")]
-Policy = Annotated[Path | None, option("POLICY.json", "Policy file, as 'tune' makes it.")]
+Dataset = Annotated[Path, argument("F.ris.h5", "Data set file, from 'index'.")]
+Negatives = Annotated[Path, argument("F.neg.h5", "Its negative table, from 'mine'.")]
+Policy = Annotated[Path | None, option("POLICY.json", "Policy file, such as 'tune' writes.")]
 ImageRoot = Annotated[
     str | None, option("DIR", "Folder of photos, or s3://...", as_typed, "--images", default="the recorded one")
 ]
-Resample = Annotated[_choices.Resample, typer.Option(help="Pixels as OpenCV or as Pillow resamples them.")]
-Threads = Annotated[int | None, option("N", "Threads.", integer(1, most_threads()), default=SHARE_OF_CORES)]
-Passing = Annotated[float, option("SHARE", "Share of the own photos that tau may let pass.", number())]
-Grid = Annotated[int, option("[2|3]", "Mosaics to fill: 2 for 2x2, 3 for 3x3.", integer(2, 3))]
+Resample = Annotated[_choices.Resample, typer.Option(help="Resample pixels as OpenCV or as Pillow does.")]
+Threads = Annotated[int | None, option("N", "Number of threads.", integer(1, most_threads()), default=SHARE_OF_CORES)]
+Passing = Annotated[float, option("SHARE", "Largest share of sentences' own photos that tau may let pass.", number())]
+Grid = Annotated[int, option("[2|3]", "Mosaics that pools must fill: 2 for 2x2, 3 for 3x3.", integer(2, 3))]

@@ -36,11 +36,11 @@ GRIDS = [1, 2]
 
 def demo(
     out: Annotated[Path, option("DIR", "Folder to write into.")] = Path("demo"),
-    steps: Annotated[int, option("N", "Training steps of the CLIP model.", COUNT)] = 400,
+    steps: Annotated[int, option("N", "Training steps for the CLIP model.", COUNT)] = 400,
     browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Go the whole way on generated data, ending in a picture and a page that shows it."""
+    """Run every step on generated data, and end with a picture and a page that shows it."""
     check_address_space()
     from nemo_dali.commands.demo import run_demo
 
@@ -52,18 +52,17 @@ def demo(
 
 def synth(
     folder: Annotated[Path, argument("DIR", "Folder to write into.")],
-    images: Annotated[int, option("N", "Photos.", COUNT)] = 500,
-    seed: Annotated[int, option("N", "Seed: another gives other photos.", SEED)] = 0,
-    layout: Annotated[LayoutName, typer.Option(help="Data set whose files and keys it has.")] = "refcoco",
-    distractors: Annotated[tuple[int, int], option("LEAST MOST", "Things like the target in a photo.", integer(0))] = (
-        0,
-        3,
-    ),
+    images: Annotated[int, option("N", "Number of photos.", COUNT)] = 500,
+    seed: Annotated[int, option("N", "Random seed; a different one gives different photos.", SEED)] = 0,
+    layout: Annotated[LayoutName, typer.Option(help="Published data set whose files and keys to use.")] = "refcoco",
+    distractors: Annotated[
+        tuple[int, int], option("LEAST MOST", "Number of objects like the target in a photo.", integer(0))
+    ] = (0, 3),
     expressions: Annotated[
         list[str] | None,
         option(
             "KIND=WEIGHT...",
-            "What is said of one thing: weights of attribute, place, zone, rank, relation.",
+            "How one object is described: weights of attribute, place, zone, rank, relation.",
             as_typed,
             default="the shortest expression first",
         ),
@@ -86,31 +85,35 @@ def synth(
 
 
 def index(
-    source: Annotated[Path, argument("SOURCE", "Folder in REFER's layout, .jsonl file, .lmdb of CRIS, or Parquet.")],
-    images: Annotated[list[str], option("DIR", "Folder of photos, or s3://...; again for each of several.", as_typed)],
+    source: Annotated[Path, argument("SOURCE", "Folder in REFER's layout, .jsonl file, CRIS's .lmdb, or Parquet.")],
+    images: Annotated[list[str], option("DIR", "Folder of photos, or s3://...; may be repeated.", as_typed)],
     output: Annotated[Path, output("F.ris.h5", "Data set file to write.")],
     dataset: Annotated[str | None, option("NAME", "refcoco, refcoco+, refcocog, refclef, ...; for a folder.")] = None,
     split_by: Annotated[str | None, option("WHOM", "unc, umd, google, berkeley or final; for a folder.")] = None,
     split: Annotated[str | None, option("SPLIT", "train, val, test, testA, ...; for all but a .lmdb.")] = None,
     box_format: Annotated[
-        BoxFormat | None, typer.Option(help="Boxes of a .jsonl file.", show_default="as its lines say, else xywh")
+        BoxFormat | None,
+        typer.Option(help="Format of the boxes in a .jsonl file.", show_default="as its lines say, else xywh"),
     ] = None,
     leave_out: Annotated[
-        list[str] | None, option("WHAT...", "Photos, by file name, for a folder; or all of G.ris.h5.", as_typed)
+        list[str] | None,
+        option("WHAT...", "Photos to leave out: file names, for a folder, or all those of G.ris.h5.", as_typed),
     ] = None,
     exif: Annotated[
         Exif | None,
         typer.Option(
-            help="Photos that EXIF turns: as stored, as viewers show them, or an error.",
+            help="EXIF orientation of photos: ignore it, apply it as viewers do, or refuse such photos.",
             show_default="refuse for a .jsonl file, else ignore",
         ),
     ] = None,
     verify: Annotated[bool, flag("--verify", "Decode every photo.")] = False,
-    skip_empty: Annotated[bool, flag("--skip-empty", "Skip sentences without text, and refs without any.")] = False,
-    skip_corrupt: Annotated[bool, flag("--skip-corrupt", "Leave photos out that cannot be used.")] = False,
+    skip_empty: Annotated[
+        bool, flag("--skip-empty", "Skip sentences without text, and refs without a sentence.")
+    ] = False,
+    skip_corrupt: Annotated[bool, flag("--skip-corrupt", "Leave out photos that cannot be used.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a data set file of annotations and photos."""
+    """Build a data set file from annotations and photos."""
     from nemo_dali.data.annotations import read_annotations
     from nemo_dali.data.indexing import index_dataset
 
@@ -138,15 +141,16 @@ def mine(
     output: Annotated[Path, output("F.neg.h5", "Negative table to write.")],
     model: Annotated[
         list[str] | None,
-        option("MODEL...", "open_clip's name, or a model config .json; several are averaged.", as_typed),
+        option("MODEL...", "open_clip model, or a model config .json; several are averaged.", as_typed),
     ] = None,
     pretrained: Annotated[
-        list[str] | None, option("TAG_OR_FILE...", "Weights of each: open_clip's tag, or a local file.", as_typed)
+        list[str] | None,
+        option("TAG_OR_FILE...", "Weights for each model: an open_clip tag, or a local file.", as_typed),
     ] = None,
-    embeddings: Annotated[Path | None, option("F.neg.h5", "Take a table's embeddings instead of a model.")] = None,
+    embeddings: Annotated[Path | None, option("F.neg.h5", "Use a table's embeddings instead of a model.")] = None,
     scores: Annotated[
         Path | None,
-        option("FILE", "Take scores instead: .parquet, .csv or .tsv of sent_id, image_id, score, or an .lmdb."),
+        option("FILE", "Use scores instead: .parquet, .csv or .tsv of sent_id, image_id, score, or an .lmdb."),
     ] = None,
     depth: Annotated[int, option("N", "Candidates kept per sentence.", COUNT)] = 1000,
     exclude_similar_photos: Annotated[
@@ -160,17 +164,15 @@ def mine(
     ] = None,
     exclude_crops: Annotated[
         float | None,
-        option("MARGIN", "Exclude photos with a crop less than MARGIN below the best of the target's photo.", number()),
+        option("MARGIN", "Exclude photos with a crop less than MARGIN below the target photo's best crop.", number()),
     ] = None,
     exclude_photos_of: Annotated[
         list[Path] | None, option("G.ris.h5...", "Exclude the photos of other data sets.")
     ] = None,
-    approximate: Annotated[bool, flag("--approximate", "Search by FAISS, for millions of photos.")] = False,
-    probes: Annotated[
-        int | None, option("N", "FAISS's lists that are searched.", COUNT, default="a sixteenth of them")
-    ] = None,
-    batch_size: Annotated[int, option("N", "Photos or sentences at a time.", BATCH)] = 64,
-    device: Annotated[str | None, option("DEVICE", "cuda, cuda:1 or cpu.", default="cuda if there is one")] = None,
+    approximate: Annotated[bool, flag("--approximate", "Search with FAISS, for millions of photos.")] = False,
+    probes: Annotated[int | None, option("N", "FAISS lists to search.", COUNT, default="a sixteenth of them")] = None,
+    batch_size: Annotated[int, option("N", "Photos or sentences per batch.", BATCH)] = 64,
+    device: Annotated[str | None, option("DEVICE", "cuda, cuda:1 or cpu.", default="cuda if available")] = None,
     images: ImageRoot = None,
     verbose: Verbose = False,
 ) -> None:
@@ -208,16 +210,18 @@ def mine(
 
 def tiles(
     dataset: Dataset,
-    size: Annotated[int, option("PIXELS", "Sides of the frames.", SIDE)],
+    size: Annotated[int, option("PIXELS", "Side length of the frames.", SIDE)],
     output: Annotated[Path, output("F.tiles.h5", "Tile file to write.")],
-    grids: Annotated[list[int], option("GRID...", "1 for single photos, 2 for 2x2, 3 for 3x3.", COUNT)] = GRIDS,
+    grids: Annotated[
+        list[int], option("GRID...", "Grids to use: 1 for single photos, 2 for 2x2, 3 for 3x3.", COUNT)
+    ] = GRIDS,
     resample: Resample = "cv2-linear",
     images: ImageRoot = None,
     num_threads: Threads = None,
-    device: Annotated[str | None, option("DEVICE", "cpu or cuda.", default="cuda if there is one")] = None,
+    device: Annotated[str | None, option("DEVICE", "cpu or cuda.", default="cuda if available")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Decode and resample every photo once."""
+    """Decode and resample every photo once, ahead of training."""
     check_address_space()
     from nemo_dali.pipeline.gpu import default_device
     from nemo_dali.tiles.build import make_tiles

@@ -105,7 +105,7 @@ def preview(
     if epoch or policy.breakpoints != [0]:
         title = f"epoch {epoch} · {title}"
     if outside:
-        title = f"red: outside the policy, for want of others · {title}"
+        title = f"red: outside the policy, which leaves too few · {title}"
     _write(draw_sheet(samples, title=title), output)
     return outside
 
@@ -122,7 +122,9 @@ def _tell_epochs_that_mine(policy: MosaicPolicy, epoch: int) -> None:
     most = max(policy.turns, key=lambda other: policy.difficulty(other).p_mined)
     if policy.mines and not policy.difficulty(epoch).p_mined:
         logger.warning(
-            "By this policy epoch %d has no mined mosaics. Look at others with --epoch: epoch %d has most.", epoch, most
+            "This policy has no mined mosaics in epoch %d. Choose another with --epoch: epoch %d has the most.",
+            epoch,
+            most,
         )
 
 

@@ -163,4 +163,4 @@ def check_equal(ours: Any, theirs: Any, *, exact: bool = True) -> None:
             span = 255 if other.dtype == torch.uint8 else float(other.max() - other.min())
             equal = float((one.cpu().float() - other.float()).abs().mean()) < 2 / 255 * span
         if not equal:
-            raise NemoError(f"The baseline's {name} are not the loader's, so their speeds do not compare.")
+            raise NemoError(f"The baseline's {name} are not the loader's, so their speeds cannot be compared.")

@@ -71,7 +71,7 @@ BLOCK = 1 << 14  # refs whose run lengths are looked at together
 class Dataset:
     """An open data set file: columns by row number. It pickles as its path.
 
-    A ref's run lengths are looked at when they are first used: before you read some, call ``check_masks``.
+    A ref's run lengths are checked when they are first used: before you read some, call ``check_masks``.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class Dataset:
     fingerprint: str
     name: str
     image_root: str
-    left_out: int  # photos left out by index that cannot be used
+    left_out: int  # photos that index left out because they cannot be used
     exif: Exif  # whether photos are shown as stored or as viewers show them, as in ``Annotations``
     box_format: str  # of the boxes that masks were made of, as in ``Annotations``
     images: Images
@@ -101,7 +101,7 @@ class Dataset:
 
         Raises:
             ValueError: ``images`` is an address that is not s3://bucket/prefix.
-            FileFormatError: not such a file, cut short, or damaged.
+            FileFormatError: not such a file, truncated, or damaged.
             PhotoError: the folder given as ``images`` does not exist.
         """
         path = Path(path).absolute()
@@ -124,7 +124,7 @@ class Dataset:
 
         Raises:
             PhotoError: the image root is a folder that does not exist, or an address that a photo's name does not fit.
-            FileFormatError: the names are damaged, or one leaves the image root.
+            FileFormatError: the names are damaged, or one points outside the image root.
         """
         root, names = self._checked_root, self._names
         if (name := names[row]) is None:
@@ -161,12 +161,12 @@ class Dataset:
         return None
 
     def check_masks(self, refs: npt.NDArray[np.integer[Any]]) -> None:
-        """Look at the run lengths of refs before they are read; at each ref's once, later it costs nothing.
+        """Check the run lengths of refs before they are read; each ref's once, so that later calls cost nothing.
 
         Several threads may call it.
 
         Raises:
-            FileFormatError: not as they were written, or not for the photo.
+            FileFormatError: not as they were written, or they do not fit the photo.
         """
         if (new := np.unique(refs[~self._sound_masks[refs]])).size == 0:
             return
@@ -203,13 +203,13 @@ class Dataset:
 
     @cached_property
     def turn(self) -> npt.NDArray[np.uint8]:
-        """uint8 [photos]: how each photo as stored is to be turned, as EXIF numbers it; 1: not at all."""
+        """uint8 [photos]: how to turn each photo as stored, as EXIF numbers it; 1: not at all."""
         stored = self.photo_files.orientation
         turn: npt.NDArray[np.uint8] = np.maximum(stored, 1) if self.exif == "apply" else np.ones_like(stored)
         return turn
 
     def shown_categories(self) -> npt.NDArray[np.bool_]:
-        """bool [photos, categories]: which categories a photo shows objects of."""
+        """bool [photos, categories]: the categories of the objects that each photo shows."""
         shown = np.zeros((len(self.images.id), len(self.category_id)), bool)
         shown[np.repeat(np.arange(len(shown)), self.images.category_count), self.image_categories] = True
         return shown
@@ -241,11 +241,11 @@ def _read(file: MappedFile, root: str | None) -> Dataset:
     others = {name: _column(file, name, dtype) for name, dtype in (OTHER_COLUMNS | PHOTO_COLUMNS).items()}
     exif = cast(Exif, file.text("exif"))
     if exif not in EXIF:
-        raise file.damage("its attribute exif is none that there is")
+        raise file.damage("its attribute exif is not a known value")
     try:
         recorded = image_root(file.text("image_root"))
     except ValueError as error:
-        raise file.damage(f"its image root is none: {error}") from error
+        raise file.damage(f"its image root cannot be used: {error}") from error
     return Dataset(
         path=file.path,
         mapped=file,
@@ -314,7 +314,7 @@ def _damage(dataset: Dataset) -> str | None:
         ("refs/rle", refs.rle_begin, refs.rle_count, len(dataset.rle_counts)),
     ):
         if count.min() < 0 or count.sum(dtype=np.int64) != total or not np.array_equal(begin, begins(count)):
-            return f"the ranges of /{what}_begin and _count do not lie side by side"
+            return f"the ranges of /{what}_begin and _count are not contiguous"
     if refs.sentence_count.min() < 1 or not np.array_equal(
         sentences.ref, np.repeat(np.arange(len(refs.image)), refs.sentence_count)
     ):
@@ -322,7 +322,7 @@ def _damage(dataset: Dataset) -> str | None:
     if not ((refs.rle_count > 0) | (refs.empty == 1)).all():
         return "the run lengths of a ref do not add up to its photo's pixels"
     if dataset.exif == "refuse" and (files.orientation > 1).any():
-        return "/images/orientation has what the attribute exif excludes"
+        return "/images/orientation has values that the attribute exif excludes"
     return None
 
 

@@ -44,7 +44,9 @@ class IndexReport:
     def __str__(self) -> str:
         lines = [f"{self.output}: {self.photos} photos, {self.refs} refs, {self.sentences} sentences"]
         if self.renamed:
-            lines.append(f"{self.renamed} photos were found under the names of COCO's other release: they are the same")
+            lines.append(
+                f"{self.renamed} photos were found under the names of COCO's other release: they are the same photos"
+            )
         if self.turned or self.exif == "apply":
             done = "taken as viewers show them" if self.exif == "apply" else "taken as stored"
             lines.append(f"EXIF orientation other than 1: {self.turned} photos, {done} (--exif {self.exif})")
@@ -56,8 +58,8 @@ class IndexReport:
             lines.append(f"left out with them: {self.left_out_refs} refs")
         if self.copies:
             lines.append(
-                f"{self.copies} photos have the same file as another one, such as {' and '.join(self.copy)}: mining "
-                "makes none of them a negative of the other"
+                f"{self.copies} photos have the same content as another, such as {' and '.join(self.copy)}: mining "
+                "makes none of them a negative of another"
             )
         return "\n".join(lines)
 
@@ -75,16 +77,16 @@ def index_dataset(
 
     Args:
         images: the folder, or the address s3://bucket/prefix, that the file names of the photos are relative to; or
-            several folders, and then the image root is the one that holds them all. See ``photo_folders.locate``.
+            several folders: the image root is then the one that holds them all. See ``photo_folders.locate``.
         output: the .ris.h5 file; one that exists is replaced only when the new one is complete.
         verify: decode every photo instead of only reading its header.
-        skip_corrupt: leave out photos that are corrupt, too large or that decoders differ on, with their refs, instead
-            of failing.
+        skip_corrupt: leave out photos that are corrupt, too large, or decoded differently by different decoders, with
+            their refs, instead of failing.
         photos_of: other data set files, whose photos are left out with their refs; see ``columns.shared_photos``.
 
     Raises:
-        PhotoError: a photo is missing, cannot be used, has another size than annotated, or is turned by EXIF though
-            ``annotations.exif`` is "refuse".
+        PhotoError: a photo is missing, cannot be used, has a different size than annotated, or is turned by EXIF
+            although ``annotations.exif`` is "refuse".
         FileFormatError: the output cannot be written.
     """
     root, names, renamed = locate(images, annotations.images.file_name)

@@ -77,7 +77,7 @@ class _Header:
         data = self._file.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
         self._left -= len(data) + READ_COSTS
         if self._left < 0:
-            raise ValueError(f"its header has more than {MOST_HEADER // 2**20} MiB")
+            raise ValueError(f"its header is larger than {MOST_HEADER // 2**20} MiB")
         return data
 
     def lift(self) -> None:
@@ -116,7 +116,7 @@ def too_many_pixels(width: int, height: int) -> str | None:
     """How many pixels a photo of this size has, if they are more than are read."""
     if width * height <= MOST_PIXELS:
         return None
-    return f"{width}x{height} pixels, more than the {MOST_PIXELS:,} that are read"
+    return f"{width}x{height} pixels, more than the limit of {MOST_PIXELS:,}"
 
 
 def is_deep(photo: ImageFile) -> bool:

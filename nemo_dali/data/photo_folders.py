@@ -44,12 +44,12 @@ def locate(images: PathLike | Sequence[PathLike], names: Sequence[str]) -> Locat
     folders = list(dict.fromkeys(map(image_root, as_list(images))))
     if any(map(is_remote, folders)):
         if len(folders) > 1:
-            raise ValueError("images must be folders of this machine, or else one address that all photos are below")
+            raise ValueError("images must be local folders, or else one address below which all photos lie")
         check_names(folders[0], names)
         return Located(folders[0], list(names), 0)
     for folder in folders:
         if not os.path.isdir(folder):
-            raise PhotoError(f"{folder} is no folder of photos. Say where they are with --images.")
+            raise PhotoError(f"{folder} is not a folder of photos. Say where they are with --images.")
     root = os.path.commonpath(folders)
     prefixes = {folder: folder[len(root) :].strip("/") for folder in folders}
     for folder, prefix in prefixes.items():
@@ -70,7 +70,7 @@ def locate(images: PathLike | Sequence[PathLike], names: Sequence[str]) -> Locat
     for file_name, name in zip(found, names, strict=True):
         if (other := called.setdefault(file_name, name)) != name:  # it would be a negative of itself
             raise PhotoError(
-                f"{other} and {name} in the annotations are one photo, {root}/{file_name}. Call it by one."
+                f"{other} and {name} in the annotations are one photo, {root}/{file_name}. Use one name for it."
             )
     return Located(root, found, renamed)
 
@@ -108,8 +108,8 @@ def _place(name: str, folders: Sequence[str], listings: _Listings) -> tuple[str,
         for folder in there[1:] if coco_id(actual) < 0 else ():
             if not _is_same(f"{there[0]}/{actual}", f"{folder}/{actual}"):
                 raise PhotoError(
-                    f"The photo {name} lies in {there[0]} and, with other content, in {folder}. Give the one folder "
-                    "that is meant with --images, or rename the photo, in the annotations too."
+                    f"The photo {name} is in {there[0]} and, with different content, in {folder}. Give only the folder "
+                    "that you want with --images, or rename the photo, in the annotations too."
                 )
         return there[0], actual
     # A file system may know a name in other letters than it lists.
@@ -131,16 +131,16 @@ def _lacking(missing: Sequence[str], total: int, folders: Sequence[str]) -> Phot
     if others := other_coco_names(first):
         message += (
             f" COCO's photos were looked for under their other names too ({first} as {' or '.join(others)}); its "
-            "releases divide them differently: give both train2017 and val2017, or both train2014 and val2014."
+            "releases split them differently: give both train2017 and val2017, or both train2014 and val2014."
         )
     for folder in folders:
         for inner in _subfolders(folder):
             for name in (first, *others):
                 if os.path.lexists(f"{inner}/{name}"):
                     return PhotoError(
-                        f"{message} {name} lies in {inner}: give that folder with --images, once for each."
+                        f"{message} {name} is in {inner}: give that folder with --images, once for each folder."
                     )
-    return PhotoError(f"{message} Check --images, which may be given several times.")
+    return PhotoError(f"{message} Check --images, which may be repeated.")
 
 
 def _subfolders(folder: str) -> list[str]:

@@ -52,7 +52,7 @@ class _Words(NamedTuple):
     at_index: str
 
 
-OR_WITHOUT = "or index with --verify --skip-corrupt and mine anew."
+OR_WITHOUT = "or index with --verify --skip-corrupt and mine again."
 OR_SKIP = "or leave them out with --skip-corrupt."
 WORDS = {  # by Problem.kind, in the order in which index tells them
     "missing": _Words(
@@ -62,8 +62,8 @@ WORDS = {  # by Problem.kind, in the order in which index tells them
         at_index="Check --images.",
     ),
     "size": _Words(
-        one="has another size than annotated",
-        several="have another size than annotated",
+        one="has a different size than annotated",
+        several="have a different size than annotated",
         remedy="Restore the photo that the annotations were made on.",
         at_index="Use the photos that the annotations were made on.",
     ),
@@ -213,8 +213,8 @@ def _size_remedy(fitting: int, exif: Exif) -> str:
     """What to do about photos of another size, so many of which have the right one by EXIF, or without it."""
     remedy = "Use the photos that the annotations were made on"
     if exif == "apply":
-        return f"{remedy}; or --exif ignore, by which {fitting} have the annotated size as they are stored."
-    return f"{remedy}; or --exif apply, by which {fitting} have the annotated size as viewers show them."
+        return f"{remedy}; or --exif ignore, under which {fitting} have the annotated size as stored."
+    return f"{remedy}; or --exif apply, under which {fitting} have the annotated size as viewers show them."
 
 
 def photo_problem(path: str, width: int, height: int, orientation: int = 1) -> str | None:
@@ -252,7 +252,7 @@ def batch_error(
     """
     for photo in zip(paths, width, height, orientation, strict=True):
         if problem := photo_problem(*photo):
-            return PhotoError(f"{problem} The same command then goes on where it stopped.")
+            return PhotoError(f"{problem} The same command then continues where it stopped.")
     return NemoError(f"The DALI pipeline failed, though every local photo of the batch can be read: {error}")
 
 
@@ -281,7 +281,7 @@ def read_header(root: str, name: str) -> Header:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PhotoError(f"The size of {name} cannot be read in {root} ({why}). Check --images.") from error
     if (many := too_many_pixels(header.width, header.height)) is not None:
-        raise PhotoError(f"The photo {name} in {root} has {many}. Replace it by a smaller one.")
+        raise PhotoError(f"The photo {name} in {root} has {many}. Replace it with a smaller one.")
     return header
 
 
@@ -333,7 +333,7 @@ def _mismatch(photo: ImageFile, name: str, width: int, height: int, orientation:
     if photo.mode == "CMYK" and "adobe" not in photo.info:
         return Problem("cmyk", f"{name} (4 channels)")
     if photo.mode not in MODES:
-        return Problem("corrupt", f"{name} (Pillow's mode {photo.mode} is not read)")
+        return Problem("corrupt", f"{name} (Pillow's mode {photo.mode} is not supported)")
     return None
 
 
@@ -346,7 +346,7 @@ def _problem_of(error: Exception, name: str) -> Problem:
     if isinstance(error, NemoError):
         raise error
     if isinstance(error, MemoryError):
-        raise NemoError(f"There is no memory left to decode {name}. Lower batch_size or prefetch.") from error
+        raise NemoError(f"No memory is left to decode {name}. Lower batch_size or prefetch.") from error
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         raise NemoError(TOO_MANY_FILES) from error
     if isinstance(error, OSError) and error.errno is not None:

@@ -40,7 +40,7 @@ def run_lengths(segmentation: Any, *, width: int, height: int) -> npt.NDArray[np
     parts = [_polygon(part, width=width, height=height) for part in segmentation]
     parts = [part for part in parts if len(part) >= 6]
     if not parts:
-        raise ValueError("no polygon of it has three points")
+        raise ValueError("none of its polygons has three points")
     merged = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
     return decode_counts(merged["counts"]).astype(np.uint32)
 

@@ -65,12 +65,12 @@ def check_names(root: str, names: Iterable[str]) -> None:
     """
     if is_remote(root) and "@" in os.environ.get("AWS_ENDPOINT_URL", ""):
         raise NemoError(
-            "AWS_ENDPOINT_URL holds a user's name or password, which the AWS SDK takes for the server's. Take them "
-            "out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            "AWS_ENDPOINT_URL holds a user's name or password, which the AWS SDK takes for the server's. Move them "
+            "to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
     if is_remote(root) and (name := next((name for name in names if not _readable(name)), None)) is not None:
         raise PhotoError(
-            f"The photo {name} cannot be read from {root}: DALI takes '?' and '#' for the end of an address. Rename "
+            f"The photo {name} cannot be read from {root}: DALI treats '?' and '#' as the end of an address. Rename "
             "it, in the annotations too, or use a local copy of the photos with images=... or --images."
         )
 
@@ -162,13 +162,13 @@ def read_object(address: str) -> bytes:
         if isinstance(read, bytes):
             return read
         _raise_refusal(address, read)
-    raise FileNotFoundError(errno.ENOENT, "No such object, or not for these credentials", address)
+    raise FileNotFoundError(errno.ENOENT, "No such object, or not visible to these credentials", address)
 
 
 def _raise_refusal(address: str, text: str) -> None:
     """Tell why DALI could not read an object: as it said, or as it says to a listing. Nothing: it is missing."""
     if "bad_alloc" in text:
-        raise OSError(errno.EFBIG, "The server announces more bytes than there is memory for", address)
+        raise OSError(errno.EFBIG, "The server announces more bytes than fit in memory", address)
     if "curlCode" not in text:
         listed = _try(lambda: _list(address), address)
         if not isinstance(listed, str) or "No files found" in listed:
@@ -178,8 +178,8 @@ def _raise_refusal(address: str, text: str) -> None:
     if (curl := re.search(r"curlCode: (\d+), ([^;\n]*)", text)) is not None:
         if curl[1] in ("60", "77"):
             raise NemoError(
-                f"The photo {address} cannot be read: the server's certificate cannot be checked. DALI trusts those in "
-                f"{CERTIFICATES}: link the system's there (/etc/ssl/certs/ca-certificates.crt)."
+                f"The photo {address} cannot be read: the server's certificate cannot be verified. DALI trusts those "
+                f"in {CERTIFICATES}: link the system's there (/etc/ssl/certs/ca-certificates.crt)."
             )
         if curl[1] in SILENT:
             raise TimeoutError(errno.ETIMEDOUT, f"The server does not answer ({curl[2].lower()})", address)
@@ -190,12 +190,12 @@ def _raise_refusal(address: str, text: str) -> None:
     if code in REFUSED:
         raise NemoError(
             f"The photo {address} cannot be read: the server refuses the credentials ({code}). Set AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY, or mend ~/.aws/credentials."
+            "and AWS_SECRET_ACCESS_KEY, or fix ~/.aws/credentials."
         )
     if code == "AccessDenied":
         raise NemoError(
-            f"The photo {address} cannot be read: it does not exist, or not for these credentials ({code}). Give some "
-            "that may read it, and list its bucket, so that a missing photo can be told."
+            f"The photo {address} cannot be read: it does not exist, or these credentials may not read it ({code}). "
+            "Use some that may read it and list its bucket, so that a missing photo can be recognised."
         )
     raise OSError(errno.EIO, f"The server refuses to give it ({code})", address)
 

@@ -98,7 +98,7 @@ class Rendezvous:
     def _missed(self, ranks: list[int], patience: float) -> NemoError:
         return NemoError(
             f"{listed_ranks(ranks)} of {self._world_size} made no Loader within {patience:.0f} s. Make one on every "
-            "rank, as often on each, or give rank and world_size."
+            "rank, equally often on each, or give rank and world_size."
         )
 
 

@@ -153,8 +153,9 @@ class Ranks:
             norm = Counter(values).most_common(1)[0][0]  # of equally many the first
             if strangers := [rank for rank, value in enumerate(values) if value != norm]:
                 here, there = shorten(values[strangers[0]], norm)
+                article = "" if name.endswith("s") else "a "
                 raise NemoError(
-                    f"{listed_ranks(strangers)} of {len(every)} {did} with another {name}: {here} on rank "
+                    f"{listed_ranks(strangers)} of {len(every)} {did} with {article}different {name}: {here} on rank "
                     f"{strangers[0]}, {there} on rank {values.index(norm)}. Give every rank the same files and options."
                 )
 
@@ -177,8 +178,8 @@ class Ranks:
             collective()
         except RuntimeError as error:
             raise NemoError(
-                f"Another of the {self.size} ranks went away ({str(error).splitlines()[0]:.120}). See its own message, "
-                "then start the same command again: it goes on where it stopped."
+                f"Another of the {self.size} ranks stopped ({str(error).splitlines()[0]:.120}). See its own message, "
+                "then repeat the same command: it continues where it stopped."
             ) from error
 
 

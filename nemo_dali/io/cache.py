@@ -93,14 +93,14 @@ def cached(
         pass
     except (_Unusable, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        logger.warning("%s is made anew: %s.", folder / name, reason)
+        logger.warning("%s is rebuilt: %s.", folder / name, reason)
     return _made(folder, name, make)
 
 
 def renewed(name: str, reason: str, *, make: Callable[[], npt.NDArray[T]]) -> npt.NDArray[T]:
     """An array in place of one that was kept and is found not to be what it should be; told by a warning."""
     folder, name = cache_folder(), f"{name}.cache"
-    logger.warning("%s is made anew: %s.", folder / name, reason)
+    logger.warning("%s is rebuilt: %s.", folder / name, reason)
     return _made(folder, name, make)
 
 
@@ -136,7 +136,7 @@ def _distrust(status: os.stat_result) -> str | None:
     if status.st_uid not in (os.geteuid(), 0):
         return f"it belongs to another user ({status.st_uid})"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "others than its owner may write it"
+        return "users other than its owner may write to it"
     return None
 
 
@@ -146,19 +146,19 @@ def _read(inside: int, name: str, dtype: type[T], shape: tuple[int | None, ...],
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise _Unusable("it is no regular file")
+            raise _Unusable("it is not a regular file")
         if reason := _distrust(status):
             raise _Unusable(reason)
         head = os.pread(descriptor, BEGIN, 0)
         if len(head) < BEGIN or not head.startswith(MAGIC):
-            raise _Unusable("it is no file of the cache")
+            raise _Unusable("it is not a cache file")
         lengths = LENGTHS.unpack_from(head, SUMMED)
         found, rest = lengths[: len(shape)], lengths[len(shape) :]
         wanted = [length if known is None else known for known, length in zip(shape, found, strict=True)]
         if min(found) < 0 or any(length != -1 for length in rest) or list(found) != wanted:
-            raise _Unusable("it has another shape")
+            raise _Unusable("it has a different shape")
         if BEGIN + np.dtype(dtype).itemsize * math.prod(found) != status.st_size:
-            raise _Unusable("it was cut short or lengthened")
+            raise _Unusable("it was truncated or extended")
         mapped = mmap.mmap(descriptor, status.st_size, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
@@ -182,7 +182,7 @@ def _keep(inside: int, name: str, array: npt.NDArray[Any]) -> None:
 def _log_unwritable(folder: str, reason: str) -> None:
     """Once a process: a slower start is worth a line, not a line per file."""
     logger.info(
-        "Nothing is cached, because %s cannot be written (%s); set NEMO_DALI_CACHE to a folder that can.",
+        "Nothing is cached, because %s cannot be written (%s); set NEMO_DALI_CACHE to a writable folder.",
         folder,
         reason,
     )
@@ -191,7 +191,7 @@ def _log_unwritable(folder: str, reason: str) -> None:
 @functools.cache
 def _warn_distrusted(folder: str, reason: str) -> None:
     logger.warning(
-        "Nothing is cached in %s: %s. Take that right away (chmod go-w), or set NEMO_DALI_CACHE to a folder of "
+        "Nothing is cached in %s: %s. Remove that permission (chmod go-w), or set NEMO_DALI_CACHE to a folder of "
         "your own.",
         folder,
         reason,

@@ -16,7 +16,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
     """
     with os.fdopen(open_regular(path), "rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
-            raise OSError(0, f"it has {size:,} bytes, and at most {most:,} are read")
+            raise OSError(0, f"it has {size:,} bytes, more than the limit of {most:,}")
         return file.read(size)
 
 
@@ -45,5 +45,5 @@ def open_regular(path: str | Path) -> int:
         raise OSError(0, "its name holds a null character") from error
     if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(0, "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
+        raise OSError(0, "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
     return descriptor

@@ -75,7 +75,7 @@ class MappedFile:
         if found.format != format:
             if found.format.startswith("nemo-dali/"):  # the remedy would tell to write over it
                 remedy = f"Give a '{format}' file in its place."
-            raise FileFormatError(f"{path} is of format '{found.format}', not '{format}'. {remedy}")
+            raise FileFormatError(f"{path} has format '{found.format}', not '{format}'. {remedy}")
         if found.version != version:
             raise FileFormatError(
                 f"{path} is version {found.version}; this nemo-dali reads version {version}. {remedy}"
@@ -106,13 +106,13 @@ class MappedFile:
             length = self._map.size()
         except OSError as error:
             raise FileFormatError(
-                f"{self.path} went away while it was in use ({error.strerror}). Give each version a name of its own on "
-                "a network file system, and start again."
+                f"{self.path} disappeared while it was in use ({error.strerror}). Give each version a name of its own "
+                "on a network file system, and start again."
             ) from error
         if length < self._length:
             raise FileFormatError(
-                f"{self.path} was cut short while it was in use, from {self._length} to {length} bytes. Make it again "
-                "or copy it anew, under another name that is then renamed, and start again."
+                f"{self.path} was truncated while it was in use, from {self._length} to {length} bytes. Write it again "
+                "under another name, rename that, and start again."
             )
 
     def array(
@@ -131,7 +131,7 @@ class MappedFile:
         dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
         entry = self.index.arrays.get(name)
         if entry is None or entry.dtype not in dtypes or len(entry.shape) != len(shape):
-            raise self.damage(f"/{name} is not there, or not of type {' or '.join(dtypes)} with {len(shape)} axes")
+            raise self.damage(f"/{name} is missing, or not of type {' or '.join(dtypes)} with {len(shape)} axes")
         if any(wanted not in (None, found) for wanted, found in zip(shape, entry.shape, strict=True)):
             wanted = ", ".join("any" if length is None else str(length) for length in shape)
             raise self.damage(f"/{name} is {list(entry.shape)}, not [{wanted}]")
@@ -192,7 +192,7 @@ class MappedFile:
 
     def _checked(self, name: str, kind: type, value: Any) -> Any:
         if type(value) is not kind:
-            raise self.damage(f"its attribute {name} is not there, or of another type")
+            raise self.damage(f"its attribute {name} is missing, or of the wrong type")
         return value
 
     def _in_range(self, name: str, value: int, least: int, most: int) -> int:
@@ -239,7 +239,7 @@ class Strings(Sequence[str]):
         self._bytes = file.array(name, "|u1", (None,), compare=False)
         self._offsets = file.array(name + OFFSETS, "<i8", (None,), compare=False)
         if not len(self._offsets):
-            raise file.damage(f"/{name}{OFFSETS} do not lie side by side")
+            raise file.damage(f"/{name}{OFFSETS} are not contiguous")
         self._sound = False
 
     def _check(self) -> None:
@@ -250,7 +250,7 @@ class Strings(Sequence[str]):
             return
         content, offsets = file.array(name, "|u1", (None,)), file.array(name + OFFSETS, "<i8", (None,))
         if offsets[0] or offsets[-1] != len(content) or (offsets[1:] < offsets[:-1]).any():
-            raise file.damage(f"/{name}{OFFSETS} do not lie side by side")
+            raise file.damage(f"/{name}{OFFSETS} are not contiguous")
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             for begin in range(0, len(content), PIECE):  # so that it takes no memory of its own
@@ -261,7 +261,7 @@ class Strings(Sequence[str]):
         for begin in range(1, len(offsets) - 1, PIECE):
             inner = offsets[begin : min(begin + PIECE, len(offsets) - 1)]
             if ((content[inner[inner < len(content)]] & 0xC0) == 0x80).any():
-                raise file.damage(f"/{name} has a string that begins within a character")
+                raise file.damage(f"/{name} has a string that begins in the middle of a character")
         self._sound = True
 
     def _allow(self, text: str) -> str:
@@ -306,10 +306,9 @@ def _first_line(head: bytes, path: str | Path, remedy: str) -> Line:
         return line
     if head.startswith(HDF5):
         raise FileFormatError(
-            f"{path} is of version 1, whose files this nemo-dali no longer reads, or an HDF5 file of something else. "
-            f"{remedy}"
+            f"{path} is of version 1, which this nemo-dali no longer reads, or some other HDF5 file. {remedy}"
         )
-    raise FileFormatError(f"{path} is not an HDF5 file of nemo-dali's, or has been cut short. {remedy}")
+    raise FileFormatError(f"{path} is not an HDF5 file of nemo-dali's, or is truncated. {remedy}")
 
 
 def read_index(descriptor: int, *, copy: bool = False) -> Index:

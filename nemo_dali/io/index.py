@@ -164,7 +164,7 @@ def decode(begin: bytes, file_size: int) -> Index:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def _get(record: Any, key: str, kind: type) -> Any:
@@ -189,7 +189,7 @@ def _entry(name: str, record: Any, user_block: int, file_size: int) -> Entry:
         raise DamagedIndex("its index has an array of an impossible name")
     dtype, shape, offset = _get(record, "dtype", str), _get(record, "shape", list), _get(record, "offset", int)
     if dtype not in DTYPES:
-        raise DamagedIndex(f"/{name} is of no type that such a file has")
+        raise DamagedIndex(f"/{name} has a type that no such file has")
     if not 1 <= len(shape) <= 4 or not all(type(n) is int and 0 <= n < MAX_LENGTH for n in shape):
         raise DamagedIndex(f"/{name} has an impossible shape")
     found, rows = record.get("checksum", ""), record.get("row_checksums", "")
@@ -199,7 +199,7 @@ def _entry(name: str, record: Any, user_block: int, file_size: int) -> Entry:
     if not user_block <= offset < 2**63 or offset % ALIGNMENT:
         raise DamagedIndex(f"/{name} begins at an impossible place")
     if offset + entry.nbytes > file_size:
-        raise DamagedIndex(f"/{name} ends behind the end of the file, which has been cut short")
+        raise DamagedIndex(f"/{name} ends past the end of the file, which is truncated")
     return entry
 
 

@@ -42,7 +42,7 @@ class Lmdb:
             metas.append(self._meta(1))
             _, _, flags, self._root = max(metas)
             if flags:
-                raise self._damaged("its table sorts or repeats keys in another way than CRIS's")
+                raise self._damaged("its table sorts or repeats keys in a different way than CRIS's")
         except BaseException:
             os.close(self._file)
             raise
@@ -104,7 +104,7 @@ class Lmdb:
         if kind == 0 and begin + size <= len(page):
             return page[begin : begin + size]
         if kind != ELSEWHERE or begin + 8 > len(page):
-            raise self._damaged("a value is damaged, or of another kind than CRIS's")
+            raise self._damaged("a value is damaged, or of a different kind than CRIS's")
         number = int.from_bytes(page[begin : begin + 8], "little")
         header = self._read(number * self._page_size, HEADER.size)
         found, flags, _, _ = HEADER.unpack(header)
@@ -118,17 +118,17 @@ class Lmdb:
         flags = HEADER.unpack_from(page)[1]
         magic, version, page_size, table, _, root, transaction = META.unpack_from(page, HEADER.size)
         if not flags & FIRST or magic != MAGIC or version != VERSION:
-            raise self._damaged("it has no LMDB's first pages")
+            raise self._damaged("it lacks an LMDB's first pages")
         if page_size not in (1 << power for power in range(9, 17)) or (number and page_size != self._page_size):
             raise self._damaged(f"its pages have {page_size} bytes")
         return transaction, page_size, table, root
 
     def _read(self, begin: int, size: int) -> bytes:
         if begin + size > self._size:
-            raise self._damaged("it is cut short")
+            raise self._damaged("it is truncated")
         content = os.pread(self._file, size, begin)
         if len(content) < size:
-            raise self._damaged("it is cut short")
+            raise self._damaged("it is truncated")
         return content
 
     def _damaged(self, what: str) -> AnnotationError:

@@ -106,18 +106,18 @@ def open_partial(path: Path, is_ours: IsOurs) -> int:
         if error.errno == errno.ELOOP:
             raise _in_the_way(path, "a symbolic link") from error
         if error.errno in (errno.EISDIR, errno.ENXIO):
-            raise _in_the_way(path, "no regular file") from error
+            raise _in_the_way(path, "not a regular file") from error
         raise cannot_write(path, error) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise _in_the_way(path, "no regular file")
+            raise _in_the_way(path, "not a regular file")
         if not _locked(descriptor, partial):
             raise cannot_write(path, "another run is writing it", "Wait for it or end it.")
         if status.st_nlink != 1:
-            raise _in_the_way(path, "a file with another name besides")
+            raise _in_the_way(path, "a file that also has another name")
         if status.st_size and not is_ours(os.pread(descriptor, HEAD, 0)):
-            raise _in_the_way(path, "no unfinished file of this kind")
+            raise _in_the_way(path, "not an unfinished file of this kind")
     except BaseException:
         os.close(descriptor)
         raise

@@ -35,4 +35,6 @@ def parquet_pieces(path: Path, columns: Sequence[str], *, what: str, rows: int =
                 raise NemoError(f"{path} has no column {missing[0]}, so it is not {what}. Check the path.")
             yield from file.iter_batches(batch_size=rows, columns=list(columns))
         except (pyarrow.ArrowException, OSError) as error:
-            raise NemoError(f"{path} cannot be read as Parquet: it is damaged, or none. Get the file again.") from error
+            raise NemoError(
+                f"{path} cannot be read as Parquet: it is damaged, or not Parquet. Get it again."
+            ) from error

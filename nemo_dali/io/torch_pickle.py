@@ -191,7 +191,7 @@ class _DescriptionUnpickler(BuiltinsUnpickler):
         arguments = self.stack.pop()
         function = self.stack[-1]
         if type(arguments) is not tuple:
-            raise pickle.UnpicklingError("arguments that are no tuple")
+            raise pickle.UnpicklingError("arguments that are not a tuple")
         if function is _describe or function is _first:
             self.stack[-1] = function(*arguments)
         else:

@@ -45,7 +45,7 @@ def unpickle_builtins(data: bytes, path: Path | str) -> Any:
             "publisher."
         ) from None
     except MALFORMED as error:
-        raise AnnotationError(f"{path} is not a pickle, damaged, or cut short. Get the file again.") from error
+        raise AnnotationError(f"{path} is not a pickle, or is damaged or truncated. Get the file again.") from error
     return value
 
 
@@ -87,7 +87,7 @@ def _check_tree(value: Any, size: int) -> None:
 
 def _to_bytes(text: Any, encoding: Any) -> bytes:
     if type(text) is not str or encoding != "latin1":
-        raise pickle.UnpicklingError("bytes in another form than Python's own")
+        raise pickle.UnpicklingError("bytes in a form other than Python's own")
     return text.encode("latin1")
 
 
@@ -253,7 +253,7 @@ class BuiltinsUnpickler(pickle._Unpickler):
         stack = self.stack
         value, key, target = stack.pop(), stack.pop(), stack[-1]
         if type(target) is not dict:
-            raise pickle.UnpicklingError("an item of what is no dict")
+            raise pickle.UnpicklingError("an item of what is not a dict")
         if type(key) is not str or len(key) > MAX_KEY:
             self._check_keys([key], len(target))
         target[key] = value
@@ -264,7 +264,7 @@ class BuiltinsUnpickler(pickle._Unpickler):
     def _set_items(self, items: list[Any]) -> None:
         target, keys = self.stack[-1], items[::2]
         if type(target) is not dict or len(items) % 2:
-            raise pickle.UnpicklingError("items of what is no dict, or a key without a value")
+            raise pickle.UnpicklingError("items of what is not a dict, or a key without a value")
         self._check_keys(keys, len(target))
         target.update(zip(keys, items[1::2], strict=True))
 
@@ -272,13 +272,13 @@ class BuiltinsUnpickler(pickle._Unpickler):
         items = self.pop_mark()
         target = self.stack[-1]
         if type(target) is not set:
-            raise pickle.UnpicklingError("items of what is no set")
+            raise pickle.UnpicklingError("items of what is not a set")
         self._check_keys(items, len(target))
         target.update(items)
 
     def load_inst(self) -> None:
         self.find_class(self._line().decode("ascii"), self._line().decode("ascii"))
-        raise pickle.UnpicklingError("an instance of what Python itself writes in another way")
+        raise pickle.UnpicklingError("an instance of what Python itself writes differently")
 
     def load_global(self) -> None:
         self.append(self.find_class(self._line().decode(), self._line().decode()))
@@ -287,17 +287,17 @@ class BuiltinsUnpickler(pickle._Unpickler):
         arguments = self.stack.pop()
         function = self.stack[-1]
         if type(arguments) is not tuple:
-            raise pickle.UnpicklingError("arguments that are no tuple")
+            raise pickle.UnpicklingError("arguments that are not a tuple")
         if function is set or function is frozenset:
             (items,) = arguments or ((),)
             if type(items) not in (list, tuple):
-                raise pickle.UnpicklingError("a set of what is no list")
+                raise pickle.UnpicklingError("a set of what is not a list")
             self.charge(3 + len(items))
             self._check_keys(items, 0)
         elif function is _to_bytes:
             self.charge(sum(len(text) // 64 for text in arguments if type(text) is str))
         elif function is not bytes or arguments:
-            raise pickle.UnpicklingError("a call of what is no function")
+            raise pickle.UnpicklingError("a call of what is not a function")
         self.stack[-1] = function(*arguments)
 
     def load_get(self) -> None:

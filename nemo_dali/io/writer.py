@@ -229,7 +229,7 @@ def _check_attributes(
             raise cannot_write(
                 output,
                 f"{done} for {name.replace('_', ' ')} {here}, not {there}",
-                "To go on give the same options again; to start anew remove "
+                "To continue, give the same options again; to start over, remove "
                 f"{partial}, or choose another place with -o.",
             )
 
@@ -237,7 +237,7 @@ def _check_attributes(
 def _check_room(output: Path, descriptor: int, needed: int) -> None:
     there, free = os.fstat(descriptor).st_blocks * 512, shutil.disk_usage(output.parent).free
     if needed - there > free:
-        why = f"it takes {amount(needed)}, and the disk has {amount(free + there)} for it"
+        why = f"it needs {amount(needed)}, and the disk has {amount(free + there)} for it"
         raise cannot_write(output, why, FREE_SPACE)
 
 

@@ -5,23 +5,23 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-_SEED = "Give seed: nothing is drawn but by seed, epoch and position"
-_PINNED = "Give device='cuda', with which batches are made on the GPU"
+_SEED = "Give seed: every draw depends on seed, epoch and position alone"
+_PINNED = "Give device='cuda', which makes batches on the GPU"
 
 # Of torch's DataLoader; docs/drop-in/index.md shows it too.
 INSTEAD = {
-    "num_workers": "Give num_threads; 0 there, too, is left to the machine: this process's share of the cores",
+    "num_workers": "Give num_threads; there, too, 0 lets the machine decide: this process's share of the cores",
     "shuffle": "Leave it out: every epoch is shuffled by seed and epoch; split_mode='eval' keeps the file's order",
-    "sampler": "Leave it out: ranks share each epoch by torch.distributed's rank and world_size, or those given",
+    "sampler": "Leave it out: ranks share each epoch by torch.distributed's rank and world_size, or by those you give",
     "batch_sampler": "Give batch_size, which is per rank",
-    "collate_fn": "Give preset, or style, which says how a batch looks",
+    "collate_fn": "Give preset, or style, which sets the form of a batch",
     "pin_memory": _PINNED,
     "pin_memory_device": _PINNED,
     "worker_init_fn": _SEED,
     "generator": _SEED,
-    "prefetch_factor": "Give prefetch, the batches that are made ahead in all",
+    "prefetch_factor": "Give prefetch, the total number of batches made ahead",
     "persistent_workers": "Leave it out: threads stay until close()",
-    "multiprocessing_context": "Leave it out: there are threads in place of worker processes",
+    "multiprocessing_context": "Leave it out: threads take the place of worker processes",
     "timeout": "Leave it out: object storage has limits of its own, and local reads have none",
     "in_order": "Leave it out: batches come in the order of the plan",
 }
@@ -31,12 +31,12 @@ INSTEAD_OF_DALI = {
     "pipelines": "Give dataset, negatives and batch_size: a Loader makes its own pipeline",
     "output_map": "Give style='dali', whose dicts have 'image', 'mask', 'tokens' and 'attention_mask'",
     "reader_name": "Leave it out: len(loader) is the steps of an epoch",
-    "auto_reset": "Leave it out: every pass goes on by itself where the last one ended",
+    "auto_reset": "Leave it out: every pass continues where the last one ended",
     "last_batch_policy": "Give drop_last=True for DROP and False for FILL; split_mode='eval' is PARTIAL",
-    "fill_last_batch": "Give drop_last=False, or True to leave out what fills no batch",
+    "fill_last_batch": "Give drop_last=False, or True to leave out an incomplete last batch",
     "last_batch_padded": "Leave it out: drop_last=False fills the last batch up",
     "dynamic_shape": "Leave it out: batches have one shape",
-    "prepare_first_batch": "Leave it out: a pass makes its first batches when it is asked for one",
+    "prepare_first_batch": "Leave it out: a pass makes its first batches when the first one is requested",
 }
 
 

@@ -51,12 +51,12 @@ class EpochIterator:
         raise TypeError("A Loader cannot be pickled or copied. Make one in each process.")
 
     def __len__(self) -> int:
-        """Steps in a full epoch, the same on every rank; in evaluation those that have samples for this rank."""
+        """Steps in a full epoch, the same on every rank; in evaluation, those that have samples for this rank."""
         return self._schedule.steps_after(0)
 
     @property
     def dataset(self) -> Sequence[Any]:
-        """The samples of an epoch, as far as ``len(loader.dataset)`` asks: how many there are, over all ranks."""
+        """The samples of an epoch over all ranks, for ``len(loader.dataset)`` only."""
         return range(self._schedule.length)
 
     @property
@@ -77,31 +77,31 @@ class EpochIterator:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position.
 
-        Named after its last batch was delivered, an epoch is shown again.
+        An epoch that is chosen after its last batch was delivered is shown again.
         """
         self._position.choose(integer("epoch", epoch, least=0, most=LAST_EPOCH), self._schedule)
 
     def reset(self) -> None:
-        """Nothing, as a pass needs no reset: for loops written for DALI's iterators, which call this after each."""
+        """Do nothing, as no pass needs a reset: for loops written for DALI's iterators, which call it after each."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the pass stands: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
+        """The position of the pass: JSON-able, the same on every rank, loadable by any rank of any number of ranks."""
         position = self._position
         return make_state(
             seed=self._seed, epoch=position.epoch, samples_seen=position.seen, fingerprints=self._fingerprints
         )
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = True) -> None:
-        """Let the next pass go on behind the samples that the saved one delivered, or one that has not shown any yet.
+        """Continue after the samples that the saved pass delivered: in the next pass, or in one that has shown none.
 
         Args:
-            state: what ``state_dict`` gave. One that is older than ``sampling`` among its fingerprints is accepted with
-                a warning.
-            strict: refuse a state that was saved with another policy, ``samples``, ``split_mode`` or ``size``, under
-                which the rest of the epoch is not what was left of it. False: accept it, with a warning.
+            state: what ``state_dict`` returned. One from before ``sampling`` was among its fingerprints is accepted
+                with a warning.
+            strict: refuse a state that was saved with a different policy, ``samples``, ``split_mode`` or ``size``,
+                under which the rest of the epoch would differ. False: accept it, with a warning.
 
         Raises:
-            StateError: the state is of another version, seed, data set or table, or of other samples; nothing is
+            StateError: the state has a different version, seed, data set or table, or different samples; nothing is
                 changed then.
         """
         epoch, seen = read_state(state, seed=self._seed, fingerprints=self._fingerprints, strict=strict)
@@ -132,10 +132,10 @@ class EpochIterator:
         return samples
 
     def close(self) -> None:
-        """End the pipeline: its threads, and the batches made ahead. The next step makes a new one.
+        """Shut down the pipeline, its threads and the batches made ahead. The next step starts a new one.
 
         Raises:
-            NemoError: another thread takes a step, and does not come to its end within a minute.
+            NemoError: another thread is taking a step, and does not finish within a minute.
         """
         with self._position.turns.between(JOIN):
             self._prefetcher.close()

@@ -134,7 +134,7 @@ class PhotoFaults:
         """Why a step cannot be made."""
         if problems:
             photo, problem = next(iter(problems.items()))
-            more = "" if self._substitute else " With on_error='substitute' training goes on without it."
+            more = "" if self._substitute else " With on_error='substitute' training continues without it."
             return PhotoError(f"{problem.sentence()}; {self._use(step, photo)}. {problem.remedy()}{more}")
         if MEMORY.search(str(error)):
             return NemoError(f"The pipeline ran out of memory. Lower batch_size or prefetch. ({_gist(error)})")
@@ -178,7 +178,7 @@ class Retry:
         if not lasting and self._tries < len(PAUSES) and (problems or _may_pass(error)):
             cause = next((problem.sentence() for problem in problems.values()), None) or _gist(error)
             pause = PAUSES[self._tries]
-            logger.warning("A batch could not be made and is tried again in %s s: %s.", pause, cause)
+            logger.warning("A batch could not be made and is retried in %s s: %s.", pause, cause)
             time.sleep(pause)
             self._tries += 1
         elif self._faults.keep(lasting):

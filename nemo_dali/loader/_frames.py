@@ -94,6 +94,6 @@ class Frames:
                 raise
             where = "This process's memory" if self._device_id is None else f"GPU {self._device_id}"
             raise NemoError(
-                f"{where} has no room for a further batch of {self._nbytes / 2**20:.0f} MiB. Lower batch_size, size or "
+                f"{where} has no room for another batch of {self._nbytes / 2**20:.0f} MiB. Lower batch_size, size or "
                 "prefetch, or use a smaller dtype."
             ) from error

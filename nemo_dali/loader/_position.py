@@ -13,9 +13,9 @@ from nemo_dali.plan.schedule import Schedule
 logger = logging.getLogger("nemo_dali")
 
 ONE_THREAD = "Make one Loader per thread, or let one thread iterate and hand its batches to the others in a queue."
-JOIN = "Let that thread come to its end before close() is called."
+JOIN = "Let that thread finish before close() is called."
 _RESTARTED = (
-    "Epoch %d is begun anew for the second time: passes that are given up early show its first samples each time. Call "
+    "Epoch %d is restarted for the second time: passes that stop early show its first samples each time. Call "
     "set_epoch before each pass, or keep one iterator of a Loader with infinite=True and take the steps from it."
 )
 PATIENCE_S = 60.0  # with a thread that finishes the last step of a pass that was given up
@@ -45,7 +45,7 @@ class Turns:
             NemoError: it is still inside then.
         """
         if not self._lock.acquire(timeout=patience):
-            raise NemoError(f"Another thread waits for a batch of this Loader at this moment. {remedy}")
+            raise NemoError(f"Another thread is waiting for a batch of this Loader. {remedy}")
 
     def give(self) -> None:
         """Let other threads in again."""

@@ -87,7 +87,7 @@ class SentenceTokens:
             taken = torch.empty(shape, dtype=torch.int64, device=gpu.place(self._device_id))
         except torch.OutOfMemoryError as error:
             raise NemoError(
-                f"GPU {self._device_id} has no room for a further batch's text. Lower batch_size, size or prefetch."
+                f"GPU {self._device_id} has no room for another batch's text. Lower batch_size, size or prefetch."
             ) from error
         tokens, seen, *rest = apart(taken)
         text, to = Text(tokens, seen, rest[0] if rest else None), taken.data_ptr()

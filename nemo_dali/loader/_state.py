@@ -15,7 +15,7 @@ logger = logging.getLogger("nemo_dali")
 
 VERSION = 1
 SAMPLING = "sampling"  # among a state's fingerprints: what decides samples besides the files
-_REMEDY = "Give what state_dict made."
+_REMEDY = "Give what state_dict returned."
 
 
 def make_state(*, seed: int, epoch: int, samples_seen: int, fingerprints: dict[str, list[str]]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _check_sampling(there: Any, here: list[str], *, strict: bool) -> None:
     if there is None:
         logger.warning(
             "The state was saved by an older nemo-dali and does not say with which policy, samples, split_mode and "
-            "size. The epoch goes on rightly only if they are the same."
+            "size. The epoch continues correctly only if they are the same."
         )
         return
     if not isinstance(there, list | tuple) or not all(isinstance(fact, str) for fact in there):
@@ -99,10 +99,10 @@ def _check_sampling(there: Any, here: list[str], *, strict: bool) -> None:
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     if strict:
         raise StateError(
-            f"The state was saved with other samples: {words}{more}. Make the loader with the options of the "
-            "interrupted run, or accept other samples by load_state_dict(state, strict=False)."
+            f"The state was saved with different samples: {words}{more}. Make the loader with the options of the "
+            "interrupted run, or accept different samples with load_state_dict(state, strict=False)."
         )
-    logger.warning("The epoch goes on with other samples than it began with: %s%s.", words, more)
+    logger.warning("The epoch continues with different samples than it began with: %s%s.", words, more)
 
 
 def _say_the_same(old: str | None, new: str | None) -> bool:
@@ -124,7 +124,7 @@ def _whole_number(key: str, value: Any) -> int:
     except (TypeError, ValueError, RuntimeError):
         number = None
     if number is None or abs(number) >= 2**64:
-        raise StateError(f"The state's '{key}' ({short_repr(value)}) must be a whole number of 64 bits. {_REMEDY}")
+        raise StateError(f"The state's '{key}' ({short_repr(value)}) must be a 64-bit integer. {_REMEDY}")
     return number
 
 

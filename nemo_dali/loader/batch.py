@@ -22,7 +22,7 @@ SHOWN = 8  # samples, at most, in a notebook
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One rank's batch. Iterating it gives the first five attributes, so that it can be unpacked.
+    """One rank's batch. Iterating over it gives the first five attributes, so that it can be unpacked.
 
     Attributes:
         image: torch tensor [B, 3, size, size] of the loader's dtype.

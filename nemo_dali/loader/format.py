@@ -24,7 +24,7 @@ class BatchFormat:
     """The options of a Loader that a preset may set, with their defaults; ``Loader`` says what they mean.
 
     Raises:
-        ValueError: an option out of range, or two that do not go together.
+        ValueError: an option out of range, or two that conflict.
     """
 
     size: int = 480

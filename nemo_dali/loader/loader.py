@@ -39,21 +39,21 @@ class Loader(EpochIterator):
             for image, mask, tokens, attention_mask, plan in loader:
                 ...
 
-    Sample s of step t on rank r is position ``t * world_size * batch_size + r * batch_size + s`` of the epoch, whatever
-    the rank or the machine. Once an epoch's last batch was delivered, the next pass shows the next epoch; after a
-    ``break`` before that it starts the same epoch anew. One thread iterates at a time; another one that does so
-    meanwhile gets a NemoError.
+    Sample s of step t on rank r is position ``t * world_size * batch_size + r * batch_size + s`` of the epoch, on any
+    rank and any machine. Once an epoch's last batch has been delivered, the next pass shows the next epoch; after an
+    earlier ``break`` it restarts the same epoch. Only one thread may iterate at a time; another one that tries gets a
+    NemoError.
 
     Args:
-        dataset: a .ris.h5 file, or several that are mixed.
-        negatives: its .neg.h5 file, or one per data set; None where the policy mines nothing.
+        dataset: a .ris.h5 file, or several to be mixed.
+        negatives: its .neg.h5 file, or one per data set; None if the policy mines nothing.
         batch_size: samples per step of this rank.
-        policy: the mosaic policy, which may change with the epoch, or the file of one, as ``nemo-dali tune`` writes it.
+        policy: the mosaic policy, which may change with the epoch, or a policy file, such as ``nemo-dali tune`` writes.
         seed: integer in [0, 2**64); the same on every rank.
         device: "cpu", or "cuda" or "cuda:1": where photos are decoded and batches made. On a GPU the tensors are
             torch's own, ready for its current stream and safe to keep; the host does not wait for them.
         preset: the name of a function of ``nemo_dali.presets``, or the options that one returned: those from ``size``
-            to ``style`` below, as a training repository wants them. An option given beside it beats it.
+            to ``style`` below, as a training repository wants them. An option given explicitly overrides it.
         size: height and width of a frame in pixels, 480.
         dtype: of the images, "float32". "uint8" is not normalised; the others are ``(value / 255 - mean) / std``.
         mean, std: per channel RGB, in units of the full range 0 to 1; ImageNet's by default.
@@ -61,7 +61,7 @@ class Loader(EpochIterator):
             BILINEAR), each with that library's nearest neighbour for masks.
         fit: "stretch", or "letterbox" as in CRIS: a single photo keeps its proportions, on a border of the mean colour,
             resampled by OpenCV 4's warpAffine, cubic, its mask linear. Cells of a mosaic are stretched either way.
-            Without tiles only. On a GPU it gives the CPU's pixels but for the decoder's.
+            Only without tiles. On a GPU it gives the CPU's pixels, apart from the decoder's differences.
         mask_dtype: "uint8" (the default), "int64" or "float32". The mask of a letterboxed photo has steps of 1/255 in
             float32; in the others it is 1 from 128/255 on.
         tokenizer, context_length, keep_end: see ``text.tokenize``.
@@ -70,50 +70,52 @@ class Loader(EpochIterator):
         masked_words: what ``batch.masked_tokens`` is: "tokens", MaskRIS's masked tokens; "nouns", DMMI's masked nouns,
             found by TextBlob; or a callable that finds them, see ``text.noun_runs``. None: nothing.
         samples: "refs": a sample is a ref with one of its sentences, drawn (the default for training); "first",
-            "last": with that one; "sentences": every sentence is a sample (the default for evaluation).
+            "last": with its first or last sentence; "sentences": every sentence is a sample (the default for
+            evaluation).
         erase: share of the samples, 0 to 1, whose photo gets 20 to 60 black squares of 32 x 32 pixels before it is
-            resized, as in RMSIN: the target's, not its negatives'. ``plan/erasing.py`` tells which and where. Without
-            tiles and in training only. 0 by default.
-        infinite: a pass goes on with the next epoch for ever; ``len`` is still that of one epoch.
+            resized, as in RMSIN: the target's, not its negatives'. ``plan/erasing.py`` says which and where. Only
+            without tiles and in training. 0 by default.
+        infinite: a pass never ends, but continues with the next epoch; ``len`` is still that of one epoch.
         style: "batch" yields ``Batch``; "dali" a list of one dict, as DALI's PyTorch iterators do; the others the
             structure of that repository's own loader, see ``nemo_dali.loader``.
         split_mode: "train", or "eval": no mosaics, the order of the file, and no padding, so that every sample is seen
-            once: the last step is smaller, and ranks may have different ``len``.
+            once; the last step may be smaller, and ranks may have different ``len``.
         images: image root in place of the recorded one, or one per data set (None: as recorded).
-        tiles: a .tiles.h5 file, or one per data set: photos are then shown from there instead of decoded. The pixels
+        tiles: a .tiles.h5 file, or one per data set: photos are then read from there instead of decoded. The pixels
             are the same; ``resample``, ``size`` and the policy's grids must be those of the file, ``jitter`` 0.
-        placement: where tiles lie: "host", mapped, one copy per node, for device="cpu"; or, for a GPU, "pinned", in
-            page-locked memory, one copy per node where torch.distributed gives the ranks; or "device", in GPU memory.
-        device_budget: bytes of GPU memory for placement "device": the tiles that are read most often lie there, the
-            others in page-locked memory. None: all of them.
+        placement: where tiles are kept: "host", mapped, one copy per node, for device="cpu"; or, for a GPU, "pinned",
+            in page-locked memory, one copy per node if torch.distributed gives the ranks; or "device", in GPU memory.
+        device_budget: bytes of GPU memory for placement "device": the tiles that are read most often are kept there,
+            the others in page-locked memory. None: all tiles are kept there.
         rank, world_size: this process among all; None: from torch.distributed if initialised, else 0 of 1.
-        drop_last: True: samples that fill no global batch are left out (others each epoch). False: the last step is
-            filled up with the epoch's first refs, drawn anew.
-        on_error: what to do with a photo that is missing, damaged or of another size than annotated. "raise": a
-            PhotoError names it in the step that it belongs to. "substitute": a negative gives way to the sentence's
-            next candidate, a target to the next ref, as told in ``nemo_dali.plan``; a warning names every such photo.
-            The samples depend on which photos are bad and on nothing else, so they are the same for any number of
-            ranks and after any resume. Which are bad the decoder says: a GPU's may show a damaged JPEG that the CPU's
-            refuses, so devices agree only where the data set was indexed with ``--verify``. With tiles no photo is
-            read. In both cases a batch that failed without a photo's fault, by a hiccup of disk or network, is made
-            again up to three times.
+        drop_last: True: an incomplete last global batch is left out (different samples each epoch). False: the last
+            step is filled up with the epoch's first refs, drawn again.
+        on_error: what to do with a photo that is missing, damaged or of a different size than annotated. "raise": a
+            PhotoError names it in the step that it belongs to. "substitute": a negative is replaced by the sentence's
+            next candidate, a target by the next ref, as described in ``nemo_dali.plan``; a warning names every such
+            photo. The samples depend only on which photos are bad, so they are the same for any number of ranks and
+            after any resume. The decoder decides which are bad: a GPU's may show a damaged JPEG that the CPU's
+            refuses, so devices agree only if the data set was indexed with ``--verify``. With tiles no photo is read.
+            In both cases, a batch that failed through no photo's fault, such as a hiccup of disk or network, is
+            retried up to three times.
         num_threads: DALI's threads; None or 0: the cores this process may use, shared by the ranks on the node.
         prefetch: batches in flight while the training loop works on one.
         hw_decoder_load: share of the JPEGs, 0 to 1, for a GPU's hardware decoder; None: chosen by ``num_threads``.
             Where a GPU has one, which decoder takes a photo depends on its batch and on the first batch of the
-            process, and their pixels may differ slightly: 0 for runs that are to be repeated, or resumed, bit by bit.
+            process, and their pixels may differ slightly: use 0 for runs that must be repeated, or resumed, bit for
+            bit.
 
     Attributes:
         corpus: the data behind it.
-        short_pools: how many mined samples met too few candidates, so far.
+        short_pools: how many mined samples so far had too few candidates.
         substituted: bad photos known so far, and how many samples and cells show others in their place.
-        format: the ``BatchFormat`` that came of the preset and the options.
+        format: the ``BatchFormat`` that results from the preset and the options.
         policy, seed, batch_size, rank, world_size: as given or chosen.
         size, dtype, mean, std, resample, num_threads, prefetch, hw_decoder_load: likewise.
         device_id: CUDA device number; None: the CPU.
 
     Raises:
-        TypeError: an argument that there is not; of those of torch's DataLoader it says what takes their place.
+        TypeError: an unknown argument; for those of torch's DataLoader the message says what to use instead.
         ValueError: an argument out of range.
         NemoError: a file that is missing, damaged, or does not fit the others; while iterating, PhotoError for a photo.
     """
@@ -208,12 +210,12 @@ class Loader(EpochIterator):
 
     @property
     def mode(self) -> str:
-        """How samples are made: "stream", or where resident tiles lie."""
+        """How samples are made: "stream", or where resident tiles are kept."""
         return "stream" if self._resident is None else self._resident.placement
 
     @property
     def sample_bytes(self) -> int:
-        """Of a sample's image and mask."""
+        """Size of a sample's image and mask together."""
         return self._frames.image_bytes + self._frames.mask_bytes
 
     @property
@@ -226,7 +228,7 @@ class Loader(EpochIterator):
     def plan(self, epoch: int, positions: npt.ArrayLike) -> PlanRows:
         """What the samples at these positions of an epoch are made of: dtype ``plan.PLAN`` [n].
 
-        This is the plan for photos that are all sound; what substitution made of it is in ``batch.plan``.
+        This plan assumes that all photos are sound; ``batch.plan`` is the one after substitution.
         """
         return self._planner.plan(epoch, positions)
 

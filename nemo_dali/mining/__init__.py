@@ -1,4 +1,4 @@
-"""Mining: photos and sentences embedded and ranked, the table that comes of it, and the bounds to draw from it."""
+"""Mining: photos and sentences embedded and ranked, the resulting table, and the bounds for drawing from it."""
 
 from typing import TYPE_CHECKING
 

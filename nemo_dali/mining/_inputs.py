@@ -103,7 +103,7 @@ class Photos:
 
         def check(batch: list[int], photos: list[U8]) -> None:
             if (np.array([photo.shape[:2] for photo in photos]) != sizes[batch]).any():
-                raise dataset.batch_error(batch, "a photo has another size than annotated")
+                raise dataset.batch_error(batch, "a photo has a different size than annotated")
 
         made = in_flight(pipeline, map(fed, batches), prefetch=prefetch, land=check, failed=dataset.batch_error)
         with closing(pipeline), ThreadPoolExecutor(self._num_threads) as pool:

@@ -51,7 +51,7 @@ def read_config(path: str) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
             raise NemoError(f"The model config {path} has no '{key}'. Give a config in the layout of open_clip's.")
     preprocess = whole.get("preprocess_cfg", {})
     if not isinstance(preprocess, dict):
-        raise NemoError(f"The model config {path} has a 'preprocess_cfg' that is no object. Give another.")
+        raise NemoError(f"The model config {path} has a 'preprocess_cfg' that is not an object. Give another.")
     for key, value in _leaves({"model_cfg": config, "preprocess_cfg": preprocess}):
         _check_value(path, key, value)
     _check_positions(path, config["vision_cfg"])
@@ -76,11 +76,11 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 def _check_value(path: str, key: str, value: Any) -> None:
     if isinstance(value, str) and "trust_remote_code" in value:
         raise NemoError(
-            f"The model config {path} asks for code to be run (trust_remote_code), which is refused. Take that out."
+            f"The model config {path} asks for code to be run (trust_remote_code), which is refused. Remove that."
         )
     if isinstance(value, str) and "://" in value:
         raise NemoError(
-            f"The model config {path} has the address {short_repr(value)}, but only local files are read. Take it out."
+            f"The model config {path} has the address {short_repr(value)}, but only local files are read. Remove it."
         )
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
@@ -100,7 +100,7 @@ def _check_positions(path: str, vision: dict[str, Any]) -> None:
     numbers = [*sides, *(patch if isinstance(patch, list) else [patch]), width]
     if not all(isinstance(number, int) and number > 0 for number in numbers):
         raise NemoError(
-            f"The model config {path} has an 'image_size', 'patch_size' or 'width' that is no whole number > 0. "
+            f"The model config {path} has an 'image_size', 'patch_size' or 'width' that is not a whole number > 0. "
             "Give the config of a CLIP model."
         )
     patch = min(numbers[len(sides) : -1])
@@ -120,7 +120,7 @@ def _check_local(path: str, config: dict[str, Any]) -> None:
     name = vision.get("timm_model_name")
     if name and not (isinstance(name, str) and name.replace(".", "_").replace("_", "a").isalnum()):
         raise NemoError(
-            f"The model config {path} names {short_repr(name)} as 'timm_model_name', which is none of timm's own "
+            f"The model config {path} names {short_repr(name)} as 'timm_model_name', which is not one of timm's own "
             "models and would be fetched. Name one of timm's."
         )
     if "siglip" in Path(path).stem.lower() and not text.get("hf_tokenizer_name"):
@@ -132,5 +132,5 @@ def _check_local(path: str, config: dict[str, Any]) -> None:
     if not isinstance(options, dict) or not set(options) <= TOKENIZER_OPTIONS:
         raise NemoError(
             f"The model config {path} has 'tokenizer_kwargs' other than {', '.join(sorted(TOKENIZER_OPTIONS))}. "
-            "Take them out."
+            "Remove them."
         )

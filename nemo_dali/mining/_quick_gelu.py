@@ -43,7 +43,7 @@ def _trained_with(name: str, pretrained: str, weights: Weights) -> str:
     if tag := open_clip.pretrained.get_pretrained_cfg(name, pretrained):
         return "as open_clip says of that tag" if tag.get("quick_gelu", False) else ""
     if weights.from_openai:
-        return "as all that OpenAI published"
+        return "like everything that OpenAI published"
     path = Path(pretrained).absolute()
     if re.search("quick_?gelu", path.stem.lower()):
         return "by its name"

@@ -62,7 +62,7 @@ class Weights:
             except (OSError, RuntimeError) as error:
                 raise NemoError(
                     f"The tensors of {self.path} could not be copied to {folder} ({first_line(error)}). "
-                    "Name a folder with as much room as the file takes in the environment variable TMPDIR."
+                    "Set the environment variable TMPDIR to a folder with room for the file."
                 ) from error
             del tensors
             yield copy
@@ -147,7 +147,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int, path: Path, *, scripted:
     """Refuse parts that are compressed, but for code, which is not read, and pickles beyond bounds."""
     parts = [part for part in archive.infolist() if not (scripted and part.filename.split("/")[1:2] == ["code"])]
     if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
-        raise NemoError(f"{path} is packed, which PyTorch's files are not, and could take any memory. {_SAVE}")
+        raise NemoError(f"{path} is compressed, which PyTorch's files are not, and could take any memory. {_SAVE}")
     for part in parts:
         if part.filename.endswith(".pkl") and not scripted:
             with archive.open(part) as pickled:
@@ -200,14 +200,14 @@ def _read_archive(archive: zipfile.ZipFile, size: int, path: Path, *, scripted: 
     content, _ = read_description(io.BytesIO(pickled), len(pickled), path)
     tensors = tensors_of(content, len(pickled), path)
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-        raise NemoError(f"{path} was written by a machine of another byte order. {_SAVE}")
+        raise NemoError(f"{path} was written by a machine with a different byte order. {_SAVE}")
     for storage in {tensor.storage for tensor in tensors.values()}:
         try:
             stored = archive.getinfo(f"{root}data/{storage.key}").file_size
         except KeyError:
             raise NemoError(f"{path} is damaged (it lacks {storage.key[:40]!a}). Get the file again.") from None
         if stored != _bytes(storage, path):
-            raise NemoError(f"{path} is damaged ({storage.key[:40]!a} has another size). Get the file again.")
+            raise NemoError(f"{path} is damaged ({storage.key[:40]!a} has a different size). Get the file again.")
     from_openai = scripted and tensors.keys() >= _EXTRAS
     if scripted:
         tensors = {

@@ -147,7 +147,7 @@ def _check_positions(stored: dict[str, tuple[int, ...]], network: Any, model: st
     for key, tensor in network.state_dict().items():
         if key.endswith("positional_embedding") and stored.get(key, tuple(tensor.shape)) != tuple(tensor.shape):
             raise NemoError(
-                f"{pretrained} was trained with another image size or context length than {model} has ({key} is "
+                f"{pretrained} was trained with a different image size or context length than {model} has ({key} is "
                 f"{list(stored[key])}, not {list(tensor.shape)}). Give the model that the weights were trained as."
             )
 

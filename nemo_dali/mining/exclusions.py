@@ -22,7 +22,7 @@ ALWAYS = ["own photo", "photos outside the split"]  # a data set file holds the 
 
 @dataclass(frozen=True, kw_only=True)
 class Exclusions:
-    """What is left out while mining, besides the sentence's own photo and copies of its file. Checked when made.
+    """What mining leaves out besides the sentence's own photo and copies of its file. Validated when created.
 
     Attributes:
         similar_photos: photos more similar than this to the sentence's own photo (near duplicates, or the same scene);
@@ -30,9 +30,9 @@ class Exclusions:
         category: photos that show an object of the target's category.
         siblings: photos more similar than this to another sentence of the same ref: if "man in red" finds a photo, "guy
             on the left" should not get it; None: none.
-        crops: photos a crop of which is less than this below the best crop of the sentence's own photo, in similarity
-            to the sentence: what is small in a photo is seen in a crop; None: none.
-        photos_of: other data set files, whose photos are left out, by COCO's id or by content: what is tested on, say.
+        crops: photos with a crop that is less than this below the best crop of the sentence's own photo, in similarity
+            to the sentence: a crop shows what is small in the photo; None: none.
+        photos_of: other data set files, such as test sets, whose photos are left out, by COCO's id or by content.
     """
 
     similar_photos: float | None = None
@@ -93,8 +93,8 @@ class Exclusions:
             )
         if never is not None and (own := int(never[dataset.refs.image].sum())):
             logger.warning(
-                "%d of %d refs are of photos that are left out as negatives; they are shown as targets all the same. "
-                "To leave those out too, index with --leave-out.",
+                "%d of %d refs are of photos that are left out as negatives; they are still shown as targets. To leave "
+                "those out too, index with --leave-out.",
                 own,
                 len(dataset.refs.image),
             )

@@ -66,12 +66,12 @@ class ScoresReport:
             )
         if self.lowest < -1 or self.highest > 1:
             lines.append(
-                "scores lie outside of -1 to 1, where MosaicPolicy's max_similarity does: top_k works as it is; divide "
+                "scores lie outside -1 to 1, the range of MosaicPolicy's max_similarity: top_k works as it is; divide "
                 "the scores by a number to bound them"
             )
         lines.append(
-            "such a table has no embeddings, which 'tune' and 'report' need: write a policy file by hand, and look at "
-            "what it draws with 'inspect --max-similarity' and 'preview --policy'"
+            "a table of given scores has no embeddings, which 'tune' and 'report' need: write a policy file by hand, "
+            "and look at what it draws with 'inspect --max-similarity' and 'preview --policy'"
         )
         return "\n".join(lines)
 
@@ -84,16 +84,16 @@ def mine_scores(
     depth: int = 1000,
     exclusions: Exclusions | None = None,
 ) -> ScoresReport:
-    """Write a .neg.h5 file from a file of scores. Under torchrun rank 0 does the work, and the others wait for it.
+    """Write a .neg.h5 file from a file of scores. Under torchrun, rank 0 does the work and the others wait for it.
 
     Args:
         dataset_path: a .ris.h5 file.
         scores: Parquet, CSV or TSV with columns ``sent_id``, ``image_id`` and ``score``, or an LMDB as NeMo's release
-            reads it. Pairs of other data sets are passed over.
+            reads it. Pairs of other data sets are ignored.
         output: the table; one that exists is replaced only when the new one is complete.
         depth: photos kept per sentence, at most all but its own.
-        exclusions: photos that a sentence does not get, by other rules than those that compare embeddings; None: only
-            its own, and copies of that.
+        exclusions: photos that a sentence does not get, by rules that do not compare embeddings; None: only its own,
+            and copies of that.
 
     Raises:
         ValueError: an argument out of range, the file's kind is unknown, or an exclusion needs embeddings.
@@ -207,7 +207,7 @@ class _RowsOf:
         self._image_id = dataset.images.id[self._by_photo]
         if (many := int(np.unique(self._sent_id, return_counts=True)[1].max())) > SHARING:
             raise NemoError(
-                f"{many} sentences of {dataset.path} have one id, by which scores cannot be told apart. Index the data "
+                f"{many} sentences of {dataset.path} have one id, so their scores cannot be told apart. Index the data "
                 "set from other files, or mine it with a model."
             )
         self.read = self.unknown = self.excluded = 0

@@ -7,7 +7,7 @@
     torchrun --nproc-per-node 8 -m nemo_dali.mining F.ris.h5 --model ... (or --no-python nemo-dali mine ...)
 
 The same data set, weights, batch size and kind of machine give the same bytes, whatever the number of ranks. Rank 0
-writes the table in place and, every few seconds of work, what is done of it: there the next run goes on.
+writes the table in place and, every few seconds of work, how much of it is done: the next run continues there.
 """
 
 import math
@@ -65,29 +65,29 @@ def mine(  # noqa: PLR0913  # the options of a command
 ) -> MiningReport:
     """Embed all photos and sentences of a data set, rank the photos for each sentence and write a .neg.h5 file.
 
-    Where torch.distributed is initialised, or torchrun started the process, all ranks must call it and share the work.
-    A run that was interrupted goes on where it stood, on any number of ranks, if it is asked for the same.
+    If torch.distributed is initialised, or torchrun started the process, all ranks must call it and share the work.
+    Called again with the same arguments, it continues an interrupted run, on any number of ranks.
 
     Args:
         dataset_path: a .ris.h5 file.
         model: the name of an open_clip model ("ViT-B-32"), or the path of an open_clip model config (.json). Several:
             their similarities are averaged.
         pretrained: a tag that open_clip can fetch ("laion2b_s34b_b79k"), or a local weights file (.pt, .pth, .bin,
-            .safetensors), for each model. Tensors are all that is read from it.
+            .safetensors), for each model. Only tensors are read from it.
         embeddings: a table of the same data set to take the embeddings from, instead of ``model`` and ``pretrained``.
         output: the table; one that exists is replaced only when the new one is complete.
         depth: photos kept per sentence, at most all but its own.
         exclusions: photos that a sentence does not get; None: only its own.
         batch_size: photos or sentences that the model sees at once.
-        device: "cpu", "cuda", "cuda:1", ...; None: CUDA where there is a device, else the CPU.
+        device: "cpu", "cuda", "cuda:1", ...; None: CUDA if there is a device, else the CPU.
         images: where the photos are, if not where they were when the data set file was made.
-        approximate: search candidates by FAISS, for millions of photos.
-        probes: of its lists that are looked at; None: a sixteenth of them.
+        approximate: search candidates with FAISS, for millions of photos.
+        probes: how many of its lists are searched; None: a sixteenth of them.
 
     Raises:
-        ValueError: an argument out of range, or arguments that do not go together.
+        ValueError: an argument out of range, or arguments that conflict.
         NemoError: a model or its weights cannot be used, embeddings are not finite, the data set has fewer than two
-            photos, a sentence has no text, or ranks differ or went away.
+            photos, a sentence has no text, or ranks differ or stopped.
         PhotoError: a photo is missing, cannot be decoded or has changed.
         FileFormatError: the data set cannot be read, the table cannot be written, the disk has no room for it, or an
             unfinished one was begun with other options.
@@ -341,7 +341,7 @@ def _check_progress(made: Unfinished[NegativeTable], output: Path, stages: int) 
     """Several models' embeddings can come from the models or from a table, and then have other stages."""
     if (found := len(made.file.progress)) != stages:
         why = f"it was begun {'with' if found < stages else 'without'} --embeddings"
-        raise cannot_write(output, why, "Go on as it was begun, or choose another place with -o.")
+        raise cannot_write(output, why, "Continue as it was begun, or choose another place with -o.")
 
 
 def _rank(

@@ -120,8 +120,8 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
     if empty.all():
         raise NemoError(
             f"No sentence of {dataset.path} has a target, so no photo is known to show what one describes, and no "
-            "bound can be told from that. Write a policy file by hand, and look at what it draws with: nemo-dali "
-            "preview --policy"
+            "bound can be derived. Write a policy file by hand, and look at what it draws with: nemo-dali preview "
+            "--policy"
         )
     rows, others = (_sample(np.flatnonzero(kind), width) for kind in (~empty, empty))
     table.check_rows(np.concatenate([rows, others]))

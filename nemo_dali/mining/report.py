@@ -67,8 +67,8 @@ class MiningReport:
         near, compared = self.near_identical
         if near:
             lines.append(
-                f"{near} of {compared} photos are all but one with another (cosine {NEAR_IDENTICAL} or more) and may "
-                f"be its negatives: --exclude-similar-photos {NEAR_IDENTICAL - 0.001:g} leaves such out"
+                f"{near} of {compared} photos are nearly identical to another (cosine {NEAR_IDENTICAL} or more) and "
+                f"may be its negatives: --exclude-similar-photos {NEAR_IDENTICAL - 0.001:g} leaves them out"
             )
         if self.short:
             lines.append(
@@ -82,7 +82,7 @@ class MiningReport:
             )
         if self.recall:
             found = ", ".join(f"{share:.1%} of the first {n}" for n, share in self.recall)
-            lines.append(f"the approximate search finds {found}; more with more --probes")
+            lines.append(f"the approximate search finds {found}; raise --probes to find more")
         lines.append(f"depth: {self.advice}")
         return "\n".join(lines)
 

@@ -73,7 +73,7 @@ def _of_parquet(path: Path) -> Iterator[Scores]:
         if not (kinds[0] in "iu" and kinds[1] in "iu" and kinds[2] in "iuf"):
             raise NemoError(
                 f"{path} must have integers in its columns sent_id and image_id and numbers in score, without nulls. "
-                "Write it anew."
+                "Write it again."
             )
         yield Scores(columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2].astype(np.float64))
 
@@ -105,8 +105,8 @@ def _of_text(path: Path, delimiter: str) -> Iterator[Scores]:
         except (ValueError, csv.Error) as error:  # what is in a line may be as long as it
             raise NemoError(
                 f"{path} must have a sentence's id, a photo's id and a score in every line, in this order or under the "
-                f"names {', '.join(NAMES)}: one of the {ROWS:,} lines behind line {read:,} has something else. "
-                "Write it anew."
+                f"names {', '.join(NAMES)}: one of the {ROWS:,} lines after line {read:,} has something else. "
+                "Write it again."
             ) from error
 
 
@@ -131,14 +131,14 @@ def _of_lmdb(path: Path) -> Iterator[Scores]:
     with Lmdb(path / "data.mdb" if path.is_dir() else path) as database:
         keys = _value(database, b"__keys__", f"'__keys__' of {path}")
         if type(keys) is not list or not all(type(key) is bytes for key in keys) or len(keys) > MOST_KEYS:
-            raise NemoError(f"'__keys__' of {path} is no list of keys, so it is no LMDB of scores. Check the path.")
+            raise NemoError(f"'__keys__' of {path} is not a list of keys, so it is no LMDB of scores. Check the path.")
         if len(set(keys)) != len(keys):
             raise NemoError(f"{path} lists a key twice. Write the LMDB again.")
         for number, key in enumerate(keys):
             where = f"value {number} of {path}"
             value = _value(database, key, where)
             if type(value) is not dict:
-                raise NemoError(f"{where} is no dict of sentence ids. Check that it is an LMDB of scores.")
+                raise NemoError(f"{where} is not a dict of sentence ids. Check that it is an LMDB of scores.")
             for sent_id, pairs in value.items():
                 yield _of_pairs(sent_id, pairs, where)
 
@@ -149,8 +149,8 @@ def _value(database: Lmdb, key: bytes, where: str) -> Any:
         raise NemoError(f"{where} is missing, so it is no LMDB of scores. Check the path.")
     if value[:1] != b"\x80":  # pickle's protocols from 2 on
         raise NemoError(
-            f"{where} is not pickled: pyarrow's own format, which NeMo's dataloader.py reads, went with pyarrow 15. "
-            "Write the scores as Parquet or CSV where an older pyarrow is installed; docs/mining.md tells how."
+            f"{where} is not pickled: pyarrow's own format, which NeMo's dataloader.py reads, was dropped in pyarrow "
+            "15. Write the scores as Parquet or CSV where an older pyarrow is installed; docs/mining.md explains how."
         )
     return unpickle_builtins(value, where)
 
@@ -159,12 +159,12 @@ def _of_pairs(sent_id: Any, pairs: Any, where: str) -> Scores:
     if type(sent_id) is str and sent_id.isdecimal() and sent_id.isascii() and len(sent_id) < 19:
         sent_id = int(sent_id)
     if type(sent_id) is not int or type(pairs) is not list:
-        raise NemoError(f"{where} is no dict of sentence ids, with lists of photos and scores. Check the file.")
+        raise NemoError(f"{where} is not a dict of sentence ids, with lists of photos and scores. Check the file.")
     if not all(
         type(pair) in (tuple, list) and len(pair) == 2 and type(pair[0]) is int and type(pair[1]) in (int, float)
         for pair in pairs
     ):
-        raise NemoError(f"{where} has a candidate that is no pair of a photo's id and a score. Check the file.")
+        raise NemoError(f"{where} has a candidate that is not a pair of a photo's id and a score. Check the file.")
     try:
         image_id = np.array([photo for photo, _ in pairs], np.int64)
         score = np.array([score for _, score in pairs], np.float64)

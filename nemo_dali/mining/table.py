@@ -47,26 +47,26 @@ _checking = threading.Lock()
 class NegativeTable:
     """An open table of S sentences and M photos: mapped arrays.
 
-    Rows of the four large ones are compared with their checksums when they are first used: before you read some, call
+    Rows of the four large ones are checked against their checksums when they are first used: before you read some, call
     ``check_rows`` or ``check_embeddings``.
 
     Attributes:
-        neighbors: int32 [S, N], photo rows by descending similarity, -1 behind the last one; N = min(depth, M - 1).
-        similarity: float32 or float16 [S, N], -inf behind the last one.
-        text_embedding: float32 [S, D], of unit length; D is 0 in a table that was made of scores.
+        neighbors: int32 [S, N], photo rows by descending similarity, -1 after the last one; N = min(depth, M - 1).
+        similarity: float32 or float16 [S, N], -inf after the last one.
+        text_embedding: float32 [S, D], of unit length; D is 0 in a table that was made from scores.
         image_embedding: float32 [M, D], of unit length.
-        crop_embedding: float32 [M * CROPS, D], of each photo its crops, of unit length; empty where none were embedded.
-        own_rank: int32 [S], the place of a sentence's own photo among all M, from 1; 0 where unknown.
+        crop_embedding: float32 [M * CROPS, D], each photo's crops, of unit length; empty if none were embedded.
+        own_rank: int32 [S], the rank of a sentence's own photo among all M, from 1; 0 where unknown.
         recall: float64 [n, 2], rows (N, the share of the exact first N that an approximate search found); n may be 0.
-        progress: int64, the rows done of each stage: for each model photos and sentences embedded, for each model crops
-            embedded if there are any, then ranked.
+        progress: int64, the rows done in each stage: for each model, photos and sentences embedded; for each model,
+            crops embedded, if any; then sentences ranked.
         excluded_photos: bool [M], photos that no sentence may be shown with.
         exclude_category: whether photos that show the target's category are excluded.
         exclude_similar_photos: photos more similar than this to the sentence's own are excluded; None: none.
-        model, pretrained: of an ensemble all of them, with " + " between.
-        weights_hash: sha256 over the model's tensors, whatever file they came from.
-        exclusions: what was left out of every row, for people.
-        method: how photos were searched: "exact", or by what first stage.
+        model, pretrained: for an ensemble, all of them, joined by " + ".
+        weights_hash: sha256 of the model's tensors, whatever file they came from.
+        exclusions: what was left out of every row, in words.
+        method: how photos were searched: "exact", or with which first stage.
         batch_size, encoder: what the embeddings' last bits depend on.
     """
 
@@ -100,7 +100,7 @@ class NegativeTable:
         """Open a table in milliseconds, whatever its size.
 
         Raises:
-            FileFormatError: not such a file, cut short, half built, or damaged.
+            FileFormatError: not such a file, truncated, half built, or damaged.
         """
         table = read_table(path)
         if table.fingerprint == UNFINISHED:
@@ -121,7 +121,7 @@ class NegativeTable:
 
     @property
     def has_embeddings(self) -> bool:
-        """Whether it was made by a model, not of scores."""
+        """Whether it was made by a model, not from scores."""
         return bool(self.image_embedding.shape[1])
 
     @cached_property
@@ -139,7 +139,7 @@ class NegativeTable:
         return np.zeros(len(self.image_embedding) + 1, np.int32)
 
     def check_rows(self, rows: npt.NDArray[np.integer[Any]], own: npt.NDArray[np.integer[Any]] | None = None) -> None:
-        """Look at the candidates of sentences before they are read; each sentence's once, later it costs nothing.
+        """Check the candidates of sentences before they are read; each sentence's once, so that later it costs nothing.
 
         Several threads may call it.
 
@@ -148,8 +148,8 @@ class NegativeTable:
             own: int [the same], the sentences' own photos, which must not be among their candidates.
 
         Raises:
-            FileFormatError: not as they were written, photos that there are not or twice, or similarities that do not
-                descend.
+            FileFormatError: not as they were written, photos that do not exist or occur twice, or similarities that do
+                not descend.
         """
         if not self._sound[rows].all():
             with _checking:
@@ -180,22 +180,22 @@ class NegativeTable:
         self._sound[some] = True
 
     def check_all_rows(self) -> None:
-        """``check_rows`` for every sentence; the candidates are read wholly."""
+        """``check_rows`` for every sentence; this reads all candidates."""
         for begin in range(0, len(self.neighbors), BLOCK):
             self.check_rows(np.arange(begin, min(begin + BLOCK, len(self.neighbors))))
 
     def check_embeddings(self, *names: str) -> None:
-        """Look at all embeddings, or at those of ``names``, before they are read.
+        """Check all embeddings, or those in ``names``, before they are read.
 
         Raises:
             FileFormatError: not as they were written, or not finite and of unit length.
-            NemoError: there are none, as the table was made of scores.
+            NemoError: there are none, because the table was made from scores.
         """
         if not self.has_embeddings:
             raise NemoError(
-                f"{self.path} was made of scores and has no embeddings, which 'tune', 'report' and 'mine --embeddings' "
-                "need. Write a policy file by hand and look at what it draws with 'nemo-dali preview --policy', or "
-                "mine with a model."
+                f"{self.path} was made from scores and has no embeddings, which 'tune', 'report' and 'mine "
+                "--embeddings' need. Write a policy file by hand and look at what it draws with 'nemo-dali preview "
+                "--policy', or mine with a model."
             )
         for name in names or ("text_embedding", "image_embedding"):
             self._rows[name].check_all()
@@ -214,9 +214,9 @@ class NegativeTable:
         rows = len(self.neighbors), len(self.image_embedding)
         if self.dataset_fingerprint != dataset.fingerprint:
             raise FileFormatError(
-                f"{self.path} was mined for another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) "
-                f"than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Mine this one with: nemo-dali mine "
-                f"{dataset.path} {self._made_with()} -o {self.path}"
+                f"{self.path} was mined for a different data set ({self.dataset_name}, "
+                f"{self.dataset_fingerprint[:12]}) than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). "
+                f"Mine this one with: nemo-dali mine {dataset.path} {self._made_with()} -o {self.path}"
             )
         if rows != (len(dataset.sentences.ref), len(dataset.images.id)):
             raise FileFormatError(
@@ -225,7 +225,7 @@ class NegativeTable:
             )
 
     def warn_of_copies(self, dataset: "Dataset") -> None:
-        """Say so where rows hold a copy of their sentence's own photo, as tables made by others or of old may.
+        """Warn if rows hold a copy of their sentence's own photo, as old tables or those made by others may.
 
         Raises:
             FileFormatError: such a row is damaged.
@@ -274,7 +274,7 @@ class NegativeTable:
         """How many candidates the sentences have for this tau and K, as JSON values.
 
         ``fewer_than_3`` and ``fewer_than_8`` count the sentences whose pool does not fill a 2x2 or a 3x3 mosaic;
-        ``quantiles`` are of the pool size, at 0, 5, 25, 50, 75, 95 and 100 %.
+        ``quantiles`` are those of the pool size, at 0, 5, 25, 50, 75, 95 and 100 %.
         """
         begin, end = self.windows(max_similarity, top_k)
         size = end - begin

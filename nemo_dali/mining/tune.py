@@ -91,23 +91,25 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
     if curves.told_apart < LEAST_TOLD_APART:
         why.insert(
             0,
-            f"Beware: a sentence's own photo is more similar to it than some other only {curves.told_apart:.0%} of the "
-            "time (50% by chance). This model hardly knows these photos; mine with another.",
+            f"Warning: a sentence's own photo is more similar to it than another photo only {curves.told_apart:.0%} "
+            "of the time (50% by chance). This model hardly knows these photos; mine with another one.",
         )
     if t != unambiguous:
         remedy = "a deeper table" if curves.cut[unambiguous, c] > 0 else "more photos"
         why.append(
             f"{short[unambiguous, c]:.1%} of the pools would hold fewer than {cells} photos there, so tau is raised to "
             f"{curves.taus[t]:g}, where {short[t, c]:.1%} do and {curves.true_below[t]:.1%} of the own photos pass; "
-            f"{remedy} would do without."
+            f"{remedy} would make that unnecessary."
         )
     last = len(curves.taus) - 1
     k = max(int(curves.ks[c]), cells)  # a policy has as many as it must fill, a table perhaps not
     if curves.ks[-1] < cells:
-        why.append(f"Beware: the table has {curves.ks[-1]} photos a sentence, and a mosaic needs {cells}. Mine deeper.")
+        why.append(
+            f"Warning: the table has {curves.ks[-1]} photos a sentence, and a mosaic needs {cells}. Mine deeper."
+        )
     elif t == unambiguous and short[t, c] > LARGEST_SHORT:
         why.append(
-            f"Beware: {short[t, c]:.1%} of the pools hold fewer than {cells} photos at any tau: too much is excluded. "
+            f"Warning: {short[t, c]:.1%} of the pools hold fewer than {cells} photos at any tau: too much is excluded. "
             "Mine with fewer exclusions, or more photos."
         )
     why.append(about_k)
@@ -126,7 +128,7 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
     if placed := curves.placed > FEW_PLACED:
         why.append(
             f"{curves.placed:.0%} of the sentences say where in the photo their target is (left, top right, ...), so "
-            "target_cell is positional: it is put where they stay true."
+            "target_cell is positional: the target is put where they stay true."
         )
     policy = MosaicPolicy(
         max_similarity=None if t == last else float(curves.taus[t]),
@@ -210,16 +212,16 @@ def _about_false(curves: Curves, t: int, c: int) -> list[str]:
     told = curves.told[t, c]
     most = "" if math.isnan(curves.shown[t, c]) else f" and at most {curves.shown[t, c]:.0%}"
     text = (
-        f"At least {told:.0%}{most} of the candidates are false negatives: in so many another sentence about a thing "
-        "of the target's category says all that this one says, places aside."
+        f"At least {told:.0%}{most} of the candidates are false negatives: for that many, another sentence about an "
+        "object of the target's category says everything that this one says, apart from places."
     )
     if told <= MOST_TOLD:
         return [text]
     with_crops = "exclude_crops" in curves.table.mapped.index.attributes
     remedy = "raise the margin of --exclude-crops" if with_crops else "mine with --exclude-crops MARGIN"
     return [
-        f"{text} Beware: that is more than {MOST_TOLD:.0%}, and most are not known so. Lower --passing, or {remedy}, "
-        "which leaves fewer at the same hardness (docs/mining.md)."
+        f"{text} Warning: that is more than {MOST_TOLD:.0%}, and most are not found this way. Lower --passing, or "
+        f"{remedy}, which leaves fewer at the same hardness (docs/mining.md)."
     ]
 
 
@@ -269,7 +271,7 @@ def depth_advice(curves: Curves, proposal: Proposal) -> str:
     width = curves.table.neighbors.shape[1]
     tau = "no bound" if proposal.tau is None else f"tau {proposal.tau:g}"
     needed = (
-        f"{ENOUGH:.1%} of the pools for {tau} and K {proposal.policy.top_k} are whole in a table {proposal.depth} "
+        f"{ENOUGH:.1%} of the pools for {tau} and K {proposal.policy.top_k} are complete in a table {proposal.depth} "
         f"photos deep; this one has {width}"
     )
     return (

@@ -61,8 +61,8 @@ def check_threads(num_threads: int) -> None:
     """
     if not can_start(num_threads + OTHER_THREADS):
         raise NemoError(
-            f"The system does not start the {num_threads} threads of a pipeline. Lower num_threads, or raise what "
-            "this process may have of threads and address space (ulimit -u, ulimit -v)."
+            f"The system cannot start the {num_threads} threads of a pipeline. Lower num_threads, or raise "
+            "this process's limits on threads and address space (ulimit -u, ulimit -v)."
         )
 
 

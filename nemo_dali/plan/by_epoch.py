@@ -21,14 +21,13 @@ class ByEpoch:
         ByEpoch({0: 400, 30: 100}, "linear")  # 400 in epoch 0, 250 in epoch 15, 100 from epoch 30 on
 
     Attributes:
-        values: by the epochs, counted from 0, from which they hold; epoch 0 is among them, 1,000 there are at most.
-            None, where that means that there is no bound, goes with "steps" only.
-        interpolation: "steps": a value holds until the next one. "linear": from a value to the next one it goes in a
-            straight line; behind the last, that one holds. A whole number is then the nearest one, and of two that are
-            equally near the larger.
+        values: by the epochs, counted from 0, from which they hold; epoch 0 must be among them, and there may be at
+            most 1,000. None, where that means that there is no bound, is allowed with "steps" only.
+        interpolation: "steps": a value holds until the next one. "linear": values change linearly from one to the next;
+            after the last, that one holds. Whole numbers are rounded to the nearest, and halves up.
 
     Raises:
-        ValueError: epochs or values that cannot be.
+        ValueError: invalid epochs or values.
     """
 
     values: Mapping[int, float | None]
@@ -59,7 +58,7 @@ class ByEpoch:
 
     @classmethod
     def of(cls, name: str, given: Any) -> Any:
-        """What is given for an attribute; of a mapping, as a policy file has it, what it means.
+        """The value given for an attribute; a mapping, as a policy file has it, becomes a ``ByEpoch``.
 
         Raises:
             ValueError: a mapping that is not ``{"steps": {"0": 0.0, "5": 0.5}}`` or ``{"linear": ...}``.

@@ -1,8 +1,8 @@
 """MosaicPolicy: which share of the samples becomes a mosaic, of what kind, and where its target lies.
 
-A policy file is a JSON object with some or all of the policy's own keys, and perhaps ``tuned_for`` (the fingerprint of
-a negative table) and ``why`` (sentences), as ``nemo-dali tune`` writes it. A number that changes with the epoch is an
-object in it: ``{"steps": {"0": 0.0, "5": 0.5}}`` or ``{"linear": ...}``.
+A policy file is a JSON object with some or all of the policy's own keys, and optionally ``tuned_for`` (the fingerprint
+of a negative table) and ``why`` (sentences), such as ``nemo-dali tune`` writes. A number that changes with the epoch is
+an object in it: ``{"steps": {"0": 0.0, "5": 0.5}}`` or ``{"linear": ...}``.
 """
 
 import functools
@@ -41,22 +41,22 @@ class Difficulty(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MosaicPolicy:
-    """How samples are drawn. Checked when made; ``dataclasses.replace`` makes variants.
+    """How samples are drawn. Validated when created; ``dataclasses.replace`` makes variants.
 
     The probabilities, ``top_k`` and the bounds are the same in all epochs, or change with the epoch: a ``ByEpoch``, or
-    the mapping that a policy file has for it. ``at`` gives the policy of an epoch. Singles first, mosaics from epoch 5
-    on, and ever harder ones:
+    the mapping that a policy file has for it. ``at`` gives the policy of an epoch. Single photos first, mosaics from
+    epoch 5 on, and harder ones over time:
 
         MosaicPolicy(p_mined=ByEpoch({0: 0.0, 5: 0.5}), top_k=ByEpoch({0: 400, 30: 100}, "linear"))
 
     Attributes:
         p_mined: probability of a mosaic whose other photos are mined negatives.
         p_random: probability of a mosaic whose other photos are random ones; the rest of the probability is single.
-        mine_after_epoch: before this epoch (counted from 0) mined samples are random ones. ``mine_after_epoch=5,
+        mine_after_epoch: before this epoch (counted from 0), random samples replace mined ones. ``mine_after_epoch=5,
             p_mined=0.5`` draws what ``p_mined=ByEpoch({0: 0.0, 5: 0.5}), p_random=ByEpoch({0: 0.5, 5: 0.0})`` draws.
         top_k: K, the number of candidates in the pool.
         max_similarity: tau, the largest similarity of a candidate; None for no bound.
-        max_similarity_no_target: the same for expressions that nothing in their own photo fits (gRefCOCO, Ref-ZOM): a
+        max_similarity_no_target: the same for expressions that fit nothing in their own photo (gRefCOCO, Ref-ZOM): a
             mined negative may well hold what they describe, and the mask would be wrong. None: as ``max_similarity``.
         grids: weight of each grid among the mosaics, keys 2 (2x2) and 3 (3x3).
         jitter: largest shift of the crossing of a 2x2 mosaic from the middle, as a share of the frame's size, 0 to 0.5.
@@ -106,11 +106,11 @@ class MosaicPolicy:
         return hash(tuple(frozenset(value.items()) if isinstance(value, dict) else value for value in values))
 
     def at(self, epoch: int) -> "MosaicPolicy":
-        """The policy of an epoch, the same in all epochs: it draws in this epoch what this one draws."""
+        """The policy of one epoch as a constant policy: in this epoch it draws what this one draws."""
         return replace(self, **self.difficulty(epoch)._asdict(), mine_after_epoch=0)
 
     def difficulty(self, epoch: int) -> Difficulty:
-        """What may change with the epoch, as it is in this one, ``mine_after_epoch`` reckoned in."""
+        """The values that may change with the epoch, as they are in this one, after ``mine_after_epoch``."""
         epoch = integer("epoch", epoch, least=0)
         now = Difficulty(*(self._value(name, epoch) for name in Difficulty._fields))
         if epoch < self.mine_after_epoch:
@@ -123,7 +123,7 @@ class MosaicPolicy:
 
     @property
     def breakpoints(self) -> list[int]:
-        """The first epochs of stretches over which each number stays or changes evenly; [0]: none changes."""
+        """The first epochs of the stretches over which each number is constant or linear; [0]: none changes."""
         numbers = (getattr(self, name) for name in Difficulty._fields)
         epochs = (epoch for number in numbers if isinstance(number, ByEpoch) for epoch in number.values)
         return sorted({0, self.mine_after_epoch, *epochs})
@@ -148,7 +148,7 @@ class MosaicPolicy:
 
     @property
     def most_negatives(self) -> int:
-        """Photos beside the target's in the largest mosaic."""
+        """Photos besides the target's in the largest mosaic."""
         return self.largest_grid**2 - 1
 
     @property
@@ -227,16 +227,16 @@ def _check_grids(grids: Any) -> None:
 
 
 def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
-    """A policy file's policy, and the fingerprint of the negative table that it was tuned for, if it says.
+    """Read a policy file: the policy, and the fingerprint of the table that it was tuned for, if the file has it.
 
     Raises:
-        NemoError: the file cannot be read, or holds no policy.
+        NemoError: the file cannot be read, or is not a policy file.
     """
     remedy = f"Propose one with: nemo-dali tune F.ris.h5 F.neg.h5 -o {path}"
     try:
         content = json.loads(read_regular(path, MAX_FILE_BYTES).decode(), object_pairs_hook=_object)
         if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         notes = {name: content.pop(name) for name in NOTES if name in content}
         tuned_for = notes.get("tuned_for")
         if not isinstance(tuned_for, str | None):
@@ -263,7 +263,7 @@ def check_policy_place(path: str | Path) -> None:
 
 
 def write_policy(path: str | Path, policy: MosaicPolicy, *, tuned_for: str, why: list[str]) -> None:
-    """Write a policy file; one that exists is replaced, anything else is not.
+    """Write a policy file; an existing one is replaced, anything else is not.
 
     Raises:
         ValueError: the name does not end in .json.
@@ -296,8 +296,8 @@ def warn_if_tuned_elsewhere(path: PathLike | None, tuned_for: str | None, tables
     """Say that a policy file was tuned for none of the tables, by their fingerprints, that it is used with."""
     if tuned_for is not None and tuned_for not in tables:
         logger.warning(
-            "The policy in %s was tuned for another negative table than the one given. Propose one for this with "
-            "'nemo-dali tune'.",
+            "The policy in %s was tuned for a different negative table than the one given. Propose one for this table "
+            "with 'nemo-dali tune'.",
             path,
         )
 

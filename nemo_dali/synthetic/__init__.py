@@ -1,7 +1,7 @@
 """A generated data set: photos of many things, and expressions that single out one of them, several, or none.
 
-A photo is a pure function of (seed, its number, distractors, expressions): a scene is laid out, drawn, measured as it
-came out (what something else hides is no part of a mask), and only then described.
+A photo is a pure function of (seed, its number, distractors, expressions): a scene is laid out, drawn, measured as
+drawn (what something else hides is not part of a mask), and only then described.
 """
 
 import io
@@ -217,26 +217,26 @@ def synthesize(
 ) -> dict[str, int]:
     """Write a data set: ``refcoco/{instances.json,truth.json,refs(unc).p}``, and JPEGs below ``images/``.
 
-    The layout, the keys and the splits (train, val, testA, testB) are RefCOCO's, so that it is used as such with
-    ``--dataset refcoco --split-by unc``; every ref has one key more, ``distractors``. What is in the photos, and what
-    the sentences say of it, stands in ``truth.json``. The same arguments give the same bytes, and a larger ``images``
-    adds photos to those of a smaller one. The refs are written last: a folder that has them is complete. Other layouts
-    have the same photos and refs of single things; gRefCOCO's and Ref-ZOM's have refs of several things and of none
-    besides.
+    The layout, the keys and the splits (train, val, testA, testB) are RefCOCO's: use it as such, with ``--dataset
+    refcoco --split-by unc``; every ref has one more key, ``distractors``. ``truth.json`` says what is in the photos,
+    and what the sentences say about it. The same arguments give the same bytes, and a larger ``images`` adds photos to
+    those of a smaller one. The refs are written last: a folder that has them is complete. Other layouts have the same
+    photos and refs of single things; gRefCOCO's and Ref-ZOM's also have refs of several things and of none.
 
     Args:
         layout: ``refcoco``, ``refclef``, ``grefcoco`` or ``ref-zom``: which data set's files, folders and keys.
         distractors: the fewest and the most things like the referent (of its kind, sharing its colour or size).
         expressions: weights of the kinds of expression (attribute, place, zone, rank, relation) in sentences about one
-            thing; one that is left out is never said. Each sentence's is drawn among those that tell its thing from all
-            others, and a thing that none does is not referred to. None: the shortest expression first, whatever it is.
+            thing; a kind that is left out is never used. Each sentence's kind is drawn among those that tell its thing
+            from all others, and a thing that none does is not referred to. None: the shortest expression first, of any
+            kind.
 
     Returns:
         How many "images", "refs", "sentences" and "annotations" were written.
 
     Raises:
-        ValueError: ``images`` < 1, ``distractors`` are not 0 <= fewest <= most <= 5, ``expressions`` are no weights, or
-            the layout is another.
+        ValueError: ``images`` < 1, ``distractors`` are not 0 <= fewest <= most <= 5, ``expressions`` are not weights,
+            or the layout is unknown.
         NemoError: the folder already holds a data set or a part of one, or cannot be written.
     """
     if images < 1:

@@ -106,7 +106,7 @@ def parse_truth(content: bytes) -> Told:
     except RecursionError as error:
         raise ValueError("it nests values too deeply") from error
     if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise ValueError("it is no truth of a generated data set")
+        raise ValueError("it is not the truth of a generated data set")
     if told.get("version") != VERSION:
         raise ValueError(f"it has version {short_repr(told.get('version'))}, and version {VERSION} is read")
     image_id, scenes, seen, sent_id, sent, kinds, says = found = Told([], [], [], [], [], [], [])

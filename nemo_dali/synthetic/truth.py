@@ -197,7 +197,7 @@ class Truth:
 
     def _another(self, what: str, dataset: Dataset, id: int) -> AnnotationError:
         return AnnotationError(
-            f"{self.path} is of another data set than {dataset.path}: its {what} {id} is not the same. {REMEDY}"
+            f"{self.path} is of a different data set than {dataset.path}: its {what} {id} is not the same. {REMEDY}"
         )
 
 

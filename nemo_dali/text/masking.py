@@ -1,7 +1,7 @@
 """Sentences with words masked: MaskRIS's masked tokens and DMMI's masked nouns.
 
-Both are made per batch from the tokens that ``text.tokenize`` gave, and both are pure functions of (seed, epoch,
-position), as the plan is. Their random words are those of ``numpy.random.Philox(key=[seed, epoch], counter=[0,
+Both are made per batch from the tokens that ``text.tokenize`` returned, and both are pure functions of (seed, epoch,
+position), like the plan. Their random words are those of ``numpy.random.Philox(key=[seed, epoch], counter=[0,
 position, 1, 0])``; the plan's have 0 in place of the 1. A number below n is the high word of ``word * n``; a share is
 the upper 53 bits of a word.
 
@@ -52,7 +52,7 @@ def mask_tokens(
 
     Every token that is not special is chosen with probability ``share``. Of the chosen, ``masked`` become [MASK],
     ``replaced`` become any token of the vocabulary, special ones included, and the others stay. The attention mask
-    does not change. The defaults are those of ``scripts/script.sh``, where its parser's are 0 for ``share`` and 0.2
+    does not change. The defaults are those of ``scripts/script.sh``, whereas its parser's are 0 for ``share`` and 0.2
     for ``replaced``; the ids are those of bert-base-uncased.
 
     Args:
@@ -68,7 +68,7 @@ def mask_tokens(
         int64 [B, L].
 
     Raises:
-        ValueError: an argument out of its range, or arrays of other shapes.
+        ValueError: an argument out of its range, or arrays of the wrong shapes.
     """
     made = _check(tokens, seed, epoch, positions)
     for name, value in (("share", share), ("masked", masked), ("replaced", replaced)):
@@ -106,22 +106,22 @@ def mask_nouns(
     """Mask one run of nouns per sentence as DMMI does: ``data/dataset.py`` and ``data/dataset_zom.py``.
 
     DMMI writes 0, which is [PAD], not [MASK], and leaves the attention mask as it was. It draws a sentence's run when
-    the data set is loaded and keeps it; with the plan's epoch and positions it is drawn anew for every sample. For
+    the data set is loaded and keeps it; with the plan's epoch and positions it is drawn again for every sample. For
     DMMI's way, give ``epoch=0`` and the sentences' rows as ``positions``.
 
     Args:
         tokens: integers [B, L].
-        lengths: integers [B], tokens of each row that are text; what lies behind is left alone.
-        runs: integers [B, R, 2], the batch's rows of what ``noun_runs`` gave.
+        lengths: integers [B], how many tokens of each row are text; those after them are left alone.
+        runs: integers [B, R, 2], the batch's rows of what ``noun_runs`` returned.
         seed, epoch: integers in [0, 2**64).
         positions: integers [B], each sample's place in the epoch: a plan's ``position``.
         mask: what takes the nouns' place.
 
     Returns:
-        int64 [B, L]. A sentence without nouns is as it was.
+        int64 [B, L]. A sentence without nouns is unchanged.
 
     Raises:
-        ValueError: an argument out of its range, or arrays of other shapes.
+        ValueError: an argument out of its range, or arrays of the wrong shapes.
     """
     made = _check(tokens, seed, epoch, positions)
     if np.shape(lengths) != (len(made),):
@@ -153,14 +153,14 @@ def noun_runs(
         nouns: ``"textblob"`` for ``textblob_nouns``, or a callable that gives the places of a sentence's nouns among
             its tokens, [CLS] being place 0, in ascending order. A callable's result is not cached.
         context_length: places at or beyond it are left out.
-        fingerprint: names exactly these sentences; None: neither read from nor written to the cache.
+        fingerprint: identifies exactly these sentences; None: the cache is neither read nor written.
 
     Returns:
-        int32 [S, R, 2]: first place and the place behind the last of every run, R of the sentence with most of them;
-        (0, 0) fills the rows of the others. May be a read-only view of a mapped file.
+        int32 [S, R, 2]: the first place of every run and the place after its last, where R is that of the sentence with
+        the most runs; (0, 0) fills the rows of the others. May be a read-only view of a mapped file.
 
     Raises:
-        ValueError: another word than "textblob", a bad context length, or places that do not ascend from 1 or more.
+        ValueError: any string but "textblob", a bad context length, or places that do not ascend from 1 or more.
         NemoError: TextBlob or its data is not installed.
     """
     context_length = integer("context_length", context_length, least=3, most=MAX_CONTEXT_LENGTH)

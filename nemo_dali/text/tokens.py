@@ -42,34 +42,34 @@ def tokenize(
     """Tokenise all sentences of a data set.
 
     ``tokenizer="clip"`` gives what ``utils/dataset.py`` of CRIS, ETRIS and DETRIS makes (17 tokens, 22 for RefCOCOg in
-    CRIS and ETRIS): begin and end token, padding 0, a long sentence ends with the end token.
+    CRIS and ETRIS): begin and end token, padding 0; a sentence that is cut still ends with the end token.
     ``tokenizer="bert:...", keep_end=False`` gives what ``data/dataset_refer_bert.py`` of LAVT, CARIS and MaskRIS,
     ``utils/dataset.py`` of CGFormer, ``data/dataset.py`` of DMMI and ``refcoco_mapper.py`` of ReLA make: [CLS], words,
-    [SEP], of these the first 20, padding 0, and attention on all but the padding.
+    [SEP], the first 20 of these, padding 0, and attention on all but the padding.
 
     Args:
-        sentences: where the cache already holds them, only their number is asked for.
+        sentences: if the cache already holds their tokens, only the number of sentences is used.
         tokenizer: ``"clip"`` (vocabulary inside open_clip, nothing is downloaded), a model's name as
             ``open_clip.get_tokenizer`` takes it (``"ViT-B-32"``, ``"hf-hub:..."``, ``"local-dir:..."``),
             ``"bert:..."`` for the WordPiece of an uncased BERT, followed by a vocab.txt, a tokenizer.json, a folder
-            with one of them, or a name on the Hugging Face hub (``"bert:bert-base-uncased"``), or a callable that
+            with one of them, or a name on the Hugging Face Hub (``"bert:bert-base-uncased"``), or a callable that
             turns S strings into integers [S, L] padded with 0; a callable's result is not cached.
         context_length: tokens per sentence, begin and end included. Longer sentences are cut. None: the tokenizer's
             own, 77 for CLIP; 20 for BERT.
-        keep_end: whether a sentence that is cut still ends with its end token. False: ``"clip"``, models with CLIP's
-            tokenizer and ``"bert:..."`` only.
-        fingerprint: names exactly these sentences, such as the data set's fingerprint and which text of it was taken.
-            None: neither read from nor written to the cache.
+        keep_end: whether a sentence that is cut still ends with its end token. False is possible with ``"clip"``,
+            models with CLIP's tokenizer and ``"bert:..."`` only.
+        fingerprint: identifies exactly these sentences, such as the data set's fingerprint and which of its texts was
+            used. None: the cache is neither read nor written.
 
     Returns:
-        tokens int32 [S, L] and lengths int32 [S]. The first ``lengths[i]`` tokens of a row, its end token the last of
-        them if it was kept, are text and the others padding. (A token's value does not tell: CLIP pads with 0, and 0
-        is its "!".)
+        tokens int32 [S, L] and lengths int32 [S]. The first ``lengths[i]`` tokens of a row are text, the last of them
+        its end token if it was kept; the others are padding. (A token's value does not show which: CLIP pads with 0,
+        and 0 is its "!".)
         Both may be read-only views of a mapped file.
 
     Raises:
-        ValueError: no such tokenizer, a bad context length, ``keep_end=False`` with a tokenizer that cuts by itself,
-            or a callable's result of another shape or kind.
+        ValueError: no such tokenizer, a bad context length, ``keep_end=False`` with a tokenizer that truncates by
+            itself, or a callable's result with the wrong shape or type.
         NemoError: the tokenizer needs a package that is not installed, or BERT's vocabulary is missing, cannot be
             downloaded, or is not that of an uncased BERT whose [PAD] is token 0.
     """
@@ -132,7 +132,7 @@ class TokenRows:
             if made.shape != self._packed.shape:
                 raise NemoError(
                     f"The cached tokens are damaged, and the tokenizer makes {made.shape[1] - 2} tokens a sentence "
-                    f"where they had {longest}. Make the Loader anew, which takes the new ones."
+                    f"where they had {longest}. Make the Loader again, which takes the new ones."
                 )
             self._take(made)
             sound[:] = True

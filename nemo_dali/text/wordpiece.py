@@ -22,7 +22,7 @@ PREFIX = "bert:"
 CONTEXT_LENGTH = 20  # of every loader for referring expressions that uses BERT
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _FILES = ("vocab.txt", "tokenizer.json")
-_WANTED = "a vocab.txt, a tokenizer.json, a folder with one of them, or a name on the Hugging Face hub"
+_WANTED = "a vocab.txt, a tokenizer.json, a folder with one of them, or a name on the Hugging Face Hub"
 _GET = "download vocab.txt of bert-base-uncased where there is a network and say 'bert:FOLDER/vocab.txt'"
 
 
@@ -53,7 +53,7 @@ class Vocabulary:
         ids = self._from_json() if self.path.suffix == ".json" else self._from_lines()
         absent = [token for token in SPECIAL if token not in ids]
         if absent:
-            raise NemoError(f"'{self.path}' lacks {', '.join(absent)}: it is no vocabulary of BERT; {_GET}.")
+            raise NemoError(f"'{self.path}' lacks {', '.join(absent)}: it is not a BERT vocabulary; {_GET}.")
         if ids["[PAD]"] != 0:
             raise NemoError(
                 f"'{self.path}' has [PAD] as token {ids['[PAD]']}, but batches are padded with 0; use a vocabulary "
@@ -63,7 +63,7 @@ class Vocabulary:
         if cased is not None:
             raise NemoError(
                 f"'{self.path}' is the vocabulary of a cased model (it has '{cased}'), but sentences are lower-cased; "
-                "use that of an uncased one, such as bert-base-uncased."
+                "use an uncased model's, such as bert-base-uncased's."
             )
         return ids
 
@@ -71,7 +71,7 @@ class Vocabulary:
         try:
             text = self.content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise NemoError(f"'{self.path}' is not UTF-8 text: it is no vocabulary of BERT; {_GET}.") from error
+            raise NemoError(f"'{self.path}' is not UTF-8 text: it is not a BERT vocabulary; {_GET}.") from error
         # Only line feeds end a token: vocabularies hold other characters at which splitlines() would split.
         return {line.removesuffix("\r"): row for row, line in enumerate(text.removesuffix("\n").split("\n"))}
 
@@ -84,7 +84,7 @@ class Vocabulary:
             if not all(type(row) is int and 0 <= row < 2**31 for row in ids.values()):
                 raise ValueError("an id is not a number below 2**31")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise NemoError(f"'{self.path}' is no tokenizer.json of Hugging Face ({error!r}); {_GET}.") from error
+            raise NemoError(f"'{self.path}' is not a Hugging Face tokenizer.json ({error!r}); {_GET}.") from error
         if not piecewise:
             raise NemoError(
                 f"'{self.path}' is a tokenizer.json of type {made['model']['type']}, not WordPiece; {_GET}."
@@ -92,7 +92,7 @@ class Vocabulary:
         if cased:
             raise NemoError(
                 f"'{self.path}' is of a cased model (its normalizer does not lower-case), but sentences are "
-                "lower-cased; use that of an uncased one, such as bert-base-uncased."
+                "lower-cased; use an uncased model's, such as bert-base-uncased's."
             )
         return dict(ids)
 
@@ -148,9 +148,9 @@ def _from_hub(name: str) -> Path:
         raise missing
     except Exception as error:  # of several HTTP libraries, by version; none of them is this program's fault
         if isinstance(error, LocalEntryNotFoundError):
-            why = "the Hugging Face hub cannot be reached"
+            why = "the Hugging Face Hub cannot be reached"
         else:
-            why = f"the Hugging Face hub gives none ({str(error).strip().partition(chr(10))[0].rstrip('.:')})"
+            why = f"the Hugging Face Hub gives none ({str(error).strip().partition(chr(10))[0].rstrip('.:')})"
         raise NemoError(f"There is no vocabulary '{name}' on this machine, and {why}; {_GET}.") from error
 
 

@@ -1,4 +1,4 @@
-"""Resident tiles: the file of resampled photos, how it is made, and where its tiles lie."""
+"""Resident tiles: the file of resampled photos, how it is made, and where its tiles are kept."""
 
 from typing import TYPE_CHECKING
 

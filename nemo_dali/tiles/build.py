@@ -2,7 +2,7 @@
 
     tile_decoding ──▶ /tiles/480x480, /tiles/240x240 ──▶ fsync ──▶ /digest
 
-A photo's digest is written after its tiles are on the disk, so that a run that was killed goes on behind the last one.
+A photo's digest is written after its tiles are on disk, so that a run that was killed continues after the last digest.
 """
 
 import logging
@@ -76,19 +76,19 @@ def make_tiles(
 ) -> TilesReport:
     """Decode all photos of a data set once and write them, resampled to the cells of some grids, into a tile file.
 
-    A run that was interrupted goes on where it stood, if it is asked for the same; asked for anything else it refuses.
+    Called again with the same arguments, it continues an interrupted run; with any others it refuses.
 
     Args:
         dataset_path: a .ris.h5 file.
         size: height and width in pixels of the frames that the tiles are for.
         output: the tile file; one that exists is replaced only when the new one is complete.
         resample: "cv2-linear" or "pillow-bilinear".
-        grids: 1 for the whole frame, as single photos need it, 2 for 2x2, 3 for 3x3.
+        grids: 1 for the whole frame, for single photos, 2 for 2x2, 3 for 3x3.
         images: where the photos are, if not where they were when the data set file was made.
-        num_threads: of DALI; None: one per core.
-        device: "cpu", "cuda" or "cuda:1": what decodes and resamples. A GPU's decoder gives slightly other pixels than
-            the CPU's; the file says which it was.
-        announce: told beforehand how large the file will be.
+        num_threads: DALI's; None: one per core.
+        device: "cpu", "cuda" or "cuda:1": what decodes and resamples. A GPU's decoder gives slightly different pixels
+            than the CPU's; the file records which it was.
+        announce: called beforehand with a line on how large the file will be.
 
     Raises:
         PhotoError: a photo is missing, cannot be decoded or has changed; what is done is kept.

@@ -50,7 +50,7 @@ def cell_shapes(size: int, grids: Iterable[int]) -> list[Shape]:
 class TileFile:
     """An open tile file of M photos: mapped arrays. It pickles as its path.
 
-    A photo's tiles are compared with their checksums when they are first used: before you read some, call
+    A photo's tiles are checked against their checksums when they are first used: before you read some, call
     ``rows[h, w].check(photos)``.
 
     Attributes:
@@ -58,7 +58,7 @@ class TileFile:
         grids: 1 for a single photo, 2 for 2x2, 3 for 3x3.
         decoder: what decoded the photos.
         arrays: uint8 [M, 3, h, w], planar RGB, by (h, w); rows are those of the data set's photos.
-        digest: uint8 [M, 32], sha256 over the tiles of a photo, largest first.
+        digest: uint8 [M, 32], sha256 of the tiles of a photo, largest first.
     """
 
     path: Path
@@ -78,14 +78,14 @@ class TileFile:
         """Open a tile file in milliseconds, whatever its size.
 
         Raises:
-            FileFormatError: not such a file, cut short, half built, or damaged.
+            FileFormatError: not such a file, truncated, half built, or damaged.
         """
         found = read_tiles(path)
         if found.fingerprint == UNFINISHED:
             output = found.path.with_name(found.path.name.removesuffix(".partial"))
             raise FileFormatError(
                 f"{found.path} is half built: {found.digest.any(axis=1).sum()} of {len(found.digest)} photos are done. "
-                f"Go on with: {_command(found.size, found.resample, found.grids, output)}"
+                f"Continue with: {_command(found.size, found.resample, found.grids, output)}"
             )
         return found
 
@@ -94,7 +94,7 @@ class TileFile:
 
     @cached_property
     def rows(self) -> dict[Shape, CheckedRows]:
-        """Of each size, which photos' tiles were found to be as they were written."""
+        """For each size, which photos' tiles were found to be as they were written."""
         return {(h, w): self.mapped.rows(array_name(h, w)) for h, w in self.arrays}
 
     def content_fingerprint(self) -> str:
@@ -108,16 +108,16 @@ class TileFile:
         return tiles_fingerprint(self, digest)
 
     def check_dataset(self, dataset: Dataset) -> None:
-        """Refuse a data set other than the one that these tiles were made of.
+        """Refuse a data set other than the one that these tiles were made from.
 
         Raises:
             FileFormatError: naming both fingerprints.
         """
         if self.dataset_fingerprint != dataset.fingerprint:
             raise FileFormatError(
-                f"{self.path} was made of another data set ({self.dataset_name}, {self.dataset_fingerprint[:12]}) than "
-                f"{dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). Make one of this with: "
-                + _command(self.size, self.resample, self.grids, self.path, dataset.path)
+                f"{self.path} was made from a different data set ({self.dataset_name}, "
+                f"{self.dataset_fingerprint[:12]}) than {dataset.path} ({dataset.name}, {dataset.fingerprint[:12]}). "
+                "Make one of this with: " + _command(self.size, self.resample, self.grids, self.path, dataset.path)
             )
         if len(self.digest) != len(dataset.images.id):
             raise FileFormatError(
@@ -164,7 +164,7 @@ def read_tiles(path: str | Path) -> TileFile:
     size, grids = file.integer("size", least=1, most=MAX_SIDE), file.integers("grids", least=1, most=max(GRIDS))
     resample, digest = file.text("resample"), file.array("digest", "|u1", (None, 32))
     if not grids or resample not in RESAMPLE or not len(digest):
-        raise file.damage("its grids or resampling is none that there is, or it has no photos")
+        raise file.damage("its grids or resampling are unknown, or it has no photos")
     return TileFile(
         path=path,
         mapped=file,

@@ -60,7 +60,7 @@ def test_a_policy_that_changes_is_timed_as_it_is_with_most_mosaics(files, tmp_pa
     timed = timed_policy(tmp_path / "p.json", files.negatives)
     assert timed == (policy if epoch is None else policy.at(epoch)) and timed.breakpoints == [0]
     assert (f"as it is in epoch {epoch}, which" in capsys.readouterr().out) == (epoch is not None)
-    assert "was tuned for another negative table" in caplog.text
+    assert "was tuned for a different negative table" in caplog.text
 
 
 @pytest.mark.slow

@@ -200,11 +200,11 @@ def test_tables_that_do_not_fit_end_in_one_line(mined, tmp_path, capsys):
     capsys.readouterr()
     sheet = tmp_path / "sheet.png"
     code = run("preview", tmp_path / "other.ris.h5", mined / "train.neg.h5", "-o", sheet)
-    fails_in_one_line(capsys, code, "another data set", "nemo-dali mine")
+    fails_in_one_line(capsys, code, "a different data set", "nemo-dali mine")
     cut = tmp_path / "cut.neg.h5"
     cut.write_bytes((mined / "train.neg.h5").read_bytes()[:-1000])
-    fails_in_one_line(capsys, run("preview", mined / "train.ris.h5", cut, "-o", sheet), "cut short")
-    fails_in_one_line(capsys, run("inspect", cut), "cut short")
+    fails_in_one_line(capsys, run("preview", mined / "train.ris.h5", cut, "-o", sheet), "truncated")
+    fails_in_one_line(capsys, run("inspect", cut), "truncated")
     fails_in_one_line(
         capsys, run("preview", mined / "train.neg.h5", mined / "train.neg.h5", "-o", sheet), "nemo-dali/neg"
     )

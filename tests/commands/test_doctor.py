@@ -219,7 +219,7 @@ CASES = {
     "Pillow 13": (
         machine({"Pillow": Package(("pillow",), "13.0.0")}),
         "warning",
-        ["Pillow 13.0.0", "another order"],
+        ["Pillow 13.0.0", "a different order"],
         ["'pillow>=10.1,<13'"],
     ),
     "no NVVM": (
@@ -242,8 +242,8 @@ CASES = {
         ["numba-cuda[cu12]"],
     ),
     "a container's /dev/shm": (machine(shared_memory=64 << 20), "warning", ["64 MiB"], ["--shm-size=1g"]),
-    "few open files": (machine(open_files=512), "warning", ["512", "up to 64 mosaics"], ["832", "ulimit"]),
-    "next to no open files": (machine(open_files=260), "problem", ["260", "up to 1 mosaics"], ["ulimit"]),
+    "few open files": (machine(open_files=512), "warning", ["512", "up to 64 2x2 mosaics"], ["832", "ulimit"]),
+    "next to no open files": (machine(open_files=260), "problem", ["260", "up to 1 2x2 mosaics"], ["ulimit"]),
     "a container's cores": (machine(core_quota=2.5), "warning", ["16 cores", "2.5"], ["num_threads=2"]),
     "no place for compiled kernels": (
         machine(cache=Answer(error="PermissionError: read-only")),

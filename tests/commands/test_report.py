@@ -160,7 +160,7 @@ def test_only_a_report_is_replaced_and_that_is_told_before_the_work(data, page, 
     with pytest.raises(NemoError, match="it exists and is not a report"):
         report(dataset.path, table.path, output=path)
     partial_name(tmp_path / "new.html").write_text("mine")
-    with pytest.raises(NemoError, match=r"new\.html\.partial is no unfinished file"):
+    with pytest.raises(NemoError, match=r"new\.html\.partial is not an unfinished file"):
         report(dataset.path, table.path, output=tmp_path / "new.html")
     assert path.read_bytes() == before and partial_name(tmp_path / "new.html").read_text() == "mine"
 
@@ -271,7 +271,7 @@ def test_false_negatives_are_told_where_the_truth_is_known(generated, tmp_path, 
         assert main([*words, "--truth", str(generated / "data"), *more]) == 0
         told, lines = str(false_negatives(*files, truth, policy=policy)), capsys.readouterr().out.splitlines()
         assert lines[-len(told.splitlines()) :] == told.splitlines()
-        assert f"False negatives by {named}, " in lines[-len(told.splitlines()) - 1]
+        assert f"False negatives under {named}, " in lines[-len(told.splitlines()) - 1]
         assert content(tmp_path / "r.html")["truth"] == told
 
 
@@ -297,7 +297,7 @@ def test_a_truth_or_a_policy_that_cannot_be_used(generated, tmp_path, capsys):
 def test_another_data_set_is_refused_and_nothing_is_written(data, tmp_path):
     _, table = data
     other = index_refer(tmp_path / "other", photos=9) if (tmp_path / "other").mkdir() is None else None
-    with pytest.raises(NemoError, match="another data set"):
+    with pytest.raises(NemoError, match="a different data set"):
         report(other, table.path, output=tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 

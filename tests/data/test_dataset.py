@@ -135,7 +135,7 @@ def test_index_tells_photos_of_one_content(tmp_path: Path, output: Path) -> None
     report = index(files, output)
     names = sorted([one["file_name"], other["file_name"]])
     assert report.copies == 2 and sorted(report.copy) == names
-    assert f"2 photos have the same file as another one, such as {' and '.join(names)}: mining makes" in str(report)
+    assert f"2 photos have the same content as another, such as {' and '.join(names)}: mining makes" in str(report)
     assert index(write_refer(tmp_path / "none"), tmp_path / "none.ris.h5").copies == 0
 
 
@@ -160,7 +160,7 @@ def test_text_of_a_file_cut_short_meanwhile_is_refused(files: ReferFiles, output
     index(files, output)
     found = Dataset.open(output)
     os.truncate(output, 2000)
-    with pytest.raises(FileFormatError, match=r"a\.ris\.h5 was cut short while it was in use, from \d+ to 2000 bytes"):
+    with pytest.raises(FileFormatError, match=r"a\.ris\.h5 was truncated while it was in use, from \d+ to 2000 bytes"):
         found.sentences.text[0]
 
 
@@ -263,8 +263,8 @@ def endless_scan(path: Path) -> None:
 HEADER = [
     (missing, r"1 of 6 photos cannot be opened in .*photos: {} \(No such file or directory\)\. .* Check --images"),
     (folder, r"1 of 6 photos cannot be opened in .*photos: {} \(Is a directory\)"),
-    (larger, r"1 of 6 photos have another size than annotated: {} \(500x400 pixels, not \d+x\d+\)\. "),
-    (turned, r"1 of 6 photos have another size than annotated: {}"),
+    (larger, r"1 of 6 photos have a different size than annotated: {} \(500x400 pixels, not \d+x\d+\)\. "),
+    (turned, r"1 of 6 photos have a different size than annotated: {}"),
 ]
 CORRUPT = [
     (empty, r"1 of 6 photos are corrupt: {} \(neither JPEG nor PNG\)\. .* --skip-corrupt\."),
@@ -373,7 +373,7 @@ def test_nothing_to_index_is_an_error(files: ReferFiles, output: Path) -> None:
         index(files, output, skip_corrupt=True)
     with pytest.raises(PhotoError, match=r"6 of 6 photos are corrupt: COCO_.*, COCO_.* --skip-corrupt\."):
         index(files, output)
-    with pytest.raises(PhotoError, match=r"nowhere is no folder of photos\. .*--images"):
+    with pytest.raises(PhotoError, match=r"nowhere is not a folder of photos\. .*--images"):
         index_dataset(read(files), images=files.photos / "nowhere", output=output)
     assert not output.exists()
 
@@ -397,7 +397,7 @@ def test_nothing_to_index_is_an_error(files: ReferFiles, output: Path) -> None:
         ("images/width", 0, 0, "/images/width has a value out of range"),
         ("images/height", 0, 65536, "/images/height has a value out of range"),
         ("images/width", 0, 9, "run lengths of a ref do not add up"),
-        ("images/category_begin", 1, 0, "ranges of /images/category_begin and _count do not lie side by side"),
+        ("images/category_begin", 1, 0, "ranges of /images/category_begin and _count are not contiguous"),
         ("images/category_count", 1, -5, "ranges of /images/category"),
         ("refs/sentence_count", 0, 99, "ranges of /refs/sentence"),
         ("refs/sentence_begin", 11, 2**62, "ranges of /refs/sentence"),
@@ -556,7 +556,7 @@ def test_a_file_cut_short_anywhere_is_refused(files: ReferFiles, output: Path) -
     whole = output.read_bytes()
     for length in [*range(0, len(whole), 1009), len(whole) - 1]:
         output.write_bytes(whole[:length])
-        with pytest.raises(FileFormatError, match=r"(cut short|checksum)\. Make it with: nemo-dali index"):
+        with pytest.raises(FileFormatError, match=r"(truncated|checksum)\. Make it with: nemo-dali index"):
             Dataset.open(output)
 
 

@@ -50,7 +50,7 @@ SAID = {  # by find_problem, and by the Loader
     "garbage": UNUSABLE,
     "hang": ("The server did not send it within 2 s", "Object storage did not send"),
     "loop": UNUSABLE,
-    "huge": ("announces more bytes than there is memory for", "announces more bytes than there is memory for"),
+    "huge": ("announces more bytes than fit in memory", "announces more bytes than fit in memory"),
     "short": UNUSABLE,
     "trickle": ("The server did not send it within 2 s", "Object storage did not send 2 photos of a batch within 4 s"),
     "echo": ("The server refuses to give it (", "The server refuses to give it ("),

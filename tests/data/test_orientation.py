@@ -177,11 +177,13 @@ def test_sizes_that_the_other_choice_explains_are_told_with_it(tmp_path: Path, e
     annotations = read_json_lines(made.lines, images=made.photos, exif=exif)
     output = tmp_path / "a.ris.h5"
     with pytest.raises(
-        PhotoError, match=rf"^4 of 8 photos have another size.*; or --exif {other}, by which 4 have the"
+        PhotoError, match=rf"^4 of 8 photos have a different size.*; or --exif {other}, under which 4 have the"
     ):
         index_dataset(annotations, images=made.photos, output=output)
     Image.new("RGB", (9, 9)).save(made.photos / "02-6.jpg")
-    with pytest.raises(PhotoError, match=rf"^4 of 8 photos have another size.*--exif {other}, by which 3 have the"):
+    with pytest.raises(
+        PhotoError, match=rf"^4 of 8 photos have a different size.*--exif {other}, under which 3 have the"
+    ):
         index_dataset(annotations, images=made.photos, output=output)
 
 
@@ -199,7 +201,7 @@ def test_refers_layouts_ignore_orientations_unless_asked(tmp_path: Path, capsys:
     assert found.exif == "ignore" and (found.images.width[row], found.images.height[row]) == size
     for exif, words in (
         ("refuse", f"the first is {turned_photo.name} (6). Use --exif"),
-        ("apply", "or --exif ignore, by which 1 have the annotated size as they are stored"),
+        ("apply", "or --exif ignore, under which 1 have the annotated size as stored"),
     ):
         assert index(files.root, files.photos, path, *options, "--exif", exif) == 1
         assert words in capsys.readouterr().err
@@ -224,7 +226,10 @@ def test_choices_are_checked(tmp_path: Path, capsys: Any) -> None:
 
 @pytest.mark.parametrize(
     ("exif", "words"),
-    [("refuse", "/images/orientation has what the attribute exif excludes"), ("turn", "exif is none that there is")],
+    [
+        ("refuse", "/images/orientation has values that the attribute exif excludes"),
+        ("turn", "exif is not a known value"),
+    ],
 )
 def test_a_file_that_contradicts_itself_is_refused(tmp_path: Path, exif: str, words: str) -> None:
     path = index_turned(write_turned(tmp_path, [1, 6]), "ignore").dataset

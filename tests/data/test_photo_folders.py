@@ -85,7 +85,7 @@ def test_photos_of_coco_are_found_under_their_other_name(tmp_path: Path, asked: 
 def test_other_names_are_not_guessed(tmp_path: Path, name: str) -> None:
     put(tmp_path, NEW, OLD)
     with pytest.raises(
-        PhotoError, match=r"1 of 2 photos cannot be opened in .*: .* Check --images, which may be given"
+        PhotoError, match=r"1 of 2 photos cannot be opened in .*: .* Check --images, which may be repeated"
     ):
         locate(tmp_path, [NEW, name])
 
@@ -95,7 +95,7 @@ def test_a_name_in_two_folders_must_be_one_photo(tmp_path: Path) -> None:
     put(two, NEW, content="stored again")
     assert locate([two, one], ["1.jpg", NEW]).file_names == ["two/1.jpg", f"two/{NEW}"]  # COCO's ids are of one photo
     put(two, "1.jpg", content="other")
-    reason = rf"The photo 1\.jpg lies in {one} and, with other content, in {two}\. Give the one folder"
+    reason = rf"The photo 1\.jpg is in {one} and, with different content, in {two}\. Give only the folder"
     with pytest.raises(PhotoError, match=reason):
         locate([one, two], ["1.jpg"])
     (two / "1.jpg").unlink()
@@ -110,14 +110,12 @@ def test_missing_photos_are_told_with_what_was_looked_for(tmp_path: Path) -> Non
         locate([one, two], ["a.jpg", "c.jpg", OLD])
     assert str(caught.value) == (
         f"2 of 3 photos cannot be opened in {one} or {two}: c.jpg (No such file or directory), {OLD} (No such file or "
-        f"directory). COCO's photos were looked for under their other names too ({OLD} as {NEW}); its releases divide "
+        f"directory). COCO's photos were looked for under their other names too ({OLD} as {NEW}); its releases split "
         "them differently: give both train2017 and val2017, or both train2014 and val2014. Check --images, which may "
-        "be given several times."
+        "be repeated."
     )
     put(tmp_path / "val2017", NEW)
-    with pytest.raises(
-        PhotoError, match=rf"{NEW} lies in {tmp_path}/val2017: give that folder with --images, once for"
-    ):
+    with pytest.raises(PhotoError, match=rf"{NEW} is in {tmp_path}/val2017: give that folder with --images, once for"):
         locate(tmp_path, [OLD])
     with pytest.raises(PhotoError, match=r"60 of 60 .*: 0\.jpg .*, 49\.jpg \([^)]*\) and 10 more\. "):
         locate(tmp_path, [f"{i}.jpg" for i in range(60)])
@@ -156,7 +154,7 @@ def test_names_that_a_folder_lists_in_other_letters_are_found(tmp_path: Path, mo
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     for images in (tmp_path / "none", [tmp_path, tmp_path / "a.jpg"]):
-        with pytest.raises(PhotoError, match=r"is no folder of photos\. Say where they are with --images"):
+        with pytest.raises(PhotoError, match=r"is not a folder of photos\. Say where they are with --images"):
             locate(images, ["a.jpg"])
     (tmp_path / "a\\b").mkdir()
     with pytest.raises(PhotoError, match=re.escape(r"a\b does not fit into a data set file. Rename it.")):
@@ -167,7 +165,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 def test_an_address_is_taken_alone_and_as_it_is(tmp_path: Path) -> None:
     assert locate("s3://bucket/train2014/", [OLD]) == ("s3://bucket/train2014", [OLD], 0)
     for images in (["s3://bucket/a", "s3://bucket/b"], [tmp_path, "s3://bucket/a"]):
-        with pytest.raises(ValueError, match="images must be folders of this machine, or else one address"):
+        with pytest.raises(ValueError, match="images must be local folders, or else one address"):
             locate(images, [OLD])
 
 
@@ -192,7 +190,7 @@ def test_the_command_finds_photos_of_2014_among_those_of_2017(
         "4 of 6 photos cannot be opened" in (said := capsys.readouterr().err) and "both train2017 and val2017" in said
     )
     assert main([*words, "--images", str(coco)]) == 1
-    assert f"lies in {coco}/" in capsys.readouterr().err
+    assert f"is in {coco}/" in capsys.readouterr().err
     assert main([*words, "--images", f"{coco}/train2017", "--images", f"{coco}/val2017"]) == 0
     assert "6 photos were found under the names of COCO's other release" in capsys.readouterr().out
     dataset = Dataset.open(output)

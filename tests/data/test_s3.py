@@ -144,7 +144,7 @@ def test_index_names_what_is_wrong_at_an_address(server, odd, tmp_path):
     assert names[0] in str(error.value)
     assert index(skip_corrupt=True).left_out == (names[0],)
     client.put_object(Bucket="damaged", Key=names[0], Body=good[names[1]])
-    with pytest.raises(PhotoError, match="1 of 12 photos have another size"):
+    with pytest.raises(PhotoError, match="1 of 12 photos have a different size"):
         index(skip_corrupt=True)
     client.delete_object(Bucket="damaged", Key=names[0])
     with pytest.raises(PhotoError, match=r"1 of 12 photos cannot be opened in s3://damaged: .*No such object"):
@@ -205,7 +205,7 @@ def test_a_missing_photo_is_named_and_the_loader_goes_on_after_its_repair(server
         error, batches = failing_step(loader)
     finally:
         server.client().put_object(**place, Body=(odd.photos / victim).read_bytes())
-    assert isinstance(error, PhotoError) and f"{ROOT}/{victim} (No such object, or not for these" in str(error)
+    assert isinstance(error, PhotoError) and f"{ROOT}/{victim} (No such object, or not visible to these" in str(error)
     assert_same(batches + list_from(loader, 2 * len(batches)), expected)
 
 
@@ -243,7 +243,7 @@ def test_refused_credentials_are_told_and_never_shown(server, files, monkeypatch
         for credentials, words in (
             (reader | {"AWS_SECRET_ACCESS_KEY": "another+secret"}, "refuses the credentials (SignatureDoesNotMatch)"),
             ({"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN"}, "refuses the credentials (InvalidAccessKeyId)"),
-            (stranger, "does not exist, or not for these credentials (AccessDenied)"),
+            (stranger, "does not exist, or these credentials may not read it (AccessDenied)"),
         ):
             for name, value in credentials.items():
                 monkeypatch.setenv(name, value)
@@ -395,7 +395,7 @@ def test_names_that_dali_would_cut_are_refused_at_an_address(server, tmp_path, n
         lambda: Dataset.open(tmp_path / "a.ris.h5", images="s3://bucket"),
         lambda: index_dataset(annotations, images="s3://bucket", output=tmp_path / "b.ris.h5"),
     ):
-        with pytest.raises(PhotoError, match="cannot be read from s3://bucket: DALI takes") as error:
+        with pytest.raises(PhotoError, match="cannot be read from s3://bucket: DALI treats") as error:
             use()
         assert name in str(error.value)
     check_names("/local", [name])

@@ -154,7 +154,7 @@ def test_ranks_that_agree_go_on(ranks):
 
 def test_a_rank_that_differs_is_named_to_all_with_both_values(ranks):
     assert the_same(ranks, "seed") == (
-        "Rank 2 of 4 made a Loader with another seed: 4 on rank 2, 3 on rank 0. Give every rank the same files and "
+        "Rank 2 of 4 made a Loader with a different seed: 4 on rank 2, 3 on rank 0. Give every rank the same files and "
         "options."
     )
 
@@ -165,7 +165,7 @@ def test_of_two_halves_the_lowest_ranks_one_is_the_norm(ranks):
 
 def test_rank_0_can_be_the_one_that_differs_and_long_values_are_cut_to_where_they_do(ranks):
     assert the_same(ranks, "files") == (
-        "Rank 0 of 4 made a Loader with another files: ...9f9f9f9f9f9f9f9f9f9f00'], 'negatives': []} on rank 0, "
+        "Rank 0 of 4 made a Loader with different files: ...9f9f9f9f9f9f9f9f9f9f00'], 'negatives': []} on rank 0, "
         "...9f9f9f9f9f9f9f9f9f9f9f'], 'negatives': []} on rank 1. Give every rank the same files and options."
     )
 
@@ -190,8 +190,8 @@ def test_ranks_hear_the_same_through_the_store_and_through_gloo(ranks):
                 RANKS,
                 [0, 1, 2, 3],
                 [0, 1, 2, 3],
-                "Ranks 1, 2 of 4 began mining with another model: 1 on rank 1, 0 on rank 0. Give every rank the same "
-                "files and options.",
+                "Ranks 1, 2 of 4 began mining with a different model: 1 on rank 1, 0 on rank 0. Give every rank the "
+                "same files and options.",
                 "no photo" if rank == 2 else "Rank 2 failed: no photo",
             ]
         )
@@ -216,7 +216,9 @@ def test_a_process_group_may_end_and_another_begin(ranks):
 
 def test_loaders_that_differ_are_refused_unless_their_ranks_are_given(ranks):
     assert [found["loader"] for found in ranks] == [[rank, 3] for rank in range(RANKS)]
-    assert the_same(ranks, "other batch").startswith("Rank 3 of 4 made a Loader with another batch_size: 3 on rank 3")
+    assert the_same(ranks, "other batch").startswith(
+        "Rank 3 of 4 made a Loader with a different batch_size: 3 on rank 3"
+    )
     assert ranks[1]["by hand"] == [0, 24]
 
 

@@ -66,10 +66,10 @@ def test_the_conditions_say_what_the_tiles_took_and_that_photos_are_generated():
     result = {"config": config, "machine": {"cpu": "A", "cores": 2}, "others": {"median": 0.0, "most": 0.1}}
     told = tables.conditions(result)
     assert "3 generated photos of 0.18 megapixels and 40 KiB" in told
-    assert "Resident tiles were made before every clock, in 2.5 s: 69 MB." in told
+    assert "Resident tiles were made before timing started, in 2.5 s: 69 MB." in told
     config |= {"generated": False, "tiles": {"seconds": None, "bytes": 69_000_000}}
     told = tables.conditions(result)
-    assert "3 photos of" in told and "Resident tiles were made before: 69 MB." in told
+    assert "3 photos of" in told and "Resident tiles already existed: 69 MB." in told
     assert tables.conditions in tables.PLACES["docs/peers.md"]
 
 

@@ -1,4 +1,4 @@
-"""The cache: what was kept comes back, and what is damaged or another's is made anew, with a line that says why."""
+"""The cache: what was kept comes back, and what is damaged or another's is rebuilt, with a line that says why."""
 
 import hashlib
 import logging
@@ -101,16 +101,16 @@ def replaced(at, part):
 
 
 DAMAGED = {
-    "empty": (lambda content: b"", "it is no file of the cache"),
-    "garbage": (lambda content: b"x" * 100, "it is no file of the cache"),
-    "an array of NumPy's": (lambda content: b"\x93NUMPY" + content, "it is no file of the cache"),
-    "cut short": (lambda content: resum(content[:-4]), "cut short"),
-    "cut in the header": (lambda content: content[:40], "it is no file of the cache"),
-    "lengthened": (lambda content: resum(content + bytes(4)), "cut short or lengthened"),
-    "2**60 rows": (replaced(24, (2**60).to_bytes(8, "little")), "another shape"),
-    "negative rows": (replaced(24, (-4).to_bytes(8, "little", signed=True)), "another shape"),
-    "other rows": (replaced(24, (3).to_bytes(8, "little")), "another shape"),
-    "one more dimension": (replaced(40, (1).to_bytes(8, "little")), "another shape"),
+    "empty": (lambda content: b"", "it is not a cache file"),
+    "garbage": (lambda content: b"x" * 100, "it is not a cache file"),
+    "an array of NumPy's": (lambda content: b"\x93NUMPY" + content, "it is not a cache file"),
+    "cut short": (lambda content: resum(content[:-4]), "truncated"),
+    "cut in the header": (lambda content: content[:40], "it is not a cache file"),
+    "lengthened": (lambda content: resum(content + bytes(4)), "truncated or extended"),
+    "2**60 rows": (replaced(24, (2**60).to_bytes(8, "little")), "a different shape"),
+    "negative rows": (replaced(24, (-4).to_bytes(8, "little", signed=True)), "a different shape"),
+    "other rows": (replaced(24, (3).to_bytes(8, "little")), "a different shape"),
+    "one more dimension": (replaced(40, (1).to_bytes(8, "little")), "a different shape"),
     "checksum": (lambda content: content[:16] + bytes(8) + content[24:], "checksum"),
 }
 
@@ -127,7 +127,7 @@ def test_a_damaged_file_is_made_anew_with_one_line(folder, caplog, damage):
         made.ask()
     assert made.times == 2 and path.read_bytes() == content and list(folder.iterdir()) == [path]
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING and f"{path} is made anew: " in record.getMessage()
+    assert record.levelno == logging.WARNING and f"{path} is rebuilt: " in record.getMessage()
     assert reason in record.getMessage()
 
 
@@ -164,7 +164,7 @@ print(found is made)
 def test_a_header_of_many_rows_takes_no_memory(folder, rows):
     folder.mkdir(mode=0o700)
     done = fork_server.run(HUGE, rows)
-    assert done.stdout == "True\n" and "cut short" in done.stderr, done.stderr
+    assert done.stdout == "True\n" and "truncated" in done.stderr, done.stderr
 
 
 @pytest.mark.timeout(60)
@@ -186,7 +186,7 @@ def test_what_somebody_else_may_have_put_there_is_not_read(folder, tmp_path, cap
     else:
         path.chmod(0o664 if "group" in kind else 0o646)
     assert np.array_equal(made.ask(), ARRAY) and made.times == 2
-    assert "is made anew" in caplog.records[0].getMessage()
+    assert "is rebuilt" in caplog.records[0].getMessage()
     made.ask()
     assert made.times == (3 if kind == "folder" else 2)
     if kind == "link":

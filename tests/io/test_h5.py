@@ -56,18 +56,18 @@ def test_other_files_are_refused_with_the_remedy(tmp_path: Path) -> None:
     assert "does not exist" in message(path)
     assert "cannot be read: it is a folder" in message(tmp_path)
     path.write_bytes(b"not HDF5")
-    assert "is not an HDF5 file of nemo-dali's, or has been cut short" in message(path)
+    assert "is not an HDF5 file of nemo-dali's, or is truncated" in message(path)
     path.unlink()
     with h5py.File(path, "w") as file:
         file.attrs["format"] = "nemo-dali/test"
-    assert "is of version 1, whose files this nemo-dali no longer reads" in message(path)
+    assert "is of version 1, which this nemo-dali no longer reads" in message(path)
     path.unlink()
     os.mkfifo(path)
-    assert "is no regular file" in message(path)
+    assert "is not a regular file" in message(path)
     path.unlink()
     write(path, np.arange(10))
     assert read_kind(path, remedy="") == "nemo-dali/test"
-    assert "is of format 'nemo-dali/test', not 'other'" in message(
+    assert "has format 'nemo-dali/test', not 'other'" in message(
         path, ". Give a 'other' file in its place.", format="other"
     )
     assert "is version 3; this nemo-dali reads version 4" in message(path, version=4)
@@ -79,7 +79,7 @@ def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 997), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(FileFormatError, match=r"cut short|does not match its checksum"):
+        with pytest.raises(FileFormatError, match=r"truncated|does not match its checksum"):
             opened(path)
 
 
@@ -189,7 +189,7 @@ def test_a_mapped_file_may_be_replaced_but_not_cut_short(tmp_path: Path, change:
     np.testing.assert_array_equal(array, values)
     os.truncate(held, 100)  # under whatever name it has now, or none
     os.close(held)
-    with pytest.raises(FileFormatError, match=r"a\.h5 was cut short while it was in use, from \d{6,} to 100 bytes\."):
+    with pytest.raises(FileFormatError, match=r"a\.h5 was truncated while it was in use, from \d{6,} to 100 bytes\."):
         mapped.check()
 
 
@@ -214,7 +214,7 @@ def test_without_the_check_a_file_cut_short_ends_the_process(tmp_path: Path) -> 
     write(tmp_path / "a.h5", np.arange(100_000))
     process = fork_server.start(CUT_SHORT, tmp_path / "a.h5")
     out, _ = process.communicate()
-    assert re.fullmatch(r".*a\.h5 was cut short while it was in use, from \d+ to 5000 bytes\. .*\n", out)
+    assert re.fullmatch(r".*a\.h5 was truncated while it was in use, from \d+ to 5000 bytes\. .*\n", out)
     assert process.returncode == -signal.SIGBUS
 
 

@@ -73,7 +73,12 @@ def many(step: bytes, *, size: int = LARGE) -> bytes:
 
 
 KEY, DEEP, CONTAINERS = "as the key of a dict or in a set", "nests values more than 32 deep", "has more containers"
-STEPS, REPEATS, DAMAGED, LONG = "has more steps", "repeats its values", "not a pickle, damaged", "than 1000 characters"
+STEPS, REPEATS, DAMAGED, LONG = (
+    "has more steps",
+    "repeats its values",
+    "not a pickle, or is damaged",
+    "than 1000 characters",
+)
 # Made when they are tried, as many are large.
 doubled = b"N" + b"2\x86" * 40
 collisions = b"".join(pickle.dumps(i * (2**61 - 1), 2)[2:-1] + b"N" for i in range(1, 10_000))

@@ -190,7 +190,7 @@ def test_a_run_goes_on_and_ends_in_the_same_bytes(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="is half built"):
         opened(tmp_path / "a.h5.partial")
     with (
-        pytest.raises(FileFormatError, match=r"3 rows are done for a 1, not 2\. To go on"),
+        pytest.raises(FileFormatError, match=r"3 rows are done for a 1, not 2\. To continue,"),
         begin(tmp_path / "a.h5", a=2),
     ):
         pass

@@ -288,7 +288,7 @@ def test_a_full_gpu_is_told_with_the_remedy(files, played, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch, "empty", full)
-    with pytest.raises(NemoError, match=r"no room for a further batch.*Lower batch_size"):
+    with pytest.raises(NemoError, match=r"no room for another batch.*Lower batch_size"):
         next(iter(loader))
 
 

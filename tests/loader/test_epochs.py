@@ -35,7 +35,7 @@ def epochs(files):
 def test_a_pass_is_complete_with_its_last_batch(files, epochs, infinite, caplog):
     loader = make(files, infinite=infinite)
     assert [exactly(loader) for _ in range(3)] == epochs
-    assert "anew" not in caplog.text
+    assert "restarted" not in caplog.text
 
 
 @pytest.mark.parametrize("infinite", [False, True])
@@ -102,7 +102,7 @@ def test_an_epoch_begun_anew_twice_is_told_once(files, epochs, caplog):
     assert not caplog.records
     assert [exactly(loader, 5) for _ in range(4)] == [epochs[0][:5]] * 4
     (told,) = (record.getMessage() for record in caplog.records)
-    assert "Epoch 0 is begun anew" in told and "set_epoch" in told
+    assert "Epoch 0 is restarted" in told and "set_epoch" in told
     loader.set_epoch(1)
     assert [exactly(loader, 5) for _ in range(4)] == [epochs[1][:5]] * 4
     assert len(caplog.records) == 1
@@ -119,7 +119,7 @@ def test_nothing_is_told_where_the_epoch_was_chosen(files, caplog, meanwhile):
             loader.load_state_dict(loader.state_dict())
         else:
             exactly(loader)
-    assert "anew" not in caplog.text
+    assert "restarted" not in caplog.text
 
 
 def test_an_evaluation_may_be_begun_anew_without_a_word(files, caplog):
@@ -173,7 +173,7 @@ def test_lightnings_limit_of_train_batches(files, epochs, steps, caplog):
     )
     trainer.fit(Model(), make(files))
     assert shown == [plan for epoch in epochs for plan in epoch[:steps]]
-    assert "anew" not in caplog.text
+    assert "restarted" not in caplog.text
 
 
 @pytest.mark.parametrize("infinite", [False, True])

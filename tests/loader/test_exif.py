@@ -147,7 +147,7 @@ def test_tiles_are_those_of_upright_photos(turned, upright, made, tmp_path, resa
     resident = assert_same(loader(turned, tiles=tiles[0], **shown), loader(upright, tiles=tiles[1], **shown))
     assert_same(resident, loader(turned, **shown))
     ignored = index_turned(made, "ignore")
-    with pytest.raises(FileFormatError, match="another data set"):
+    with pytest.raises(FileFormatError, match="a different data set"):
         loader(ignored, tiles=tiles[0], **shown)
 
 

@@ -51,7 +51,7 @@ print(json.dumps([said, same]))
     [
         ("RLIMIT_NOFILE", 2, 32, "Too many files are open at once. Raise the limit (ulimit -n)."),
         ("RLIMIT_NOFILE", 8, 32, "Too many files are open at once. Raise the limit (ulimit -n)."),
-        ("RLIMIT_AS", 10**6, 2000, "This process's memory has no room for a further batch of 61 MiB. Lower batch"),
+        ("RLIMIT_AS", 10**6, 2000, "This process's memory has no room for another batch of 61 MiB. Lower batch"),
     ],
 )
 def test_a_limit_reached_in_mid_pass_is_told_and_nothing_is_lost(files, limit, left, size, words):

@@ -218,7 +218,7 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(files, tmp_pat
         ({**state, "epoch": 2**62 + 1}, "out of range"),
         *({**state, "fingerprints": value} for value in (None, 5, [], {"dataset": 5}, {"dataset": [5]})),
         *(
-            ({**state, "fingerprints": {**state["fingerprints"], "sampling": value}}, "sampling|other samples")
+            ({**state, "fingerprints": {**state["fingerprints"], "sampling": value}}, "sampling|different samples")
             for value in (5, "size=96", [5], [], ["size"], ["\n" * 500 + f"{n}=1" for n in range(99)])
         ),
     ]
@@ -250,7 +250,7 @@ def test_a_state_of_other_samples_is_refused_unless_it_is_accepted(files, caplog
     state = make(files).state_dict() | {"samples_seen": 8}
     loader = make(files, **options)
     before = loader.state_dict()
-    with pytest.raises(StateError, match="saved with other samples") as error:
+    with pytest.raises(StateError, match="saved with different samples") as error:
         loader.load_state_dict(state)
     assert all(words in str(error.value) for words in (*named, "strict=False"))
     assert loader.state_dict() == before
@@ -381,7 +381,7 @@ def test_an_exif_rotation_is_ignored(tmp_path):
 
 def test_a_table_of_another_data_set_is_refused(files, tmp_path):
     other = make_files(tmp_path, seed=3)
-    with pytest.raises(FileFormatError, match="another data set") as error:
+    with pytest.raises(FileFormatError, match="a different data set") as error:
         make(files._replace(negatives=other.negatives))
     for path in (files.dataset, other.dataset):
         assert Dataset.open(path).fingerprint[:12] in str(error.value)
@@ -531,7 +531,7 @@ def test_too_little_room_for_a_pipeline_is_told():
     done = fork_server.run(TOO_LITTLE, 2**30, 2**30)
     assert "64 threads maps up to 5.5 GiB, and this process may map 1.0 GiB more" in done.stdout, done.stderr
     done = fork_server.run(TOO_LITTLE, 2**28, -(2**40))  # as if another limit, on threads, were in the way
-    assert "does not start the 64 threads" in done.stdout and not done.returncode, done.stderr
+    assert "cannot start the 64 threads" in done.stdout and not done.returncode, done.stderr
 
 
 def test_an_epoch_without_a_single_step_is_refused(files):

@@ -334,6 +334,6 @@ def test_a_file_cut_short_under_a_loader_is_told_before_it_is_read(files, tiles,
     length = (tmp_path / victim).stat().st_size
     os.truncate(tmp_path / victim, length - 1)
     with pytest.raises(
-        FileFormatError, match=f"{victim} was cut short while it was in use, from {length} to {length - 1}"
+        FileFormatError, match=f"{victim} was truncated while it was in use, from {length} to {length - 1}"
     ):
         next(passes)

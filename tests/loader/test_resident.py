@@ -71,7 +71,7 @@ def test_several_data_sets_have_a_tile_file_each(tmp_path):
     given = [files.dataset for files in sets], [files.negatives for files in sets]
     stream, resident = Loader(*given, **options), Loader(*given, **options, tiles=paths)
     assert all(same(one, other) for one, other in zip(resident, stream, strict=True))
-    with pytest.raises(FileFormatError, match="another data set"):
+    with pytest.raises(FileFormatError, match="a different data set"):
         Loader(*given, **options, tiles=paths[::-1])
     with pytest.raises(ValueError, match=r"tiles \(1 given\) must be one per data set \(2\)"):
         Loader(*given, **options, tiles=paths[0])

@@ -144,7 +144,7 @@ def test_two_threads_do_not_wait_at_the_same_time(files, epochs, monkeypatch, sh
         waiting = pool.submit(next, passes)
         assert inside.wait(60)
         try:
-            with pytest.raises(NemoError, match=f"Another thread waits .* {REMEDY}"):
+            with pytest.raises(NemoError, match=f"Another thread is waiting .* {REMEDY}"):
                 next(other)
         finally:
             done.set()

@@ -67,9 +67,9 @@ TOWERS = ("vision_cfg", "text_cfg")
         (put("vision_cfg", "layers", [3, 4, 10**9, 3]), "as 'layers'"),
         (put("vision_cfg", "image_size", 10**6), "as 'image_size'"),
         (put("vision_cfg", "image_size", [4096, 10**6]), "as 'image_size'"),
-        (put("vision_cfg", "image_size", "32"), "no whole number > 0"),
-        (put("vision_cfg", "patch_size", 0), "no whole number > 0"),
-        (put("vision_cfg", "width", -64), "no whole number > 0"),
+        (put("vision_cfg", "image_size", "32"), "not a whole number > 0"),
+        (put("vision_cfg", "patch_size", 0), "not a whole number > 0"),
+        (put("vision_cfg", "width", -64), "not a whole number > 0"),
         (lambda c: c["vision_cfg"].update(image_size=4096, patch_size=1, pos_embed_type="sin_cos_2d"), "too many"),
         (put("text_cfg", "context_length", 10**6), "as 'context_length'"),
         (put("text_cfg", "heads", 10**6), "as 'heads'"),
@@ -83,19 +83,19 @@ TOWERS = ("vision_cfg", "text_cfg")
         (put("text_cfg", "vocab_size", 2_000_000), "values, but"),
         (lambda c: c["vision_cfg"].update(layers=200, width=16_384, head_width=64), "values, but"),
         (put("vision_cfg", "timm_model_name", "vit_giant_patch14_clip_224"), "values, but"),
-        (put("text_cfg", "hf_model_name", "roberta-base"), "fetched from the Hugging Face hub"),
+        (put("text_cfg", "hf_model_name", "roberta-base"), "fetched from the Hugging Face Hub"),
         (put("text_cfg", "hf_model_name", "https://x.org/y"), "has the address"),
-        (put("text_cfg", "hf_tokenizer_name", "timm/ViT-B-16-SigLIP"), "fetched from the Hugging Face hub"),
-        (put("text_cfg", "hf_tokenizer_name", ["roberta-base"]), "fetched from the Hugging Face hub"),
-        (put("vision_cfg", "timm_model_name", "hf-hub:timm/vit_base"), "none of timm's own"),
-        (put("vision_cfg", "timm_model_name", "hf_hub:timm/vit_base"), "none of timm's own"),
-        (put("vision_cfg", "timm_model_name", "local-dir:/tmp"), "none of timm's own"),
+        (put("text_cfg", "hf_tokenizer_name", "timm/ViT-B-16-SigLIP"), "fetched from the Hugging Face Hub"),
+        (put("text_cfg", "hf_tokenizer_name", ["roberta-base"]), "fetched from the Hugging Face Hub"),
+        (put("vision_cfg", "timm_model_name", "hf-hub:timm/vit_base"), "not one of timm's own"),
+        (put("vision_cfg", "timm_model_name", "hf_hub:timm/vit_base"), "not one of timm's own"),
+        (put("vision_cfg", "timm_model_name", "local-dir:/tmp"), "not one of timm's own"),
         (put("vision_cfg", "timm_model_name", "no_such_model"), "cannot be loaded"),
         (put("text_cfg", "tokenizer_kwargs", {"bpe_path": "/dev/zero"}), "'tokenizer_kwargs' other than"),
         (put("text_cfg", "layers", {}), "cannot be loaded"),
         (put("vision_cfg", "act_kwargs", {"x": 5}), "cannot be loaded"),
         (put("text_cfg", "x", {"trust_remote_code": True}), "trust_remote_code"),
-        (lambda config: {"model_cfg": config, "preprocess_cfg": []}, "'preprocess_cfg' that is no object"),
+        (lambda config: {"model_cfg": config, "preprocess_cfg": []}, "'preprocess_cfg' that is not an object"),
     ],
 )  # fmt: skip
 def test_configs_that_ask_for_more_are_refused(clip, tmp_path, edit, reason):
@@ -125,7 +125,7 @@ def test_pipes_are_not_waited_for(clip, tmp_path):
     write(tmp_path, clip)
     (tmp_path / "x.json").unlink()
     os.mkfifo(tmp_path / "x.json")
-    assert "it is no regular file" in outcome(read, tmp_path / "x.json")
+    assert "it is not a regular file" in outcome(read, tmp_path / "x.json")
     path = write(tmp_path, clip, name="y.json")
     (tmp_path / "tiny.pt").unlink()
     os.mkfifo(tmp_path / "tiny.pt")
@@ -200,8 +200,8 @@ def expanded() -> bytes:
         ("safetensors", lambda _: safetensors(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,0],'
                                               b'"data_offsets":[0,0]}}'), "is damaged"),
         ("safetensors", lambda _: safetensors(b"[" * 10**6), "is damaged"),
-        ("pt", packed, "is packed"),
-        ("pt", lambda _: expanded(), "another image size or context length"),
+        ("pt", packed, "is compressed"),
+        ("pt", lambda _: expanded(), "a different image size or context length"),
         ("pt", lambda content: archive(content, DOUBLED_KEY), "as the key of a dict"),
         ("pt", lambda content: archive(content, b"\x80\2]" + 2_000_000 * b"\x8f" + b"."), "more containers"),
         ("pt", lambda content: archive(content, b"\x80\2}N" + 1_000_000 * b"\x85" + b"K\1s."), "more containers"),

@@ -87,13 +87,13 @@ def test_photos_all_but_one_with_another_are_told(dataset, clip, tmp_path, monke
     monkeypatch.setattr("nemo_dali.mining.job.NEAR_IDENTICAL", -1.0)
     table, report = mined(dataset, clip, tmp_path)
     assert report.near_identical == (14, 14) and rows(table) == others(Dataset.open(dataset))
-    assert "14 of 14 photos are all but one with another (cosine 0.999 or more)" in str(report)
-    assert "--exclude-similar-photos 0.998 leaves such out" in str(report)
+    assert "14 of 14 photos are nearly identical to another (cosine 0.999 or more)" in str(report)
+    assert "--exclude-similar-photos 0.998 leaves them out" in str(report)
     image = np.asarray(table.image_embedding)
     bound = float(np.median(image @ image.T))
     monkeypatch.setattr("nemo_dali.mining.job.NEAR_IDENTICAL", bound + 1e-6)
     _, report = mined(dataset, clip, tmp_path, similar_photos=bound)
-    assert report.near_identical == (0, 0) and "all but one" not in str(report)
+    assert report.near_identical == (0, 0) and "nearly identical" not in str(report)
 
 
 def test_similar_photos(dataset, clip, tmp_path):

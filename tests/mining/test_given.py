@@ -136,7 +136,7 @@ def test_scores_of_any_size_are_taken_and_told(dataset, tmp_path):
     pairs = pairs_of(dataset, scale=100.0)
     path = write(tmp_path, "parquet", pairs)
     report = mine_scores(dataset.path, path, output=tmp_path / "a.neg.h5")
-    assert report.lowest < -1 and report.highest > 1 and "outside of -1 to 1" in str(report)
+    assert report.lowest < -1 and report.highest > 1 and "outside -1 to 1" in str(report)
     table = NegativeTable.open(tmp_path / "a.neg.h5")
     assert rows(table) == expected_rows(dataset, pairs, 99)
     assert table.pool_sizes(20.0, 5)["max_similarity"] == 20.0
@@ -177,7 +177,7 @@ def test_what_needs_embeddings_says_so(dataset, tmp_path, capsys):
     table = tmp_path / "a.neg.h5"
     assert main(["mine", str(dataset.path), "--scores", str(path), "-o", str(table)]) == 0
     out = capsys.readouterr().out
-    assert "13 negatives" in out and "such a table has no embeddings, which 'tune' and 'report' need" in out
+    assert "13 negatives" in out and "a table of given scores has no embeddings, which 'tune' and 'report' need" in out
     for words in (
         ["tune", str(dataset.path), str(table), "-o", str(tmp_path / "p.json")],
         ["report", str(dataset.path), str(table), "-o", str(tmp_path / "r.html")],
@@ -185,7 +185,7 @@ def test_what_needs_embeddings_says_so(dataset, tmp_path, capsys):
     ):
         assert main(words) == 1
         error = capsys.readouterr().err
-        assert "was made of scores and has no embeddings" in error and error.count("\n") == 1
+        assert "was made from scores and has no embeddings" in error and error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"a.neg.h5", "scores.csv"}
     assert main(["inspect", str(table), "--max-similarity", "0.3"]) == 0
     assert "scores.csv" in capsys.readouterr().out
@@ -250,12 +250,12 @@ def test_bad_parquet_is_told(dataset, tmp_path, what):
 
 
 BAD_VALUES = {
-    "list": ([[(1, 0.5)]], "is no dict of sentence ids"),
-    "float id": ([{1.5: [(1, 0.5)]}], "is no dict of sentence ids, with lists"),
-    "tuple": ([{1: (1, 0.5)}], "is no dict of sentence ids, with lists"),
-    "triple": ([{1: [(1, 0.5, 2)]}], "no pair of a photo's id and a score"),
-    "text": ([{1: [("a", 0.5)]}], "no pair of a photo's id and a score"),
-    "bool": ([{1: [(True, 0.5)]}], "no pair of a photo's id and a score"),
+    "list": ([[(1, 0.5)]], "is not a dict of sentence ids"),
+    "float id": ([{1.5: [(1, 0.5)]}], "is not a dict of sentence ids, with lists"),
+    "tuple": ([{1: (1, 0.5)}], "is not a dict of sentence ids, with lists"),
+    "triple": ([{1: [(1, 0.5, 2)]}], "not a pair of a photo's id and a score"),
+    "text": ([{1: [("a", 0.5)]}], "not a pair of a photo's id and a score"),
+    "bool": ([{1: [(True, 0.5)]}], "not a pair of a photo's id and a score"),
     "large": ([{1: [(10**30, 0.5)]}], "an id of more than 64 bits"),
     "NumPy's": ([{1: [(1, np.float32(0.5))]}], "wants"),
     "pyarrow's": ([b"\xff\xff\xff\xff\xf0"], "is not pickled: pyarrow's own format"),
@@ -318,7 +318,7 @@ def test_sentences_with_one_id_share_its_scores_and_those_without_are_counted(da
         parts.arrays["sentences/sent_id"][:] = 7
 
     forge(dataset.path, one, tmp_path / "one.ris.h5")
-    with pytest.raises(NemoError, match=r"sentences of .* have one id, by which scores cannot be told apart"):
+    with pytest.raises(NemoError, match=r"sentences of .* have one id, so their scores cannot be told apart"):
         mine_scores(tmp_path / "one.ris.h5", tmp_path / "scores.csv", output=tmp_path / "b.neg.h5")
 
 

@@ -224,7 +224,7 @@ def _truncate(path):
         (Path.unlink, "cannot be opened"),
         pytest.param(_truncate, "is corrupt", marks=pytest.mark.slow),
         pytest.param(lambda path: path.write_bytes(b"no photo"), "is corrupt", marks=pytest.mark.slow),
-        (lambda path: Image.new("RGB", (30, 20)).save(path), "has another size than annotated"),
+        (lambda path: Image.new("RGB", (30, 20)).save(path), "has a different size than annotated"),
     ],
 )
 def test_a_bad_photo_is_named_and_what_was_done_is_kept(dataset, clip, tmp_path, monkeypatch, spoil, message):
@@ -236,7 +236,7 @@ def test_a_bad_photo_is_named_and_what_was_done_is_kept(dataset, clip, tmp_path,
     victim = tmp_path / "photos" / "9.jpg"
     good = victim.read_bytes()
     spoil(victim)
-    with pytest.raises(PhotoError, match=rf"A photo {message}: .*photos/9\.jpg .*goes on where it stopped") as error:
+    with pytest.raises(PhotoError, match=rf"A photo {message}: .*photos/9\.jpg .*continues where it stopped") as error:
         _mine(dataset, clip, tmp_path / "a.neg.h5")
     assert "\n" not in str(error.value)
     assert (tmp_path / "a.neg.h5").read_bytes() == earlier
@@ -365,7 +365,7 @@ def test_weights_of_another_context_length_are_not_interpolated(clip, tmp_path, 
     config = json.loads((folder / "tiny.json").read_text())
     config["text_cfg"]["context_length"] += 4
     (tmp_path / "longer.json").write_text(json.dumps(config))
-    with pytest.raises(NemoError, match="another image size or context length"):
+    with pytest.raises(NemoError, match="a different image size or context length"):
         load_clip(str(tmp_path / "longer.json"), str(weights), device="cpu")
 
 

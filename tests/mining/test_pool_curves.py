@@ -141,7 +141,7 @@ def test_a_large_table_is_looked_at_in_part(dataset, tmp_path, monkeypatch):
 
 def test_another_data_set_is_refused(dataset, tmp_path):
     other = make_files(tmp_path / "other")
-    with pytest.raises(FileFormatError, match="another data set"):
+    with pytest.raises(FileFormatError, match="a different data set"):
         measure_curves(dataset, NegativeTable.open(other.negatives))
 
 

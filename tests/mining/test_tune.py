@@ -72,10 +72,12 @@ def test_false_negatives_are_bounded_and_many_are_warned_of(curves, tmp_path):
     told = np.full(curves.shown.shape, 0.03)
     assert not any("false negatives:" in text for text in propose(curves).why)
     few = propose(replace(curves, told=told)).why
-    assert few[1].startswith("At least 3% and at most 40% of the candidates are false negatives: in so many another")
-    assert "Beware" not in few[1]
+    assert few[1].startswith(
+        "At least 3% and at most 40% of the candidates are false negatives: for that many, another"
+    )
+    assert "Warning" not in few[1]
     many = propose(replace(curves, told=told + 0.04)).why[1]
-    assert many.startswith("At least 7% and at most 40%") and "Beware: that is more than 5%" in many
+    assert many.startswith("At least 7% and at most 40%") and "Warning: that is more than 5%" in many
     assert "Lower --passing, or mine with --exclude-crops MARGIN, which leaves fewer at the same hardness" in many
     unlabelled = replace(curves, told=np.full_like(told, np.nan))
     assert len(propose(unlabelled).why) == len(few) - 1
@@ -119,7 +121,10 @@ def test_tau_is_raised_where_pools_would_be_short(curves):
     short = np.zeros_like(curves.short3)
     short[:6] = 0.2
     short[6:9] = 0.011
-    for cut, remedy in ((0.0, "more photos would do without"), (0.3, "a deeper table would do without")):
+    for cut, remedy in (
+        (0.0, "more photos would make that unnecessary"),
+        (0.3, "a deeper table would make that unnecessary"),
+    ):
         changed = replace(curves, short3=short, cut=np.full_like(short, cut))
         proposal = propose(changed)
         assert proposal.policy.max_similarity == TAUS[9] and proposal.tau == 0.16
@@ -228,10 +233,12 @@ def test_too_few_photos_for_a_mosaic_are_refused(tmp_path, capsys, excluded):
 
 
 def test_a_model_that_knows_nothing_is_told(curves):
-    assert "Beware" not in propose(curves).why[0]
+    assert "Warning" not in propose(curves).why[0]
     proposal = propose(replace(curves, true=curves.chance))
     assert (
-        "53%" not in proposal.why[0] and proposal.why[0].startswith("Beware") and "mine with another" in proposal.why[0]
+        "53%" not in proposal.why[0]
+        and proposal.why[0].startswith("Warning")
+        and "mine with another" in proposal.why[0]
     )
 
 
@@ -249,7 +256,7 @@ def test_the_depth_that_suffices(curves, table):
         assert exact - 1 <= needed_depth(curves, curves.rows, tau, 5) <= min(50 * (exact // 50 + 1), 39)
     deep = propose(curves)
     advice = depth_advice(curves, replace(deep, depth=39))
-    assert "99.9% of the pools for tau 0.16 and K 20 are whole in a table 39 photos deep; this one has 15" in advice
+    assert "99.9% of the pools for tau 0.16 and K 20 are complete in a table 39 photos deep; this one has 15" in advice
     assert "mine again with --embeddings THIS_TABLE --depth 39" in advice
     assert "mine again" not in depth_advice(curves, replace(deep, depth=15))
 

@@ -279,7 +279,7 @@ def test_a_policy_file_may_be_written_by_hand(tmp_path):
     [
         (None, "No such file"),
         ("{", "double quotes"),
-        ("[1]", "no JSON object"),
+        ("[1]", "not a JSON object"),
         ('{"tau": 0.3}', "keys among"),
         ('{"top_k": 1}', r"top_k \(1\)"),
         ('{"max_similarity": "high"}', r"max_similarity \('high'\)"),
@@ -295,7 +295,7 @@ def test_a_policy_file_may_be_written_by_hand(tmp_path):
         ('{"grids": {"2": {}}}', "as weights"),
         ('{"grids": {"' + "2" * 5000 + '": 1}}', "must weigh 2"),
         ('{"tuned_for": [[]]}', r"tuned_for \(\[\[\]\]\)"),
-        ('{"why": ["' + "x" * 2**20 + '"]}', "at most 1,048,576 are read"),
+        ('{"why": ["' + "x" * 2**20 + '"]}', "more than the limit of 1,048,576"),
         ('{"top_k": 50, "top_k": 60}', "the key 'top_k' is in an object twice"),
         ('{"p_mined": {"steps": {"0": 0, "5": 0.5, "5": 0.6}}}', "the key '5' is in an object twice"),
         (
@@ -330,7 +330,7 @@ def test_a_policy_file_may_be_written_by_hand(tmp_path):
         ('{"p_mined": {"steps": {' + ", ".join(f'"{e}": 0' for e in range(1001)) + "}}}", "a dict of 1001 values"),
         (
             '{"p_mined": {"steps": {' + ", ".join(f'"{e}": 0' for e in range(10**6)) + "}}}",
-            "at most 1,048,576 are read",
+            "more than the limit of 1,048,576",
         ),
     ],
     ids=lambda value: str(value)[:20],
@@ -345,7 +345,7 @@ def test_a_file_that_is_no_policy_is_told_in_one_line(tmp_path, content, words):
 
 def test_a_pipe_is_no_policy_file_and_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "p.json")
-    for path, reason in ((tmp_path / "p.json", "it is no regular file"), ("/dev/zero", "it is no regular file")):
+    for path, reason in ((tmp_path / "p.json", "it is not a regular file"), ("/dev/zero", "it is not a regular file")):
         with pytest.raises(NemoError, match=reason):
             read_policy(path)
 
@@ -374,12 +374,12 @@ def test_a_loader_takes_a_policy_file(files, tmp_path, caplog):
     policy = MosaicPolicy(p_mined=1.0, max_similarity=0.25, top_k=5)
     write_policy(tmp_path / "p.json", policy, tuned_for=table.fingerprint, why=[])
     loader = Loader(files.dataset, files.negatives, batch_size=4, size=48, policy=tmp_path / "p.json")
-    assert loader.policy == policy and "tuned for another" not in caplog.text
+    assert loader.policy == policy and "tuned for a different" not in caplog.text
     given = Loader(files.dataset, files.negatives, batch_size=4, size=48, policy=policy)
     np.testing.assert_array_equal(loader.plan(0, range(8)), given.plan(0, range(8)))
     write_policy(tmp_path / "p.json", policy, tuned_for="0" * 64, why=[])
     Loader(files.dataset, files.negatives, batch_size=4, size=48, policy=str(tmp_path / "p.json"))
-    assert "p.json was tuned for another negative table" in caplog.text
+    assert "p.json was tuned for a different negative table" in caplog.text
     with pytest.raises(NemoError, match="policy file"):
         Loader(files.dataset, files.negatives, batch_size=4, size=48, policy="nowhere.json")
 

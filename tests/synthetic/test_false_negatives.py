@@ -213,5 +213,5 @@ def test_other_files_are_refused(generated, by_hand):
     files = generated / "a.ris.h5", generated / "a.neg.h5"
     with pytest.raises(AnnotationError, match="does not have"):
         false_negatives(*files, by_hand[2], policy=MosaicPolicy())
-    with pytest.raises(FileFormatError, match="mined for another data set"):
+    with pytest.raises(FileFormatError, match="mined for a different data set"):
         false_negatives(files[0], by_hand[1], Truth.read(generated / "data"), policy=MosaicPolicy())

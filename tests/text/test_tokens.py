@@ -188,7 +188,7 @@ def test_rows_of_the_cache_are_looked_at_when_they_are_used(cache, monkeypatch, 
             rows.check(np.array([3, 499]))
             assert np.array_equal(rows.tokens, good) and np.array_equal(rows.lengths, lengths)
     (record,) = caplog.records
-    assert f"{path} is made anew: its checksum does not match." in record.getMessage()
+    assert f"{path} is rebuilt: its checksum does not match." in record.getMessage()
 
 
 @given(st.integers(0, 77), st.integers(1, 2**32 - 1))
@@ -224,7 +224,7 @@ def test_tokens_of_another_length_than_the_damaged_ones_are_not_put_in_their_pla
     rows._packed[1, 0] += 1
     made = rows._make()
     monkeypatch.setattr(rows, "_make", lambda: made[:, 3:])
-    with pytest.raises(NemoError, match=r"makes 74 tokens a sentence where they had 77\. Make the Loader anew"):
+    with pytest.raises(NemoError, match=r"makes 74 tokens a sentence where they had 77\. Make the Loader again"):
         rows.check(np.array([1]))
 
 

@@ -203,10 +203,10 @@ IDS = {token: row for row, token in enumerate(TOKENS)}
         ("vocab.txt", "\n".join(TOKENS[1:] + TOKENS[:1]), r"\[PAD\] as token \d+, but batches are padded with 0; use"),
         ("vocab.txt", "\n".join([*TOKENS, "Man"]), r"cased model \(it has 'Man'\).*bert-base-uncased"),
         ("vocab.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("tokenizer.json", "{", "no tokenizer.json of Hugging Face"),
-        ("tokenizer.json", "[]", "no tokenizer.json of Hugging Face"),
-        ("tokenizer.json", json.dumps({"model": {"vocab": {"a": -1}}}), "no tokenizer.json of Hugging Face"),
-        ("tokenizer.json", json.dumps({"model": {"vocab": {"a": "b"}}}), "no tokenizer.json of Hugging Face"),
+        ("tokenizer.json", "{", "not a Hugging Face tokenizer.json"),
+        ("tokenizer.json", "[]", "not a Hugging Face tokenizer.json"),
+        ("tokenizer.json", json.dumps({"model": {"vocab": {"a": -1}}}), "not a Hugging Face tokenizer.json"),
+        ("tokenizer.json", json.dumps({"model": {"vocab": {"a": "b"}}}), "not a Hugging Face tokenizer.json"),
         ("tokenizer.json", json.dumps({"model": {"type": "BPE", "vocab": IDS}}), "of type BPE, not WordPiece"),
         (
             "tokenizer.json",
@@ -232,13 +232,13 @@ def test_a_vocabulary_that_cannot_be_had(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"tokenizer \('bert:.*'\) must be 'bert:' and a vocab.txt"):
             tokenize(["a"], tokenizer=f"bert:{name}")
     with pytest.raises(
-        NemoError, match="no vocabulary 'not a name!' on this machine, and the Hugging Face hub gives none"
+        NemoError, match="no vocabulary 'not a name!' on this machine, and the Hugging Face Hub gives none"
     ):
         tokenize(["a"], tokenizer="bert:not a name!")
     for error, told in [
-        (LocalEntryNotFoundError("offline"), "hub cannot be reached"),
-        (EntryNotFoundError("404.\nmore"), r"hub gives none \(404\)"),
-        (OSError("broken"), r"hub gives none \(broken\)"),
+        (LocalEntryNotFoundError("offline"), "Hub cannot be reached"),
+        (EntryNotFoundError("404.\nmore"), r"Hub gives none \(404\)"),
+        (OSError("broken"), r"Hub gives none \(broken\)"),
     ]:
 
         def fail(name, file, error=error):

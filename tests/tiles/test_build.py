@@ -189,7 +189,7 @@ def test_tiles_of_another_data_set_are_refused_with_the_command(files, made, tmp
     path = tmp_path / "a.tiles.h5"
     shutil.copy(made, path)
     TileFile.open(path).check_dataset(Dataset.open(files.dataset))
-    with pytest.raises(FileFormatError, match="another data set") as error:
+    with pytest.raises(FileFormatError, match="a different data set") as error:
         TileFile.open(path).check_dataset(other)
     assert other.fingerprint[:12] in str(error.value) and "\n" not in str(error.value)
     TileFile.open(remedied(error, other.path)).check_dataset(other)
@@ -199,14 +199,14 @@ def test_a_file_cut_short_is_refused(made, tmp_path):
     path, length = tmp_path / "a.tiles.h5", made.stat().st_size
     for cut in [0, 1, 100, 4096, 8192, 40000, length // 2, length - 32, length - 1]:
         path.write_bytes(made.read_bytes()[:cut])
-        with pytest.raises(FileFormatError, match=r"(cut short|checksum).*nemo-dali tiles"):
+        with pytest.raises(FileFormatError, match=r"(truncated|checksum).*nemo-dali tiles"):
             TileFile.open(path)
 
 
 def test_other_and_damaged_files_are_refused(files, made, tmp_path):
     with pytest.raises(FileFormatError, match=r"does not exist.*nemo-dali tiles"):
         TileFile.open(tmp_path / "none.tiles.h5")
-    with pytest.raises(FileFormatError, match="is of format 'nemo-dali/ris', not 'nemo-dali/tiles'"):
+    with pytest.raises(FileFormatError, match="has format 'nemo-dali/ris', not 'nemo-dali/tiles'"):
         TileFile.open(files.dataset)
 
     def damage(change):
@@ -232,7 +232,7 @@ def test_other_and_damaged_files_are_refused(files, made, tmp_path):
 
 
 def test_a_half_built_file_is_refused_with_the_command_that_goes_on(files, interrupted):
-    with pytest.raises(FileFormatError, match=r"is half built: 12 of 24 photos are done\. Go on with: ") as error:
+    with pytest.raises(FileFormatError, match=r"is half built: 12 of 24 photos are done\. Continue with: ") as error:
         TileFile.open(partial_of(interrupted))
     assert remedied(error, files.dataset) == str(interrupted)
     TileFile.open(interrupted)
@@ -365,7 +365,7 @@ def test_a_photo_is_recorded_only_when_its_tiles_were_synced(files, small_batche
 )
 def test_an_unfinished_file_of_other_options_is_kept(files, interrupted, changes, words):
     before = sha256(partial_of(interrupted))
-    with pytest.raises(FileFormatError, match=f"12 of 24 photos are done for {words}.*start anew remove") as error:
+    with pytest.raises(FileFormatError, match=f"12 of 24 photos are done for {words}.*start over, remove") as error:
         make(files, interrupted, **changes)
     assert str(partial_of(interrupted)) in str(error.value)
     assert sha256(partial_of(interrupted)) == before
@@ -395,7 +395,7 @@ def test_a_partial_file_without_photos_is_begun_anew(files, made, tmp_path, cont
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-200]), "is corrupt"),
         (lambda path: path.unlink(), "cannot be opened"),
-        (lambda path: Image.new("RGB", (200, 33)).save(path), "has another size than annotated"),
+        (lambda path: Image.new("RGB", (200, 33)).save(path), "has a different size than annotated"),
     ],
 )
 def test_a_bad_photo_is_named_and_nothing_done_is_lost(small_batches, tmp_path, spoil, words):

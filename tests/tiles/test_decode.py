@@ -40,7 +40,9 @@ def test_a_photo_of_another_size_is_named_and_a_run_on_the_cpu_does_not_go_on(tm
     with pytest.raises(PhotoError, match=bad):
         make_tiles(files.dataset, device="cuda", **options)
     whole.save(bad)
-    with pytest.raises(FileFormatError, match=r"16 of 24 photos are done for decoder DALI .*To go on give the same"):
+    with pytest.raises(
+        FileFormatError, match=r"16 of 24 photos are done for decoder DALI .*To continue, give the same"
+    ):
         make_tiles(files.dataset, device="cpu", **options)
     assert make_tiles(files.dataset, device="cuda", **options).decoded == 8
 

@@ -156,8 +156,8 @@ def _driver(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             "problem",
             f"The NVIDIA driver does not work: {driver.error}.",
-            "Restart the machine if the driver was updated; give a container its GPUs (docker run --gpus all); see "
-            "whether nvidia-smi runs.",
+            "Restart the machine if the driver was updated; give a container its GPUs (docker run --gpus all); check "
+            "that nvidia-smi runs.",
         )
     elif not driver.gpus:
         yield Finding("ok", f"{name} shows no GPU to this process: batches are made on the CPU.")
@@ -171,7 +171,7 @@ def _driver(facts: Facts) -> Iterator[Finding]:
         text = f"{name} supports CUDA up to {driver.cuda}: "
         text += " and ".join(f"cuda{major}" for major in fits) + (" fits." if len(fits) == 1 else " fit.")
         if len(fits) > 1:
-            text += f" cuda{best_extra(facts)} is the one to install beside this torch."
+            text += f" cuda{best_extra(facts)} is the one to install with this torch."
         yield Finding("ok", text)
 
 
@@ -202,7 +202,8 @@ def _packages(facts: Facts) -> Iterator[Finding]:
     if _major(pillow.version) >= 13:
         yield Finding(
             "warning",
-            f'"pillow-bilinear" is Pillow\'s up to 12; Pillow {pillow.version} resamples some sizes in another order.',
+            '"pillow-bilinear" is that of Pillow up to 12; '
+            f"Pillow {pillow.version} resamples some sizes in a different order.",
             _install(target, "Pillow"),
         )
 
@@ -230,7 +231,7 @@ def _agreement(facts: Facts) -> Iterator[Finding]:
     newest = max(built.values())
     if driver is None or not driver.gpus or newest <= fits[-1]:
         need = f": only driver {MIN_DRIVER[newest]} or newer runs them all" if newest in MIN_DRIVER else ""
-        yield Finding("warning", f"Libraries are not for the same CUDA ({text}){need}.", remedy)
+        yield Finding("warning", f"Libraries are built for different CUDA versions ({text}){need}.", remedy)
     elif newest > _major(driver.cuda):
         if newest in MIN_DRIVER:
             remedy += f"  (or driver {MIN_DRIVER[newest]} or newer, and all for CUDA {newest})"
@@ -261,14 +262,14 @@ def _limits(facts: Facts) -> Iterator[Finding]:
         if facts.shared_memory < MIN_SHARED_MEMORY:
             yield Finding(
                 "warning",
-                f"{text}: little for NCCL between GPUs and for DataLoader workers beside this loader.",
+                f"{text}: little for NCCL between GPUs and for DataLoader workers next to this loader.",
                 "docker run --shm-size=1g, or mount -o remount,size=1G /dev/shm",
             )
         else:
             yield Finding("ok", f"{text}.")
     if facts.open_files is not None:
         cells = facts.open_files - OTHER_FILES
-        text = f"A process may open {facts.open_files} files: batches of up to {max(cells, 0) // 4} mosaics of 2x2"
+        text = f"A process may open {facts.open_files} files: batches of up to {max(cells, 0) // 4} 2x2 mosaics"
         if cells < MIN_CELLS:
             level: Level = "problem" if cells < 9 else "warning"
             yield Finding(level, f"{text}.", f"Raise the hard limit to {MIN_CELLS + OTHER_FILES} (ulimit -Hn) or more.")
@@ -285,17 +286,17 @@ def _limits(facts: Facts) -> Iterator[Finding]:
     if facts.cache.error is not None:
         yield Finding(
             "warning",
-            f"Compiled kernels cannot be kept: {facts.cache.error}.",
-            "Set NUMBA_CACHE_DIR to a folder of yours that lasts and can be written.",
+            f"Compiled kernels cannot be cached: {facts.cache.error}.",
+            "Set NUMBA_CACHE_DIR to a persistent, writable folder of your own.",
         )
     elif facts.cache.value is None:
         yield Finding(
             "warning",
-            "Compiled kernels are kept nowhere: each start compiles for some 20 s.",
-            "Set NUMBA_CACHE_DIR to a folder of yours that lasts.",
+            "Compiled kernels are not cached: each start compiles for about 20 s.",
+            "Set NUMBA_CACHE_DIR to a persistent folder of your own.",
         )
     else:
-        yield Finding("ok", f"Compiled kernels are kept in {facts.cache.value}.")
+        yield Finding("ok", f"Compiled kernels are cached in {facts.cache.value}.")
 
 
 def _pixels(facts: Facts) -> Iterator[Finding]:
@@ -309,7 +310,7 @@ def _pixels(facts: Facts) -> Iterator[Finding]:
                 yield Finding(
                     "problem",
                     f"{pipeline} failed: {found.error}.",
-                    "Do what it says, or install the versions of constraints.txt.",
+                    "Do what the message says, or install the versions in constraints.txt.",
                 )
             continue
         pixels: Pixels = found.value
@@ -320,19 +321,19 @@ def _pixels(facts: Facts) -> Iterator[Finding]:
             mean, largest = pixels.mean_difference, pixels.largest_difference
             wrong = mean > MAX_MEAN_DIFFERENCE or largest > MAX_DIFFERENCE
             text = (
-                f"values by {mean:.2f} levels in the mean and {largest:.0f} at most, {pixels.wrong_mask:,} mask pixels"
+                f"values by {mean:.2f} levels on average and {largest:.0f} at most, {pixels.wrong_mask:,} mask pixels"
             )
         if wrong or pixels.wrong_mask:
             kept, other = facts.cache.value or "the compiled kernels", "; until then use device='cpu'"
             yield Finding(
                 "problem",
-                f"{pipeline} gives wrong pixels: off are {text}.",
-                f"Delete {kept}, or install the versions of constraints.txt{other if device != 'cpu' else ''}",
+                f"{pipeline} gives wrong pixels (off: {text}).",
+                f"Delete {kept}, or install the versions in constraints.txt{other if device != 'cpu' else ''}",
             )
         elif pixels.exact:
             yield Finding("ok", f"{pipeline} gives the right pixels, bit for bit.")
         else:
-            yield Finding("ok", f"{pipeline} gives the right masks and pixels as near as nvJPEG's: off are {text}.")
+            yield Finding("ok", f"{pipeline} gives the right masks, and pixels as close as nvJPEG's (off: {text}).")
 
 
 def _decoders(facts: Facts) -> Iterator[Finding]:
@@ -342,15 +343,16 @@ def _decoders(facts: Facts) -> Iterator[Finding]:
     if found.error is not None:
         if not any(_stops(name, package, "cuda") for name, package in facts.packages.items()):
             text = f"The pixels of a hardware decoder could not be compared: {found.error}."
-            yield Finding("warning", text, "Loader(hw_decoder_load=0) for runs that must be reproducible bit for bit.")
+            remedy = "Use Loader(hw_decoder_load=0) for runs that must be reproducible bit for bit."
+            yield Finding("warning", text, remedy)
         return
     decoders: Decoders = found.value
     if decoders.differing:
         off, largest = f"{decoders.differing:,} of {decoders.values:,} values", decoders.largest_difference
         yield Finding(
             "ok",
-            f"The hardware decoder gives other pixels than CUDA's: {off} are off, by {largest} levels at most. Which "
-            "one takes a photo depends on the batches before: Loader(hw_decoder_load=0) for runs that must be "
+            f"The hardware decoder's pixels differ from CUDA's: {off} are off, by {largest} levels at most. Which "
+            "decoder takes a photo depends on the batches before: use Loader(hw_decoder_load=0) for runs that must be "
             "reproducible bit for bit.",
         )
     else:

@@ -122,7 +122,7 @@ def check(row: Row, work: Work, image: Any, mask: Any, *, step: int = 0) -> dict
     within = difference <= row.tolerance + EXACT and worst <= row.worst + EXACT
     if not within or iou < LEAST_IOU or masks.max() > 1:
         raise NemoError(
-            f"{row.label} makes other samples than the Loader in batch {step}: images differ by {difference:.2f} "
+            f"{row.label} makes different samples than the Loader in batch {step}: images differ by {difference:.2f} "
             f"levels of 255, the worst cell by {worst:.2f}, {row.tolerance} and {row.worst} allowed; the IoU of masks "
             f"is {iou:.3f}."
         )

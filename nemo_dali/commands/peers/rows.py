@@ -136,7 +136,7 @@ def missing(row: Row) -> str | None:
         return str(error)
     except RuntimeError:
         return (
-            f"{row.label} finds no FFmpeg. Install version 4 or newer, or name the folder of its libraries in "
+            f"{row.label} finds no FFmpeg. Install version 4 or newer, or add the folder of its libraries to "
             "LD_LIBRARY_PATH."
         )
     return None

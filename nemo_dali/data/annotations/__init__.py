@@ -40,25 +40,25 @@ def read_annotations(
     Args:
         source: a folder for ``read_refer``, a ``.jsonl`` file for ``read_json_lines``, a ``.lmdb`` for
             ``read_cris_lmdb``, or a ``.parquet`` file, or a folder of such, for ``read_parquet_mirror``.
-        images: the folder of photos, or several; photos of an LMDB are written there, into one.
-        dataset, split_by: for ``read_refer`` only; they must be given then.
+        images: the folder of photos, or several; the photos of an LMDB are written to it, and it must be one folder.
+        dataset, split_by: for ``read_refer``, which needs them; not for the others.
         leave_out: for ``read_refer`` and ``read_parquet_mirror``.
         skip_empty: skip sentences without text, and refs without a sentence, instead of refusing them; the log says how
             many.
-        box_format: what the boxes of JSON lines are; see ``read_json_lines``.
+        box_format: the format of the boxes in JSON lines; see ``read_json_lines``.
         split: must be given for ``read_refer``; ``train`` by default for JSON lines and Parquet; an LMDB is one split.
-        exif: what was annotated, and is to be shown: "ignore", photos as stored; "apply", photos turned by their EXIF
-            orientation, as viewers show them; "refuse", photos for which that is the same, and ``index_dataset``
+        exif: how the photos were annotated, and are to be shown: "ignore", as stored; "apply", turned by their EXIF
+            orientation, as viewers show them; "refuse", only photos for which these are the same: ``index_dataset``
             refuses others. None: "refuse" for JSON lines, "ignore" for the others, as their publishers' code does.
 
     Raises:
-        ValueError: an argument is missing, or does not go with the source.
+        ValueError: an argument is missing, or does not fit the source.
         AnnotationError: the source cannot be used.
         NemoError: something else is in the way: a photo, a package, the disk.
     """
     source = Path(source)
     if box_format is not None and source.suffix != ".jsonl":
-        raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is no .jsonl file")
+        raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is not a .jsonl file")
     if exif not in (None, *EXIF):
         raise ValueError(f"exif ({exif!r}) must be one of {EXIF}")
     # A folder may have both Parquet and REFER's layout, which is asked for by name.

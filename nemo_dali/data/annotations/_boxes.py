@@ -48,12 +48,12 @@ def stated_format(lines: Iterable[tuple[str, dict[str, Any]]], option: str | Non
     for where, record in lines:
         if "box_format" in record:
             if (value := field(record, "box_format", str, where)) not in FORMATS:
-                raise AnnotationError(f"'box_format' of {where} is none of {', '.join(FORMATS)}. Mend the line.")
+                raise AnnotationError(f"'box_format' of {where} is none of {', '.join(FORMATS)}. Fix the line.")
             if said is None:
                 said, first = value, where
             if value != said:
                 raise AnnotationError(
-                    f"{where} has the 'box_format' {value}, but {first} says {said}. All boxes of a file have one."
+                    f"{where} has the 'box_format' {value}, but {first} says {said}. All boxes of a file have the same."
                 )
         elif "box" in record and silent is None:
             silent = where
@@ -86,11 +86,11 @@ def check_format(boxes: Sequence[Box], *, stated: str | None) -> None:
     count, first, what, formats = doubt
     sentence = f"{count:,} of {len(boxes):,} boxes {what}, the first in {first}."
     if stated is not None:
-        logger.warning("%s They are taken for %s, as stated.", sentence, stated)
+        logger.warning("%s They are read as %s, as stated.", sentence, stated)
         return
     raise AnnotationError(
-        f"{sentence} Say what the boxes are by --box-format {' or '.join(formats)} (or xywh, if they are right), or by "
-        "'box_format' on every line that has one."
+        f"{sentence} State their format with --box-format {' or '.join(formats)} (or xywh, if they are right), or with "
+        "'box_format' on every line with a box."
     )
 
 
@@ -113,7 +113,7 @@ def _doubt(
     sizes = ones if rel else np.array([(box.width, box.height) for box in boxes], np.float64)
     outside, misfit = _readings(numbers, sizes, REL_BORDER if rel else BORDER)
     if outside.sum() > few and misfit.mean() <= SLIPS:
-        what = f"reach out of their photo as {NUMBERS['xywh']}, while they fit as {NUMBERS['xyxy']}"
+        what = f"extend beyond their photo as {NUMBERS['xywh']}, but fit as {NUMBERS['xyxy']}"
         return int(outside.sum()), boxes[int(outside.argmax())].where, what, ["xyxy"]
     return None
 
@@ -144,7 +144,9 @@ def outline(box: Any, box_format: str, *, width: int, height: int) -> list[float
         left, top, right, bottom = left * width, top * height, right * width, bottom * height
     if kind == "xyxy":
         if not (right > left and bottom > top):  # false for NaN too
-            raise ValueError(f"the box's second corner is not right of the first and below it, as {box_format} has it")
+            raise ValueError(
+                f"the box's second corner is not to the right of the first and below it, as {box_format} requires"
+            )
     else:
         if not (right > 0 and bottom > 0):
             raise ValueError("the box has no width or height")

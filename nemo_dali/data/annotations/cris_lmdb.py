@@ -137,7 +137,7 @@ def _value(database: Lmdb, key: bytes, where: str) -> Any:
         raise AnnotationError(
             f"{where} is not pickled: folder2lmdb.py of ETRIS, DETRIS and CGFormer, and early ones of CRIS, write "
             "pyarrow's own format, which pyarrow 15 dropped. Index REFER's files instead, or rewrite the LMDB as "
-            "docs/datasets.md tells."
+            "docs/datasets.md explains."
         )
     return unpickle_builtins(value, where)
 
@@ -180,12 +180,13 @@ def _mask(content: bytes, size: tuple[int, int], where: str) -> npt.NDArray[np.u
         raise AnnotationError(f"The mask of {where} is not a PNG that can be read. Write the LMDB again.") from error
     if pixels is None:
         raise AnnotationError(
-            f"The mask of {where} is {found[0]}x{found[1]} pixels, its photo {size[0]}x{size[1]}. Write the LMDB again."
+            f"The mask of {where} is {found[0]}x{found[1]} pixels, but its photo {size[0]}x{size[1]}. Write the LMDB "
+            "again."
         )
     runs = of_pixels(pixels)
     if area(runs) == 0:
         raise AnnotationError(
-            f"The mask of {where} has no pixel, and an LMDB cannot say why. Index the files it is of."
+            f"The mask of {where} has no pixel, and an LMDB cannot say why. Index the files it was made from."
         )
     return runs
 
@@ -206,7 +207,7 @@ def _extract(root: Path, name: str, content: bytes) -> str:
             continue
         return candidate
     raise NemoError(
-        f"{root / name} and {candidate} beside it hold something else. Choose another folder with --images."
+        f"{root / name} and {candidate} next to it hold something else. Choose another folder with --images."
     )
 
 

@@ -89,7 +89,7 @@ def read_json_lines(
     path = Path(path)
     if box_format is not None:
         one_of("box_format", box_format, FORMATS)
-    empty = EmptyTexts(skip=skip_empty, remedy="Mend the line.")
+    empty = EmptyTexts(skip=skip_empty, remedy="Fix the line.")
     lines = _read_lines(path, empty)
     empty.report(path)
     stated = stated_format(((line.where, line.record) for line in lines), box_format)
@@ -144,10 +144,10 @@ def _read_lines(path: Path, empty: EmptyTexts) -> list[_Line]:
             try:
                 record = json.loads(text.decode())
             except (ValueError, RecursionError) as error:
-                raise AnnotationError(f"{where} is not valid JSON ({error}). Mend the line.") from error
+                raise AnnotationError(f"{where} is not valid JSON ({error}). Fix the line.") from error
             lines.append(_line(record, where, empty))
     if not lines:
-        raise AnnotationError(f"{path} has no line. Write one JSON object per ref.")
+        raise AnnotationError(f"{path} has no lines. Write one JSON object per ref.")
     return lines
 
 
@@ -155,7 +155,7 @@ def _line(record: Any, where: str, empty: EmptyTexts) -> _Line:
     photo = photo_name(record, "photo", where)
     unknown = sorted(set(record) - KEYS)
     if unknown:
-        raise AnnotationError(f"{where} has the unknown key {unknown[0][:40]!r}. Known are {named(sorted(KEYS))}.")
+        raise AnnotationError(f"{where} has the unknown key {unknown[0][:40]!r}. Known keys are {named(sorted(KEYS))}.")
     expressions = field(record, "expressions", list, where)
     for text in expressions:
         checked(text, str, f"an expression of {where}")
@@ -163,13 +163,13 @@ def _line(record: Any, where: str, empty: EmptyTexts) -> _Line:
     if not expressions:
         empty.skip_ref(where)
     if ("width" in record) != ("height" in record):
-        raise AnnotationError(f"{where} has only one of 'width' and 'height'. Give both or none.")
+        raise AnnotationError(f"{where} has only one of 'width' and 'height'. Give both or neither.")
     for key, kind in TYPES.items():
         if key in record:
             field(record, key, kind, where)
     if not 0 <= record.get("distractors", 0) < 2**31:
         raise AnnotationError(
-            f"'distractors' of {where} is not a number of objects. Mend the line, or leave it out where it is unknown."
+            f"'distractors' of {where} is not a number of objects. Fix the line, or leave it out where it is unknown."
         )
     given = [key for key in ("mask", "box") if key in record]
     if record.get("no_target", False):
@@ -194,18 +194,21 @@ def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
         number = {owner: i for i, owner in enumerate(dict.fromkeys(owners), 1)}
         return [number[owner] for owner in owners]
     if not all(given):
-        raise AnnotationError(f"{lines[given.index(False)].where} has no '{key}', but others have. Give all or none.")
+        where = lines[given.index(False)].where
+        raise AnnotationError(f"{where} has no '{key}', but other lines have. Give all or none.")
     owner_of: dict[int, str] = {}
     id_of: dict[str, int] = {}
     for line, owner in zip(lines, owners, strict=True):
         value: int = line.record[key]
         if (first := id_of.setdefault(owner, value)) != value:
             raise AnnotationError(
-                f"{line.where} has the '{key}' {value}, but an earlier line of the photo {first}. Mend one line."
+                f"{line.where} has the '{key}' {value}, but an earlier line of the photo {first}. Fix one line."
             )
         if owner_of.setdefault(value, owner) != owner:
             other = "ref" if key == "ref_id" else "photo"
-            raise AnnotationError(f"{line.where} gives '{key}' {value} to another {other} than before. Mend one line.")
+            raise AnnotationError(
+                f"{line.where} gives '{key}' {value} to a different {other} than before. Fix one line."
+            )
     return [line.record[key] for line in lines]
 
 
@@ -220,7 +223,7 @@ def _sizes(lines: list[_Line], images: PathLike | Sequence[PathLike], exif: Exif
         if "width" in line.record:
             size = photo_size(line.record, line.where)
             if sizes.setdefault(line.photo, size) != size:
-                raise AnnotationError(f"{line.where} has another size for its photo than an earlier line. Mend one.")
+                raise AnnotationError(f"{line.where} gives its photo a different size than an earlier line. Fix one.")
     unknown = list(dict.fromkeys(line.photo for line in lines if line.photo not in sizes))
     headers = _headers(unknown, images)
     if exif == "refuse" and any(header.orientation > 1 for header in headers.values()):
@@ -254,7 +257,7 @@ def _mask(line: _Line, width: int, height: int, budget: RunBudget, box_format: s
         )
         runs = run_lengths(segmentation, width=width, height=height)
     except ValueError as error:
-        raise AnnotationError(f"The mask of {line.where} cannot be used: {error}. Mend the line.") from error
+        raise AnnotationError(f"The mask of {line.where} cannot be used: {error}. Fix the line.") from error
     budget.take(len(runs), line.where)
     if area(runs) == 0:
         raise AnnotationError(

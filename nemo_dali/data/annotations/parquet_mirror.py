@@ -90,10 +90,10 @@ def _take(text: Any, table: dict[int, Any], own: dict[str, int], where: str) -> 
     except (ValueError, RecursionError):
         record = None
     if type(record) is not dict:
-        raise AnnotationError(f"{where} is no record as JSON. Get the file again.")
+        raise AnnotationError(f"{where} is not a JSON record. Get the file again.")
     record = own | record
     for name, value in own.items():
         if field(record, name, int, where) != value:
-            raise AnnotationError(f"{where} has another '{name}' than its row says. Get the file again.")
+            raise AnnotationError(f"{where} has a different '{name}' than its row. Get the file again.")
     if table.setdefault(own["id"], record) != record:
         raise AnnotationError(f"{where} differs from what another row has for the same id. Get the file again.")

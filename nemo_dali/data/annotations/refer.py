@@ -109,7 +109,7 @@ def _refs_path(folder: Path, split_by: str) -> Path:
         )
     if len(found) > 1:
         raise AnnotationError(
-            f"{folder} has both {found[0].name} and {found[1].name}. Move the one that is not meant elsewhere."
+            f"{folder} has both {found[0].name} and {found[1].name}. Move the one you do not want elsewhere."
         )
     return found[0]
 
@@ -204,11 +204,13 @@ def _columns(refs: list[Any], refs_path: Path, instances: Instances, empty: Empt
         raise AnnotationError(f"No ref of the split has a sentence in {refs_path}. Check the file.")
     if other := sum(record.no_target == (record.runs is not None) for record in records if record.no_target >= 0):
         logger.warning(
-            "%s: 'no_target' of %d refs contradicts the annotations that they name, which count", refs_path, other
+            "%s: 'no_target' of %d refs contradicts the annotations that they name, which take precedence",
+            refs_path,
+            other,
         )
     twice = [ref_id for ref_id, count in Counter(record.ref_id for record in records).items() if count > 1]
     if twice and (generalised or zom):  # their publishers' readers go on too
-        logger.warning("%s: %d ref ids come more than once; every ref is kept", refs_path, len(twice))
+        logger.warning("%s: %d ref ids occur more than once; every ref is kept", refs_path, len(twice))
     elif twice:
         raise AnnotationError(f"{refs_path} has ref {twice[0]} twice. Get the file again.")
     photos = {image_id: _photo(image_id, instances) for image_id in {record.image_id for record in records}}

@@ -47,7 +47,7 @@ def test_other_pixels_masks_and_types_are_found(work):
     row, (image, mask) = BY_NAME["opencv"], expected(work)
     assert check(row, work, image, mask) == EXACT
     with pytest.raises(
-        NemoError, match=r"OpenCV makes other samples than the Loader in batch 0: images differ by 1\.00"
+        NemoError, match=r"OpenCV makes different samples than the Loader in batch 0: images differ by 1\.00"
     ):
         check(row, work, image ^ 1, mask)
     assert check(dataclasses.replace(row, tolerance=1, worst=1), work, image ^ 1, mask)["difference"] == 1

@@ -178,8 +178,8 @@ def test_any_bytes_for_run_lengths_are_decoded_or_refused(data: bytes) -> None:
         ([], "neither a list of polygons nor run lengths"),
         ("abc", "neither a list of polygons nor run lengths"),
         (None, "neither a list of polygons nor run lengths"),
-        ([[]], "no polygon of it has three points"),
-        ([[1, 2, 3, 4]], "no polygon of it has three points"),
+        ([[]], "none of its polygons has three points"),
+        ([[1, 2, 3, 4]], "none of its polygons has three points"),
         ([[1, 2, 3, 4, 5, 6, 7]], "not a flat list of x and y"),
         ([[[1, 2], [3, 4], [5, 6]]], "not a flat list of x and y"),
         ([["1", "2", "3", "4", "5", "6"]], "not a flat list of x and y"),
@@ -330,7 +330,7 @@ def test_malformed_json_is_told(tmp_path: Path, text: str) -> None:
 
 def test_endless_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted, "MAX_FILE_BYTES", 100)
-    with pytest.raises(AnnotationError, match="bytes, and at most 100 are read"):
+    with pytest.raises(AnnotationError, match="bytes, more than the limit of 100"):
         read(write_refer(tmp_path))
 
 
@@ -419,7 +419,7 @@ def test_pickles_that_want_more_are_refused_by_name(
     ],
 )
 def test_malformed_pickles_are_refused(data: bytes) -> None:
-    with pytest.raises(AnnotationError, match=r"refs\(unc\)\.p is not a pickle, damaged, or cut short"):
+    with pytest.raises(AnnotationError, match=r"refs\(unc\)\.p is not a pickle, or is damaged or truncated"):
         unpickle_builtins(data, SOURCE)
 
 
@@ -453,7 +453,7 @@ def test_a_pickle_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
         whole = path.read_bytes()
         for length in range(0, len(whole), 13):
             path.write_bytes(whole[:length])
-            with pytest.raises(AnnotationError, match="is not a pickle, damaged, or cut short"):
+            with pytest.raises(AnnotationError, match="is not a pickle, or is damaged or truncated"):
                 read(files)
 
 

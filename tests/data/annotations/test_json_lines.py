@@ -171,7 +171,9 @@ def test_the_command_takes_a_box_format_and_the_file_records_it(
     capsys.readouterr()
     assert main(["inspect", str(dataset.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["box_format"] == "xyxy"
-    with pytest.raises(ValueError, match=r"box_format \(xyxy\) must be left out with photos, which is no \.jsonl file"):
+    with pytest.raises(
+        ValueError, match=r"box_format \(xyxy\) must be left out with photos, which is not a \.jsonl file"
+    ):
         read_annotations(photos, images=photos, box_format="xyxy")
     with pytest.raises(ValueError, match=r"box_format \('cxcywh'\) must be one of"):
         read_boxes(photos, BOXES["xywh"], box_format="cxcywh")
@@ -184,8 +186,8 @@ FAR = [30, 20, 4, 4]  # fits as xywh alone
 @pytest.mark.parametrize(
     ("boxes", "reason"),
     [
-        (BOXES["xyxy"], r"1 of 2 boxes reach out of their photo as .*, the first in line 2 of .* --box-format xyxy "),
-        ([*OTHERS, [16, 6, 36, 27]], r"1 of 4 boxes reach out of .*, the first in line 4 of "),
+        (BOXES["xyxy"], r"1 of 2 boxes extend beyond their photo as .*, the first in line 2 of .* --box-format xyxy "),
+        ([*OTHERS, [16, 6, 36, 27]], r"1 of 4 boxes extend beyond .*, the first in line 4 of "),
         ([*BOXES["xyxy"] * 60, FAR], "60 of 121 boxes reach out"),  # one slip
         (BOXES["rel_xywh"], r"2 of 2 boxes have no value above 1, .* line 1 of .* --box-format rel_xywh or rel_xyxy "),
         ([*BOXES["rel_xywh"], [0.5, 0.5, 0.3, 0.2]], r"3 of 3 boxes .* --box-format rel_xywh \(or xywh"),
@@ -206,7 +208,7 @@ def test_a_format_that_is_stated_is_taken_with_a_warning(
     photos: Path, name: str, stated: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert read_boxes(photos, BOXES[name], of_lines=stated).box_format == stated
-    assert "of 2 boxes " in caplog.text and f"They are taken for {stated}, as stated" in caplog.text
+    assert "of 2 boxes " in caplog.text and f"They are read as {stated}, as stated" in caplog.text
     caplog.clear()
     read_boxes(photos, BOXES[stated], of_lines=stated)
     assert caplog.text == ""
@@ -254,7 +256,7 @@ def test_boxes_that_may_be_right_are_taken_without_a_word(
         (
             [boxed([30, 20, 14, 24])],
             "xyxy",
-            "line 1 of .* second corner is not right of the first and below it, as xyxy",
+            "line 1 of .* second corner is not to the right of the first and below it, as xyxy",
         ),
         ([boxed([0.5, 0.5, 30, 0.4])], "rel_xywh", "line 1 of .* values far above 1, but is said to be rel_xywh"),
     ],
@@ -321,13 +323,13 @@ WRONG = [
     (line(no_target=True), "line 2 of .* has 'mask' and 'no_target'"),
     (line(box=[1, 2, 3, 4]), "line 2 of .* has 'mask' and 'box'"),
     (line(mask=None, no_target=1), "'no_target' of line 2 of .* is a int, not a bool"),
-    (line(sentences=["x"]), r"line 2 of .* has the unknown key 'sentences'\. Known are ann_id, box,"),
+    (line(sentences=["x"]), r"line 2 of .* has the unknown key 'sentences'\. Known keys are ann_id, box,"),
     (line(width=40), "line 2 of .* has only one of 'width' and 'height'"),
     (line(width=0, height=5), "line 2 of .* is 0x5 pixels; a side has 1 to 65535"),
     (line(width="40", height=30), "'width' of line 2 of .* is a str, not a int"),
     (line(ref_id=2**63), "'ref_id' of line 2 of .* does not fit 64 bits"),
     (line(ann_id="5"), "'ann_id' of line 2 of .* is a str, not a int"),
-    (line(distractors=-1), "'distractors' of line 2 of .* is not a number of objects. Mend the line, or leave it out"),
+    (line(distractors=-1), "'distractors' of line 2 of .* is not a number of objects. Fix the line, or leave it out"),
     (line(distractors=2**31), "'distractors' of line 2 of .* is not a number of objects"),
     (line(distractors="2"), "'distractors' of line 2 of .* is a str, not a int"),
     (line(split=1), "'split' of line 2 of .* is a int, not a str"),
@@ -350,9 +352,9 @@ WRONG_BEYOND_THE_SCHEMA = [
     ("[" * 50_000, "line 2 of .* is not valid JSON"),
     ('{"a": ' + "9" * 5000 + "}", "line 2 of .* is not valid JSON"),
     (line(expressions=["\ud800"]), "an expression of line 2 of .* holds a null character or half a surrogate pair"),
-    (line(width=41, height=30), "line 2 of .* has another size for its photo than an earlier line"),
-    (line(ref_id=5), "line 1 of .* has no 'ref_id', but others have. Give all or none"),
-    (line(mask=[[1, 2, 3, 4]]), "The mask of line 2 of .* cannot be used: no polygon of it has three points"),
+    (line(width=41, height=30), "line 2 of .* gives its photo a different size than an earlier line"),
+    (line(ref_id=5), "line 1 of .* has no 'ref_id', but other lines have. Give all or none"),
+    (line(mask=[[1, 2, 3, 4]]), "The mask of line 2 of .* cannot be used: none of its polygons has three points"),
     (line(mask=[[1, 2, 3, 4, 5, 6, 7]]), "The mask of line 2 of .* cannot be used: a polygon is not a flat list"),
     (line(mask={"size": [5, 5], "counts": [25]}), "cannot be used: its run lengths are not for the photo's 40x30"),
     (line(mask={"size": [HEIGHT, WIDTH], "counts": [1200]}), "The mask of line 2 of .* has no pixel. If nothing fits"),
@@ -446,14 +448,14 @@ def test_photos_may_lie_in_several_folders(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        ((line(ref_id=1), line(ref_id=1)), "line 2 of .* gives 'ref_id' 1 to another ref than before"),
+        ((line(ref_id=1), line(ref_id=1)), "line 2 of .* gives 'ref_id' 1 to a different ref than before"),
         ((line(image_id=1), line(image_id=2)), "line 2 of .* has the 'image_id' 2, but an earlier line of the photo 1"),
         (
             (line(image_id=1), line(image_id=1, photo="c.jpg")),
-            "line 2 of .* gives 'image_id' 1 to another photo than before",
+            "line 2 of .* gives 'image_id' 1 to a different photo than before",
         ),
-        ((line(image_id=1), line(image_id=1), line()), "line 3 of .* has no 'image_id', but others have"),
-        (("", " "), "mine.jsonl has no line. Write one JSON object per ref"),
+        ((line(image_id=1), line(image_id=1), line()), "line 3 of .* has no 'image_id', but other lines have"),
+        (("", " "), "mine.jsonl has no lines. Write one JSON object per ref"),
     ],
 )
 def test_ids_that_do_not_fit(photos: Path, records: tuple[Any, ...], reason: str) -> None:
@@ -523,7 +525,7 @@ def test_hostile_lines_are_refused_within_bounds(photos: Path, text: str, reason
 
 def test_a_pipe_is_not_waited_for(photos: Path) -> None:
     os.mkfifo(photos.parent / "x.jsonl")
-    assert "it is no regular file" in outcome(_read, photos.parent / "x.jsonl")
+    assert "it is not a regular file" in outcome(_read, photos.parent / "x.jsonl")
 
 
 def _read(path: Path) -> object:

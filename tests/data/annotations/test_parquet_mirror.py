@@ -149,13 +149,13 @@ def dropped(key: str) -> Any:
 
 
 BAD = {
-    "no JSON": (other("raw_anns", "{"), "'raw_anns' of row 3 of .* is no record as JSON"),
-    "deep": (other("raw_anns", "[" * 100_000), "'raw_anns' of row 3 of .* is no record as JSON"),
-    "list": (other("raw_image_info", "[]"), "'raw_image_info' of row 3 of .* is no record as JSON"),
-    "null": (other("raw_anns", None), "'raw_anns' of row 3 of .* is no record as JSON"),
+    "no JSON": (other("raw_anns", "{"), "'raw_anns' of row 3 of .* is not a JSON record"),
+    "deep": (other("raw_anns", "[" * 100_000), "'raw_anns' of row 3 of .* is not a JSON record"),
+    "list": (other("raw_image_info", "[]"), "'raw_image_info' of row 3 of .* is not a JSON record"),
+    "null": (other("raw_anns", None), "'raw_anns' of row 3 of .* is not a JSON record"),
     "null id": (other("ann_id", None), "'ann_id' of row 3 .* is a NoneType, not a int"),
-    "another id": (changed("raw_anns", id=1), "'raw_anns' of row 3 of .* has another 'id' than its row says"),
-    "another photo": (changed("raw_anns", image_id=1), "has another 'image_id' than its row says"),
+    "another id": (changed("raw_anns", id=1), "'raw_anns' of row 3 of .* has a different 'id' than its row"),
+    "another photo": (changed("raw_anns", image_id=1), "has a different 'image_id' than its row"),
     "two records": (changed("raw_image_info", width=999), "differs from what another row has for the same id"),
     "leaving": (changed("raw_image_info", file_name="../x.jpg"), "differs|leaves the folder"),
     "no mask": (changed("raw_anns", segmentation=7), "The mask of annotation .* cannot be used"),

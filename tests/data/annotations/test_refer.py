@@ -148,7 +148,7 @@ def test_refs_whose_id_comes_twice_are_all_kept_and_told(
     with caplog.at_level(logging.WARNING):
         refs = read(files, layout).refs
     assert len(refs.ref_id) == 12 and refs.ref_id[2] == refs.ref_id[5]
-    assert "1 ref ids come more than once" in caplog.text
+    assert "1 ref ids occur more than once" in caplog.text
 
 
 # --- RefCLEF ---------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ def test_photos_left_out_take_their_refs_with_them(tmp_path: Path) -> None:
     files = write_refer(tmp_path, edit=lambda _, i: i["annotations"][1].update(segmentation=[[1, 2]]))
     options: dict[str, Any] = {"dataset": "refcoco", "split_by": "unc", "split": "train"}
     name = files.instances["images"][0]["file_name"]
-    with pytest.raises(AnnotationError, match=rf"no polygon of it has three points.*--leave-out {name}\."):
+    with pytest.raises(AnnotationError, match=rf"none of its polygons has three points.*--leave-out {name}\."):
         read_refer(files.root, **options)
     found = read_refer(files.root, leave_out=[name], **options)
     assert found.refs.ref_id.tolist() == [ref["ref_id"] for ref in files.refs[2:]]
@@ -352,7 +352,7 @@ def test_the_published_field_no_target_is_kept(tmp_path: Path, caplog: pytest.Lo
     (tmp_path / "other").mkdir()
     found = read(write(tmp_path / "other", "grefcoco", contradict), "grefcoco")
     assert found.refs.no_target.tolist()[:2] == [1, 0] and found.refs.empty.tolist()[:2] == [0, 1]
-    assert "'no_target' of 2 refs contradicts the annotations that they name, which count" in caplog.text
+    assert "'no_target' of 2 refs contradicts the annotations that they name, which take precedence" in caplog.text
 
 
 @pytest.mark.parametrize("key", ["ref_id", "ann_id", "category_id", "image_id", "split", "sentences", "file_name"])
