@@ -52,15 +52,20 @@ def _ratio(above: float, below: float) -> float:
 
 
 def chosen(
-    run: dict[str, Any], where: str, *, kind: str | None = None, distractors: int | None = None, hard: bool = False
+    run: dict[str, Any],
+    where: str,
+    *,
+    kind: str | None = None,
+    distractors: int | None = None,
+    hard: bool | None = None,
 ) -> list[dict[str, Any]]:
-    """The groups of a run, of one kind of expression, with one number of distractors, or with ``HARD`` and more."""
+    """The groups of a run: of one kind of expression, with one number of distractors, or with ``HARD`` at least."""
     return [
         row
         for row in run[where]
         if kind in (None, row["kind"])
         and distractors in (None, row["distractors"])
-        and (not hard or row["distractors"] >= HARD)
+        and hard in (None, row["distractors"] >= HARD)
     ]
 
 
@@ -157,6 +162,43 @@ def _less_single(record: dict[str, Any], columns: dict[str, dict[str, Any]]) -> 
                 cells.append(_points(mean, half, signed=True))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+ASKED = (  # by question of the page: an arm, and another that it is compared with
+    (1, "tuned", "single"),
+    (1, "tuned", "random"),
+    (3, "oracle", "unbounded"),
+    (3, "false", "oracle"),
+    (4, "cropped", "unbounded"),
+    (4, "cropped", "oracle"),
+    (5, "later", "tuned"),
+)
+MORE = (2, "tuned", "single")  # whether what is gained there is more on hard samples than on the others
+
+
+def answers(record: dict[str, Any]) -> str:
+    """The page's questions, answered by the rule that stands above them."""
+    lines = ["| question | P@0.5 on hard samples | difference | so |", "| --- | --- | --- | --- |"]
+    for question, one, other in sorted([*ASKED, MORE]):
+        label, words = f"{one} less {other}", ("better", "worse")
+        found = difference(*(by_seed(record, arm, "single", "P@0.5", hard=True) for arm in (one, other)))
+        if (question, one, other) == MORE:
+            label, words = f"{label}, less the same on the other samples", ("larger", "smaller")
+            found = _more_with_distractors(record)
+        mean, half, pairs = found
+        if pairs:
+            verdict = words[0] if mean > half else words[1] if mean < -half else "nothing is claimed"
+            lines.append(f"| {question} | {label} | {_points(mean, half, signed=True)} | {verdict} |")
+    return "\n".join([*lines, ""])
+
+
+def _more_with_distractors(record: dict[str, Any]) -> tuple[float, float, int]:
+    """By how much what tuned gains over single is larger on hard samples than on the others."""
+    gains = []
+    for hard in (True, False):
+        tuned, single = (by_seed(record, arm, "single", "P@0.5", hard=hard) for arm in ("tuned", "single"))
+        gains.append({seed: tuned[seed] - single[seed] for seed in tuned.keys() & single.keys()})
+    return difference(*gains)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -277,6 +319,7 @@ def effort(record: dict[str, Any]) -> str:
 TABLES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("data", data_table),
     ("effort", effort),
+    ("answers", answers),
     ("outcome", outcome_table),
     ("differences", difference_table),
     ("kinds", kinds_table),

@@ -136,6 +136,7 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     write_own(out / "index.html", page(said, NEXT))
     say(f"The demo took {time.monotonic() - begin:.0f} s. Look at {out / 'index.html'} in a browser.")
     say("", "For your own data (here RefCOCO, photos in train2014/):", *(f"  {command}" for command in NEXT))
+    say("", "Do mosaics help a model? benchmarks/effect.py tries it; docs/effect.md says what came out so far.")
     return out / "index.html"
 
 

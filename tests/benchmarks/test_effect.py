@@ -160,6 +160,19 @@ def test_tables_say_what_the_record_says():
     assert "| training | 4 | 5 | 6 | 1, 1, 2, 1 |" in report.data_table(record)
 
 
+def test_questions_are_answered_by_the_rule():
+    record = record_of(
+        {"single": [4, 5, 6], "random": [9, 9, 9], "tuned": [5, 6, 7], "later": [5, 7, 6], "cropped": [4]}
+    )
+    lines = report.answers(record).splitlines()[2:]
+    assert lines == [
+        "| 1 | tuned less random | -30.0 ± 24.8 | worse |",
+        "| 1 | tuned less single | +10.0 ± 0.0 | better |",
+        "| 2 | tuned less single, less the same on the other samples | +10.0 ± 0.0 | larger |",
+        "| 5 | later less tuned | +0.0 ± 24.8 | nothing is claimed |",
+    ]
+
+
 def test_the_page_is_made_of_the_record_alone():
     record = record_of({"single": [4, 5, 6], "tuned": [5, 7, 9]})
     text = "".join(f"Before.\n{report.BEGIN.format(name)}old{report.END}" for name, _ in report.TABLES)
