@@ -8,7 +8,7 @@ given to the Loader explicitly overrides the preset. In evaluation a batch is a 
 sample, unless ``style`` and ``samples`` are given.
 
 Where BERT is used, ``vocabulary`` is a vocab.txt, a tokenizer.json, a folder with one of them, or a name on the Hugging
-Face hub.
+Face Hub.
 """
 
 from collections.abc import Callable, Iterable

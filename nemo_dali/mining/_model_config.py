@@ -32,7 +32,7 @@ TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "reductio
 def read_config(path: str) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
     """A config file's content, the model's config in it, and that of its preprocessing.
 
-    The file is a model config, or the open_clip_config.json of a model on the Hugging Face hub.
+    The file is a model config, or the open_clip_config.json of a model on the Hugging Face Hub.
 
     Raises:
         NemoError: it is none, is out of bounds, or would run code or reach for the network.
@@ -115,7 +115,7 @@ def _check_local(path: str, config: dict[str, Any]) -> None:
         if (name := text.get(key)) and not (isinstance(name, str) and os.path.isdir(name)):
             raise NemoError(
                 f"The model config {path} names {short_repr(name)} as '{key}', which would be fetched from the Hugging "
-                "Face hub. Download it, and name its folder."
+                "Face Hub. Download it, and name its folder."
             )
     name = vision.get("timm_model_name")
     if name and not (isinstance(name, str) and name.replace(".", "_").replace("_", "a").isalnum()):

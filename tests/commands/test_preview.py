@@ -73,7 +73,7 @@ def test_the_sheet_is_of_the_epoch_that_is_asked_for(files, tmp_path, monkeypatc
     assert {panel.kind for panel in drawn[0]} == {"single"} and {panel.kind for panel in drawn[1]} == {"mined"}
     assert titles[0].startswith("epoch 0 · ") and "the first 9 of" in titles[0] and "no bound" in titles[0]
     assert "epoch 3 · " in titles[1] and "the first 4 of" in titles[1] and "similarity at most 0.2" in titles[1]
-    said = "By this policy epoch 0 has no mined mosaics. Look at others with --epoch: epoch 3 has most."
+    said = "This policy has no mined mosaics in epoch 0. Choose another with --epoch: epoch 3 has the most."
     assert caplog.text.count("no mined mosaics") == 1 and said in caplog.text
     loader = Loader(files.dataset, files.negatives, batch_size=2, policy=policy.at(3), size=16)
     rows = np.concatenate([loader.plan(3, np.arange(48)), loader.plan(4, np.arange(2))])

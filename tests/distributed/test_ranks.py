@@ -171,7 +171,7 @@ def test_rank_0_can_be_the_one_that_differs_and_long_values_are_cut_to_where_the
 
 
 def test_a_rank_that_does_not_know_a_fact_differs(ranks):
-    assert "another version: nothing on rank 3, '0.2' on rank 0" in the_same(ranks, "older")
+    assert "a different version: nothing on rank 3, '0.2' on rank 0" in the_same(ranks, "older")
 
 
 def test_the_ranks_of_a_node_find_each_other(ranks):

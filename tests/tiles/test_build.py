@@ -448,7 +448,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(files, interrupt
     free = 100_000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk._replace(free=free))
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(FileFormatError, match=r"it takes 0\.4 MB, and the disk has 0\.1 MB for it\. Free some space"):
+    with pytest.raises(FileFormatError, match=r"it needs 0\.4 MB, and the disk has 0\.1 MB for it\. Free some space"):
         make(files, tmp_path / "a.tiles.h5")
     assert sorted(tmp_path.iterdir()) == before
     assert make(files, interrupted).decoded == 12  # what is there already needs no room

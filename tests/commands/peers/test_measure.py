@@ -90,7 +90,7 @@ def test_cells_may_be_elsewhere_only_where_a_row_says_so(work):
     image, mask = expected(work)
     turned = image.roll((32, 32), (2, 3)), mask.roll((32, 32), (1, 2))
     assert check(BY_NAME["albumentations"], work, *turned) == EXACT
-    with pytest.raises(NemoError, match="other samples"):
+    with pytest.raises(NemoError, match="different samples"):
         check(BY_NAME["opencv"], work, *turned)
     with pytest.raises(NemoError, match="the IoU of masks is"):
         check(BY_NAME["albumentations"], work, turned[0], mask)

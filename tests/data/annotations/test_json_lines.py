@@ -188,7 +188,7 @@ FAR = [30, 20, 4, 4]  # fits as xywh alone
     [
         (BOXES["xyxy"], r"1 of 2 boxes extend beyond their photo as .*, the first in line 2 of .* --box-format xyxy "),
         ([*OTHERS, [16, 6, 36, 27]], r"1 of 4 boxes extend beyond .*, the first in line 4 of "),
-        ([*BOXES["xyxy"] * 60, FAR], "60 of 121 boxes reach out"),  # one slip
+        ([*BOXES["xyxy"] * 60, FAR], "60 of 121 boxes extend beyond"),  # one slip
         (BOXES["rel_xywh"], r"2 of 2 boxes have no value above 1, .* line 1 of .* --box-format rel_xywh or rel_xyxy "),
         ([*BOXES["rel_xywh"], [0.5, 0.5, 0.3, 0.2]], r"3 of 3 boxes .* --box-format rel_xywh \(or xywh"),
         ([*BOXES["rel_xyxy"], [0.4, 0.4, 1.002, 0.7]], r"3 of 3 boxes .* --box-format rel_xyxy \(or xywh"),
