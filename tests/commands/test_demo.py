@@ -55,7 +55,7 @@ def test_a_demo_makes_everything_and_says_so(demo):
         assert sheet.size[0] > 1000
     page = (out / "index.html").read_text()
     assert all((out / name).exists() for name in re.findall(r'(?:src|href)="([^"]+)"', page)) and "mosaics.png" in page
-    assert f"<li>Mined negatives for {len(dataset.sentences.ref)} expressions" in page and "median place" in page
+    assert f"<li>Mined negatives for {len(dataset.sentences.ref)} expressions" in page and "median rank" in page
     assert all(command in page and f"  {command}\n" in said for command in module.NEXT)
     assert f"Look at {out / 'index.html'} in a browser." in said and "benchmarks/effect.py" in said
 
