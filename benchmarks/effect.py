@@ -3,6 +3,7 @@
     python benchmarks/effect.py --work DIR --seconds 1500    runs that are missing, one after another, until then; again
                                                              and again until all are there
     python benchmarks/effect.py --work DIR --arms single --seeds 1    of these alone
+    python benchmarks/effect.py --work DIR --study larger    the runs of a follow-up, on the same photos and tables
 
 A run that was interrupted goes on from its last epoch. Each is appended to benchmarks/results/effect.json with its
 revision, seed and time; ``effect_report.py`` makes docs/effect.md's tables and figures of that. ``--jobs N`` runs as
@@ -25,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, ROOT, revision
+from common import ROOT, revision
 from effect_data import EVALUATION, Asked, Files, described, policy_of, prepare
-from effect_report import chosen, value
-from effect_study import STUDY, Study
+from effect_report import chosen, recorded, value
+from effect_study import STUDIES
 from pycocotools import mask as coco_mask
 
 from nemo_dali.commands.bench import machine, versions
@@ -39,14 +40,13 @@ from nemo_dali.plan.policy import MosaicPolicy, read_policy
 sys.path.append(str(ROOT / "examples"))
 from train_ris import WORDS, Training, save
 
-RECORD = RESULTS / "effect.json"
 
-
-def train(name: str, seed: int, study: Study, files: Files, threads: int) -> dict[str, Any]:
+def train(name: str, seed: int, files: Files, threads: int) -> dict[str, Any]:
     """One run, from the last checkpoint of it that there is, and what it learnt."""
     torch.set_num_threads(threads)
     torch.backends.cuda.enable_flash_sdp(False)  # on CPUs it takes a quarter of a step at so few places
     started = time.monotonic()
+    study = files.study
     arm = study.arms[name]
     common: dict[str, Any] = {
         "batch_size": study.batch_size,
@@ -57,7 +57,7 @@ def train(name: str, seed: int, study: Study, files: Files, threads: int) -> dic
     loader = Loader(
         files.dataset("training"),
         files.table(arm),
-        policy=policy_of(arm, study, files),
+        policy=policy_of(arm, files),
         seed=seed,
         tiles=files.tiles("training"),
         **common,
@@ -67,7 +67,7 @@ def train(name: str, seed: int, study: Study, files: Files, threads: int) -> dic
     training = Training(
         torch.device("cpu"), learning_rate=study.learning_rate, steps=steps, warm_up=study.warm_up, seed=seed
     )
-    path = files.folder / "runs" / f"{name}-{seed}.pt"
+    path = files.checkpoint(name, seed)
     path.parent.mkdir(exist_ok=True)
     before, losses = 0.0, []
     if path.exists():
@@ -157,8 +157,9 @@ def totals(samples: Any, sentences: np.ndarray, asked: Asked) -> list[dict[str, 
 # --- the runs of a study ----------------------------------------------------------------------------------------------
 
 
-def begin(study: Study, files: Files, path: Path) -> dict[str, Any]:
+def begin(files: Files, path: Path) -> dict[str, Any]:
     """The record so far, or a new one."""
+    study = files.study
     if path.exists():
         record: dict[str, Any] = json.loads(path.read_text())
         if record["design"] != study.digest():
@@ -171,7 +172,7 @@ def begin(study: Study, files: Files, path: Path) -> dict[str, Any]:
         "study": asdict(study),
         "machine": machine(),
         "versions": versions(),
-        "data": described(study, files),
+        "data": described(files),
         "runs": [],
     }
 
@@ -184,9 +185,9 @@ def keep(path: Path, record: dict[str, Any], run: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def run_all(study: Study, files: Files, options: argparse.Namespace) -> None:
+def run_all(files: Files, options: argparse.Namespace) -> None:
     """Begin runs that the record lacks, until the time is up; those that have begun are finished."""
-    record = begin(study, files, options.record)
+    record = begin(files, options.record)
     done = {(run["arm"], run["seed"]) for run in record["runs"]}
     missing = [(arm, seed) for seed in options.seeds for arm in options.arms if (arm, seed) not in done]
     threads = max(len(os.sched_getaffinity(0)) // options.jobs, 1)
@@ -195,13 +196,13 @@ def run_all(study: Study, files: Files, options: argparse.Namespace) -> None:
         running: set[Future[dict[str, Any]]] = set()
         while missing or running:
             while missing and len(running) < options.jobs and time.monotonic() < until:
-                running.add(pool.submit(train, *missing.pop(0), study, files, threads))
+                running.add(pool.submit(train, *missing.pop(0), files, threads))
             if not running:
                 print(f"{len(missing)} runs are left; the same command goes on with them.")
                 return
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for run in (future.result() for future in ended):
-                keep(options.record, record, run | {"revision": of})
+                keep(options.record, record, run | {"revision": of, "cpu": machine()["cpu"]})
                 hard = value(chosen(run, "single", hard=True), "P@0.5")
                 print(
                     f"{run['arm']}, seed {run['seed']}: P@0.5 on hard samples {hard:.1f}, {run['seconds']} s",
@@ -213,13 +214,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder of the files, some 500 MB, and of checkpoints")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further run after so long")
-    parser.add_argument("--arms", nargs="+", choices=STUDY.arms, default=list(STUDY.arms))
-    parser.add_argument("--seeds", nargs="+", type=int, default=STUDY.seeds)
+    parser.add_argument("--study", choices=STUDIES, default="main", help="or a follow-up of it, see effect_study.py")
+    parser.add_argument("--arms", nargs="+", help="default: all of the study")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: those of the study")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--record", type=Path, help="default: the study's, in benchmarks/results")
     options = parser.parse_args()
-    files = prepare(STUDY, options.work)
-    run_all(STUDY, files, options)
+    study = STUDIES[options.study]
+    options.arms, options.seeds = options.arms or list(study.arms), options.seeds or study.seeds
+    options.record = options.record or recorded(options.study)
+    if unknown := set(options.arms) - set(study.arms):
+        parser.error(f"the study {options.study} has no arm {min(unknown)}; --arms takes {', '.join(study.arms)}")
+    run_all(prepare(study, options.work), options)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ PARTS = ("training", *EVALUATION, "for_clip")
 
 @dataclass(frozen=True)
 class Files:
-    """Where everything lies in the folder of a study."""
+    """Where everything lies in a folder, which studies of the same photos may share."""
 
     folder: Path
+    study: Study
 
     def scenes(self, part: str) -> Path:
         """The generated folder of one of ``PARTS``."""
@@ -50,7 +51,7 @@ class Files:
 
     def tiles(self, part: str) -> Path:
         """Its tiles, for single photos and for 2x2."""
-        return self.folder / f"{part}.tiles.h5"
+        return self.folder / f"{part}.{self.study.size}.tiles.h5"
 
     def table(self, arm: Arm) -> Path:
         """The table that an arm's negatives are drawn from; any, where it draws none."""
@@ -64,6 +65,10 @@ class Files:
     def policy(self) -> Path:
         """What ``tune`` proposes for CLIP's table of the training photos."""
         return self.folder / "policy.json"
+
+    def checkpoint(self, arm: str, seed: int) -> Path:
+        """Of a run."""
+        return self.folder / f"runs-{self.study.digest()}" / f"{arm}-{seed}.pt"
 
     @property
     def weights(self) -> Path:
@@ -102,7 +107,7 @@ class Asked:
 
 def prepare(study: Study, folder: Path) -> Files:
     """Make what is missing of a study's files; an interrupted call is taken up by the next one."""
-    files = Files(folder)
+    files = Files(folder, study)
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         _dataset(files, part, getattr(study, part))
@@ -193,10 +198,10 @@ def _sorted_by_truth(files: Files, part: str, kind: str) -> None:
     )
 
 
-def policy_of(arm: Arm, study: Study, files: Files) -> MosaicPolicy:
+def policy_of(arm: Arm, files: Files) -> MosaicPolicy:
     """The policy that an arm trains under, over all epochs."""
     tuned, _ = read_policy(files.policy)
-    share = ByEpoch({0: 0.0, arm.singles_first: arm.share, study.epochs - study.singles: 0.0})
+    share = ByEpoch({0: 0.0, arm.singles_first: arm.share, files.study.epochs - files.study.singles: 0.0})
     return MosaicPolicy(
         p_mined=share if arm.negatives else 0.0,
         p_random=0.0 if arm.negatives else share,
@@ -205,7 +210,7 @@ def policy_of(arm: Arm, study: Study, files: Files) -> MosaicPolicy:
     )
 
 
-def described(study: Study, files: Files) -> dict[str, Any]:
+def described(files: Files) -> dict[str, Any]:
     """What the study's data are: how many photos, refs and sentences, and how hard those of the evaluation are."""
     found: dict[str, Any] = {}
     for part in PARTS:
@@ -218,9 +223,9 @@ def described(study: Study, files: Files) -> dict[str, Any]:
         }
     found["negatives"] = {}
     truth = Truth.read(files.scenes("training"))
-    for name, arm in study.arms.items():
+    for name, arm in files.study.arms.items():
         if arm.share:
-            policy = policy_of(arm, study, files).at(arm.singles_first)
+            policy = policy_of(arm, files).at(arm.singles_first)
             drawn = false_negatives(files.dataset("training"), files.table(arm), truth, policy=policy)
             found["negatives"][name] = asdict(drawn.mined if arm.negatives else drawn.random)
     policy, _ = read_policy(files.policy)

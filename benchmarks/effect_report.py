@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, ROOT
+from effect_study import FOLLOW_UPS
 from matplotlib import pyplot as plt
 from PIL import Image
 from plots import INK, STYLE, save
@@ -21,7 +22,6 @@ from pycocotools import mask as coco_mask
 
 from nemo_dali.synthetic import make_photo
 
-RECORD = RESULTS / "effect.json"
 PAGE = ROOT / "docs" / "effect.md"
 BEGIN, END = "<!-- {} from benchmarks/results/effect.json -->\n", "<!-- end -->\n"
 PARTS = {"training": "training", "easy": "evaluation", "hard": "evaluation, hard", "for_clip": "CLIP's training"}
@@ -38,6 +38,19 @@ COLOURS = {
 MEASURES = {"P@0.5": "hits", "misses": "misses", "mIoU": "iou"}  # points of a hundred; quotients by the samples
 T_975 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 HARD = 2  # distractors, from which on a sample is a hard one
+
+
+def recorded(study: str = "main") -> Path:
+    """Where the runs of one of ``STUDIES`` are kept."""
+    return RESULTS / ("effect.json" if study == "main" else f"effect-{study}.json")
+
+
+def read() -> dict[str, Any]:
+    """The main study's record with those of its follow-ups, as far as there are any."""
+    paths = {name: recorded(name) for name in FOLLOW_UPS}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    record: dict[str, Any] = json.loads(recorded().read_text())
+    return record | {"follow_ups": found}
 
 
 def value(rows: list[dict[str, Any]], measure: str) -> float:
@@ -308,12 +321,46 @@ def effort(record: dict[str, Any]) -> str:
     steps = sorted({run["steps"] for run in runs})
     minutes = [run["seconds"] / 60 for run in runs]
     revisions = ", ".join(dict.fromkeys(run["revision"] for run in runs))
+    cpus = " or ".join(dict.fromkeys(run.get("cpu", here["cpu"]) for run in runs))
     planned = len(record["study"]["arms"]) * len(record["study"]["seeds"])
-    lengths, cores = " or ".join(f"{n:,}" for n in steps), f"{here['cores']} cores ({here['cpu']})"
+    count = f"{planned} runs" if len(runs) == planned else f"{len(runs)} of {planned} runs so far"
     return (
-        f"{len(runs)} of {planned} runs so far, of {lengths} steps, {min(minutes):.0f} to {max(minutes):.0f} minutes "
-        f"each, {sum(minutes) / 60:.1f} hours in all, on {cores} that other work shared; revisions {revisions}.\n"
+        f"{count}, of {' or '.join(f'{n:,}' for n in steps)} steps, {min(minutes):.0f} to {max(minutes):.0f} minutes "
+        f"each, {sum(minutes) / 60:.1f} hours in all, on {here['cores']} cores ({cpus}); revisions {revisions}.\n"
     )
+
+
+def follow_ups(record: dict[str, Any]) -> str:
+    """The main study's tuned mosaics beside the follow-ups', with what they are compared with and where they ran."""
+    lines = [
+        "| study | frames | in mosaics | pairs | single, hard | P@0.5, hard | less single | P@0.5 in mosaics |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    studies = {"main": record} | record["follow_ups"]
+    for name, other in studies.items():
+        base = other if "single" in arms_of(other) else record  # the same seeds, steps and photos
+        for arm in arms_of(other) if name != "main" else ("tuned",):
+            if arm == "single":
+                continue
+            one = by_seed(other, arm, "single", "P@0.5", hard=True)
+            single = {
+                seed: found
+                for seed, found in by_seed(base, "single", "single", "P@0.5", hard=True).items()
+                if seed in one
+            }
+            mosaics = by_seed(other, arm, "mosaic", "P@0.5")
+            mean, half, pairs = difference(one, single)
+            cells = [
+                name,
+                f"{other['study']['size']} pixels",
+                f"{other['study']['arms'][arm]['share']:.0%}",
+                str(pairs),
+                *(_points(*interval(np.array(list(values.values())))) for values in (single, one)),
+                _points(mean, half, signed=True),
+                _points(*interval(np.array(list(mosaics.values())))),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"*{name}*: {effort(other)}" for name, other in record["follow_ups"].items())])
 
 
 TABLES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
@@ -323,6 +370,7 @@ TABLES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("outcome", outcome_table),
     ("differences", difference_table),
     ("kinds", kinds_table),
+    ("follow-ups", follow_ups),
 ]
 FIGURES: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "effect-distractors.svg": plot_distractors,
@@ -348,4 +396,4 @@ def write_page(record: dict[str, Any], page: Path = PAGE) -> None:
 
 
 if __name__ == "__main__":
-    write_page(json.loads(RECORD.read_text()), Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE)
+    write_page(read(), Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE)

@@ -1,7 +1,7 @@
 """The study that ``effect.py`` carries out, as docs/effect.md lays it down: scenes, arms, model and counts.
 
 What stands here was frozen before the first run that counts: a run records ``Study.digest()``, and those of another
-design are not mixed with it.
+design are not mixed with it. ``FOLLOW_UPS`` came later, once mosaics had lost, and was frozen before its own runs.
 """
 
 import hashlib
@@ -97,3 +97,9 @@ STUDY = Study(
     for_clip=Scenes(seed=104, images=2500, expressions=KINDS),
     clip_steps=1500,
 )
+# Where to look for the reason why mosaics lose: too many of them, or cells too small. Photos and tables are the same.
+FOLLOW_UPS = {
+    "quarter": replace(STUDY, arms={"quarter": Arm(share=0.25, bounded=True)}, seeds=(1, 2, 3)),
+    "larger": replace(STUDY, arms={name: ARMS[name] for name in ("single", "tuned")}, size=160, seeds=(1, 2, 3)),
+}
+STUDIES = {"main": STUDY} | FOLLOW_UPS

@@ -66,7 +66,7 @@ def test_tables_by_the_truth_keep_clips_order(files):
 @pytest.mark.slow
 def test_every_arm_takes_the_same_steps_and_a_killed_run_goes_on(files, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
-    runs = {arm: effect.train(arm, 1, STUDY, files, 1) for arm in STUDY.arms}
+    runs = {arm: effect.train(arm, 1, files, 1) for arm in STUDY.arms}
     assert len({(run["steps"], run["samples"]) for run in runs.values()}) == 1
     assert len({run["loss"] for run in runs.values()}) > 1
     refs = sum(len(Dataset.open(files.dataset(part)).refs.ref_id) for part in effect_data.EVALUATION)
@@ -74,7 +74,7 @@ def test_every_arm_takes_the_same_steps_and_a_killed_run_goes_on(files, tmp_path
         for where in ("single", "mosaic"):
             assert sum(row["samples"] for row in run[where]) == refs
     # Killed behind the second epoch's checkpoint.
-    (files.folder / "runs" / "tuned-1.pt").unlink()
+    files.checkpoint("tuned", 1).unlink()
     saved = effect.save
 
     def die(path, content):
@@ -84,9 +84,9 @@ def test_every_arm_takes_the_same_steps_and_a_killed_run_goes_on(files, tmp_path
 
     monkeypatch.setattr(effect, "save", die)
     with pytest.raises(KeyboardInterrupt):
-        effect.train("tuned", 1, STUDY, files, 1)
+        effect.train("tuned", 1, files, 1)
     monkeypatch.undo()
-    again = effect.train("tuned", 1, STUDY, files, 1)
+    again = effect.train("tuned", 1, files, 1)
     for name in ("steps", "loss", "single", "mosaic", "masks"):
         assert again[name] == runs["tuned"][name]
     torch.set_num_threads(threads)
@@ -124,8 +124,9 @@ def record_of(hits):
         "tuned": {"max_similarity": 0.5, "top_k": 20}, "scenes": {},
         "negatives": {"random": {"words": 0.1, "category": 0.2}, "tuned": {"words": 0.25, "category": 0.5}},
     }  # fmt: skip
-    study = {"arms": dict.fromkeys(("single", "random", "tuned")), "seeds": [1, 2, 3]}
-    return {"runs": runs, "data": data, "study": study, "machine": {"cores": 2, "cpu": "a CPU"}}
+    study = {"arms": {arm: {"share": 0.5} for arm in ("single", "random", "tuned")}, "seeds": [1, 2, 3], "size": 128}
+    machine = {"cores": 2, "cpu": "a CPU"}
+    return {"runs": runs, "data": data, "study": study, "machine": machine, "follow_ups": {}}
 
 
 def test_differences_are_paired_by_seed_with_t_intervals():
@@ -156,7 +157,11 @@ def test_tables_say_what_the_record_says():
     assert lines[2].startswith("| random | +0.0 ± 0.0 |")
     assert lines[3] == "| tuned | +13.3 ± 16.6 | +0.0 ± 0.0 | +20.0 ± 24.8 | +20.0 ± 24.8 |"
     assert "| tuned | +20.0 ± 24.8 | +20.0 ± 24.8 |" in report.kinds_table(record)
-    assert report.effort(record).startswith("9 of 9 runs so far, of 100 steps, 1 to 1 minutes each, 0.1 hours")
+    assert report.effort(record).startswith("9 runs, of 100 steps, 1 to 1 minutes each, 0.1 hours")
+    del record["runs"][0]
+    record["runs"][1]["cpu"] = "another"
+    assert report.effort(record).startswith("8 of 9 runs so far, of 100 steps,")
+    assert "on 2 cores (a CPU or another)" in report.effort(record)
     assert "| training | 4 | 5 | 6 | 1, 1, 2, 1 |" in report.data_table(record)
 
 
@@ -171,6 +176,21 @@ def test_questions_are_answered_by_the_rule():
         "| 2 | tuned less single, less the same on the other samples | +10.0 ± 0.0 | larger |",
         "| 5 | later less tuned | +0.0 ± 24.8 | nothing is claimed |",
     ]
+
+
+def test_follow_ups_are_compared_with_single_photos_of_the_same_seeds():
+    record = record_of({"single": [4, 5, 6], "tuned": [5, 7, 9]})
+    quarter, larger = record_of({"tuned": [5, 5]}), record_of({"single": [6, 8], "tuned": [5, 9]})
+    quarter["study"] = {"arms": {"tuned": {"share": 0.25}}, "seeds": [1, 2], "size": 128}
+    larger["study"]["size"] = 160
+    lines = report.follow_ups(record | {"follow_ups": {"quarter": quarter, "larger": larger}}).splitlines()
+    assert lines[2:5] == [
+        "| main | 128 pixels | 50% | 3 | 50.0 ± 24.8 | 70.0 ± 49.7 | +20.0 ± 24.8 | 50.0 ± 0.0 |",
+        "| quarter | 128 pixels | 25% | 2 | 45.0 ± 63.5 | 50.0 ± 0.0 | +5.0 ± 63.5 | 50.0 ± 0.0 |",
+        "| larger | 160 pixels | 50% | 2 | 70.0 ± 127.1 | 70.0 ± 254.1 | +0.0 ± 127.1 | 50.0 ± 0.0 |",
+    ]
+    assert lines[6].startswith("*quarter*: 2 runs, of 100 steps")
+    assert lines[8].startswith("*larger*: 4 of 9 runs so far")
 
 
 def test_the_page_is_made_of_the_record_alone():

@@ -1,16 +1,18 @@
 """What docs/effect.md says of the study is what benchmarks/results/effect.json says."""
 
 import importlib
-import json
 import re
 import sys
+
+import pytest
 
 from tests.helpers.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))  # where a script finds what it shares with others
 report = importlib.import_module("effect_report")
-study = importlib.import_module("effect_study").STUDY
-RECORDED = json.loads(report.RECORD.read_text())
+studies = importlib.import_module("effect_study").STUDIES
+RECORDED = report.read()
+RECORDS = {"main": RECORDED} | RECORDED["follow_ups"]
 PAGE = report.PAGE.read_text("utf-8")
 
 
@@ -21,11 +23,12 @@ def test_the_pages_tables_are_those_of_the_record():
     assert all(f"]({name})" in PAGE and (report.PAGE.parent / name).is_file() for name in report.FIGURES)
 
 
-def test_runs_are_of_the_design_that_stands_in_the_code():
-    assert RECORDED["design"] == study.digest()
-    runs = RECORDED["runs"]
+@pytest.mark.parametrize("name", RECORDS)
+def test_runs_are_of_the_design_that_stands_in_the_code(name):
+    assert RECORDS[name]["design"] == studies[name].digest()
+    runs = RECORDS[name]["runs"]
     assert len({(run["arm"], run["seed"]) for run in runs}) == len(runs)
     assert len({(run["steps"], run["samples"]) for run in runs}) == 1
-    assert {run["arm"] for run in runs} == set(study.arms) and all(
+    assert {run["arm"] for run in runs} == set(studies[name].arms) and all(
         re.fullmatch("[0-9a-f]{7,}", run["revision"]) for run in runs
     )
