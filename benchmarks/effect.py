@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from common import ROOT, revision
 from effect_data import EVALUATION, Asked, Files, described, policy_of, prepare
-from effect_report import chosen, recorded, value
+from effect_numbers import chosen, recorded, value
 from effect_study import STUDIES
 from pycocotools import mask as coco_mask
 

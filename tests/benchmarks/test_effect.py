@@ -94,7 +94,7 @@ def test_every_arm_takes_the_same_steps_and_a_killed_run_goes_on(files, tmp_path
 
 # --- what is made of a record ----------------------------------------------------------------------------------------
 
-report = importlib.import_module("effect_report")
+numbers, figures, report = map(importlib.import_module, ("effect_numbers", "effect_figures", "effect_report"))
 
 
 def row(*, kind="attribute", distractors, hits, samples=10, misses=0):
@@ -131,21 +131,21 @@ def record_of(hits):
 
 def test_differences_are_paired_by_seed_with_t_intervals():
     record = record_of({"single": [4, 5, 6], "tuned": [5, 7, 9]})
-    one, other = (report.by_seed(record, arm, "single", "P@0.5", hard=True) for arm in ("tuned", "single"))
+    one, other = (numbers.by_seed(record, arm, "single", "P@0.5", hard=True) for arm in ("tuned", "single"))
     assert other == {1: 40, 2: 50, 3: 60} and one == {1: 50, 2: 70, 3: 90}
-    mean, half, pairs = report.difference(one, other)  # 10, 20, 30: their deviation is 10
+    mean, half, pairs = numbers.difference(one, other)  # 10, 20, 30: their deviation is 10
     assert (mean, pairs) == (20, 3) and half == pytest.approx(4.303 * 10 / 3**0.5)
-    assert report.difference(one, {2: 50.0})[0::2] == (20, 1)  # of the seeds that both have
-    assert report.difference(one, {2: 50.0})[1] == float("inf")
+    assert numbers.difference(one, {2: 50.0})[0::2] == (20, 1)  # of the seeds that both have
+    assert numbers.difference(one, {2: 50.0})[1] == float("inf")
 
 
 def test_hard_samples_are_those_with_two_distractors_and_more():
     record = record_of({"single": [4]})
-    assert report.by_seed(record, "single", "single", "P@0.5")[1] == pytest.approx(100 * 16 / 30)
-    assert report.by_seed(record, "single", "single", "misses", hard=True)[1] == pytest.approx(100 * 6 / 20)
-    assert report.by_seed(record, "single", "single", "oIoU", distractors=0)[1] == pytest.approx(64)
-    assert report.by_seed(record, "single", "single", "P@0.5", kind="relation")[1] == 40
-    assert report.levels(record) == [0, 2]
+    assert numbers.by_seed(record, "single", "single", "P@0.5")[1] == pytest.approx(100 * 16 / 30)
+    assert numbers.by_seed(record, "single", "single", "misses", hard=True)[1] == pytest.approx(100 * 6 / 20)
+    assert numbers.by_seed(record, "single", "single", "oIoU", distractors=0)[1] == pytest.approx(64)
+    assert numbers.by_seed(record, "single", "single", "P@0.5", kind="relation")[1] == 40
+    assert numbers.levels(record) == [0, 2]
 
 
 def test_tables_say_what_the_record_says():
@@ -206,8 +206,8 @@ def test_the_page_is_made_of_the_record_alone():
 
 def test_figures_show_every_arm(tmp_path):
     record = record_of({"single": [4, 5, 6], "random": [4, 5, 6], "tuned": [5, 7, 9]})
-    report.plot_distractors(record, tmp_path / "one.svg")
-    report.plot_false_negatives(record, tmp_path / "two.svg")
+    figures.plot_distractors(record, tmp_path / "one.svg")
+    figures.plot_false_negatives(record, tmp_path / "two.svg")
     for name in ("one.svg", "two.svg"):
         text = (tmp_path / name).read_text()
         assert all(f">{arm}<" in text for arm in ("random", "tuned"))

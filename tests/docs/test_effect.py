@@ -11,7 +11,7 @@ from tests.helpers.paths import ROOT
 sys.path.append(str(ROOT / "benchmarks"))  # where a script finds what it shares with others
 report = importlib.import_module("effect_report")
 studies = importlib.import_module("effect_study").STUDIES
-RECORDED = report.read()
+RECORDED = importlib.import_module("effect_numbers").read()
 RECORDS = {"main": RECORDED} | RECORDED["follow_ups"]
 PAGE = report.PAGE.read_text("utf-8")
 

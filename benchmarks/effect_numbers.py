@@ -1,0 +1,85 @@
+"""The recorded runs of the study of docs/effect.md, and the measures and intervals that are computed from them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import RESULTS
+from effect_study import FOLLOW_UPS
+
+MEASURES = {"P@0.5": "hits", "misses": "misses", "mIoU": "iou"}  # points of a hundred; quotients by the samples
+T_975 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
+HARD = 2  # distractors, from which on a sample is a hard one
+
+
+def recorded(study: str = "main") -> Path:
+    """Where the runs of one of ``STUDIES`` are kept."""
+    return RESULTS / ("effect.json" if study == "main" else f"effect-{study}.json")
+
+
+def read() -> dict[str, Any]:
+    """The main study's record with those of its follow-ups, as far as there are any."""
+    paths = {name: recorded(name) for name in FOLLOW_UPS}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    record: dict[str, Any] = json.loads(recorded().read_text())
+    return record | {"follow_ups": found}
+
+
+def value(rows: list[dict[str, Any]], measure: str) -> float:
+    """A measure over groups of samples, in points of a hundred; NaN without any."""
+    if measure == "oIoU":
+        return 100 * _ratio(sum(row["intersection"] for row in rows), sum(row["union"] for row in rows))
+    return 100 * _ratio(sum(row[MEASURES[measure]] for row in rows), sum(row["samples"] for row in rows))
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else math.nan
+
+
+def chosen(
+    run: dict[str, Any],
+    where: str,
+    *,
+    kind: str | None = None,
+    distractors: int | None = None,
+    hard: bool | None = None,
+) -> list[dict[str, Any]]:
+    """The groups of a run: of one kind of expression, with one number of distractors, or with ``HARD`` at least."""
+    return [
+        row
+        for row in run[where]
+        if kind in (None, row["kind"])
+        and distractors in (None, row["distractors"])
+        and hard in (None, row["distractors"] >= HARD)
+    ]
+
+
+def by_seed(record: dict[str, Any], arm: str, where: str, measure: str, **which: Any) -> dict[int, float]:
+    """A measure of an arm's runs."""
+    return {run["seed"]: value(chosen(run, where, **which), measure) for run in record["runs"] if run["arm"] == arm}
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Mean, and half the width of the 95 % t interval; infinite for fewer than two values."""
+    n = len(values)
+    half = float(T_975[min(n, len(T_975)) - 1] * values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    return float(values.mean()) if n else math.nan, half
+
+
+def difference(one: dict[int, float], other: dict[int, float]) -> tuple[float, float, int]:
+    """Mean of one less the other, paired by seed, half its 95 % t interval, and the number of pairs."""
+    seeds = sorted(one.keys() & other.keys())
+    return *interval(np.array([one[seed] - other[seed] for seed in seeds])), len(seeds)
+
+
+def arms_of(record: dict[str, Any]) -> list[str]:
+    """The arms that have runs, in the study's order."""
+    ran = {run["arm"] for run in record["runs"]}
+    return [arm for arm in record["study"]["arms"] if arm in ran]
+
+
+def levels(record: dict[str, Any]) -> list[int]:
+    """Numbers of distractors that occur."""
+    return sorted({row["distractors"] for run in record["runs"] for row in run["single"]})
