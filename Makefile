@@ -40,6 +40,7 @@ $(VENV)/%.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: $(RUNTIME)
+	@echo "Installed in $(VENV): nemo-dali[$(EXTRAS_runtime)]"
 	$(BIN)/nemo-dali demo --out $(DEMO)
 
 # The fast lane: minutes, for everyday work.

@@ -24,6 +24,8 @@ from nemo_dali.errors import NemoError
 from nemo_dali.io.output import cannot_write, partial_name, write_own
 from nemo_dali.io.progress import progress
 from nemo_dali.io.terminal import say
+from nemo_dali.kernels.jit import cache_path
+from nemo_dali.kernels.mosaic.cpu import write_tile
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.job import mine
 from nemo_dali.mining.report import MiningReport
@@ -134,6 +136,8 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     shown = replace(proposal.policy, p_mined=0.8, p_random=0.16, grids={2: 0.7, 3: 0.3})
     preview(out / "train.ris.h5", out / "train.neg.h5", output=out / "mosaics.png", policy=shown)
     write_own(out / "index.html", page(said, NEXT))
+    if kernels := cache_path(write_tile):
+        say(f"The compiled kernels are cached in {kernels}, where every later start finds them.")
     say(f"The demo took {time.monotonic() - begin:.0f} s. Look at {out / 'index.html'} in a browser.")
     say("", "For your own data (here RefCOCO, photos in train2014/):", *(f"  {command}" for command in NEXT))
     say("", "Do mosaics help a model? benchmarks/effect.py tries it; docs/effect.md says what came out so far.")
