@@ -43,15 +43,16 @@ class Files:
 
     def scenes(self, part: str) -> Path:
         """The generated folder of one of ``PARTS``."""
-        return self.folder / part
+        scenes: Scenes = getattr(self.study, part)
+        return self.folder / f"{part}-{scenes.digest()}"
 
     def dataset(self, part: str) -> Path:
         """Its data set file."""
-        return self.folder / f"{part}.ris.h5"
+        return self._beside(part, "ris.h5")
 
     def tiles(self, part: str) -> Path:
         """Its tiles, for single photos and for 2x2."""
-        return self.folder / f"{part}.{self.study.size}.tiles.h5"
+        return self._beside(part, f"{self.study.size}.tiles.h5")
 
     def table(self, arm: Arm) -> Path:
         """The table that an arm's negatives are drawn from; any, where it draws none."""
@@ -59,12 +60,16 @@ class Files:
 
     def negatives(self, part: str, kind: str) -> Path:
         """A table of one of ``PARTS``, of one kind of ``Negatives``."""
-        return self.folder / f"{part}.{kind}.neg.h5"
+        return self._beside(part, f"{kind}.neg.h5")
 
     @property
     def policy(self) -> Path:
         """What ``tune`` proposes for CLIP's table of the training photos."""
-        return self.folder / "policy.json"
+        return self._beside("training", "policy.json")
+
+    def _beside(self, part: str, ending: str) -> Path:
+        scenes = self.scenes(part)
+        return scenes.with_name(f"{scenes.name}.{ending}")
 
     def checkpoint(self, arm: str, seed: int) -> Path:
         """Of a run."""
@@ -73,12 +78,12 @@ class Files:
     @property
     def weights(self) -> Path:
         """Of the CLIP model."""
-        return self.folder / "clip.pt"
+        return self._beside("for_clip", "clip.pt")
 
     @property
     def config(self) -> Path:
         """Of the CLIP model."""
-        return self.folder / "clip.json"
+        return self._beside("for_clip", "clip.json")
 
 
 @dataclass(frozen=True, eq=False)

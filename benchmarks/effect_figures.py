@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from effect_numbers import HARD, arms_of, by_seed, difference, interval, levels
+from effect_numbers import HARD, arms_of, by_seed, difference, interval, levels, singles_of
 from matplotlib import pyplot as plt
 from PIL import Image
 from plots import INK, STYLE, save
@@ -23,7 +23,29 @@ COLOURS = {
     "oracle": "#d4a72c",
     "false": "#cf222e",
     "later": "#1b7c83",
+    "quarter": "#54aeff",
 }
+
+
+def plot_summary(record: dict[str, Any], output: Path) -> None:
+    """README's figure: P@0.5 on hard samples of every arm less that of single photos, with 95 % intervals."""
+    rows = {arm: (record, arm) for arm in arms_of(record)}
+    for other in record["follow_ups"].values():
+        size, arms = other["study"]["size"], other["study"]["arms"]
+        rows |= {f"{arm}, {arms[arm]['share']:.0%} mosaics, {size} pixels": (other, arm) for arm in arms_of(other)}
+    rows = {label: found for label, found in rows.items() if found[1] != "single"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(5.2, 0.6 + 0.22 * len(rows)), layout="constrained")
+        axes.axvline(0, color=INK, linewidth=1)
+        for place, (other, arm) in enumerate(rows.values()):
+            found = by_seed(other, arm, "single", "P@0.5", hard=True)
+            mean, half, _ = difference(found, singles_of(other, record))
+            half = half if math.isfinite(half) else 0.0
+            axes.errorbar(mean, place, xerr=half, fmt="o", capsize=2, markersize=4, color=COLOURS[arm])
+        axes.set_yticks(range(len(rows)), rows)
+        axes.invert_yaxis()
+        axes.set_xlabel("P@0.5 on hard samples, points more than with single photos")
+    save(figure, output)
 
 
 def plot_distractors(record: dict[str, Any], output: Path) -> None:

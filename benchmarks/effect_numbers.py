@@ -61,6 +61,11 @@ def by_seed(record: dict[str, Any], arm: str, where: str, measure: str, **which:
     return {run["seed"]: value(chosen(run, where, **which), measure) for run in record["runs"] if run["arm"] == arm}
 
 
+def singles_of(record: dict[str, Any], main: dict[str, Any]) -> dict[int, float]:
+    """P@0.5 on hard samples of single photos in a study, or in the main one: with the same seeds, steps and photos."""
+    return by_seed(record if "single" in arms_of(record) else main, "single", "single", "P@0.5", hard=True)
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Mean, and half the width of the 95 % t interval; infinite for fewer than two values."""
     n = len(values)

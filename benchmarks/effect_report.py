@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from common import ROOT
-from effect_figures import plot_distractors, plot_false_negatives, plot_scenes
-from effect_numbers import HARD, arms_of, by_seed, difference, interval, levels, read
+from effect_figures import plot_distractors, plot_false_negatives, plot_scenes, plot_summary
+from effect_numbers import HARD, arms_of, by_seed, difference, interval, levels, read, singles_of
 
 PAGE = ROOT / "docs" / "effect.md"
 BEGIN, END = "<!-- {} from benchmarks/results/effect.json -->\n", "<!-- end -->\n"
@@ -158,16 +158,11 @@ def follow_ups(record: dict[str, Any]) -> str:
     ]
     studies = {"main": record} | record["follow_ups"]
     for name, other in studies.items():
-        base = other if "single" in arms_of(other) else record  # the same seeds, steps and photos
         for arm in arms_of(other) if name != "main" else ("tuned",):
             if arm == "single":
                 continue
             one = by_seed(other, arm, "single", "P@0.5", hard=True)
-            single = {
-                seed: found
-                for seed, found in by_seed(base, "single", "single", "P@0.5", hard=True).items()
-                if seed in one
-            }
+            single = {seed: found for seed, found in singles_of(other, record).items() if seed in one}
             mosaics = by_seed(other, arm, "mosaic", "P@0.5")
             mean, half, pairs = difference(one, single)
             cells = [
@@ -193,6 +188,7 @@ TABLES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("follow-ups", follow_ups),
 ]
 FIGURES: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "effect-summary.svg": plot_summary,
     "effect-distractors.svg": plot_distractors,
     "effect-false-negatives.svg": plot_false_negatives,
     "effect-scenes.jpg": plot_scenes,

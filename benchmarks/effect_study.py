@@ -52,6 +52,10 @@ class Scenes:
     distractors: tuple[int, int] = (0, 3)
     expressions: dict[str, float] | None = None
 
+    def digest(self) -> str:
+        """Tells files of different scenes apart."""
+        return _digest(self)[:8]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -85,8 +89,11 @@ class Study:
 
     def digest(self) -> str:
         """Of the whole design but the number of seeds, which may grow."""
-        content = asdict(replace(self, seeds=()))
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(replace(self, seeds=()))[:16]
+
+
+def _digest(design: Scenes | Study) -> str:
+    return hashlib.sha256(json.dumps(asdict(design), sort_keys=True).encode()).hexdigest()
 
 
 KINDS = {"attribute": 3.0, "zone": 1.0}  # of expressions: what a mosaic does not make ambiguous
@@ -97,9 +104,17 @@ STUDY = Study(
     for_clip=Scenes(seed=104, images=2500, expressions=KINDS),
     clip_steps=1500,
 )
-# Where to look for the reason why mosaics lose: too many of them, or cells too small. Photos and tables are the same.
+# Where to look for the reason why mosaics lose: too many of them, photos that are seen too seldom, cells too small.
 FOLLOW_UPS = {
     "quarter": replace(STUDY, arms={"quarter": Arm(share=0.25, bounded=True)}, seeds=(1, 2, 3)),
+    "fewer": replace(
+        STUDY,
+        training=Scenes(seed=105, images=420, expressions=KINDS),
+        epochs=30,
+        singles=6,
+        arms={name: ARMS[name] for name in ("single", "random", "tuned", "oracle")},
+        seeds=(1, 2, 3),
+    ),
     "larger": replace(STUDY, arms={name: ARMS[name] for name in ("single", "tuned")}, size=160, seeds=(1, 2, 3)),
 }
 STUDIES = {"main": STUDY} | FOLLOW_UPS

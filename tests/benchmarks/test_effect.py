@@ -34,7 +34,7 @@ STUDY = effect_study.Study(
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("effect")
-    (folder / "training" / "images").mkdir(parents=True)  # by a call that was interrupted
+    (effect_data.Files(folder, STUDY).scenes("training") / "images").mkdir(parents=True)  # by an interrupted call
     return effect_data.prepare(STUDY, folder)
 
 
@@ -47,6 +47,18 @@ def test_no_photo_of_the_evaluation_is_a_negative_or_in_clips_training(files):
         assert NegativeTable.open(files.table(arm)).dataset_fingerprint == datasets["training"].fingerprint
     with pytest.raises(SystemExit, match="have photos in common"):
         effect_data.check_apart({"one": datasets["training"], "other": datasets["training"]})
+
+
+def test_studies_in_one_folder_share_the_files_of_equal_scenes_alone(tmp_path):
+    main, fewer, larger = (
+        effect_data.Files(tmp_path, effect_study.STUDIES[name]) for name in ("main", "fewer", "larger")
+    )
+    assert main.dataset("hard") == fewer.dataset("hard") and main.tiles("hard") == fewer.tiles("hard")
+    assert main.dataset("training") == larger.dataset("training") and main.policy == larger.policy
+    assert main.tiles("hard") != larger.tiles("hard")
+    assert main.dataset("training") != fewer.dataset("training") and main.policy != fewer.policy
+    assert main.negatives("training", "clip") != fewer.negatives("training", "clip")
+    assert len({of.checkpoint("single", 1) for of in (main, fewer, larger)}) == 3
 
 
 @pytest.mark.slow
@@ -206,6 +218,11 @@ def test_the_page_is_made_of_the_record_alone():
 
 def test_figures_show_every_arm(tmp_path):
     record = record_of({"single": [4, 5, 6], "random": [4, 5, 6], "tuned": [5, 7, 9]})
+    quarter = record_of({"quarter": [5, 5]})
+    quarter["study"]["arms"] = {"quarter": {"share": 0.25}}
+    figures.plot_summary(record | {"follow_ups": {"quarter": quarter}}, tmp_path / "small.svg")
+    shown = (tmp_path / "small.svg").read_text()
+    assert ">quarter, 25% mosaics, 128 pixels<" in shown and ">tuned<" in shown and ">single<" not in shown
     figures.plot_distractors(record, tmp_path / "one.svg")
     figures.plot_false_negatives(record, tmp_path / "two.svg")
     for name in ("one.svg", "two.svg"):
