@@ -7,7 +7,7 @@ On GPUs (NCCL, mixed precision) where there are some, else on the CPU (Gloo). Th
 the number of ranks, and with it what every step is made of, so any number of ranks can go on where others stopped.
 
     run/checkpoint.pt                   all that a run goes on from, replaced every --save-every steps
-    run/metrics.jsonl                   a line per evaluation: metrics of all samples, and by the number of distractors
+    run/metrics.jsonl                   a line per evaluation: metrics of all samples, and by distractors and kind
     run/seen-from-STEP-rank-RANK.jsonl  the positions of the epoch, and the refs, that each step showed
 """
 
@@ -25,7 +25,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from torch.nn.parallel import DistributedDataParallel
 
 from nemo_dali import Batch, Loader, MosaicPolicy
+from nemo_dali.data.dataset import Dataset
 from nemo_dali.metrics import Segmentation
+from nemo_dali.synthetic.truth import Truth
 
 VOCABULARY, WORDS = 49408, 22  # CLIP's tokens, and how many of a sentence are kept, as CRIS does for RefCOCOg
 
@@ -181,19 +183,21 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def evaluate(training: Training, loader: Loader) -> dict[str, Any]:
-    """Metrics of every sample of an evaluation, on all ranks, and by the number of distractors in the photo."""
+def evaluate(training: Training, loader: Loader, kinds: list[str] | None = None) -> dict[str, Any]:
+    """Metrics of all samples of an evaluation, on all ranks, by distractors in the photo and by kind of expression."""
     metric = Segmentation("lavt")
     model, training.model = training.model, training.segmenter.eval()  # ranks may have different numbers of steps
     for batch in loader:
-        metric.update(training.predict(batch) > 0, batch.mask, groups={"distractors": batch.distractors})
+        kind = {"kind": [kinds[sentence] for sentence in batch.plan["sentence"].tolist()]} if kinds else {}
+        metric.update(training.predict(batch) > 0, batch.mask, groups={"distractors": batch.distractors, **kind})
     training.model = model.train()
     return {"all": metric.compute(), **metric.compute_groups()}
 
 
 def report(found: dict[str, Any]) -> None:
     """Print what ``evaluate`` found."""
-    rows = {"all": found["all"]} | {f"distractors {key}": row for key, row in found["distractors"].items()}
+    groups = [(by, key) for by in ("distractors", "kind") for key in found.get(by, {})]
+    rows = {"all": found["all"]} | {f"{by} {key}": found[by][key] for by, key in groups}
     for name, row in rows.items():
         shown = ", ".join(f"{metric} {row[metric]:.4f}" for metric in ("mIoU", "oIoU", "P@0.5", "P@0.7"))
         print(f"  {name}: {shown}" + (f" ({row['samples']} samples)" if "samples" in row else ""), flush=True)
@@ -217,6 +221,8 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     held_out = options.val and Loader(
         options.val, batch_size=options.global_batch // ranks, split_mode="eval", **common
     )
+    truth = held_out and options.val_truth and Truth.read(options.val_truth).of(Dataset.open(options.val))
+    kinds = [truth.kind_names[kind] for kind in truth.kind] if truth else None
     steps = options.steps or options.epochs * len(loader)
     training = Training(
         device, learning_rate=options.learning_rate, steps=steps, warm_up=options.warm_up, seed=options.seed
@@ -246,7 +252,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                 if rank == 0 and (ends or step % options.save_every == 0):
                     print(f"epoch {epoch}, step {step} of {steps}: loss {loss.item():.4f}", flush=True)
                 if ends and held_out:
-                    found = evaluate(training, held_out)
+                    found = evaluate(training, held_out, kinds)
                     if rank == 0:
                         report(found)
                         with open(options.out / "metrics.jsonl", "a") as log:
@@ -262,6 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("dataset", help="F.ris.h5")
     parser.add_argument("negatives", nargs="?", help="F.neg.h5; without it every sample is a single photo")
     parser.add_argument("--val", help="a .ris.h5 that is evaluated after each epoch")
+    parser.add_argument("--val-truth", help="its folder, if nemo-dali synth made it: metrics by kind of expression too")
     parser.add_argument("--policy", help="a policy file, as nemo-dali tune writes it")
     parser.add_argument("--tiles", help="F.tiles.h5: photos are shown from there")
     parser.add_argument("--out", type=Path, default=Path("run"))

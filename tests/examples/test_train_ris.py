@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset
+from nemo_dali.data.indexing import index_dataset
 from nemo_dali.loader.loader import Loader
 from nemo_dali.mining.table import NegativeTable
 from nemo_dali.plan.policy import MosaicPolicy, write_policy
+from nemo_dali.synthetic import synthesize
+from nemo_dali.synthetic.truth import Truth
 from nemo_dali.tiles.build import make_tiles
 from tests.helpers.files import index_refer, make_files
 from tests.helpers.paths import ROOT
@@ -216,6 +220,26 @@ def test_evaluation_by_distractors_is_what_the_samples_say(files, undisturbed, t
     assert [line.split(":")[0].strip() for line in lines] == ["all", *(f"distractors {key}" for key in (-1, 0, 1, 2))]
     for line, measured in zip(lines, [found["all"], *found["distractors"].values()], strict=True):
         assert f"mIoU {measured['mIoU']:.4f}, oIoU {measured['oIoU']:.4f}, P@0.5 {measured['P@0.5']:.4f}" in line
+
+
+def test_generated_photos_are_evaluated_by_kind_of_expression_too(tmp_path, capsys):
+    synthesize(tmp_path / "data", images=40)
+    photos = tmp_path / "data" / "images" / "mscoco" / "images" / "train2014"
+    for split in ("train", "val"):
+        annotations = read_refer(tmp_path / "data", dataset="refcoco", split_by="unc", split=split)
+        index_dataset(annotations, images=photos, output=tmp_path / f"{split}.ris.h5")
+    options = ["--val", f"{tmp_path}/val.ris.h5", "--val-truth", f"{tmp_path}/data", "--out", str(tmp_path / "run")]
+    load_example().main([f"{tmp_path}/train.ris.h5", *options, "--size", "32", "--steps", "1", "--workers", "1"])
+    found = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    dataset = Dataset.open(tmp_path / "val.ris.h5")
+    truth = Truth.read(tmp_path / "data").of(dataset)
+    said = [truth.kind_names[kind] for kind in truth.kind]
+    assert len(set(said)) > 1
+    assert {kind: row["samples"] for kind, row in found["kind"].items()} == {
+        kind: said.count(kind) for kind in set(said)
+    }
+    said_at_last = capsys.readouterr().out
+    assert all(f"  kind {kind}: mIoU {row['mIoU']:.4f}" in said_at_last for kind, row in found["kind"].items())
 
 
 def test_one_that_is_begun_with_a_policy_and_tiles_ends_after_its_steps(files, tmp_path):
