@@ -140,7 +140,12 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
         say(f"The compiled kernels are cached in {kernels}, where every later start finds them.")
     say(f"The demo took {time.monotonic() - begin:.0f} s. Look at {out / 'index.html'} in a browser.")
     say("", "For your own data (here RefCOCO, photos in train2014/):", *(f"  {command}" for command in NEXT))
-    say("", "Do mosaics help a model? benchmarks/effect.py tries it; docs/effect.md says what came out so far.")
+    say(
+        "",
+        "Do mosaics help? On photos like these, a small model trained from scratch found fewer targets with them than "
+        "without:",
+        "  docs/effect.md; run it with python benchmarks/effect.py --work DIR",
+    )
     return out / "index.html"
 
 
