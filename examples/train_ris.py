@@ -36,7 +36,7 @@ VOCABULARY, WORDS = 49408, 22  # CLIP's tokens, and how many of a sentence are k
 
 
 def convolution(width_in: int, width_out: int, *, stride: int = 1) -> nn.Sequential:
-    """Group norms know nothing of the other samples, so it does not matter which rank has them."""
+    """A convolution with group norm, which ignores the other samples: it does not matter which rank has them."""
     layer = nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1, bias=False)
     return nn.Sequential(layer, nn.GroupNorm(8, width_out), nn.ReLU())
 
@@ -117,10 +117,10 @@ def objective(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 class Training:
-    """A model with all that it is trained by: what a checkpoint holds besides the loader's state.
+    """A model and everything that trains it: what a checkpoint holds besides the loader's state.
 
     Args:
-        steps: of the whole run: the learning rate rises over the first ``warm_up`` and falls along a cosine to 0.
+        steps: of the whole run; the learning rate rises over the first ``warm_up`` and falls along a cosine to 0.
     """
 
     def __init__(self, device: torch.device, *, learning_rate: float, steps: int, warm_up: int, seed: int = 0) -> None:
@@ -146,7 +146,7 @@ class Training:
             return self.model(image, batch.tokens, batch.attention_mask)
 
     def learn(self, batch: Batch) -> Tensor:
-        """Take a step, and return its loss, which is not waited for."""
+        """Take a step, and return its loss without waiting for it."""
         loss = objective(self.predict(batch), batch.mask)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -257,7 +257,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
                         report(found)
                         with open(options.out / "metrics.jsonl", "a") as log:
                             log.write(json.dumps({"step": step, **found}) + "\n")
-                if rank == 0 and (ends or step % options.save_every == 0):  # rank 0's state of a loader is every rank's
+                if rank == 0 and (ends or step % options.save_every == 0):  # rank 0's loader state is every rank's
                     save(path, {"training": training.state_dict(), "loader": loader.state_dict()})
                 if step == steps:
                     break

@@ -1,1 +1,1 @@
-"""What ``nemo-dali`` does: one module a command, and the command line that calls them."""
+"""What ``nemo-dali`` does: one module per command, and the command line that calls them."""

@@ -59,7 +59,7 @@ PACKAGES = (
 
 RESULT = "a result of 'nemo-dali bench loader'"
 MOST_TIMED = 10_000
-LEAST_SECONDS = 1.0  # a timing takes
+LEAST_SECONDS = 1.0  # that a timing takes
 NOTHING = SimpleNamespace(status=np.empty(0, np.uint8))  # the work of a batch that is only decoded
 WARM_UP = 6  # batches until every block of frames and every buffer of DALI has been touched once
 
@@ -74,19 +74,19 @@ class Spread:
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> "Spread":
-        """Of one-dimensional measurements."""
+        """The spread of one-dimensional measurements."""
         return cls(*(round(float(q), 4) for q in np.quantile(np.asarray(values), (0.5, 0.25, 0.75))))
 
 
 def is_result(head: bytes) -> bool:
-    """Whether a file that begins so is what ``bench_loader`` gave, as JSON."""
+    """Whether a file that begins like this is a result of ``bench_loader``, as JSON."""
     return re.match(rb'\{\s*"mode": "\w+",\s*"device": "[\w:]+",\s*"samples_per_s": ', head) is not None
 
 
 def timed_policy(path: Path, table: Path) -> MosaicPolicy:
-    """A policy file's policy as it is timed: the same in all epochs, so that timings of several compare.
+    """A policy file's policy as it is timed: the same in all epochs, so that timings of several can be compared.
 
-    One that changes with the epoch is timed as it is in the epoch with most mosaics, and that is said.
+    One that changes with the epoch is timed as it is in the epoch with the most mosaics, and a line says so.
     """
     policy, tuned_for = read_policy(path)
     warn_if_tuned_elsewhere(path, tuned_for, [NegativeTable.open(table).fingerprint])
@@ -103,7 +103,7 @@ def timed_policy(path: Path, table: Path) -> MosaicPolicy:
 
 
 def timed_start(make: Callable[[], Loader]) -> tuple[Loader, float]:
-    """Make a loader and wait for its first batch; the loader, and the seconds that took once libraries are imported."""
+    """Make a loader and wait for its first batch; return the loader, and the seconds that took without imports."""
     import nvidia.dali.plugin.numba  # noqa: F401  # imported here so as not to be timed
     import torch  # noqa: F401  # likewise
 
@@ -120,11 +120,11 @@ def bench_loader(
 
     Args:
         pairs: how many times each is timed, 1 to ``MOST_TIMED``.
-        steps: batches per timing, likewise, after ``WARM_UP`` that are not counted; more where they take less than
-            ``LEAST_SECONDS``. They go on into later epochs.
+        steps: batches per timing, also 1 to ``MOST_TIMED``, after ``WARM_UP`` that are not counted; more where they
+            take less than ``LEAST_SECONDS``. They continue into later epochs.
         baseline: time ``torch_baseline.dataloader`` too, after a check that its batches are the loader's.
-        starve: milliseconds of a training step that is played by waiting; how much of the time such a training waits
-            for batches is reported.
+        starve: milliseconds of a training step, simulated by sleeping; the share of the time that such a training
+            waits for batches is reported.
 
     Returns:
         JSON-able: ``samples_per_s``, ``decode_only`` and ``baseline`` as ``{median, p25, p75}``, ``ratio_decode_only``
@@ -133,7 +133,7 @@ def bench_loader(
         ``device``, ``peak_memory_mib``, ``machine``, ``versions``. What was not asked for is None.
 
     Raises:
-        NemoError: the baseline's batches are not the loader's, or its photos not local.
+        NemoError: the baseline's batches are not the loader's, or its photos are not local.
     """
     pairs = integer("pairs", pairs, least=1, most=MOST_TIMED)
     steps = integer("steps", steps, least=1, most=MOST_TIMED)
@@ -190,7 +190,7 @@ def bench_loader(
 
 
 def _megapixels(loader: Loader) -> float:
-    """Mean size of the photos: what decoding costs goes with it, what writing frames costs does not."""
+    """Mean size of the photos: the cost of decoding depends on it, the cost of writing frames does not."""
     return float((loader.corpus.photo_width.astype(np.int64) * loader.corpus.photo_height).mean() / 1e6)
 
 
@@ -213,7 +213,7 @@ def _settle(device_id: int | None) -> None:
 
 
 def _waiting(batches: Iterator[Any], steps: int, step_seconds: float) -> float:
-    """Share of the time that a training spends waiting whose steps take so long."""
+    """Share of the time that a training with steps of this length spends waiting."""
     for _ in range(WARM_UP):
         next(batches)
     waited = 0.0
@@ -226,7 +226,7 @@ def _waiting(batches: Iterator[Any], steps: int, step_seconds: float) -> float:
 
 
 def _peak_memory(process: int) -> float:
-    """MiB that a process has had resident at most."""
+    """Peak resident memory of a process in MiB."""
     text = Path(f"/proc/{process}/status").read_text()
     return round(int(text.split("VmHWM:")[1].split()[0]) / 1024, 1)
 
@@ -264,7 +264,7 @@ class _Baseline:
             self._next(delivered)
         _settle(self._device_id)
         seconds = time.perf_counter() - start
-        for _ in delivered:  # the rest, so that nothing runs on
+        for _ in delivered:  # the rest, so that nothing keeps running
             pass
         return self._steps / seconds
 
@@ -318,7 +318,7 @@ class _ReadAndDecode(StreamPipeline[None]):
         return self._decode(fn.io.file.read(paths, dont_use_mmap=True))
 
     def _photo_sizes(self, work: Any) -> None:
-        """None that are looked at."""
+        """None: nothing looks at them."""
 
 
 class HostDecodeOnly(_ReadAndDecode):

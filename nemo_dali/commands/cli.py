@@ -45,7 +45,7 @@ def nemo_dali(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return the exit code."""
     open_closed_streams()
     command = get_command(app)
     try:
@@ -87,7 +87,7 @@ def _fail(reason: str) -> int:
 
 
 def _refuse(error: typer.BadParameter) -> NoReturn:
-    """Wrong usage of the command that the error's context is of."""
+    """Report wrong usage of the command in the error's context, and exit."""
     assert error.ctx is not None
     reason = error.format_message().replace(": Value error, ", ": ")  # of pydantic's, from typer 0.29 on
     say(*error.ctx.get_usage().split("\n"), f"{error.ctx.command_path}: error: {reason}", error=True)
@@ -95,7 +95,7 @@ def _refuse(error: typer.BadParameter) -> NoReturn:
 
 
 def _gist(error: BaseException) -> str:
-    """What the innermost cause says, on one line: some libraries wrap it into a page of advice."""
+    """What the innermost cause says, on one line: some libraries wrap it in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(str(error).split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""``nemo-dali demo``: the whole way on generated data, with a small CLIP model trained on the spot."""
+"""``nemo-dali demo``: every step on generated data, with a small CLIP model trained on the spot."""
 
 import io
 import json
@@ -48,7 +48,7 @@ VIEW_SIDE = 72  # an eighth more than the model's, so that what it sees can be c
 BATCH = 64
 LEARNING_RATE = 1e-3
 STEPS = 400
-LONGEST_TRAINING = 110.0  # seconds, of so many steps; on a slow machine it ends early, its learning rate brought down
+LONGEST_TRAINING = 110.0  # seconds, for STEPS steps; on a slow machine it ends early, its learning rate brought down
 OTHER_FOLDER = "Choose another folder with --out."
 NEXT = (
     "nemo-dali index REFER_ROOT --dataset refcoco --split-by unc --split train --images train2014 -o refcoco.ris.h5",
@@ -61,14 +61,14 @@ NEAREST = 20  # negatives per sentence that are looked at for what they show
 
 
 def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_batches: int = 60) -> Path:
-    """Generate a data set, train a CLIP model on it, index, mine, tune, load and preview; print what came of each.
+    """Generate a data set, train a CLIP model on it, index, mine, tune, load and preview; print each result.
 
     Everything goes into the folder ``out``. What an earlier demo left there is removed and made anew; any other folder
     that is not empty is refused.
 
     Args:
         images: generated photos, at least 40.
-        steps: training steps of 64 photos. With more of them the model tells photos apart better, and takes longer.
+        steps: training steps of 64 photos. With more, the model tells photos apart better, but training takes longer.
         loader_batches: batches of 8 that the loader is timed over, at most an epoch.
 
     Returns:
@@ -81,7 +81,7 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     if images < 40:
         raise ValueError(f"images ({images}) must be at least 40")
     begin = time.monotonic()
-    with extra("mining,report", "The demo"):  # told now, not after the work
+    with extra("mining,report", "The demo"):  # fail now, not after the work
         import open_clip  # noqa: F401  # whether it is there
         import plotly  # noqa: F401  # likewise
     out = Path(out)
@@ -208,7 +208,7 @@ class Training:
     """How a training went; losses are means over the first and the last ten steps."""
 
     steps: int
-    batch: int  # photos a step
+    batch: int  # photos per step
     seconds: float
     first_loss: float
     last_loss: float
@@ -216,10 +216,10 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """What a model is trained on: uint8 [V, VIEW_SIDE, VIEW_SIDE, 3], and of each view the sentences that go with it.
+    """What a model is trained on: uint8 [V, VIEW_SIDE, VIEW_SIDE, 3], and the sentences that go with each view.
 
     Attributes:
-        sentences: rows of the data set's.
+        sentences: as rows of the data set's sentences.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -240,11 +240,11 @@ def train_clip(
     Every step sees distinct photos, cropped a little differently each time, with one of their expressions each:
     open_clip's contrastive loss, AdamW, a learning rate that rises and falls. One thread computes: layers this small
     gain little from a second, and lose much when it is busy elsewhere. The same seed gives the same weights on a
-    machine that is not so slow that ``longest`` cuts in.
+    machine, unless it is so slow that ``longest`` cuts in.
 
     Args:
-        views: what is seen in place of whole photos.
-        longest: seconds after which it ends early; None: ``longest_training``.
+        views: what is seen instead of whole photos.
+        longest: seconds after which training ends early; None: ``longest_training``.
     """
     import open_clip
     import torch
@@ -255,7 +255,7 @@ def train_clip(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = open_clip.CLIP(**CLIP_CONFIG).to(memory_format=torch.channels_last)
-            # Of 49,408 tokens some hundred occur: their random vectors are told apart well enough by what follows.
+            # Of 49,408 tokens about a hundred occur: the layers above tell their random vectors apart well enough.
             network.token_embedding.requires_grad_(False)
             training = _train(
                 network,
@@ -276,7 +276,7 @@ def train_clip(
 
 
 def longest_training(steps: int) -> float:
-    """Seconds after which a training of so many steps ends early."""
+    """Seconds after which a training of this many steps ends early."""
     return LONGEST_TRAINING * max(steps / STEPS, 1)
 
 

@@ -1,4 +1,4 @@
-"""The demo's page: its picture, what it printed, its report, and the commands for data of one's own."""
+"""The demo's page: its picture, what it printed, its report, and the commands for your own data."""
 
 from collections.abc import Sequence
 from html import escape
@@ -9,11 +9,11 @@ from nemo_dali.io.terminal import printable
 
 
 def page(said: Sequence[str], commands: Sequence[str]) -> bytes:
-    """An HTML page that asks nothing of the network and shows ``mosaics.png`` and ``report.html`` beside it.
+    """An HTML page that needs no network and shows ``mosaics.png`` and ``report.html`` beside it.
 
     Args:
-        said: lines that the demo printed; those that are indented belong to the one before.
-        commands: of the shell.
+        said: lines that the demo printed; an indented line belongs to the one before.
+        commands: shell commands.
     """
     steps: list[list[str]] = []
     for line in said:

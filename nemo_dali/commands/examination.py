@@ -38,7 +38,7 @@ from nemo_dali.plan.by_epoch import LAST_EPOCH
 
 Mode = Literal["stream", Placement]
 BYTES = integer(0, LARGEST_SEED)
-LONGEST_STEP_MS = 3.6e6  # of a training that is played: an hour
+LONGEST_STEP_MS = 3.6e6  # of a training that is simulated: an hour
 
 
 def tune(
@@ -56,7 +56,7 @@ def tune(
     from nemo_dali.mining.tune import depth_advice, propose
     from nemo_dali.plan.policy import check_policy_place, write_policy
 
-    check_policy_place(output)  # told now, not after the work
+    check_policy_place(output)  # fail now, not after the work
     table = NegativeTable.open(negatives)
     curves = measure_curves(Dataset.open(dataset), table)
     proposal = propose(curves, passing=passing, grid=grid)

@@ -1,4 +1,4 @@
-"""What is in a file of ours, as JSON values and as text: ``nemo-dali inspect``."""
+"""What is in a nemo-dali file, as JSON values and as text: ``nemo-dali inspect``."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def inspect_file(path: str | Path, *, pools: list[tuple[float | None, int]]) -> 
         ``format``, ``version``, ``fingerprint``, ``made_by`` and what the kind of file has.
 
     Raises:
-        FileFormatError: the file is not one of ours or is damaged.
+        FileFormatError: the file is not a nemo-dali file or is damaged.
     """
     remedy = "Give a file made by 'nemo-dali index', 'nemo-dali mine' or 'nemo-dali tiles'."
     kind = read_kind(path, remedy=remedy)

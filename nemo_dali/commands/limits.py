@@ -1,4 +1,4 @@
-"""The limit of the address space: libraries for GPUs map much of it, and end their process for want of it."""
+"""The limit of the address space: libraries for GPUs map much of it, and end the process when it runs out."""
 
 import re
 import resource
@@ -11,12 +11,12 @@ ROOM_ENOUGH = 8 * 2**30  # bytes of address space for torch and DALI, built for 
 
 
 def check_address_space() -> None:
-    """Where it is limited, load torch and DALI in another process first: with too little of it they end theirs.
+    """If it is limited, load torch and DALI in another process first: with too little of it they end the process.
 
-    To be called before anything of the package's that may import NumPy, whose threads end it likewise.
+    Call this before anything in the package that may import NumPy, whose threads end the process too.
 
     Raises:
-        NemoError: they did.
+        NemoError: they ended it.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if not 0 <= limit < ROOM_ENOUGH:
@@ -30,7 +30,7 @@ def check_address_space() -> None:
 
 
 def raise_it_first() -> str:
-    """The remedy where it is limited, as a sentence to go before another; else nothing."""
+    """The remedy if the address space is limited, as a sentence to put before another; else an empty string."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return ""

@@ -20,7 +20,7 @@ def integer(least: int = 1, most: int = MOST) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         try:
             number = int(value)
-        except ValueError:  # of thousands of digits, too
+        except ValueError:  # for thousands of digits, too
             raise typer.BadParameter(f"{_short(value)} must be an integer") from None
         if not least <= number <= most:
             raise typer.BadParameter(f"{_short(value)} must be from {least} to {most}")
@@ -51,16 +51,16 @@ def _short(value: Any) -> str:
 
 
 def as_typed(value: Any) -> str:
-    """A parser of values: bytes that are no UTF-8 included, which typer may refuse otherwise."""
+    """A parser of values that keeps bytes that are not UTF-8, which typer may refuse otherwise."""
     return str(value)
 
 
 def _log(verbose: bool) -> None:
-    """Let log records go to stderr, unless the program that calls this has seen to its own."""
+    """Send log records to stderr, unless the program that calls this has configured logging."""
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter())
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
-    logging.getLogger("nemo_dali.kernels").setLevel(logging.INFO)  # that they compile: else a first start seems to hang
+    logging.getLogger("nemo_dali.kernels").setLevel(logging.INFO)  # says they compile: else a first start seems to hang
 
 
 def argument(metavar: str, help: str) -> Any:
@@ -72,8 +72,8 @@ def option(metavar: str, help: str, parser: Callable[[Any], Any] | None = None, 
     """An option with a value.
 
     Args:
-        flags: if others than the parameter's name says.
-        default: in words, where None stands for one.
+        flags: if different from what the parameter's name implies.
+        default: in words, where None stands for it.
     """
     return typer.Option(*flags, parser=parser, metavar=metavar, help=help, show_default=default or True)
 

@@ -1,4 +1,4 @@
-"""How a command reads its line and shows what it takes: typer's, with several values behind a flag."""
+"""How a command reads its line and shows what it takes: as in typer, but with several values after a flag."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from nemo_dali._checks import as_list
 from nemo_dali.io.output import check_inputs
 from nemo_dali.io.terminal import say
 
-# The base of everything that is wrong with a line: click's, which typer brings along from 0.26 on.
+# The base of all errors in a command line: click's, which typer brings along from 0.26 on.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__base__)
-SEVERAL = "..."  # ends the metavar of an option that takes any number of values behind one flag
+SEVERAL = "..."  # ends the metavar of an option that takes any number of values after one flag
 HELP = ("-h", "--help")
-# What a command reads, by its parameters' names: nothing of it may be written over.
+# The parameters that name what a command reads, which must not be overwritten.
 INPUTS = (
     *("source", "dataset", "negatives", "embeddings", "scores", "exclude_photos_of", "leave_out"),
     *("pretrained", "model", "policy", "tiles", "truth"),
@@ -36,7 +36,7 @@ class _Shown:
         try:
             return cast(list[str], super().parse_args(ctx, args))  # type: ignore[misc]  # as above
         except UsageError as error:
-            error.ctx = error.ctx or ctx  # not every one knows it
+            error.ctx = error.ctx or ctx  # not every error has one
             raise
 
     def get_help_option_names(self, ctx: Any) -> list[str]:
@@ -51,7 +51,7 @@ class _Shown:
 
 
 class Group(_Shown, TyperGroup):
-    """Commands, and behind them groups of such."""
+    """Commands, and after them groups of commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(self.commands, key=lambda name: isinstance(self.commands[name], Group))
@@ -74,7 +74,7 @@ class Command(_Shown, TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. What it writes is none of its inputs; an argument that it refuses is wrong usage."""
+        """Run the command. Its output must not be one of its inputs; an argument that it refuses is wrong usage."""
         try:
             if (output := ctx.params.get("output")) is not None:
                 for given in map(ctx.params.get, INPUTS):
@@ -91,11 +91,11 @@ def _is_option(param: Any) -> bool:
 
 
 def _repeated(words: Sequence[str], *, several: set[str], valued: set[str]) -> Iterator[str]:
-    """A line's words, with the flag of an option of several values before each of them.
+    """A line's words, with the flag of an option that has several values before each value.
 
     Args:
         several: flags of such options.
-        valued: flags of options with a value; a word that begins with a dash is none, unless it is a number.
+        valued: flags of options with a value; a word that begins with a dash is not a value, unless it is a number.
 
     Raises:
         LookupError: the flag that has no value.

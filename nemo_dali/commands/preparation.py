@@ -241,7 +241,7 @@ def tiles(
 
 
 def _weights(given: list[str]) -> dict[str, float]:
-    """Weights by kind, of words like ``attribute=2``."""
+    """Weights by kind, from words like ``attribute=2``."""
     weights: dict[str, float] = {}
     for word in given:
         kind, _, weight = word.partition("=")
@@ -255,5 +255,5 @@ def _weights(given: list[str]) -> dict[str, float]:
 
 
 def _must_be_utf8(*paths: str | Path) -> None:
-    """Raise a UnicodeEncodeError for names that a file is to record, now and not after the work."""
+    """Raise a UnicodeEncodeError for names that a file will record, now rather than after the work."""
     "".join(map(os.path.abspath, paths)).encode()

@@ -1,4 +1,4 @@
-"""``nemo-dali preview``: a contact sheet, the negatives with their similarities to the expressions."""
+"""``nemo-dali preview``: a contact sheet that shows the negatives' similarities to the expressions."""
 
 import io
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger("nemo_dali")
 
 MOST_SAMPLES = 1000  # on a sheet, which is then 105,000 pixels high
 SHEET = "a sheet of nemo-dali's"
-SOFTWARE = "nemo-dali preview"  # a text of the PNG's, in front of its pixels
+SOFTWARE = "nemo-dali preview"  # a text chunk of the PNG, before its pixels
 
 
 def preview(
@@ -40,25 +40,26 @@ def preview(
 ) -> int:
     """Draw the first ``count`` samples of an epoch of a Loader as a PNG.
 
-    Samples without a target are marked, and negatives outside the policy's bound and first K, which fill short pools.
+    Samples without a target are marked, as are negatives outside the policy's bound and first K, which fill up short
+    pools.
 
     Args:
         dataset: a .ris.h5 file.
         table: its .neg.h5 file.
         count: samples to draw, 1 to ``MOST_SAMPLES``.
         output: the .png file; an earlier sheet is replaced when the new one is complete, anything else is not.
-        seed: the loader's seed: other samples.
+        seed: the loader's seed; a different one gives other samples.
         images: where the photos are, if not where they were when the data set file was made.
-        policy: one, or the file of one; None: mostly mined mosaics, some random and single ones, 3x3 besides 2x2 where
-            there are enough photos.
+        policy: a policy or a policy file; None: mostly mined mosaics, some random mosaics and single photos, 3x3 as
+            well as 2x2 if there are enough photos.
         size: height and width of a frame in pixels.
-        epoch: counted from 0. A policy may change with it, and what is drawn is drawn anew in each.
+        epoch: counted from 0. A policy may change with it, and each epoch draws anew.
 
     Returns:
         How many of the samples have negatives outside the policy.
 
     Raises:
-        ValueError: ``count``, ``seed`` or ``epoch`` is out of range, or ``output`` is no .png.
+        ValueError: ``count``, ``seed`` or ``epoch`` is out of range, or ``output`` is not a .png.
         NemoError: a file cannot be read or written.
     """
     from nemo_dali.loader.loader import Loader
@@ -111,14 +112,14 @@ def preview(
 
 
 def _telling_policy(photos: int) -> MosaicPolicy:
-    """Mosaics above all, as far as there are photos to fill them."""
+    """Mostly mosaics, if there are enough photos to fill them."""
     if photos < 4:
         return MosaicPolicy(p_mined=0)
     return MosaicPolicy(p_mined=0.8, p_random=0.16, grids={2: 0.7, 3: 0.3} if photos >= 9 else {2: 1.0})
 
 
 def _tell_epochs_that_mine(policy: MosaicPolicy, epoch: int) -> None:
-    """Say which epoch to look at, where the one drawn has no mined mosaics and others have."""
+    """Say which epoch to look at, if the one drawn has no mined mosaics and others do."""
     most = max(policy.turns, key=lambda other: policy.difficulty(other).p_mined)
     if policy.mines and not policy.difficulty(epoch).p_mined:
         logger.warning(

@@ -1,4 +1,4 @@
-"""What the Loader is measured against: the same samples by a PyTorch DataLoader, as a good engineer would write it.
+"""What the Loader is measured against: the same samples from a PyTorch DataLoader, as a good engineer would write it.
 
 Only the photos of a sample are decoded, each resized straight into its cell, in worker processes that live as long as
 the loader; masks come from run lengths by pycocotools; normalisation is torch's own. Nothing is kept from sample to
@@ -93,7 +93,7 @@ class Samples:
 
 
 def one_thread(_: int) -> None:
-    """In each worker: the workers are the parallelism."""
+    """Use one thread in each worker: the workers are the parallelism."""
     import torch
 
     torch.set_num_threads(1)
@@ -146,13 +146,13 @@ def dataloader(loader: Loader, rows: PlanRows, *, batches: int, in_flight: int =
 
 
 def check_equal(ours: Any, theirs: Any, *, exact: bool = True) -> None:
-    """Compare a batch of the loader with the baseline's of the same plan rows.
+    """Compare a batch of the loader with the baseline's batch of the same plan rows.
 
     Args:
         exact: whether the same decoder made both; else images may differ by two levels of 255 on average.
 
     Raises:
-        NemoError: they differ, so their speeds do not compare.
+        NemoError: they differ, so their speeds cannot be compared.
     """
     import torch
 

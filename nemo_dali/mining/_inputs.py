@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
-DECODED = 16  # photos that DALI decodes together, at least; 12 megapixels each are 0.6 GB of memory
+DECODED = 16  # photos that DALI decodes together, at least; at 12 megapixels each they take 0.6 GB of memory
 
 
 class Inputs(Protocol):
-    """What an encoder is to see, in the order in which it is cut into micro-batches."""
+    """What an encoder sees, in the order in which it is cut into micro-batches."""
 
     what: str
     unit: str
     rows: int
 
     def batches(self, numbers: Sequence[int]) -> Generator[Any, None, None]:
-        """Micro-batches by their numbers, filled up."""
+        """The micro-batches with these numbers, filled up."""
         ...
 
     def encode(self, batch: Any) -> "torch.Tensor":
@@ -44,11 +44,11 @@ class Inputs(Protocol):
         ...
 
     def name(self, row: int) -> str:
-        """A row, for messages."""
+        """What to call a row in messages."""
         ...
 
     def place(self, vectors: F32, begin: int, embedding: F32) -> None:
-        """Put the vectors of rows ``begin`` and following where they belong in an embedding."""
+        """Put the vectors of the rows from ``begin`` on where they belong in an embedding."""
         ...
 
 
@@ -59,7 +59,7 @@ class Photos:
         clip: the model.
         dataset: whose photos.
         batch_size: photos of a micro-batch.
-        num_threads: DALI's, and as many for the preprocessing.
+        num_threads: threads of DALI, and as many for the preprocessing.
     """
 
     what, unit = "embedding photos", "photo"
@@ -129,7 +129,7 @@ class Photos:
 
 
 class Crops(Photos):
-    """The crops of a data set's photos, one photo's behind another's."""
+    """The crops of a data set's photos, photo by photo."""
 
     what, unit = "embedding crops of photos", "crop"
     of_each = CROPS
@@ -165,8 +165,8 @@ class _PhotoPipeline(StreamPipeline[list[int]]):
 class Sentences:
     """Distinct sentences, shortest first, so that a micro-batch needs few tokens.
 
-    A text encoder that looks at earlier tokens only is given no more of them than a micro-batch has: ten times as fast
-    for generated sentences, and off by its own rounding only.
+    A text encoder that only looks at earlier tokens is given no more tokens than a micro-batch has: this is ten times
+    as fast for generated sentences, and changes results only by rounding.
 
     Args:
         clip: the model.
@@ -174,7 +174,7 @@ class Sentences:
         batch_size: sentences of a micro-batch.
 
     Attributes:
-        cut: sentences with more tokens than the model takes, of which the first ones are used.
+        cut: sentences with more tokens than the model takes; only their first tokens are used.
         trims: whether micro-batches are given only as many tokens as they have.
 
     Raises:
@@ -199,7 +199,7 @@ class Sentences:
         self._order = np.argsort(length, kind="stable")
         self._tokens, self._length = tokens[self._order], length[self._order]
         self.rows = len(distinct)
-        # Which sentences a distinct one is: those of row r are sentence[first[r] : first[r + 1]].
+        # The sentences that share a distinct text: those of row r are sentence[first[r] : first[r + 1]].
         row_of = np.argsort(self._order)[place]
         self._sentence = np.argsort(row_of, kind="stable")
         self._row_of = row_of
@@ -235,7 +235,7 @@ class Sentences:
 
 
 def _causal(network: Any) -> bool:
-    """Whether a text encoder looks at earlier tokens only and gives what it has at the end token."""
+    """Whether a text encoder only looks at earlier tokens and takes its output at the end token."""
     import open_clip
 
     return (

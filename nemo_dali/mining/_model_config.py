@@ -1,4 +1,4 @@
-"""Configs of CLIP models from anywhere: read within bounds, and refused where they ask for more than local files."""
+"""CLIP model configs from any source: read within bounds, and refused if they ask for more than local files."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from nemo_dali.io.files import read_regular
 
 MAX_FILE_BYTES = 1 << 20
 MAX_NUMBER = 2_000_000  # any number in a config; the largest of open_clip's is a vocabulary of 901,629 words
-MAX_OF = {  # of numbers by these names; open_clip's own configs have at most what stands behind
+MAX_OF = {  # of numbers with these names; a comment gives the largest in open_clip's own configs
     "layers": 200,  # 56
     "width": 16_384,  # 1,792
     "embed_dim": 16_384,  # 1,536
@@ -30,12 +30,12 @@ TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "reductio
 
 
 def read_config(path: str) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
-    """A config file's content, the model's config in it, and that of its preprocessing.
+    """A config file's content, and the configs of the model and of its preprocessing in it.
 
     The file is a model config, or the open_clip_config.json of a model on the Hugging Face Hub.
 
     Raises:
-        NemoError: it is none, is out of bounds, or would run code or reach for the network.
+        NemoError: it is not one, is out of bounds, or would run code or access the network.
     """
     try:
         content = read_regular(path, MAX_FILE_BYTES)
@@ -60,7 +60,7 @@ def read_config(path: str) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values that hold no others, with the nearest key above; keys themselves too."""
+    """The values that hold no others, with the nearest key above them, and the keys themselves."""
     todo = [(key, value)]
     while todo:
         key, value = todo.pop()
@@ -93,7 +93,7 @@ def _check_value(path: str, key: str, value: Any) -> None:
 
 
 def _check_positions(path: str, vision: dict[str, Any]) -> None:
-    """Refuse an image tower of more positions than one has: some are computed before there is a model."""
+    """Refuse an image tower with more positions than any real one: some are computed before there is a model."""
     sides = vision.get("image_size", 224)
     sides = sides if isinstance(sides, list) else [sides, sides]
     patch, width = vision.get("patch_size", 16), vision.get("width", 768)

@@ -1,4 +1,4 @@
-"""Products of float32 numbers in float32, whatever a user lets a GPU shorten."""
+"""Products of float32 numbers in float32, whatever reduced precision the user allows a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,16 +7,16 @@ from typing import Any
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Neither matrix products nor convolutions are shortened to TF32 while the block runs.
+    """Keep matrix products and convolutions from using TF32 while the block runs.
 
-    torch 2.9 has new settings for that, and refuses to read the old ones where somebody has used the new.
+    torch 2.9 has new settings for that, and refuses to read the old ones once the new ones have been used.
     """
     import torch
 
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     settings: list[tuple[Any, str, Any]] = [(matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
     if hasattr(matmul, "fp32_precision"):
-        both: Any = cudnn  # torch's types do not know what it has of each
+        both: Any = cudnn  # torch's types do not know its conv and rnn
         settings = [(of, "fp32_precision", "ieee") for of in (matmul, both.conv, both.rnn)]
     before = [getattr(of, name) for of, name, _ in settings]
     try:
@@ -30,7 +30,7 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def deterministic_convolutions() -> Iterator[None]:
-    """cuDNN takes the same way each time. ``torch.backends.cudnn.flags`` would read the old settings besides."""
+    """Make cuDNN deterministic. ``torch.backends.cudnn.flags`` would read the old settings too."""
     import torch
 
     cudnn = torch.backends.cudnn

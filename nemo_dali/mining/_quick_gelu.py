@@ -1,4 +1,4 @@
-"""Weights trained with QuickGELU under a model without it, which load all the same and embed worse."""
+"""Weights trained with QuickGELU in a model without it, which load anyway and embed worse."""
 
 import logging
 import re
@@ -13,11 +13,11 @@ _SUFFIX = "-quickgelu"  # of open_clip's names
 
 
 def warn_of_quick_gelu(model: str, name: str, pretrained: str, weights: Weights) -> None:
-    """Tell that weights were trained with QuickGELU, where that is known, and the model is without it.
+    """Warn if weights are known to have been trained with QuickGELU and the model is without it.
 
     Args:
         model, pretrained: as given.
-        name: that open_clip knows the model by.
+        name: the name that open_clip knows the model by.
     """
     import open_clip
 
@@ -58,7 +58,7 @@ def _trained_with(name: str, pretrained: str, weights: Weights) -> str:
 def _tag_in(name: str, stem: str) -> str:
     """The longest of open_clip's tags in a file's name, if all of its weights were trained with QuickGELU.
 
-    Those of the model; where open_clip does not know the model, those of several models.
+    Only the model's own tags count; if open_clip does not know the model, only tags of several models do.
     """
     import open_clip
 
@@ -78,9 +78,9 @@ def _words(text: str) -> str:
 
 
 def _published() -> Iterator[tuple[str, str, bool, str, str]]:
-    """open_clip's weights: model, tag, whether trained with QuickGELU, the file's name, the folder's in a cache.
+    """open_clip's weights: model, tag, whether trained with QuickGELU, the file's name, the folder's name in a cache.
 
-    Files of OpenAI's are not told by their names, which are models' names, but by what is in them.
+    OpenAI's files are recognised by what is in them, not by their names, which are models' names.
     """
     import open_clip
 

@@ -20,13 +20,13 @@ class Task:
 
     dataset: Dataset
     clips: list[Clip]
-    given: NegativeTable | None  # whose embeddings are taken, in place of the clips'
+    given: NegativeTable | None  # whose embeddings are used instead of the clips'
     excluded: Excluded
     rules: dict[str, Any]  # what is excluded, as attributes of the table
     device: str
 
     def attributes(self, depth: int, batch_size: int, method: str) -> dict[str, Any]:
-        """What the table records, and what ranks must share to make one table."""
+        """What the table records, and what ranks must agree on to make one table."""
         made = {
             "dataset_fingerprint": self.dataset.fingerprint,
             "dataset_name": self.dataset.name,
@@ -56,7 +56,7 @@ def open_task(
     device: str | None,
     exclusions: Exclusions,
 ) -> Task:
-    """Open the data set, and load the models or take the embeddings; ``mine`` has the arguments."""
+    """Open the data set, and load the models or take the embeddings; see ``mine`` for the arguments."""
     import torch
 
     if device is not None:
@@ -80,8 +80,8 @@ def open_task(
                     "--pretrained once, which keeps them."
                 )
             given.check_embeddings("crop_embedding")
-        given.check_all_rows()  # not read, but who mines anew from a damaged table should know
+        given.check_all_rows()  # rows are not used, but damage to them should be reported
     else:
-        dataset.photo_path(0)  # a folder that is not there is told before a model is loaded
+        dataset.photo_path(0)  # a missing folder is reported before a model is loaded
     clips = [load_clip(*pair, device=device) for pair in zip(models, weights, strict=True)]
     return Task(dataset, clips, given, excluded, rules, device)

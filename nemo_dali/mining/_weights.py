@@ -1,4 +1,4 @@
-"""Files of weights: found, held to bounds, and read without executing what they hold."""
+"""Weights files: found, checked against bounds, and read without executing what they hold."""
 
 import io
 import pickle
@@ -19,21 +19,21 @@ from nemo_dali.io.torch_pickle import Storage, StoredTensor, check_structure, re
 if TYPE_CHECKING:
     import torch
 
-MAX_PICKLE = 64 << 20  # bytes of what is no tensor in a file of PyTorch before 1.6
-_EXTRAS = frozenset({"context_length", "input_resolution", "vocab_size"})  # of OpenAI's archives, besides the weights
-_MASK = "attn_mask"  # a buffer that open_clip makes and keeps out of its files; TorchScript stores it all the same
+MAX_PICKLE = 64 << 20  # bytes of what is not a tensor in a file of PyTorch before 1.6
+_EXTRAS = frozenset({"context_length", "input_resolution", "vocab_size"})  # in OpenAI's archives, besides the weights
+_MASK = "attn_mask"  # a buffer that open_clip makes and leaves out of its files; TorchScript stores it anyway
 _SAVE = "Save the model's state_dict() with torch.save or as .safetensors."
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights that was looked through.
+    """A weights file that has been inspected.
 
     Attributes:
         size: of the file in bytes.
-        shapes: its tensors' by name.
+        shapes: those of its tensors by name.
         from_openai: whether it is one of the TorchScript archives that OpenAI published.
-        reader: of the tensors, where open_clip cannot read the file itself.
+        reader: reads the tensors, where open_clip cannot read the file itself.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Weights:
 
     @contextmanager
     def readable(self) -> Iterator[Path]:
-        """A file of the weights that open_clip reads: this one, or a copy of its tensors that goes afterwards.
+        """A file of the weights that open_clip can read: this one, or a temporary copy of its tensors.
 
         Raises:
             NemoError: the tensors are damaged, or there is no room for the copy.
@@ -73,7 +73,7 @@ def find_weights(model: str, name: str, pretrained: str) -> Path:
 
     Args:
         model: for messages.
-        name: that open_clip knows the model by.
+        name: the name that open_clip knows the model by.
 
     Raises:
         NemoError: there is none, or it cannot be fetched.
@@ -98,7 +98,7 @@ def find_weights(model: str, name: str, pretrained: str) -> Path:
 
 
 def read_weights(path: Path) -> Weights:
-    """Look through a file of weights; no tensor's data is read.
+    """Inspect a weights file without reading the data of any tensor.
 
     Raises:
         NemoError: it is damaged, would take more memory than it has bytes, or holds more than tensors and plain values.
@@ -121,12 +121,12 @@ def read_weights(path: Path) -> Weights:
         return _read_pickled(path, size)
     except OSError as error:
         raise NemoError(f"The weights {path} cannot be read: {error.strerror}. Check the path.") from error
-    except (zipfile.BadZipFile, ValueError, RuntimeError) as error:  # the last: parts that are encrypted
+    except (zipfile.BadZipFile, ValueError, RuntimeError) as error:  # the last: encrypted parts
         raise NemoError(f"{path} is damaged ({first_line(error)}). Get the file again.") from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message that says something, shortened: PyTorch lists every tensor of a model."""
+    """The first informative line of a message, shortened: PyTorch lists every tensor of a model."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
     return line if len(line) <= 160 else line[:157] + "..."
@@ -144,7 +144,7 @@ def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_archive(archive: zipfile.ZipFile, size: int, path: Path, *, scripted: bool) -> None:
-    """Refuse parts that are compressed, but for code, which is not read, and pickles beyond bounds."""
+    """Refuse pickles beyond bounds, and compressed parts other than code, which is not read."""
     parts = [part for part in archive.infolist() if not (scripted and part.filename.split("/")[1:2] == ["code"])]
     if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
         raise NemoError(f"{path} is compressed, which PyTorch's files are not, and could take any memory. {_SAVE}")
@@ -155,10 +155,10 @@ def _check_archive(archive: zipfile.ZipFile, size: int, path: Path, *, scripted:
 
 
 def _read_pickled(path: Path, size: int) -> Weights:
-    """What ``torch.save`` wrote.
+    """Inspect what ``torch.save`` wrote.
 
-    open_clip is told to read tensors only, but where loading raises a TypeError it loads again without saying so, and
-    PyTorch before 2.6 then executes what the file asks for. So the file is looked through here first.
+    open_clip is asked to read tensors only, but where loading raises a TypeError it silently loads again without that
+    limit, and PyTorch before 2.6 then executes what the file asks for. So the file is inspected here first.
     """
     import torch
 
@@ -166,7 +166,7 @@ def _read_pickled(path: Path, size: int) -> Weights:
         warnings.simplefilter("ignore")  # about kinds of files that are refused right here
         try:
             content = torch.load(path, map_location="meta", weights_only=True)
-        except pickle.UnpicklingError:  # a NumPy scalar, an object of PyTorch's; or what would run code
+        except pickle.UnpicklingError:  # a NumPy scalar or an object of PyTorch's, or what would run code
             return _read_described(path, size)
         except Exception as error:  # a damaged file raises almost anything
             raise NemoError(
@@ -182,7 +182,7 @@ def _read_pickled(path: Path, size: int) -> Weights:
 
 
 def _read_described(path: Path, size: int) -> Weights:
-    """What ``torch.save`` wrote beside objects of NumPy's and PyTorch's, which become records."""
+    """Inspect a file that also holds NumPy's and PyTorch's objects, which become records."""
     with open(path, "rb") as file:
         if file.read(4) == b"PK\3\4":
             with zipfile.ZipFile(file) as archive:
@@ -192,7 +192,7 @@ def _read_described(path: Path, size: int) -> Weights:
 
 
 def _read_archive(archive: zipfile.ZipFile, size: int, path: Path, *, scripted: bool) -> Weights:
-    """A zip file: tensors as ``data.pkl`` describes them, and their storages beside it."""
+    """Inspect a zip file: ``data.pkl`` describes the tensors, and their storages are beside it."""
     names = [name for name in archive.namelist() if name.partition("/")[2] == "data.pkl"]
     if len(names) != 1:
         raise NemoError(f"{path} is damaged (it has {len(names)} parts that describe tensors). Get the file again.")
@@ -223,7 +223,7 @@ def _read_archive(archive: zipfile.ZipFile, size: int, path: Path, *, scripted: 
 
 
 def _read_old(file: BinaryIO, size: int, path: Path) -> Weights:
-    """A file of PyTorch before 1.6: five pickles, then the storages in the order of the fifth, their lengths before."""
+    """A file of PyTorch before 1.6: five pickles, then the storages in the fifth's order, each after its length."""
     most = min(size, MAX_PICKLE)
     for _ in range(3):  # a number, a version, the machine
         read_description(file, most, path)
@@ -260,7 +260,7 @@ def _weights(
     *,
     from_openai: bool = False,
 ) -> Weights:
-    """Weights of which open_clip gets a copy."""
+    """Weights that open_clip gets a copy of."""
 
     def reader() -> "dict[str, torch.Tensor]":
         import torch
@@ -291,7 +291,7 @@ def _bytes(storage: Storage, path: Path) -> int:
 
 
 def _kinds() -> "dict[str, torch.dtype]":
-    """Data types by the classes of storages."""
+    """Data types by storage class."""
     import torch
 
     return {

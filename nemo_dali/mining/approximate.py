@@ -2,7 +2,7 @@
 
     photos ──k-means──▶ lists of alike ones, 8 bits a number ──probe the nearest lists──▶ candidates ──▶ exact ranking
 
-An exact ranking looks at every pair of a sentence and a photo; this one at those in ``probes`` of the lists. What it
+An exact ranking compares each sentence with every photo; this one only with those in ``probes`` of the lists. What it
 misses is measured against the exact ranking on a sample of sentences, and recorded.
 """
 
@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 
 TRAINING_PER_LIST = 40  # photos that k-means learns from, per list; FAISS asks for 39 at least
-ADDED = 1 << 16  # photos put into the lists at a time
+ADDED = 1 << 16  # photos added to the lists at a time
 SAMPLE = 256  # sentences on which the recall is measured, or a few more
 
 
 def list_count(photos: int) -> int:
-    """How many lists: a power of two near four times the square root of the photos, as FAISS's guide has it."""
+    """How many lists: a power of two near four times the square root of the photos, as FAISS's guide suggests."""
     return int(2 ** max(0, min(round(math.log2(4 * math.sqrt(photos))), math.floor(math.log2(photos / 39)))))
 
 
 class ApproximateRanker:
-    """Ranks for any sentences the photos that an index finds.
+    """Ranks, for any sentences, the photos that an index finds.
 
     Args:
-        ranker: of the same embeddings.
+        ranker: an exact one of the same embeddings.
         text_embedding, image_embedding: float32 [S, D] and [M, D] of unit length.
-        probes: lists that are looked at for each sentence, at most ``list_count(M)``.
+        probes: lists that are searched for each sentence, at most ``list_count(M)``.
         ranks: rank 0 builds the index.
 
     Raises:
@@ -51,7 +51,7 @@ class ApproximateRanker:
         faiss = import_faiss()
         self._ranker, self._text = ranker, text_embedding
         self._photos = len(image_embedding)
-        # With as many threads whatever the number of ranks: the others wait.
+        # The same number of threads whatever the number of ranks: the others wait.
         faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
         made = ranks.attempt(lambda: _build(image_embedding) if ranks.rank == 0 else np.empty(0, np.uint8))
         (size,) = ranks.from_first(np.array([len(made)]))
@@ -61,12 +61,12 @@ class ApproximateRanker:
         faiss.omp_set_num_threads(ranker.threads)
 
     def probe(self, probes: int) -> None:
-        """Look at as many lists from now on."""
+        """Search this many lists from now on."""
         self._index.nprobe = probes
 
     def rank(self, begin: int, end: int) -> RankedBlock:
-        """As ``Ranker.rank``, of the photos found; ``own_rank`` is a lower bound of the own photo's place."""
-        wanted = self._ranker.depth + self._ranker.depth // 4 + 16  # 8 bits a number put some in a wrong order
+        """Like ``Ranker.rank``, for the photos found; ``own_rank`` is a lower bound on the own photo's place."""
+        wanted = self._ranker.depth + self._ranker.depth // 4 + 16  # 8 bits a number put some in the wrong order
         while True:
             wanted = min(wanted, self._photos)
             _, found = self._index.search(np.ascontiguousarray(self._text[begin:end]), wanted)
@@ -78,7 +78,7 @@ class ApproximateRanker:
 
     def recall(self) -> npt.NDArray[np.float64]:
         """float64 [n, 2]: for some N the mean share of the exact first N that is found, on a sample of sentences."""
-        blocks = self._ranker.blocks(most_rows=1)  # a ref each
+        blocks = self._ranker.blocks(most_rows=1)  # one ref each
         places = np.unique(np.linspace(0, len(blocks) - 1, min(SAMPLE, len(blocks))).astype(int))
         shares = []
         for begin, end in (blocks[place] for place in places):
@@ -100,7 +100,7 @@ def recall_places(depth: int) -> list[int]:
 
 
 def import_faiss() -> Any:
-    """The module.
+    """Import FAISS.
 
     Raises:
         NemoError: it is not installed.

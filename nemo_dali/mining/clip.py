@@ -32,7 +32,7 @@ class Clip:
         tokenizer: sentences to int64 [n, context length].
         weights_hash: sha256 over the tensors in the order of their names, whatever file they came from.
         model, pretrained: as given.
-        encoder: what besides the weights an embedding depends on: library, device, preprocessing.
+        encoder: what an embedding depends on besides the weights: library, device, preprocessing.
     """
 
     network: Any
@@ -57,7 +57,7 @@ def load_clip(model: str, pretrained: str, *, device: str | None = None) -> Clip
     Args:
         model: the name of an open_clip model ("ViT-B-32"), or the path of a model config (.json).
         pretrained: a tag that open_clip can fetch ("laion2b_s34b_b79k"), or a local weights file (.pt, .pth, .bin,
-            .safetensors; OpenAI's TorchScript archives too). Tensors are all that is read from it.
+            .safetensors; OpenAI's TorchScript archives too). Only tensors are read from it.
         device: "cpu", "cuda", "cuda:1", ...; None: CUDA where there is a device, else the CPU.
 
     Raises:
@@ -107,8 +107,8 @@ def _build(
     import open_clip
 
     with weights.readable() as path, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "QuickGELU mismatch")  # told before, with a remedy
-        if path != weights.path:  # open_clip does not see the tag, which may ask for another preprocessing
+        warnings.filterwarnings("ignore", "QuickGELU mismatch")  # already reported, with a remedy
+        if path != weights.path:  # open_clip does not see the tag, which may ask for different preprocessing
             preprocess = preprocess or open_clip.pretrained.get_pretrained_cfg(name, pretrained)
             pretrained = str(path)
         network, transform = open_clip.create_model_from_pretrained(
@@ -123,11 +123,11 @@ def _build(
 
 
 def checked_device(device: str) -> "torch.device":
-    """A device of PyTorch's to embed on.
+    """The PyTorch device to embed on.
 
     Raises:
         ValueError: neither cpu nor cuda.
-        NemoError: a CUDA device, and there is none.
+        NemoError: a CUDA device, but there is none.
     """
     import torch
 
@@ -143,7 +143,7 @@ def checked_device(device: str) -> "torch.device":
 
 
 def _check_positions(stored: dict[str, tuple[int, ...]], network: Any, model: str, pretrained: str) -> None:
-    """Refuse weights of another image size or context length, which open_clip would interpolate without a word."""
+    """Refuse weights of another image size or context length, which open_clip would interpolate silently."""
     for key, tensor in network.state_dict().items():
         if key.endswith("positional_embedding") and stored.get(key, tuple(tensor.shape)) != tuple(tensor.shape):
             raise NemoError(
@@ -183,7 +183,7 @@ def model_name(model: str) -> tuple[str, dict[str, Any]]:
 
 
 def _check_size(name: str, model: str, pretrained: str, weights: Weights) -> None:
-    """Refuse weights that cannot fill a model, built here without memory: a value takes a byte of a file or more."""
+    """Refuse weights too small for a model, built here without memory: a value takes at least a byte of a file."""
     import open_clip
     import torch
 

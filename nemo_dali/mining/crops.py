@@ -7,7 +7,7 @@
 +-----+-----+
 """
 
-GRIDS = ((2, 0.75), (3, 0.55))  # squares each way, and their side as a share of the photo's shorter one
+GRIDS = ((2, 0.75), (3, 0.55))  # squares each way, and their side as a share of the photo's shorter side
 CROPS = sum(count**2 for count, _ in GRIDS)
 
 

@@ -1,12 +1,12 @@
-"""Embedding: a CLIP model's unit vectors of photos and sentences, by any number of ranks to the same bytes.
+"""Embedding: a CLIP model's unit vectors of photos and sentences, the same bytes from any number of ranks.
 
     photos ──DALI: read, decode──▶ open_clip's preprocessing ──┐
                                                                ├──▶ micro-batches ──▶ encoder ──▶ vectors, on all ranks
     sentences, each once ──tokenizer──▶ shortest first ────────┘
 
 An embedding changes in the last bits with the batch that it was computed in. So inputs are cut into micro-batches of
-one size, in an order that depends on the data alone, the last one filled up. Of those to be done rank r of W computes
-the micro-batches r, r + W, r + 2W, ...; on a CPU each by one thread, as many at a time as there are cores.
+one size, in an order that depends on the data alone, the last one filled up. Of those still to do, rank r of W computes
+the micro-batches r, r + W, r + 2W, ...; on a CPU each in one thread, as many at a time as there are cores.
 """
 
 import time
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 
 ROUND_S = 10.0  # seconds of work between two exchanges: what a killed run loses, and how long the fastest rank idles
-ROUND_BYTES = 64 << 20  # of vectors that a rank gives at a time, at most
+ROUND_BYTES = 64 << 20  # of vectors that a rank sends at a time, at most
 
 
 class Stage:
     """How embedding went.
 
     Attributes:
-        rows: embedded in this run.
-        seconds: that it took.
+        rows: rows embedded in this run.
+        seconds: how long it took.
         starved: seconds in which this rank's model had nothing to do because its inputs were not there yet.
     """
 
@@ -52,7 +52,7 @@ class Stage:
 
     @property
     def rate(self) -> float:
-        """Rows a second."""
+        """Rows per second."""
         return self.rows / self.seconds if self.seconds else 0.0
 
 
@@ -71,17 +71,17 @@ def embed(
     """Fill an embedding, on every rank, with what all of them compute.
 
     Args:
-        inputs: of the model.
+        inputs: what the model sees.
         embedding: float32 [all rows, D], written into.
-        done: rows that are there already, and on every rank.
+        done: rows that are already filled, on every rank.
         batch_size: rows of a micro-batch.
         scale: length of the vectors.
-        record: called on rank 0 with the number of rows that are there by then.
+        record: called on rank 0 with the number of rows filled so far.
         workers: micro-batches computed at the same time.
 
     Raises:
         PhotoError: a photo is missing, cannot be decoded or has changed its size.
-        NemoError: an embedding is not finite, a batch is too large for the memory, or another rank went away.
+        NemoError: an embedding is not finite, a batch is too large for the memory, or another rank stopped.
     """
     stage, start = Stage(), time.monotonic()
     total, width = -(-inputs.rows // batch_size), embedding.shape[1]
@@ -89,7 +89,7 @@ def embed(
     mine = range(first + ranks.rank, total, ranks.size)  # this rank's micro-batches
 
     def rounds() -> Iterator[int]:
-        """Rows as they are placed; in a round every rank gives as many micro-batches."""
+        """Rows as they are placed; in a round every rank sends the same number of micro-batches."""
         following, count = first, 1
         with closing(_vectors(inputs, clip, mine, workers, stage)) as made:
             while following < total:
@@ -177,7 +177,7 @@ def _vectors(
 
 @contextmanager
 def _exact_products(clip: Clip) -> Iterator[None]:
-    """Everything in float32, in an order that does not depend on what else the machine does."""
+    """Compute everything in float32, in an order that does not depend on what else the machine does."""
     import torch
 
     threads = torch.get_num_threads()

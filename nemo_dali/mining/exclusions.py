@@ -50,11 +50,11 @@ class Exclusions:
             raise ValueError(f"crops ({self.crops}) must be None or between -2 and 2")
 
     def of(self, dataset: Dataset) -> tuple[Excluded, dict[str, Any]]:
-        """For the ranking, and as attributes of the table.
+        """The exclusions as the ranking takes them, and as attributes of the table.
 
         Raises:
-            NemoError: no ref of the data set has a category, every photo is left out, or a file in ``photos_of`` is no
-                data set file.
+            NemoError: no ref of the data set has a category, every photo is left out, or a file in ``photos_of`` is not
+                a data set file.
         """
         words, others = list(ALWAYS), list[str]()
         shown = category = never = None

@@ -1,9 +1,9 @@
-"""A negative table of scores that others computed, without a model: see ``scores`` for what is read.
+"""A negative table from scores computed elsewhere, without a model: see ``scores`` for what is read.
 
     scores, piece by piece ──▶ rows of the data set ──▶ less what is excluded ──▶ the best of each sentence, in place
 
-No more than a piece is held in memory: the table on the disk, sized for all of it, takes the candidates as they come,
-in any order, and in the end each row is sorted.
+Only one piece is held in memory: the table on the disk has its full size from the start and takes the candidates as
+they come, in any order; at the end each row is sorted.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-SORTED_CELLS = 1 << 22  # of the table sorted together
-SHARING = 16  # sentences that may have one id: gRefCOCO has refs twice
+SORTED_CELLS = 1 << 22  # of the table sorted at a time
+SHARING = 16  # sentences that may share an id: gRefCOCO has refs twice
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def mine_scores(
         dataset_path: a .ris.h5 file.
         scores: Parquet, CSV or TSV with columns ``sent_id``, ``image_id`` and ``score``, or an LMDB as NeMo's release
             reads it. Pairs of other data sets are ignored.
-        output: the table; one that exists is replaced only when the new one is complete.
+        output: the table; an existing one is replaced only when the new one is complete.
         depth: photos kept per sentence, at most all but its own.
         exclusions: photos that a sentence does not get, by rules that do not compare embeddings; None: only its own,
-            and copies of that.
+            and copies of it.
 
     Raises:
         ValueError: an argument out of range, the file's kind is unknown, or an exclusion needs embeddings.
@@ -186,16 +186,16 @@ def _sha256(path: Path) -> str:
 
 
 def sentence_ids(dataset: Dataset) -> I64:
-    """int64 [S], the publisher's; rows where there are none, as in JSON lines."""
+    """int64 [S], the publisher's ids; row numbers where there are none, as in JSON lines."""
     ids = dataset.sentences.sent_id
     return ids if (ids >= 0).any() else np.arange(len(ids))
 
 
 class _RowsOf:
-    """Scores by a data set's rows, without what it does not have and what is excluded; counts what it leaves out.
+    """Turns scores by id into scores by a data set's rows; leaves out unknown and excluded pairs, and counts them.
 
     Raises:
-        NemoError: many sentences of the data set have one id.
+        NemoError: many sentences of the data set share an id.
     """
 
     def __init__(self, dataset: Dataset, excluded: Excluded) -> None:
@@ -264,7 +264,7 @@ class _Best:
         self._sent_id = sentence_ids(dataset)
 
     def take(self, sentence: I64, photo: I32, score: F32) -> None:
-        """Take candidates in, int64 [n], int32 [n] and float32 [n].
+        """Add candidates, int64 [n], int32 [n] and float32 [n].
 
         Raises:
             NemoError: a pair has two scores.
@@ -285,7 +285,7 @@ class _Best:
         self.count[sentence[begin]] = np.minimum(self.count[sentence[begin]] + size, width)
 
     def _merge(self, row: int, photo: I32, score: F32) -> None:
-        """Take more candidates of a sentence than its row has room for."""
+        """Add more candidates of a sentence than its row has room for."""
         there, width = int(self.count[row]), self._neighbors.shape[1]
         photo = np.concatenate([self._neighbors[row, :there], photo])
         score = np.concatenate([self._similarity[row, :there], score])
@@ -295,7 +295,7 @@ class _Best:
         self._least[row] = score[best[-1]]
 
     def sort(self) -> None:
-        """Put every row in order: by falling score, equal ones by row; -1 and -inf behind the last."""
+        """Sort every row by descending score, equal scores by photo row; -1 and -inf after the last."""
         rows, width = self._neighbors.shape
         step = max(SORTED_CELLS // width, 1)
         for begin in range(0, rows, step):

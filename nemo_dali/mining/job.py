@@ -7,7 +7,7 @@
     torchrun --nproc-per-node 8 -m nemo_dali.mining F.ris.h5 --model ... (or --no-python nemo-dali mine ...)
 
 The same data set, weights, batch size and kind of machine give the same bytes, whatever the number of ranks. Rank 0
-writes the table in place and, every few seconds of work, how much of it is done: the next run continues there.
+writes the table in place and, every few seconds of work, records how much of it is done: the next run continues there.
 """
 
 import math
@@ -44,7 +44,7 @@ from nemo_dali.mining.tune import mining_advice
 
 F32 = npt.NDArray[np.float32]
 
-COMPARED = 400_000_000  # pairs of photos compared in the end, at most, in seconds: all of 20,000
+COMPARED = 400_000_000  # pairs of photos compared at the end, at most, in seconds: all pairs of 20,000
 SYNC_INTERVAL_S = 10.0  # of ranking between two waits for the disk
 
 
@@ -75,9 +75,9 @@ def mine(  # noqa: PLR0913  # the options of a command
         pretrained: a tag that open_clip can fetch ("laion2b_s34b_b79k"), or a local weights file (.pt, .pth, .bin,
             .safetensors), for each model. Only tensors are read from it.
         embeddings: a table of the same data set to take the embeddings from, instead of ``model`` and ``pretrained``.
-        output: the table; one that exists is replaced only when the new one is complete.
+        output: the table; an existing one is replaced only when the new one is complete.
         depth: photos kept per sentence, at most all but its own.
-        exclusions: photos that a sentence does not get; None: only its own.
+        exclusions: photos that a sentence does not get; None: only its own, and copies of it.
         batch_size: photos or sentences that the model sees at once.
         device: "cpu", "cuda", "cuda:1", ...; None: CUDA if there is a device, else the CPU.
         images: where the photos are, if not where they were when the data set file was made.
@@ -105,7 +105,7 @@ def mine(  # noqa: PLR0913  # the options of a command
         raise ValueError(f"probes ({probes}) must be left out unless the search is approximate")
     with joined_ranks() as ranks, ExitStack() as files:
         inputs = [dataset_path, *models, *weights, *as_list(embeddings), *(exclusions.photos_of if exclusions else ())]
-        ranks.attempt(lambda: _check_output(Path(output), inputs) if ranks.rank == 0 else None)  # not after hours
+        ranks.attempt(lambda: _check_output(Path(output), inputs) if ranks.rank == 0 else None)  # not hours later
         task = ranks.attempt(
             lambda: open_task(dataset_path, images, models, weights, embeddings, device, exclusions or Exclusions())
         )
@@ -136,7 +136,7 @@ def _mine(
     batch_size: int,
     probes: int | None,
 ) -> MiningReport:
-    """See ``mine``. The table is left in ``files``; ``probes``: None: exact, 0: as many as usual."""
+    """See ``mine``. ``files`` keeps the table open; ``probes``: None for an exact search, 0 for the default number."""
     dataset, given = task.dataset, task.given
     sentences, photos = len(dataset.sentences.ref), len(dataset.images.id)
     widths = [clip.width for clip in task.clips] or [given.image_embedding.shape[1] if given else 0]
@@ -238,7 +238,7 @@ class _Embeddings(NamedTuple):
 
 
 def _embeddings(task: Task, made: Unfinished[NegativeTable] | None, width: int) -> _Embeddings:
-    """To be filled, on rank 0 the table's own; those that are given are there."""
+    """Arrays to fill, on rank 0 the table's own; given embeddings are copied into them."""
     photos, crops = len(task.dataset.images.id), task.excluded.crops_margin is not None
     rows = {"text_embedding": len(task.dataset.sentences.ref), "image_embedding": photos}
     rows["crop_embedding"] = CROPS * photos if crops else 0
@@ -262,11 +262,11 @@ def _embed(
     record: Callable[[int, int], None],
     batch_size: int,
 ) -> tuple[dict[str, list[Stage]], list[str]]:
-    """Fill the embeddings from where they stand; how it went by what was embedded, and sentences that were cut.
+    """Fill the rest of the embeddings; return how it went by what was embedded, and sentences that were cut.
 
     Args:
-        progress_of: rows done of each stage; ``NegativeTable.progress``.
-        record: called on rank 0 with a stage and the rows done of it.
+        progress_of: rows done in each stage; ``NegativeTable.progress``.
+        record: called on rank 0 with a stage and the rows done in it.
     """
     stages: dict[str, list[Stage]] = {"photos": [], "sentences": [], "crops": []}
     cut: list[str] = []
@@ -309,7 +309,7 @@ def _embed(
 
 
 def _own_photos(dataset: Dataset, table: NegativeTable) -> dict[str, Any]:
-    """How well own photos rank, as ``MiningReport`` has it: those of sentences with a target."""
+    """How well own photos rank, as fields of ``MiningReport``, for sentences with a target."""
     targeted = dataset.refs.empty[dataset.sentences.ref] == 0
     own_rank = table.own_rank[targeted] if targeted.any() else np.zeros(1)
     return {
@@ -321,7 +321,7 @@ def _own_photos(dataset: Dataset, table: NegativeTable) -> dict[str, Any]:
 
 
 def _near_identical(ranker: Ranker, photos: int, excluded_above: float | None) -> tuple[int, int]:
-    """How many photos are as good as another to the model, and of how many; none where such are excluded."""
+    """How many photos the model cannot tell from another, and of how many; 0 and 0 where such photos are excluded."""
     if excluded_above is not None and excluded_above < NEAR_IDENTICAL:
         return 0, 0
     return ranker.near_identical(NEAR_IDENTICAL, most=max(COMPARED // photos, 1))
@@ -338,7 +338,7 @@ def _finished(made: Unfinished[NegativeTable]) -> NegativeTable:
 
 
 def _check_progress(made: Unfinished[NegativeTable], output: Path, stages: int) -> None:
-    """Several models' embeddings can come from the models or from a table, and then have other stages."""
+    """Refuse another number of stages: several models have more than the table that their embeddings come from."""
     if (found := len(made.file.progress)) != stages:
         why = f"it was begun {'with' if found < stages else 'without'} --embeddings"
         raise cannot_write(output, why, "Continue as it was begun, or choose another place with -o.")
@@ -360,7 +360,7 @@ def _rank(
     for first in rounds:
         together = blocks[first : first + ranks.size]
         rows = max(end - begin for begin, end in together)
-        # A rank without a block in the last round ranks the first one's again: all must give as much.
+        # A rank without a block in the last round ranks the first one's again: all must send as much.
         mine = together[ranks.rank if ranks.rank < len(together) else 0]
         block = ranks.attempt(partial(search.rank, *mine))
         every = [ranks.to_first(_filled(array, rows)) for array in block[1:]]
@@ -376,7 +376,7 @@ def _rank(
 
 
 def _filled(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """The array with as many rows; those behind its own are zero."""
+    """The array with this many rows; those after its own are zero."""
     filled = np.zeros((rows, *array.shape[1:]), array.dtype)
     filled[: len(array)] = array
     return filled

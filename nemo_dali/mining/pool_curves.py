@@ -1,10 +1,10 @@
 """What a table's pools are like over tau and K: what ``report`` shows and ``tune`` decides by.
 
-A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled that, but three
-things bound it. Where a sentence about a thing in it says all that this one says, it is one (``said``): a share of
-``told`` at least. Such a photo shows an object of the target's category: of a pool's candidates at most ``shown`` are
-false negatives, if the data set's labels are complete. And where such photos are as similar to the sentence as its own
-photo is, tau lets only the share ``true_below`` of them pass.
+A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled these, but three
+things bound their share. If another sentence about a thing in the photo says all that this one says, the photo is one
+(``said``): at least a share ``told`` are. A false negative shows an object of the target's category: at most a share
+``shown`` of a pool's candidates are false negatives, if the data set's labels are complete. And if false negatives are
+as similar to the sentence as its own photo is, tau lets only the share ``true_below`` of them pass.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from nemo_dali.text.position_words import placed_share
 
 F64 = npt.NDArray[np.float64]
 
-SAMPLE = 10_000  # sentences of a kind looked at, evenly spread: shares are then known to half a percent
+SAMPLE = 10_000  # sentences of each kind looked at, evenly spread: shares are then known to half a percent
 SAID = 1_000  # of these, compared with the words of all sentences: a millisecond each
 SAMPLED_CELLS = 10_000_000  # of the table held in memory for a kind, at most
 TAUS = 61  # points of the grid, at most
@@ -36,7 +36,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True, eq=False)
 class NoTargetCurves:
-    """The pools of sentences that nothing in their own photo fits, over the same tau and K; names as in ``Curves``."""
+    """The pools of sentences without a target, over the same tau and K; names as in ``Curves``."""
 
     rows: npt.NDArray[np.int64]
     size: F64
@@ -48,7 +48,7 @@ class NoTargetCurves:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Arrays [T, C] are over T values of tau and C of K; all but ``no_target`` is of sentences with a target.
+    """Arrays [T, C] are over T values of tau and C of K; all but ``no_target`` describe sentences with a target.
 
     Attributes:
         rows: int64 [n], the sentences looked at.
@@ -67,9 +67,9 @@ class Curves:
         never: share of the photos that are in no pool looked at.
         rank_quantiles: float64 [len(ranks), len(QUANTILES)], of the similarity at these ranks.
         ranks: int64, ranks in the table, from 1.
-        no_target: of the sentences without a target; None: there are none.
+        no_target: the curves of sentences without a target; None: there are none.
         placed: share of the sentences that say where in the photo their target is.
-        told: float64 [T, C], share of the candidates that surely are false negatives, by ``said``; None: not looked at.
+        told: float64 [T, C], share of the candidates that ``said`` shows to be false negatives; None: not measured.
     """
 
     table: NegativeTable
@@ -98,17 +98,17 @@ class Curves:
 
     @cached_property
     def hardness(self) -> F64:
-        """[T, C]: how far above chance the pools' similarities are, in standard deviations of those by chance."""
+        """[T, C]: how far above chance the pools' similarities are, in standard deviations of ``chance``."""
         return (self.similarity - float(self.chance.mean())) / max(float(self.chance.std()), 1e-6)
 
     @cached_property
     def told_apart(self) -> float:
-        """How often a sentence's own photo is more similar to it than some other; 0.5 by chance."""
+        """How often a sentence's own photo is more similar to it than some other photo; 0.5 by chance."""
         return float((self.true > self.chance).mean())
 
 
 def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
-    """Look at a sample of the table's rows.
+    """Measure the curves on a sample of the table's rows.
 
     Raises:
         FileFormatError: the table is of another data set.
@@ -177,7 +177,7 @@ def _sample(rows: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
 def _looked_at(
     table: NegativeTable, rows: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Of some rows the neighbors, the similarities, and how many there are."""
+    """The neighbors and similarities of some rows, and how many each row has."""
     similarity = np.array(table.similarity[rows], np.float32)
     return np.array(table.neighbors[rows]), similarity, valid_ends(similarity)
 
@@ -197,7 +197,7 @@ def _no_target(
 
 
 def tau_grid(similarity: npt.NDArray[np.float32], valid: npt.NDArray[np.int64]) -> F64:
-    """Round values from where rows end to where they begin; the last is above all similarities."""
+    """Round values of tau from where rows end to where they begin; the last is above all similarities."""
     some = valid > 0
     if not some.any():
         return np.array([1.0])
@@ -209,10 +209,10 @@ def tau_grid(similarity: npt.NDArray[np.float32], valid: npt.NDArray[np.int64]) 
 
 
 def _similarities(table: NegativeTable, rows: npt.NDArray[np.int64], own: npt.NDArray[np.int32]) -> tuple[F64, F64]:
-    """Of sentences to their own photo, and to another one."""
+    """The similarities of sentences to their own photo, and to another one."""
     text = np.array(table.text_embedding[rows], np.float64)
     photos = len(table.image_embedding)
-    other = (own + 1 + np.arange(len(rows)) * 7919 % (photos - 1)) % photos  # any but the own one
+    other = (own + 1 + np.arange(len(rows)) * 7919 % (photos - 1)) % photos  # any but their own
     true, chance = (
         np.einsum("nd,nd->n", text, table.image_embedding[which].astype(np.float64)) for which in (own, other)
     )
@@ -245,7 +245,7 @@ def _told(
     begins: npt.NDArray[np.int64],
     ks: npt.NDArray[np.int64],
 ) -> F64:
-    """See ``Curves.told``; by some of the rows, evenly spread."""
+    """See ``Curves.told``; measured on some of the rows, evenly spread."""
     some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SAID)).astype(np.int64))
     said, fits = Said(dataset), np.zeros(len(dataset.images.id), bool)
     hits = np.full((len(some), neighbors.shape[1] + 1), -1, np.int32)
@@ -303,7 +303,7 @@ def _drawn(
     weight: F64,
     photos: int,
 ) -> tuple[F64, F64]:
-    """Shares of the draws, and of the photos that are never drawn."""
+    """``Curves.drawn`` and ``Curves.never``."""
     from nemo_dali.kernels.ranking.pools import move_windows
 
     shape = len(begins), len(ks)

@@ -26,33 +26,33 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 
 BLOCK_BYTES = 64 << 20  # of similarities held at once: a thousand sentences against 17,000 photos
-BLOCK_PHOTOS = 1 << 17  # at most, so that a block of very many photos still has rows enough for a fast matrix product
-CHECKED_ROWS = 1 << 16  # looked at together, for NaN and for lengths
+BLOCK_PHOTOS = 1 << 17  # at most, so that a block of very many photos still has enough rows for a fast matrix product
+CHECKED_ROWS = 1 << 16  # checked at a time, for NaN and for lengths
 
 
 class RankedBlock(NamedTuple):
     """The ranking for the sentences from row ``begin`` on; N = min(depth, M - 1)."""
 
     begin: int
-    neighbors: I32  # [b, N], -1 behind the last
-    similarity: F32  # [b, N], -inf behind the last
+    neighbors: I32  # [b, N], -1 after the last
+    similarity: F32  # [b, N], -inf after the last
     own_rank: I32  # [b], the own photo's place among all M, from 1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Excluded:
-    """Which photos a sentence does not get besides its own.
+    """Which photos a sentence does not get, apart from its own.
 
     Attributes:
         never: bool [M], photos that no sentence gets; None: there are none.
-        twins: int32 [M], equal for photos of one content: a sentence does not get those of its own photo's; None: there
-            are no two such photos.
+        twins: int32 [M], equal for photos of the same content: a sentence does not get copies of its own photo; None:
+            there are no copies.
         shown: bool [M, C], which categories a photo shows; None: categories do not matter.
         category: int32 [S], the target's category, a column of ``shown``: photos that show it are left out; -1 unknown.
         similar_above: photos more similar than this to the sentence's own photo are left out; None: none.
         siblings_above: photos more similar than this to another sentence of the same ref are left out; None: none.
-        crops_margin: photos are left out a crop of which is less than this below the best crop of the sentence's
-            own photo, in similarity to the sentence; None: none.
+        crops_margin: photos with a crop less than this below the best crop of the sentence's own photo, in similarity
+            to the sentence, are left out; None: none.
     """
 
     never: npt.NDArray[np.bool_] | None = None
@@ -80,13 +80,13 @@ class Ranker:
         text_embedding: float32 [S, D] of unit length.
         image_embedding: float32 [M, D] of unit length, M >= 2.
         own_image: integer [S], the photo row that a sentence belongs to.
-        depth: photos kept per sentence, at most M - 1 are there.
+        depth: photos kept per sentence; there are at most M - 1.
         ref: integer [S], ascending: the ref that a sentence belongs to, whose sentences share photo and category; None:
             each has its own.
         excluded: further photos that sentences do not get.
         crop_embedding: float32 [M * C, D] of unit length, C crops of each photo, for ``crops_margin``.
         device: "cpu", or a CUDA device for the matrix products.
-        threads: that select; None: the cores this process may use.
+        threads: those that select photos; None: the cores this process may use.
 
     Raises:
         ValueError: arrays of other shapes, out of range or not finite.
@@ -193,7 +193,7 @@ class Ranker:
             candidates: int64 [end - begin, C], distinct photo rows, -1 where there is none.
 
         Returns:
-            As ``rank``; ``own_rank`` counts among the candidates.
+            Like ``rank``; ``own_rank`` counts among the candidates.
         """
         with ThreadPoolExecutor(self.threads) as pool:
             ranking, groups = self._begin(begin, end, pool)
@@ -206,11 +206,11 @@ class Ranker:
             return RankedBlock(begin, *ranking.result())
 
     def near_identical(self, bound: float, *, most: int) -> tuple[int, int]:
-        """How many photos are as similar as a bound to another of other content, and how many were looked at.
+        """How many photos are at least this similar to another of different content, and how many were looked at.
 
         Args:
             bound: the least cosine of the two.
-            most: photos to look at, evenly spread, each beside all others.
+            most: photos to look at, evenly spread, each compared with all others.
         """
         photos, twins = len(self._image), self._excluded.twins
         rows = np.unique(np.linspace(0, photos - 1, min(photos, most)).astype(np.int64))
@@ -236,13 +236,13 @@ class Ranker:
         return ranking, groups
 
     def _crops_above(self, ranking: "Ranking") -> npt.NDArray[np.float64] | None:
-        """float64 [rows]: no photo stays that has a crop more similar than this; None: any does."""
+        """float64 [rows]: photos with a crop more similar than this are left out; None: none are."""
         if (margin := self._excluded.crops_margin) is None:
             return None
         return ranking.own_bests(self._crop, len(self._crop_products)).astype(np.float64) - margin
 
     def _crop_rules(self, rules: "Rules", text: F32, above: npt.NDArray[np.float64], first: int, last: int) -> "Rules":
-        """With what ``crops_margin`` excludes of the photos from row ``first`` to ``last``."""
+        """Add what ``crops_margin`` excludes of the photos from row ``first`` to ``last``."""
         count, (product, *others) = len(self._crop_products), self._crop_products
         best = product(text, first, last)
         for product in others:
@@ -250,7 +250,7 @@ class Ranker:
         return rules._replace(crop=self._crop[first * count : last * count], best=best, best_above=above)
 
     def _rules(self, begin: int, groups: npt.NDArray[np.int64], first: int, last: int) -> "Rules":
-        """What is excluded of the photos from row ``first`` to ``last``, but for similar ones."""
+        """What is excluded of the photos from row ``first`` to ``last``, except for similar ones."""
         from nemo_dali.kernels.ranking.rules import no_rules
 
         excluded, rules = self._excluded, no_rules()
@@ -275,7 +275,7 @@ def rank(text_embedding: F32, image_embedding: F32, own_image: npt.ArrayLike, *,
         text_embedding: float32 [S, D] of unit length.
         image_embedding: float32 [M, D] of unit length, M >= 2.
         own_image: integer [S], the photo row that a sentence belongs to.
-        depth: photos per sentence, at most M - 1 are there.
+        depth: photos per sentence; there are at most M - 1.
 
     Returns:
         ``(neighbors int32 [S, N], similarity float32 [S, N])``, N = min(depth, M - 1), most similar first.
@@ -286,7 +286,7 @@ def rank(text_embedding: F32, image_embedding: F32, own_image: npt.ArrayLike, *,
 
 
 def padded(array: F32) -> F32:
-    """With zeros that change no sum, as the kernel takes multiples of 32."""
+    """Pad rows with zeros, which change no sum, as the kernel takes multiples of 32."""
     missing = -array.shape[1] % 32
     return np.ascontiguousarray(np.pad(array, ((0, 0), (0, missing))) if missing else array, np.float32)
 
@@ -313,7 +313,7 @@ class _Product:
 
     def __init__(self, image: F32, device: "str | torch.device") -> None:
         self._image, self._device = image, str(device)
-        self._kept: tuple[tuple[int, int], Any] | None = None  # the block that lies on the device
+        self._kept: tuple[tuple[int, int], Any] | None = None  # the block that is on the device
 
     def __call__(self, left: F32, first: int, last: int) -> F32:
         """float32 [R, last - first]: ``left`` [R, D] times the photos from row ``first`` to ``last``."""

@@ -15,8 +15,8 @@ class MiningReport:
     """What ``mine`` wrote, how long this run took and how good the model is on this data.
 
     The rank of a sentence's own photo is its place among all photos, from 1, before it is excluded; sentences without a
-    target do not count, as their photo shows nothing of what they say. With an approximate first stage it is a lower
-    bound.
+    target do not count, as their photo shows nothing of what they say. With an approximate first stage the rank is a
+    lower bound.
     """
 
     output: Path
@@ -32,17 +32,17 @@ class MiningReport:
     seconds_crops: float
     seconds_ranking: float
     photos_per_s: float  # over all ranks, in this run
-    starved: float  # share of the time of embedding photos in which the model had none, on rank 0
+    starved: float  # share of the time spent embedding photos in which the model waited for them, on rank 0
     median_rank: float
     recall_at_1: float  # share of the sentences whose own photo comes first
     recall_at_10: float
     short: int  # sentences with fewer candidates than neighbors, because the others are excluded
     empty: int  # of these, sentences without any
-    copies: int  # photos whose file has the content of another's
+    copies: int  # photos whose file has the same content as another's
     near_identical: tuple[
         int, int
     ]  # photos as similar as NEAR_IDENTICAL to one of other content, and how many were compared
-    left_out: tuple[str, ...]  # of which other data sets photos are left out, and how many
+    left_out: tuple[str, ...]  # other data sets whose photos are left out, and how many
     cut: tuple[str, ...]  # sentences with more tokens than the model takes
     recall: tuple[tuple[int, float], ...]  # (N, recall@N) of an approximate first stage
     advice: str  # on the depth

@@ -1,8 +1,8 @@
-"""Which photos surely show what a sentence describes, as another sentence says so.
+"""Which photos certainly show what a sentence describes, because another sentence says so.
 
-If a sentence about a thing in a photo has all the words of this one, places aside, and both are about things of one
-category, the photo shows what this one describes: "red cup" fits where there is a "small red cup on the left". Most
-things have no sentence, and sentences leave words out, so that many more photos fit than this tells.
+If a sentence about a thing in a photo has all the words of this one, places aside, and both are about things of the
+same category, the photo shows what this one describes: "red cup" fits where there is a "small red cup on the left".
+Most things have no sentence, and sentences leave words out, so many more photos fit than are found this way.
 """
 
 import numpy as np
@@ -30,9 +30,9 @@ class Said:
         self._having = {word: np.array(sentences) for word, sentences in having.items()}
 
     def photos(self, sentence: int) -> npt.NDArray[np.int64] | None:
-        """Rows of photos that surely show what a sentence describes, its own among them.
+        """Rows of photos that certainly show what a sentence describes, including its own.
 
-        None where nothing can be said: its target's category is not known, or it has no words but places.
+        None where nothing can be said: its target's category is not known, or its only words are places.
         """
         words, category = self._words[sentence], self._category[sentence]
         if words is None or category < 0:

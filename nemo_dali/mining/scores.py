@@ -1,4 +1,4 @@
-"""Rankings that others made: scores of a sentence and a photo each, read in pieces, whatever the file's size.
+"""Rankings made elsewhere: scores for pairs of sentence and photo, read in pieces, whatever the file's size.
 
 F.parquet, F.csv, F.tsv   columns sent_id, image_id and score, in any order of rows
 F.lmdb                    what NeMo's dataloader.py reads: a value a ref, {sent_id: [(image_id, score), ...]}
@@ -24,13 +24,13 @@ from nemo_dali.io.unpickle import unpickle_builtins
 
 NAMES = ("sent_id", "image_id", "score")
 ROWS = 1 << 20  # of a piece; 24 MB
-LONGEST_LINE = 4096  # characters of a line, which holds three numbers and what is not read
+LONGEST_LINE = 4096  # characters of a line, which holds three numbers and columns that are not read
 MOST_KEYS = 100_000_000
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 class Scores(NamedTuple):
-    """A piece of a file: columns of one length, of ids as their publisher has them."""
+    """A piece of a file: columns of equal length, with the publisher's ids."""
 
     sent_id: npt.NDArray[np.int64]
     image_id: npt.NDArray[np.int64]
@@ -38,10 +38,10 @@ class Scores(NamedTuple):
 
 
 def check_scores_path(path: Path) -> None:
-    """Refuse what is none of the kinds by its name.
+    """Refuse a path whose name is not of a known kind.
 
     Raises:
-        ValueError: saying which there are.
+        ValueError: naming the kinds.
     """
     if path.suffix.lower() not in (".parquet", *DELIMITERS) and not is_lmdb(path):
         raise ValueError(f"scores ({path}) must be a .parquet, .csv or .tsv file, or an LMDB called .lmdb")
@@ -51,7 +51,7 @@ def read_scores(path: Path) -> Iterator[Scores]:
     """The pieces of a file.
 
     Raises:
-        ValueError: it is none of the kinds by its name.
+        ValueError: its name is not of a known kind.
         NemoError: it cannot be read, is damaged or hostile, or holds something else.
     """
     check_scores_path(path)
@@ -69,7 +69,7 @@ def read_scores(path: Path) -> Iterator[Scores]:
 def _of_parquet(path: Path) -> Iterator[Scores]:
     for batch in parquet_pieces(path, NAMES, what="a file of scores", rows=ROWS):
         columns = [np.asarray(batch.column(name).to_numpy(zero_copy_only=False)) for name in NAMES]
-        kinds = [column.dtype.kind for column in columns]  # null makes floats of integers
+        kinds = [column.dtype.kind for column in columns]  # nulls turn integers into floats
         if not (kinds[0] in "iu" and kinds[1] in "iu" and kinds[2] in "iuf"):
             raise NemoError(
                 f"{path} must have integers in its columns sent_id and image_id and numbers in score, without nulls. "
@@ -87,7 +87,7 @@ def _of_text(path: Path, delimiter: str) -> Iterator[Scores]:
             lines = _lines(file)
             while True:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", UserWarning)  # of lines without data, and of the end
+                    warnings.simplefilter("ignore", UserWarning)  # about lines without data, and about the end
                     rows = np.loadtxt(
                         lines,
                         kinds,
@@ -102,7 +102,7 @@ def _of_text(path: Path, delimiter: str) -> Iterator[Scores]:
                     return
                 read += len(rows)
                 yield Scores(*(np.ascontiguousarray(rows[name]) for name in NAMES))
-        except (ValueError, csv.Error) as error:  # what is in a line may be as long as it
+        except (ValueError, csv.Error) as error:  # not quoted: it may hold a whole line
             raise NemoError(
                 f"{path} must have a sentence's id, a photo's id and a score in every line, in this order or under the "
                 f"names {', '.join(NAMES)}: one of the {ROWS:,} lines after line {read:,} has something else. "
@@ -111,7 +111,7 @@ def _of_text(path: Path, delimiter: str) -> Iterator[Scores]:
 
 
 def _columns(file: TextIO, delimiter: str) -> tuple[int, ...]:
-    """Where the three columns are, by the first line, which is left behind if it has their names."""
+    """Where the three columns are, by the first line, which is skipped if it has their names."""
     first = file.readline(LONGEST_LINE)
     cells = [cell.strip() for cell in next(csv.reader([first], delimiter=delimiter), [])]
     if set(NAMES) <= set(cells):

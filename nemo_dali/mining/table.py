@@ -35,9 +35,9 @@ BY_ROW = (  # arrays with a checksum for each row
     *("neighbors", "similarity", "text_embedding", "image_embedding"),
     "crop_embedding",  # where there is one
 )
-OFF_LENGTH = 0.01  # of an embedding from 1, at most; float32 makes 1e-6
-BLOCK = 1 << 14  # rows looked at together
-COPIES_CELLS = 1 << 22  # of rows looked at for copies of their own photo, about: some milliseconds
+OFF_LENGTH = 0.01  # how far an embedding's length may be from 1; float32 makes it 1e-6
+BLOCK = 1 << 14  # rows checked at a time
+COPIES_CELLS = 1 << 22  # of rows checked for copies of their own photo, roughly: a few milliseconds
 
 logger = logging.getLogger("nemo_dali")
 _checking = threading.Lock()
@@ -47,7 +47,7 @@ _checking = threading.Lock()
 class NegativeTable:
     """An open table of S sentences and M photos: mapped arrays.
 
-    Rows of the four large ones are checked against their checksums when they are first used: before you read some, call
+    Rows of the large ones are checked against their checksums when they are first used: before reading some, call
     ``check_rows`` or ``check_embeddings``.
 
     Attributes:
@@ -100,7 +100,7 @@ class NegativeTable:
         """Open a table in milliseconds, whatever its size.
 
         Raises:
-            FileFormatError: not such a file, truncated, half built, or damaged.
+            FileFormatError: not a negative table, truncated, half built, or damaged.
         """
         table = read_table(path)
         if table.fingerprint == UNFINISHED:
@@ -135,11 +135,11 @@ class NegativeTable:
 
     @cached_property
     def _seen(self) -> npt.NDArray[np.int32]:
-        """Scratch of ``first_bad_row``."""
+        """Scratch space for ``first_bad_row``."""
         return np.zeros(len(self.image_embedding) + 1, np.int32)
 
     def check_rows(self, rows: npt.NDArray[np.integer[Any]], own: npt.NDArray[np.integer[Any]] | None = None) -> None:
-        """Check the candidates of sentences before they are read; each sentence's once, so that later it costs nothing.
+        """Check the candidates of sentences before they are read; only once for each sentence: later it costs nothing.
 
         Several threads may call it.
 
@@ -166,7 +166,7 @@ class NegativeTable:
         others = np.full(len(some), -1, np.int64) if own is None else own[new]
         if self.similarity.dtype == np.float32:
             bad = first_bad_row(some, others, self.neighbors, self.similarity, self._seen)
-        else:  # Numba has no half on the CPU
+        else:  # Numba has no float16 on the CPU
             widened = self.similarity[some].astype(np.float32)
             bad = first_bad_row(np.arange(len(some)), others, self.neighbors[some], widened, self._seen)
         if bad >= 0:
@@ -225,7 +225,7 @@ class NegativeTable:
             )
 
     def warn_of_copies(self, dataset: "Dataset") -> None:
-        """Warn if rows hold a copy of their sentence's own photo, as old tables or those made by others may.
+        """Warn if rows hold a copy of their sentence's own photo, as old tables or tables made elsewhere may.
 
         Raises:
             FileFormatError: such a row is damaged.
@@ -247,7 +247,7 @@ class NegativeTable:
             )
 
     def _made_with(self) -> str:
-        """Options of ``mine`` that make such a table of another data set."""
+        """Options of ``mine`` that make such a table for another data set."""
         if not self.has_embeddings:
             return f"--scores {self.pretrained}"
         return f"--model {self.model} --pretrained {self.pretrained}"
@@ -298,7 +298,7 @@ def read_table(path: str | Path) -> NegativeTable:
     """Open a table, finished or not.
 
     Raises:
-        FileFormatError: not such a file, cut short, or damaged.
+        FileFormatError: not a negative table, cut short, or damaged.
     """
     path = Path(path).absolute()
     remedy = f"Make it with: nemo-dali mine F.ris.h5 --model NAME --pretrained TAG_OR_FILE -o {path}"

@@ -1,4 +1,4 @@
-"""Writing a negative table, in place: rows as they are made, and what is done of it."""
+"""Writing a negative table in place: rows as they are made, and how much of it is done."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ def rules_as_attributes(
     crops: float | None = None,
     photos_of: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What ``mining.Exclusions`` asks for, as a table records it; of other data sets the fingerprints."""
+    """What ``mining.Exclusions`` asks for, as a table records it; other data sets by their fingerprints."""
     return {
         "exclude_category": int(category),
         "exclude_similar_photos": [] if similar_photos is None else [float(similar_photos)],
@@ -43,7 +43,7 @@ def begin_table(
     recalls: int = 0,
     crops: bool = False,
 ) -> AbstractContextManager[Unfinished[NegativeTable]]:
-    """A table to be filled, or one to go on with; see ``io.writer.unfinished``.
+    """A table to fill, or one to continue; see ``io.writer.unfinished``.
 
     Args:
         sentences, photos: S and M.
@@ -83,10 +83,10 @@ def write_excluded(made: Unfinished[NegativeTable], photos: npt.NDArray[np.bool_
 
 
 def finish_table(made: Unfinished[NegativeTable]) -> NegativeTable:
-    """Complete a table whose rows are all there, and open it.
+    """Complete a table whose rows are all written, and open it.
 
     Raises:
-        FileFormatError: candidates that cannot be: the unfinished file was damaged between two runs.
+        FileFormatError: impossible candidates: the unfinished file was damaged between two runs.
     """
     for name in BY_ROW:
         if name in made.file.mapped.index.arrays:
@@ -121,10 +121,10 @@ def write_table(  # noqa: PLR0913  # what a table holds
         text_embedding: float32 [S, D].
         image_embedding: float32 [M, D].
         excluded_photos: bool [M], photos that no sentence may be shown with; None: none.
-        rules: what ``rules_as_attributes`` takes, that the rows obey; None: none.
+        rules: the arguments of ``rules_as_attributes`` for the rules that the rows obey; None: none.
 
     Raises:
-        FileFormatError: the file cannot be written, or the rows cannot be.
+        FileFormatError: the file cannot be written, or the rows are not valid.
     """
     sentences, width = text_embedding.shape
     attributes = {

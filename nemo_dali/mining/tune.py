@@ -1,21 +1,21 @@
 """Proposing tau and K from a table's curves, by rules that can be read.
 
 1. tau is the largest value that at most ``passing`` of the sentences' own photos do not exceed: if photos that hold
-   what a sentence describes are as similar to it as its own photo is, no more of them than that are left in the pools.
-2. Where more than 1 % of the pools then hold fewer photos than a mosaic's cells need, tau is raised until they do not:
-   such samples would be filled up with photos from above tau, or at random. A deeper table avoids it.
+   what a sentence describes are as similar to it as its own photo is, at most that share of them is left in the pools.
+2. If more than 1 % of the pools then hold fewer photos than a mosaic needs, tau is raised until at most 1 % do: such
+   samples would be filled with photos from above tau, or at random. A deeper table avoids this.
 3. K is the smallest value, from 20 on, at which the 1 % of the photos drawn most often get at most 10 % of the draws,
-   as a few photos that are used for everything are learnt by heart; but no larger than what keeps four fifths of the
-   similarity above chance that the pools of K = 20 have, as others are too easy. (In 40 epochs a sentence of RefCOCO
-   draws some 20 negatives: a sample in two is a mosaic, and a ref has three sentences.)
+   because a few photos that are used for everything are memorised; but no larger than what keeps four fifths of the
+   similarity above chance that the pools of K = 20 have, because larger pools are too easy. (In 40 epochs a sentence of
+   RefCOCO draws about 20 negatives: one sample in two is a mosaic, and a ref has three sentences.)
 
 tau is chosen for each K, and K among these pairs.
 
-4. Sentences without a target get a tau of their own by rules 1 and 2, at that K and from their own pools, but with at
-   most ``PASSING_NO_TARGET`` in place of ``passing``: what they say may have been taken from another photo of the set,
-   which is then as similar to them as an own photo is to other sentences. Their own photos tell nothing.
-5. Where more than ``FEW_PLACED`` of the sentences say where in the photo their target is, it gets a cell that keeps
-   them true: in another, "left man" is false.
+4. Sentences without a target get their own tau by rules 1 and 2, at that K and from their own pools, but with at most
+   ``PASSING_NO_TARGET`` instead of ``passing``: what they say may have been taken from another photo of the set, which
+   is then as similar to them as other sentences are to their own photos. Their own photos say nothing about it.
+5. If more than ``FEW_PLACED`` of the sentences say where in the photo their target is, the target gets a cell that
+   keeps them true: in another, "left man" is false.
 """
 
 import math
@@ -37,23 +37,23 @@ PASSING_NO_TARGET = 0.05
 LARGEST_SHORT = 0.01
 MOST_DRAWN, LARGEST_DRAWN = 0.01, 0.10
 FEW_PLACED = 0.01
-MOST_TOLD = 0.05  # of the candidates known to be false negatives: on generated photos two to four times as many were
+MOST_TOLD = 0.05  # of the candidates known to be false negatives; on generated photos, two to four times as many were
 NEAREST_K, LEAST_HARDNESS = 20, 0.8
 LEAST_TOLD_APART = 0.65
 ENOUGH = 0.999  # share of the sentences that a proposed depth suffices for
-COUNTED_PAIRS, CELLS = 4_000_000_000, 16_000_000  # of sentences and photos looked at for it, and held in memory
+COUNTED_PAIRS, CELLS = 4_000_000_000, 16_000_000  # pairs of sentence and photo compared for it, and held in memory
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A policy, why it is that, and how deep a table it needs.
+    """A policy, the reasons for it, and how deep a table it needs.
 
     Attributes:
-        t, c: where tau and K are in the curves.
-        t_no_target: where the tau of sentences without a target is; None: there are none.
+        t, c: the indices of tau and K in the curves.
+        t_no_target: the index of the tau for sentences without a target; None: there are none.
         why: a sentence for each decision.
         tau: what the first rule alone gives; None: no bound.
-        depth: photos a sentence that suffice for that tau and nearly all sentences.
+        depth: photos per sentence that suffice for that tau and nearly all sentences.
     """
 
     policy: MosaicPolicy
@@ -102,7 +102,7 @@ def propose(curves: Curves, *, passing: float = PASSING, grid: int = 2) -> Propo
             f"{remedy} would make that unnecessary."
         )
     last = len(curves.taus) - 1
-    k = max(int(curves.ks[c]), cells)  # a policy has as many as it must fill, a table perhaps not
+    k = max(int(curves.ks[c]), cells)  # a policy needs enough to fill the cells, even if the table has fewer
     if curves.ks[-1] < cells:
         why.append(
             f"Warning: the table has {curves.ks[-1]} photos a sentence, and a mosaic needs {cells}. Mine deeper."
@@ -155,13 +155,13 @@ def _check_photos(curves: Curves, grid: int) -> None:
 
 
 def _unambiguous(curves: Curves, passing: float) -> tuple[int, bool]:
-    """Where the tau of the first rule is; the first of all, where even that lets more pass."""
+    """The index of the first rule's tau, and True; 0 and False if even the smallest tau lets more pass."""
     few = np.flatnonzero(curves.true_below <= passing)
     return (int(few[-1]), True) if few.size else (0, False)
 
 
 def _choose_other(curves: Curves, none: NoTargetCurves, c: int, passing: float, cells: int) -> tuple[int, str]:
-    """Where the tau of sentences without a target is in the curves, and why."""
+    """The index of the tau for sentences without a target, and why."""
     short = (none.short3 if cells == 3 else none.short8)[:, c]
     unambiguous, found = _unambiguous(curves, passing)
     t = _raised(short, unambiguous)
@@ -184,7 +184,7 @@ def _choose_other(curves: Curves, none: NoTargetCurves, c: int, passing: float, 
 
 
 def _raised(short: npt.NDArray[np.float64], t: int) -> int:
-    """The first place from ``t`` on at which few pools are short, or the last."""
+    """The first index from ``t`` on at which few pools are short, or the last."""
     enough = np.flatnonzero(short[t:] <= LARGEST_SHORT)
     return t + int(enough[0]) if enough.size else len(short) - 1
 
@@ -206,7 +206,7 @@ def _about_tau(curves: Curves, t: int, c: int, passing: float, *, found: bool) -
 
 
 def _about_false(curves: Curves, t: int, c: int) -> list[str]:
-    """What is known of false negatives in these pools."""
+    """What is known about false negatives in these pools."""
     if curves.told is None or math.isnan(curves.told[t, c]):
         return []
     told = curves.told[t, c]
@@ -226,7 +226,7 @@ def _about_false(curves: Curves, t: int, c: int) -> list[str]:
 
 
 def _choose_k(curves: Curves, taus: list[int], cells: int) -> tuple[int, str]:
-    """Where K is in the curves, and why; ``taus``: where tau is for each K."""
+    """The index of K, and why; ``taus``: the index of tau for each K."""
     ks, every = curves.ks, np.arange(len(curves.ks))
     drawn = curves.drawn[taus, every, DRAWN.index(MOST_DRAWN)]
     hardness = curves.hardness[taus, every]
@@ -245,7 +245,7 @@ def _choose_k(curves: Curves, taus: list[int], cells: int) -> tuple[int, str]:
 
 
 def needed_depth(curves: Curves, rows: npt.NDArray[np.int64], tau: float, k: int) -> int:
-    """How many photos a sentence a table must keep for the whole window, for nearly all of these; rounded up."""
+    """How many photos per sentence a table must keep for the whole window of nearly all ``rows``; rounded up."""
     table = curves.table
     photos, width = len(table.image_embedding), table.neighbors.shape[1]
     rows = rows[:: -(-len(rows) * photos // COUNTED_PAIRS)]
@@ -259,7 +259,7 @@ def needed_depth(curves: Curves, rows: npt.NDArray[np.int64], tau: float, k: int
 
 
 def mining_advice(dataset: Dataset, table: NegativeTable) -> str:
-    """``depth_advice`` for what would be proposed for a table, or why nothing would be."""
+    """``depth_advice`` on what would be proposed for a table, or why nothing would be."""
     try:
         return depth_advice(curves := measure_curves(dataset, table), propose(curves))
     except NemoError as error:

@@ -1,4 +1,4 @@
-"""NVIDIA's driver and the GPUs, asked through the driver's own C libraries: so it works with torch or CuPy broken."""
+"""NVIDIA's driver and the GPUs, queried through the driver's own C libraries: works with torch or CuPy broken."""
 
 import ctypes
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Gpu:
 class Driver:
     """An installed driver."""
 
-    version: str | None = None  # None: NVML is not there to tell
+    version: str | None = None  # None: there is no NVML to ask
     cuda: str | None = None  # the newest CUDA that it supports
     gpus: tuple[Gpu, ...] = ()
     error: str | None = None  # why CUDA does not start

@@ -1,6 +1,6 @@
 """``nemo-dali doctor``: what is installed, whether it fits this machine, and what to do where it does not.
 
-Every rule is a pure function of ``machine.Facts``, so that machines can be judged that are not at hand.
+Every rule is a pure function of ``machine.Facts``, so that machines that are not at hand can be judged.
 """
 
 import re
@@ -22,8 +22,8 @@ Level = Literal["ok", "warning", "problem"]
 MIN_DRIVER = {12: "525.60.13", 13: "580.65.06"}
 # The oldest GPUs that a major version has code for: "CUDA Toolkit Release Notes", "Deprecated Architectures".
 MIN_CAPABILITY = {12: (5, 0), 13: (7, 5)}
-# What is installed for a library that depends on CUDA, by CUDA's major version; NumPy and torchvision must fit the one
-# that they stand beside.
+# What is installed for a library that depends on CUDA, by CUDA's major version; NumPy and torchvision must fit the
+# library next to them.
 FOR_CUDA = {
     "DALI": ["nvidia-dali-cuda{}0"],
     "CuPy": ["cupy-cuda{}x"],
@@ -31,13 +31,13 @@ FOR_CUDA = {
     "torch": ["torch", "torchvision"],
 }
 ONLY_GPU = ("CuPy", "numba-cuda")
-# Libraries of this package's extras: the extra, and who needs it.
+# Libraries of this package's extras: the extra, and what needs it.
 OF_EXTRAS = {"open_clip": ("mining", "CLIP models and the tokenizer 'clip' need it")}
 # NCCL's user guide, "Shared memory", asks for this much in a container, where the default is 64 MiB.
 MIN_SHARED_MEMORY = 1 << 30
 MIN_CELLS = 64 * 9  # photos open at once in a batch of 64 mosaics of 3x3, the largest that is common on one GPU
-# nvJPEG beside libjpeg on the smooth photos of the self-check, in levels of 0 to 255: both round each of transform,
-# upsampling and colour conversion to a level or so, and a photo that is wrong is wrong by far more.
+# nvJPEG against libjpeg on the smooth photos of the self-check, in levels of 0 to 255: both round the transform,
+# upsampling and colour conversion to a level or so each, and a wrong photo is off by far more.
 MAX_MEAN_DIFFERENCE, MAX_DIFFERENCE = 1.0, 16.0
 
 
@@ -51,7 +51,7 @@ class Finding:
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """All findings about a machine, in the order in which to mend things."""
+    """All findings about a machine, in the order in which to fix things."""
     return [finding for rule in _RULES for finding in rule(facts)]
 
 
@@ -65,7 +65,7 @@ def report(facts: Facts, findings: list[Finding]) -> dict[str, Any]:
 
 
 def render(facts: Facts, findings: list[Finding]) -> str:
-    """The same for a person to read."""
+    """The same as text for a person to read."""
     lines = [f"{'python':12}{facts.python}", f"{'nemo-dali':12}{facts.nemo_dali}"]
     for name, package in facts.packages.items():
         version = package.version or ("cannot be imported" if package.wheels else "not installed")
@@ -83,7 +83,7 @@ def render(facts: Facts, findings: list[Finding]) -> str:
 
 
 def raise_problems(findings: list[Finding]) -> None:
-    """Do nothing if there are none.
+    """Raise an error if there are problems.
 
     Raises:
         NemoError: names every problem and its remedy.
@@ -106,7 +106,7 @@ def fitting_extras(facts: Facts) -> tuple[int, ...]:
 
 
 def best_extra(facts: Facts) -> int:
-    """The CUDA major version to install: 13 if it fits and torch, or DALI beside a torch without CUDA, is for it."""
+    """The CUDA major version to install: 13 if it fits and torch, or DALI if torch has no CUDA, is built for it."""
     built = _major(facts.packages["torch"].cuda or facts.packages["DALI"].cuda)
     return 13 if built == 13 and 13 in fitting_extras(facts) else 12
 
@@ -126,12 +126,12 @@ def _install(major: int, *names: str) -> str:
 
 
 def _requirement(wheel: str, major: int) -> str:
-    """A distribution with the extras and versions that this package requires, itself or by its extra for CUDA.
+    """A distribution with the extras and versions that this package requires, directly or by its extra for CUDA.
 
-    Without versions where the package is not installed but run from its sources.
+    Without versions if the package is not installed but run from its sources.
     """
     if wheel == "torch" and major == 13:
-        return _requirement(wheel, 12).replace("<", ">=")  # its wheels are for CUDA 13 where those for 12 end
+        return _requirement(wheel, 12).replace("<", ">=")  # wheels for CUDA 13 begin where those for 12 end
     try:
         required = requires("nemo-dali") or []
     except PackageNotFoundError:
@@ -225,7 +225,7 @@ def _agreement(facts: Facts) -> Iterator[Finding]:
         for major in sorted(set(built.values()))
     )
     wheels = [wheel for name in wrong if name in ("DALI", "CuPy") for wheel in facts.packages[name].wheels]
-    # One command for all: they share CUDA's own packages, and one alone may not be installable beside the others.
+    # One command for all: they share CUDA's own packages, and one alone might not install beside the others.
     remedy = f"pip uninstall -y {shlex.join(wheels)} && " if wheels else ""
     remedy += _install(target, *FOR_CUDA)
     newest = max(built.values())
@@ -245,7 +245,7 @@ def _compilers(facts: Facts) -> Iterator[Finding]:
     for what, name, found in (("NVRTC", "CuPy", facts.nvrtc), ("NVVM and nvJitLink", "numba-cuda", facts.nvvm)):
         install = _install(best_extra(facts), name)
         if facts.packages[name].version is None:
-            continue  # told already
+            continue  # already reported
         if found.error is not None:
             text = f"{name} cannot compile kernels with {what}: {found.error}."
             yield Finding("problem" if gpu else "warning", text, install)
@@ -360,7 +360,7 @@ def _decoders(facts: Facts) -> Iterator[Finding]:
 
 
 def _stops(name: str, package: Package, device: str) -> bool:
-    """Whether a library that is missing or broken, and told so already, keeps a pipeline from running."""
+    """Whether a missing or broken library, which is already reported, keeps a pipeline from running."""
     needed = name not in OF_EXTRAS and (device == "cuda" or name not in ONLY_GPU)
     return needed and package.version is None
 

@@ -1,7 +1,7 @@
 """What there is on this machine: packages, driver, limits, and whether a small pipeline gives the right pixels.
 
-Whatever loads a library of somebody else's runs in another process, so that one that raises, crashes, hangs or prints
-stops nothing but itself. ``doctor`` judges what is found here.
+Whatever loads a third-party library runs in another process, so that one that raises, crashes, hangs or prints stops
+nothing but itself. ``doctor`` judges what is found here.
 """
 
 import json
@@ -26,9 +26,9 @@ from nemo_dali.commands.doctor.driver import Driver, Gpu, cuda_version, read_dri
 from nemo_dali.commands.doctor.self_check import Decoders, Pixels, check_pixels, compare_decoders
 from nemo_dali.io.threads import core_quota
 
-DEADLINE = 300  # seconds for a group of steps; the kernels' first compilation on a machine takes some 20
+DEADLINE = 300  # seconds for a group of steps; the kernels' first compilation on a machine takes about 20
 LONGEST = 300  # characters of an error message that are kept
-# What is imported ▸ the distributions that bring it, in the normal form of their names.
+# What is imported ▸ the distributions that provide it, in the normal form of their names.
 LIBRARIES = {
     "DALI": r"nvidia-dali(-nightly|-weekly)?-cuda\d+",
     "torch": "torch",
@@ -48,7 +48,7 @@ MODULES = {
     "Numba": "numba",
     "numba-cuda": "numba_cuda",
     "Pillow": "PIL",
-    "pycocotools": "pycocotools.mask",  # the part of it that is compiled
+    "pycocotools": "pycocotools.mask",  # its compiled part
 }
 PIXELS = tuple(
     f"pixels {device} {resample} {photos}"
@@ -77,15 +77,15 @@ class Answer:
 class Package:
     """A library. Its CUDA version is that of the toolkit it was built with, for numba-cuda that of cuda-bindings."""
 
-    wheels: tuple[str, ...] = ()  # installed distributions that bring it
-    version: str | None = None  # what it says of itself once imported
+    wheels: tuple[str, ...] = ()  # installed distributions that provide it
+    version: str | None = None  # what it says once imported
     cuda: str | None = None
     error: str | None = None  # why it cannot be imported
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that ``doctor`` judges. Sizes are in bytes; None where the system does not tell or sets no limit."""
+    """Everything that ``doctor`` judges. Sizes are in bytes; None where the system does not say or sets no limit."""
 
     python: str
     nemo_dali: str
@@ -103,7 +103,7 @@ class Facts:
 
 
 def gather() -> Facts:
-    """Look at this machine; some 8 s on two cores, most of it the import of torch."""
+    """Look at this machine; takes about 8 s on two cores, most of it importing torch."""
     with ThreadPoolExecutor(len(GROUPS)) as pool:
         answers = {step: found for group in pool.map(ask, GROUPS) for step, found in group.items()}
     installed = {normal_name(one.metadata["Name"] or ""): one.version for one in distributions()}
@@ -132,7 +132,7 @@ def gather() -> Facts:
 
 
 def ask(steps: tuple[str, ...]) -> dict[str, Answer]:
-    """Take steps one after the other in a new process that finds the modules that this one finds."""
+    """Take steps one after the other in a new process that finds the same modules as this one."""
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import answer; answer({steps!r})"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=DEADLINE)
@@ -171,7 +171,7 @@ def _one_line(text: str) -> str:
 
 
 def normal_name(distribution: str) -> str:
-    """A distribution's name as all its spellings have it in common."""
+    """A distribution's name in the form that all its spellings share."""
     return re.sub("[-_.]+", "-", distribution).lower()
 
 
@@ -184,11 +184,11 @@ def _package(name: str, found: Answer, installed: dict[str, str]) -> Package:
 
 
 def _import(name: str) -> tuple[str | None, str | None]:
-    """Import a library; its version, if it says one, and that of its CUDA."""
+    """Import a library; return its version, if it has one, and that of its CUDA."""
     module = import_module(MODULES.get(name, name))
     cuda = None
     if name == "DALI":
-        digits = str(module.__cuda_version__)  # 12.9.86 less the points
+        digits = str(module.__cuda_version__)  # 12.9.86 without the dots
         cuda = f"{digits[:2]}.{digits[2]}"
     elif name == "torch":
         cuda = module.version.cuda
@@ -208,7 +208,7 @@ def _compile_with_nvrtc() -> str:
 
 
 def _compile_with_nvvm() -> str:
-    """NVVM to PTX and nvJitLink to machine code, which fails where the two are of different CUDA versions."""
+    """Compile with NVVM to PTX and with nvJitLink to machine code, which fails if their CUDA versions differ."""
     nvvm, core = import_module("cuda.bindings.nvvm"), import_module("cuda.core")
     layout = import_module("numba.cuda.cudadrv.nvvm").NVVM().data_layout
     source = f"""target triple = "nvptx64-nvidia-cuda"

@@ -1,6 +1,6 @@
-"""Whether a small pipeline gives the right pixels on this machine: a batch of mosaics beside the oracle.
+"""Whether a small pipeline gives the right pixels on this machine: a batch of mosaics compared with the oracle.
 
-All libraries are imported by the functions: ``doctor`` uses the types where a library may be broken.
+All libraries are imported inside the functions: ``doctor`` uses the types where a library may be broken.
 """
 
 import io
@@ -24,7 +24,7 @@ FRAME = 256  # pixels
 class Pixels:
     """How a batch differs from the oracle; differences are in the frame's own units, levels where ``exact`` is False.
 
-    On the CPU, and from PNG everywhere, every bit must be the oracle's. nvJPEG decodes to other pixels than Pillow.
+    On the CPU, and from PNG everywhere, every bit must be the oracle's. nvJPEG decodes to different pixels than Pillow.
     """
 
     device: str
@@ -40,7 +40,7 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoders:
-    """How the pixels of a GPU's hardware decoder differ from those of its other one, in levels of 0 to 255."""
+    """How the pixels of a GPU's hardware decoder differ from those of its other decoder, in levels of 0 to 255."""
 
     values: int
     differing: int
@@ -154,7 +154,7 @@ def check_pixels(*, device: str, resample: Resample, photos: PhotoKind) -> Pixel
 
 
 def _write_photos(folder: Path, kind: PhotoKind) -> "Annotations":
-    """A photo for each of ``SIZES``, smooth, so that decoders differ little on it, with an ellipse as its mask."""
+    """Write a smooth photo for each of ``SIZES``, on which decoders differ little, with an ellipse as its mask."""
     import numpy as np
     from PIL import Image
 

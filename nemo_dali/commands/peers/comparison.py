@@ -1,7 +1,7 @@
 """All rows in turn: the better setting of each is found first, then these run side by side.
 
 This process imports neither the Loader nor a peer until all is measured: libraries that it had in memory would be
-charged to it in part, and so make theirs look smaller.
+charged to it in part, which would make the rows' memory look smaller.
 """
 
 import json
@@ -28,11 +28,11 @@ from nemo_dali.io.progress import progress
 
 RESULT = "a result of 'nemo-dali bench peers'"
 LONGEST_END_S = 5.0  # until a process that has been told to end is killed
-TIMINGS_A_TRY = 2  # so that one that something else disturbed does not choose the setting alone
+TIMINGS_A_TRY = 2  # so that one disturbed timing does not choose the setting alone
 
 
 def is_result(head: bytes) -> bool:
-    """Whether a file that begins so is what ``compare`` gave, as JSON."""
+    """Whether a file that begins like this is a result of ``compare``, as JSON."""
     return re.match(rb'\{\s*"benchmark": "peers",', head) is not None
 
 
@@ -50,7 +50,7 @@ def compare(  # noqa: PLR0913  # the options of the command
     steps: int = 10,
     tries: int = 2,
 ) -> dict[str, Any]:
-    """Time the Loader and its peers at the same mosaics.
+    """Time the Loader and its peers on the same mosaics.
 
     Args:
         files: for the Loader.
@@ -58,9 +58,9 @@ def compare(  # noqa: PLR0913  # the options of the command
         cores: workers and threads of each row.
         peers: names, of ``rows.PEERS``.
         pairs: how many times each row is timed beside the others, 1 to ``MOST_TIMED``.
-        steps: batches that a timing takes at least, likewise; half as many where a setting is tried.
-        tries: settings of a peer that are tried, 1 or 2. With 1 nothing is tried: start-up and memory are those beside
-            the others.
+        steps: least batches in a timing, also 1 to ``MOST_TIMED``; half as many when a setting is tried.
+        tries: settings of a peer that are tried, 1 or 2. With 1 nothing is tried: start-up and memory are measured
+            beside the others.
 
     Returns:
         JSON-able: ``rows``, ``skipped`` (a sentence by name), ``config``, ``machine``, ``versions``.
@@ -131,7 +131,7 @@ def told(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _elsewhere(do: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a process that ends then."""
+    """The result of a function in a process that ends afterwards."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(do, *arguments).result()
 
@@ -167,7 +167,7 @@ class _Process:
         self._end, there = context.Pipe()
         self._process = context.Process(target=serve, args=(row.name, work, setting, steps, there))
         self._process.start()
-        there.close()  # so that a process that dies is heard of
+        there.close()  # so that a process that dies is noticed
 
     def started(self) -> tuple[float, dict[str, Any]]:
         """Wait until it has made and checked its first batch: seconds to that batch, and what the check found."""
@@ -212,7 +212,7 @@ class _Process:
 def _running(
     settings: dict[Row, Setting], work: Work, steps: int
 ) -> Iterator[tuple[dict[str, _Process], dict[str, Any]]]:
-    """Processes of rows by name, started one after the other and ended at once, and what ``started`` gave for each."""
+    """Processes of rows by name, started one by one and ended together, and what ``started`` gave for each."""
     processes: dict[str, _Process] = {}
     started = {}
     try:
@@ -228,7 +228,7 @@ def _running(
 
 
 def _tried(row: Row, work: Work, steps: int, tries: int) -> list[dict[str, Any]]:
-    """So many settings of a row, with no other row alive, the fastest first."""
+    """Results of the first ``tries`` settings of a row, with no other row alive, the fastest first."""
     found = []
     for setting in row.settings(work)[:tries]:
         with _running({row: setting}, work, steps) as (processes, started):
@@ -308,7 +308,7 @@ def _versions(rows: Sequence[Row]) -> dict[str, str]:
         try:
             found[package.replace("_", "-")] = version(package)
         except PackageNotFoundError:
-            continue  # the other CUDA's
+            continue  # for the other CUDA
     if any(row.name == "spdl" for row in rows):
         from spdl.io.utils import get_ffmpeg_versions
 

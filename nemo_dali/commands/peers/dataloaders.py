@@ -45,7 +45,7 @@ class _Endless:
 
 
 def _one_thread(_: int) -> None:
-    """In each worker: the workers are the parallelism."""
+    """Use one thread in each worker: the workers are the parallelism."""
     import torch
 
     torch.set_num_threads(1)
@@ -67,7 +67,7 @@ def _batches(
         prefetch_factor=setting["prefetch"],
         persistent_workers=True,
         worker_init_fn=_one_thread,
-        multiprocessing_context="fork",  # as by itself, but in a process that was spawned
+        multiprocessing_context="fork",  # the default, but in a process that was spawned
         collate_fn=collate,
     )
 
@@ -94,7 +94,7 @@ class _Mosaics:
 
 
 def _normalised(work: Work) -> Callable[[Any], Any]:
-    """By torch: uint8 [..., 3, S, S] to float32."""
+    """Normalisation by torch: uint8 [..., 3, S, S] to float32."""
     import torch
 
     mean, std = (torch.tensor(values)[:, None, None] for values in (work.mean, work.std))
@@ -102,7 +102,7 @@ def _normalised(work: Work) -> Callable[[Any], Any]:
 
 
 class _OpenCV(_Mosaics):
-    """Samples equal the Loader's to the bit."""
+    """Samples equal the Loader's bit for bit."""
 
     def frame(self, index: int, mask: Any) -> Any:
         import cv2
@@ -128,13 +128,13 @@ def opencv(work: Work, setting: Setting) -> Iterator[Any]:
 
 
 class _Torchvision(_Mosaics):
-    """By transforms v2."""
+    """Mosaics by transforms v2."""
 
     def __init__(self, work: Work, finish: Any) -> None:
         from torchvision.transforms import v2
 
         super().__init__(work, finish)
-        self.resize = v2.Resize((work.cell, work.cell), antialias=True)  # nearest for what is a Mask
+        self.resize = v2.Resize((work.cell, work.cell), antialias=True)  # nearest for a Mask
 
 
 class _OnTensors(_Torchvision):
@@ -198,7 +198,7 @@ on_tensors, on_pil = torchvision(_OnTensors), torchvision(_OnPil)
 
 
 class _Albumentations:
-    """Samples of ``Mosaic``: its cells keep a photo's aspect ratio, so each is stretched to its cell before.
+    """Samples of ``Mosaic``: its cells keep a photo's aspect ratio, so each photo is stretched to its cell first.
 
     Images are uint8 unless they are ``normalised``.
     """
@@ -267,7 +267,7 @@ class _KorniaMosaic:
     """``RandomMosaic`` of a batch's cells, uint8 [B, 4, 4, S/2, S/2], with the plan in place of what it would draw.
 
     It takes no masks, so the mask travels as a fourth channel. Its ``apply_transform`` is called with the parameters:
-    to call the module itself would pad all cells to the size of the frame first, and throw that away.
+    calling the module itself would first pad all cells to the size of the frame, and throw that away.
     """
 
     def __init__(self, work: Work) -> None:
@@ -305,7 +305,7 @@ def mosaic_where(work: Work) -> list[Setting]:
 
 
 def kornia(work: Work, setting: Setting) -> Iterator[Any]:
-    """``RandomMosaic`` behind a DataLoader that decodes and resizes with kornia_rs."""
+    """``RandomMosaic`` after a DataLoader that decodes and resizes with kornia_rs."""
     mosaic = _KorniaMosaic(work)
     if setting["mosaics"] == "by workers":
         yield from _batches(work, setting, _KorniaCells(work), mosaic.collate)

@@ -1,4 +1,4 @@
-"""One row in a process of its own: started, checked and timed as it is asked to."""
+"""One row in a process of its own: started, then checked and timed on request."""
 
 import os
 import time
@@ -19,7 +19,7 @@ from nemo_dali.errors import NemoError
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 WARM_UP = 6  # batches at least, as in ``bench loader``
-LEAST_SECONDS = 1.0  # a timing takes
+LEAST_SECONDS = 1.0  # that a timing takes
 LEAST_IOU = 0.99  # of all masks of a batch together
 EXACT = 1e-3  # levels of 255, from normalising and back
 QUIET_S, LONGEST_WAIT_S = 0.2, 20.0  # until workers have filled what they may
@@ -30,11 +30,11 @@ class Timing:
     """One timing of a row."""
 
     samples_per_s: float
-    cpu_s: float  # of all of its processes, a sample
+    cpu_s: float  # of all of its processes, per sample
     others: float  # cores that other processes kept busy meanwhile
     memory_mib: float  # PSS of all of its processes
-    own_mib: float  # of that, what no file backs: without libraries and mapped tiles
-    taken: int  # batches since the start, these included
+    own_mib: float  # of that, what no file backs, so no libraries or mapped tiles
+    taken: int  # batches since the start, including these
 
 
 TIME, CHECK = "time", "check"  # what a row may be asked for
@@ -43,7 +43,7 @@ TIME, CHECK = "time", "check"  # what a row may be asked for
 def serve(name: str, work: Work, setting: Setting, steps: int, end: Connection) -> None:
     """Start a row and check its first batch, then time it or check the next batch whenever it is asked to.
 
-    Ends when nobody is there to ask. Sends what it finds.
+    Sends what it finds, and ends when nobody is left to ask.
     """
     batches: Any = iter(())
     taken = 1
@@ -65,7 +65,7 @@ def serve(name: str, work: Work, setting: Setting, steps: int, end: Connection) 
             else:
                 found = check(row, work, *next(batches), step=taken % work.steps)
                 taken += 1
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # enough
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):  # nobody is left to ask
         pass
     except NemoError as error:
         end.send(error)
@@ -75,12 +75,12 @@ def serve(name: str, work: Work, setting: Setting, steps: int, end: Connection) 
 
 
 def timed(batches: Iterator[Any], work: Work, steps: int, ahead: int, workers: int) -> Timing:
-    """Time so many batches at least, after as many as may have been made ahead."""
-    warm_up = max(ahead, WARM_UP)  # so that none that was ready is counted
+    """Time at least ``steps`` batches, after as many as may have been made ahead."""
+    warm_up = max(ahead, WARM_UP)  # so that no batch that was ready is counted
     for _ in range(warm_up):
         next(batches)
     busy, cpu, start, done = _busy(), tree_cpu(), time.perf_counter(), 0
-    # Workers that started together end together: whole rounds of theirs.
+    # Workers that start together end together, so whole rounds are timed.
     while done < steps or time.perf_counter() - start < LEAST_SECONDS or done % workers:
         next(batches)
         done += 1
@@ -97,11 +97,11 @@ def check(row: Row, work: Work, image: Any, mask: Any, *, step: int = 0) -> dict
     """Compare a row's batch with the Loader's of the same step.
 
     Returns:
-        ``difference``, the mean absolute one of the images in levels of 255, ``worst``, that of the worst cell, and
-        ``iou``, of all masks together.
+        ``difference``, the mean absolute difference of the images in levels of 255, ``worst``, that of the worst cell,
+        and ``iou``, of all masks together.
 
     Raises:
-        NemoError: they are not the same samples, so their speeds do not compare.
+        NemoError: they are not the same samples, so their speeds cannot be compared.
     """
     import torch
 
@@ -131,7 +131,7 @@ def check(row: Row, work: Work, image: Any, mask: Any, *, step: int = 0) -> dict
 
 
 def save_expected(work: Work, steps: Collection[int] = (0,)) -> None:
-    """The Loader's batches of some steps with either resampling, for ``check``."""
+    """Save the Loader's batches of some steps with either resampling, for ``check``."""
     for resample in sorted({row.image for row in BY_NAME.values()} | {row.mask for row in BY_NAME.values()}):
         loader = work.loader(resample)
         for step in steps:
@@ -219,7 +219,7 @@ def settle() -> None:
     while time.monotonic() < until:
         time.sleep(QUIET_S)
         before, used = used, _but_this_thread()
-        if used - before <= 1.5 * TICK_S:  # one tick: a clock's grain
+        if used - before <= 1.5 * TICK_S:  # one tick: the clock's resolution
             return
 
 

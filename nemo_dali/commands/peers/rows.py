@@ -96,12 +96,12 @@ ROWS = (
         label="SPDL",
         start=pipelines.spdl,
         **PILLOW,
-        tolerance=1.5,  # FFmpeg scales luma and chroma before it makes RGB of them
+        tolerance=1.5,  # FFmpeg scales luma and chroma before it converts them to RGB
         worst=2.5,
         modules=("spdl.pipeline", "spdl.io", "torch"),
         packages=("spdl_io", "spdl_core", "torch"),
         settings=pipelines.spdl_stages,
-        ahead=lambda setting: 9 + int(setting["threads"]),  # queues behind its stages, for batches of four or more
+        ahead=lambda setting: 9 + int(setting["threads"]),  # queues after its stages, for batches of four or more
         cannot=(NO_PLAN, "a mosaic: cells are arranged by torch"),
     ),
     Row(

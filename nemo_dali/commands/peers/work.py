@@ -1,6 +1,6 @@
-"""The work that all rows of the comparison are given, and what each of them says of itself.
+"""The work that all rows of the comparison are given, and what each of them says about itself.
 
-The Loader is imported where it is used: its memory is not its peers'.
+The Loader is imported where it is used: its memory must not count as its peers'.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ from nemo_dali.errors import NemoError
 if TYPE_CHECKING:
     from nemo_dali.loader.loader import Loader
 
-# 2x2 mosaics of four equal cells, nothing else; bounded by 1, as which photos are drawn does not matter to the clock.
+# 2x2 mosaics of four equal cells, nothing else; bounded by 1, as timings do not depend on which photos are drawn.
 POLICY: dict[str, Any] = {"p_mined": 1.0, "grids": {2: 1.0}, "max_similarity": 1.0}
-MOST_TIMED = 10_000  # pairs, and batches of a timing, as by ``bench loader``
+MOST_TIMED = 10_000  # pairs, and batches of a timing, as in ``bench loader``
 Setting = dict[str, Any]  # by name; JSON-able
 
 
@@ -29,7 +29,7 @@ class Work:
 
     files: dict[str, Any]  # for the Loader
     tiles: Path  # for its mode "host"
-    folder: Path  # of masks: REF.png, uint8 {0, 1} of the photo's size, one a referent
+    folder: Path  # of masks: REF.png, uint8 {0, 1} of the photo's size, one per referent
     photos: tuple[str, ...]  # path by photo row
     megapixels: float  # mean size of the photos
     rows: npt.NDArray[np.void]  # dtype PLAN [steps * batch_size], which are shown again and again
@@ -38,7 +38,7 @@ class Work:
     batch_size: int
     size: int
     dtype: PeerDType
-    cores: int  # workers, threads: as many as this
+    cores: int  # each row uses as many workers or threads
 
     @property
     def cell(self) -> int:
@@ -58,7 +58,7 @@ class Work:
         return int(self.rows["cell"][index % len(self.rows)])
 
     def place(self, cell: int) -> tuple[slice, slice]:
-        """Where a cell lies in the frame: y, x."""
+        """Where a cell is in the frame: y, x."""
         y, x = self.cell * (cell // 2), self.cell * (cell % 2)
         return slice(y, y + self.cell), slice(x, x + self.cell)
 
@@ -98,15 +98,15 @@ class Row:
     label: str  # for people
     start: Callable[[Work, Setting], Iterator[Any]]  # image and mask of batch after batch, in the order of the rows
     image: Resample  # the Loader's resampling that images are nearest to
-    mask: Resample  # likewise masks
+    mask: Resample  # the same for masks
     tolerance: float = 0.0  # mean absolute difference of images, levels of 255
-    worst: float = 0.0  # likewise of any one cell of a batch
+    worst: float = 0.0  # the same for any one cell of a batch
     is_peer: bool = True
-    is_placed: bool = True  # photos come into the cells that the row names
-    modules: tuple[str, ...] = ("torch",)  # that it imports; the first is looked for
+    is_placed: bool = True  # photos go into the cells that the plan row names
+    modules: tuple[str, ...] = ("torch",)  # that it imports
     packages: tuple[str, ...] = ("torch",)  # whose versions are recorded
     settings: Callable[[Work], list[Setting]] = field(default=lambda work: [{"threads": work.cores}])
-    ahead: Callable[[Setting], int] = field(default=lambda setting: 3)  # batches that it makes ahead at most
+    ahead: Callable[[Setting], int] = field(default=lambda setting: 3)  # most batches that it makes ahead
     masks: str = "PNG"  # what masks are read from
     cannot: tuple[str, ...] = ()
 

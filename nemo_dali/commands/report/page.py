@@ -35,17 +35,17 @@ from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic.false_negatives import FalseNegatives, false_negatives
 from nemo_dali.synthetic.truth import Truth
 
-FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some of the others, ever further apart
+FIRST_RANKS, SPREAD_RANKS = 48, 72  # candidates with a picture: the first, and some others, further and further apart
 THUMB, OWN = 128, 320  # pixels of the longer side
 MOST_BINS = 120  # of a distribution; fewer where there are few sentences
-SHOWN_RANKS = (1, 10, 100)  # whose similarities the page compares, and the last one's
+SHOWN_RANKS = (1, 10, 100)  # whose similarities the page compares, besides the last rank's
 MOST_DRAWN = 12  # photos shown
 PAGE = "a report of nemo-dali's"
 MARK = b'<meta name="generator" content="nemo-dali report">'  # within the first bytes of a page
 
 
 class Reported(NamedTuple):
-    """What a page was made of; ``false_negatives`` is None where no truth was given."""
+    """What a page was made from; ``false_negatives`` is None where no truth was given."""
 
     proposal: Proposal
     false_negatives: FalseNegatives | None
@@ -70,18 +70,18 @@ def report(
         dataset_path: a .ris.h5 file.
         table_path: its .neg.h5 file.
         output: the .html file; an earlier report is replaced when the new one is complete, anything else is not.
-        examples: expressions with their candidates as pictures; some 0.4 MB each.
-        seed: other examples.
+        examples: expressions with their candidates as pictures; about 0.4 MB each.
+        seed: a different one gives other examples.
         images: where the photos are, if not where they were when the data set file was made.
         passing, grid: see ``tune.propose``.
-        truth: of generated data, what ``Truth.read`` takes: the page then says how many negatives are false.
-        policy: whose negatives these are; None: the proposed one's.
+        truth: for generated data, what ``Truth.read`` takes: the page then says how many negatives are false.
+        policy: whose negatives the truth judges; None: the proposed one's.
 
     Returns:
         The proposal that the page starts with, and what the truth says.
 
     Raises:
-        ValueError: an argument out of range, or ``output`` is no .html.
+        ValueError: an argument out of range, or ``output`` is not an .html.
         NemoError: a file cannot be read or written, or plotly is not installed.
     """
     output = Path(output)
@@ -90,7 +90,7 @@ def report(
         raise ValueError(f"output ({output}) must end in .html")
     seed = integer("seed", seed, least=0)
     check_inputs(output, (dataset_path, table_path))
-    check_place(output, is_ours=_is_page, kind=PAGE)  # told now, not after the work
+    check_place(output, is_ours=_is_page, kind=PAGE)  # fail now, not after the work
     script = _plotly()
     dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
     told = None if truth is None else Truth.read(truth).of(dataset)
@@ -273,7 +273,7 @@ def _pictures(dataset: Dataset, curves: Curves, proposal: Proposal, count: int, 
 
 
 def _examples(curves: Curves, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Sentences to show, ascending; a quarter of them without a target, where there are such."""
+    """Sentences to show, ascending; a quarter of them without a target, if there are any."""
     rng, others = np.random.default_rng(seed), np.empty(0, np.int64)
     if curves.no_target is not None:
         others = rng.permutation(curves.no_target.rows)[: max(1, count // 4)]
@@ -302,7 +302,7 @@ def _most_drawn(dataset: Dataset, curves: Curves, proposal: Proposal) -> list[tu
 
 
 def _picture(dataset: Dataset, photo: int | None, ref: int | None) -> str:
-    """A photo, or a ref's with its mask outlined, as an address that holds it; "" where it cannot be read."""
+    """A photo, or a ref's photo with its mask outlined, as a data URL; "" if it cannot be read."""
     row = int(dataset.refs.image[ref]) if photo is None else photo
     side = THUMB if photo is not None else OWN
     try:
@@ -310,7 +310,7 @@ def _picture(dataset: Dataset, photo: int | None, ref: int | None) -> str:
             opened = open_photo(file)
             turn = int(dataset.turn[row])
             if turned_size(*opened.size, turn) != (dataset.images.width[row], dataset.images.height[row]):
-                return ""  # of any size
+                return ""  # it may be of any size
             opened.draft("RGB", (2 * side, 2 * side))
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError):  # what Pillow's decoders raise
