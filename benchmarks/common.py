@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def generate(folder: Path, *, images: int = 400) -> tuple[Path, Path]:
-    """A generated data set with a table of random similarities: which photos are drawn does not matter to the clock."""
+    """Generate a data set with a table of random similarities; timings do not depend on which photos are drawn."""
     synthesize(folder / "data", images=images)
     annotations = read_refer(folder / "data", dataset="refcoco", split_by="unc", split="train")
     paths = folder / "data.ris.h5", folder / "data.neg.h5"
@@ -53,25 +53,25 @@ def generate(folder: Path, *, images: int = 400) -> tuple[Path, Path]:
 
 
 def in_a_process(measure: Callable[..., None], *arguments: Any) -> dict[str, Any]:
-    """What ``measure(*arguments, connection)`` sends, from a fresh process: memory, threads and imports are its own."""
+    """What ``measure(*arguments, connection)`` sends from a fresh process with its own memory, threads and imports."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=measure, args=(*arguments, there), daemon=True)
     process.start()
-    there.close()  # so that a process that dies is heard of
+    there.close()  # so that recv() raises if the process dies
     found: dict[str, Any] = here.recv()
     process.join()
     return found
 
 
 def revision() -> str:
-    """The git revision that is measured, with a plus sign where files have been changed since."""
+    """The git revision being measured, with a plus sign if files have changed since."""
     run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
     return run.stdout.strip()
 
 
 def require_gpu() -> int:
-    """The number of the GPU to measure; without one the process ends with a sentence and exit code 1."""
+    """The number of the GPU to measure; without one, exits with a message and exit code 1."""
     import torch
 
     if not torch.cuda.is_available():
@@ -85,7 +85,7 @@ def require_gpu() -> int:
 
 
 def described(device: int, measured: str) -> dict[str, Any]:
-    """What every result on a GPU says of where it was measured; ``measured`` is the git revision."""
+    """What every GPU result records about where it was measured; ``measured`` is the git revision."""
     import torch
 
     here = machine()
@@ -100,12 +100,12 @@ def described(device: int, measured: str) -> dict[str, Any]:
 
 
 def file_name(benchmark: str, device: str) -> str:
-    """``benchmark.device.json``, the device's name in small letters, digits and hyphens."""
+    """``benchmark.device.json``, with the device's name in lower-case letters, digits and hyphens."""
     return f"{benchmark}.{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 def save(result: dict[str, Any], benchmark: str, folder: Path) -> Path:
-    """Write a result of a GPU to its file."""
+    """Write a GPU result to its file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(benchmark, result["device"])
     path.write_text(json.dumps(result, indent=2) + "\n")

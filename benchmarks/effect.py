@@ -1,14 +1,14 @@
 """Does it help? Trains the arms of the study in docs/effect.md, and measures what each learnt.
 
-    python benchmarks/effect.py --work DIR --seconds 1500    runs that are missing, one after another, until then; again
-                                                             and again until all are there
-    python benchmarks/effect.py --work DIR --arms single --seeds 1    of these alone
+    python benchmarks/effect.py --work DIR --seconds 1500    start missing runs, one after another, until then; repeat
+                                                             until all are done
+    python benchmarks/effect.py --work DIR --arms single --seeds 1    only these
     python benchmarks/effect.py --work DIR --study larger    the runs of a follow-up, on the same photos and tables
 
-A run that was interrupted goes on from its last epoch. Each is appended to benchmarks/results/effect.json with its
-revision, seed and time; ``effect_report.py`` makes docs/effect.md's tables and figures of that. ``--jobs N`` runs as
-many at once, with a share of the cores each; another number of threads gives other last bits, which training
-makes larger.
+An interrupted run continues from its last epoch. Each run is appended to benchmarks/results/effect.json with its
+revision, seed and time; ``effect_report.py`` makes docs/effect.md's tables and figures from that. ``--jobs N`` runs N
+at once, each with a share of the cores; a different number of threads gives different last bits, and training
+amplifies the difference.
 """
 
 import argparse
@@ -42,9 +42,9 @@ from train_ris import WORDS, Training, save
 
 
 def train(name: str, seed: int, files: Files, threads: int) -> dict[str, Any]:
-    """One run, from the last checkpoint of it that there is, and what it learnt."""
+    """Train one run, from its last checkpoint if there is one, and measure what it learnt."""
     torch.set_num_threads(threads)
-    torch.backends.cuda.enable_flash_sdp(False)  # on CPUs it takes a quarter of a step at so few places
+    torch.backends.cuda.enable_flash_sdp(False)  # on CPUs it takes a quarter of a step with so few positions
     started = time.monotonic()
     study = files.study
     arm = study.arms[name]
@@ -93,7 +93,7 @@ def train(name: str, seed: int, files: Files, threads: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure(training: Training, files: Files, common: dict[str, Any]) -> dict[str, Any]:
-    """What a trained model finds, on single photos and on mosaics of photos that hold nothing that fits."""
+    """What a trained model finds, on single photos and on mosaics whose negatives show nothing that fits."""
     training.segmenter.eval()
     mosaics = MosaicPolicy(p_mined=1.0, top_k=read_policy(files.policy)[0].difficulty(0).top_k)
     found: dict[str, Any] = {"single": [], "mosaic": [], "masks": {}}
@@ -111,7 +111,7 @@ def measure(training: Training, files: Files, common: dict[str, Any]) -> dict[st
             **common,
         )
         for batch in loader:
-            new = batch.plan["position"] < asked.refs  # a last batch is filled up with the first samples
+            new = batch.plan["position"] < asked.refs  # the last batch is filled up with the first samples
             predicted, target = (training.predict(batch) > 0)[new], batch.mask[new]
             metric.update(predicted, target)
             sentences.append(batch.plan["sentence"][new])
@@ -134,7 +134,7 @@ def kept(predicted: torch.Tensor, target: torch.Tensor) -> dict[str, Any]:
 
 
 def totals(samples: Any, sentences: np.ndarray, asked: Asked) -> list[dict[str, Any]]:
-    """Sums over the sentences of each kind with each number of distractors: what all metrics are quotients of."""
+    """Sums over the sentences of each kind with each number of distractors; all metrics are quotients of these."""
     kinds, distractors = asked.kind[sentences], asked.distractors[sentences]
     found = []
     for kind, name in enumerate(asked.kind_names):
@@ -178,7 +178,7 @@ def begin(files: Files, path: Path) -> dict[str, Any]:
 
 
 def keep(path: Path, record: dict[str, Any], run: dict[str, Any]) -> None:
-    """Append a run to the record; the file is whole at any moment."""
+    """Append a run to the record; the file is complete at all times."""
     record["runs"].append(run)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -186,7 +186,7 @@ def keep(path: Path, record: dict[str, Any], run: dict[str, Any]) -> None:
 
 
 def run_all(files: Files, options: argparse.Namespace) -> None:
-    """Begin runs that the record lacks, until the time is up; those that have begun are finished."""
+    """Start runs that the record lacks until the time is up; runs already started are finished."""
     record = begin(files, options.record)
     done = {(run["arm"], run["seed"]) for run in record["runs"]}
     missing = [(arm, seed) for seed in options.seeds for arm in options.arms if (arm, seed) not in done]

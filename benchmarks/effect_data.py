@@ -36,7 +36,7 @@ PARTS = ("training", *EVALUATION, "for_clip")
 
 @dataclass(frozen=True)
 class Files:
-    """Where everything lies in a folder, which studies of the same photos may share."""
+    """Where everything is in a folder, which studies of the same photos may share."""
 
     folder: Path
     study: Study
@@ -47,15 +47,15 @@ class Files:
         return self.folder / f"{part}-{scenes.digest()}"
 
     def dataset(self, part: str) -> Path:
-        """Its data set file."""
+        """The data set file of one of ``PARTS``."""
         return self._beside(part, "ris.h5")
 
     def tiles(self, part: str) -> Path:
-        """Its tiles, for single photos and for 2x2."""
+        """The tiles of one of ``PARTS``, for single photos and for 2x2."""
         return self._beside(part, f"{self.study.size}.tiles.h5")
 
     def table(self, arm: Arm) -> Path:
-        """The table that an arm's negatives are drawn from; any, where it draws none."""
+        """The table that an arm's negatives are drawn from; any table if it draws none."""
         return self.negatives("training", arm.negatives or "clip")
 
     def negatives(self, part: str, kind: str) -> Path:
@@ -72,17 +72,17 @@ class Files:
         return scenes.with_name(f"{scenes.name}.{ending}")
 
     def checkpoint(self, arm: str, seed: int) -> Path:
-        """Of a run."""
+        """The checkpoint of a run."""
         return self.folder / f"runs-{self.study.digest()}" / f"{arm}-{seed}.pt"
 
     @property
     def weights(self) -> Path:
-        """Of the CLIP model."""
+        """The weights of the CLIP model."""
         return self._beside("for_clip", "clip.pt")
 
     @property
     def config(self) -> Path:
-        """Of the CLIP model."""
+        """The config of the CLIP model."""
         return self._beside("for_clip", "clip.json")
 
 
@@ -91,7 +91,7 @@ class Asked:
     """What is asked of a trained model on one of ``EVALUATION``: sentences, by row, and the groups they belong to."""
 
     refs: int
-    kind: np.ndarray  # uint8 [S], places in kind_names
+    kind: np.ndarray  # uint8 [S], indices into kind_names
     kind_names: tuple[str, ...]
     distractors: np.ndarray  # int [S]
     shown: dict[int, tuple[int, str]]  # rows whose predictions are kept: the photo's id, and the sentence
@@ -111,7 +111,7 @@ class Asked:
 
 
 def prepare(study: Study, folder: Path) -> Files:
-    """Make what is missing of a study's files; an interrupted call is taken up by the next one."""
+    """Make the missing files of a study; the next call continues an interrupted one."""
     files = Files(folder, study)
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
@@ -148,7 +148,7 @@ def _dataset(files: Files, part: str, scenes: Scenes) -> None:
     if files.dataset(part).exists():
         return
     source = files.scenes(part)
-    shutil.rmtree(source, ignore_errors=True)  # half of it, perhaps
+    shutil.rmtree(source, ignore_errors=True)  # it may be incomplete
     synthesize(source, **asdict(scenes))
     annotations = read_refer(source, dataset="refcoco", split_by="unc", split="train")
     index_dataset(annotations, images=source / "images/mscoco/images/train2014", output=files.dataset(part))
@@ -166,7 +166,7 @@ def _mine(files: Files, part: str, kind: str, exclusions: Exclusions) -> None:
 
 
 def check_apart(datasets: dict[str, Dataset]) -> None:
-    """Refuse data sets of which two have a photo in common, by content: each numbers its photos from 1 on."""
+    """Refuse data sets if two have a photo in common, by content, because each numbers its photos from 1."""
     contents = {part: set(map(bytes, dataset.photo_files.digest)) for part, dataset in datasets.items()}
     for one, other in itertools.combinations(contents, 2):
         if not contents[one].isdisjoint(contents[other]):
@@ -174,7 +174,7 @@ def check_apart(datasets: dict[str, Dataset]) -> None:
 
 
 def _sorted_by_truth(files: Files, part: str, kind: str) -> None:
-    """A table in CLIP's order of the photos that hold what a sentence's words describe, or of those that do not."""
+    """Write a table of the photos that show what a sentence's words describe, or of the others, in CLIP's order."""
     output = files.negatives(part, kind)
     if output.exists():
         return
@@ -216,7 +216,7 @@ def policy_of(arm: Arm, files: Files) -> MosaicPolicy:
 
 
 def described(files: Files) -> dict[str, Any]:
-    """What the study's data are: how many photos, refs and sentences, and how hard those of the evaluation are."""
+    """Describe the study's data: how many photos, refs and sentences, and how hard those of the evaluation are."""
     found: dict[str, Any] = {}
     for part in PARTS:
         dataset = Dataset.open(files.dataset(part))

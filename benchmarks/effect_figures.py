@@ -28,7 +28,7 @@ COLOURS = {
 
 
 def plot_summary(record: dict[str, Any], output: Path) -> None:
-    """README's figure: P@0.5 on hard samples of every arm less that of single photos, with 95 % intervals."""
+    """README's figure: every arm's P@0.5 on hard samples less that of single photos, with 95 % intervals."""
     rows = {arm: (record, arm) for arm in arms_of(record)}
     for other in record["follow_ups"].values():
         size, arms = other["study"]["size"], other["study"]["arms"]
@@ -70,7 +70,7 @@ def plot_distractors(record: dict[str, Any], output: Path) -> None:
 
 
 def plot_false_negatives(record: dict[str, Any], output: Path) -> None:
-    """P@0.5 on hard samples over the rate of false negatives among the negatives drawn; single photos as a line."""
+    """P@0.5 on hard samples against the rate of false negatives among the negatives drawn; single photos as a line."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
         for arm in arms_of(record):
@@ -91,7 +91,7 @@ def plot_false_negatives(record: dict[str, Any], output: Path) -> None:
 
 
 def plot_scenes(record: dict[str, Any], output: Path, *, count: int = 6) -> None:
-    """Hard scenes with what the arms found, of the first seed: those on which the arms differ most."""
+    """Hard scenes with what the arms found with the first seed: those on which the arms differ most."""
     scenes = record["data"]["scenes"]
     kept = {run["arm"]: run["masks"] for run in record["runs"] if run["seed"] == record["study"]["seeds"][0]}
     arms = [arm for arm in arms_of(record) if arm in kept]
@@ -125,7 +125,7 @@ def plot_scenes(record: dict[str, Any], output: Path, *, count: int = 6) -> None
 
 
 def _photo(record: dict[str, Any], image_id: int) -> Image.Image:
-    """A photo of the evaluation, generated anew."""
+    """A photo of the evaluation, generated again."""
     scenes = record["study"]["hard"]
     options = {"distractors": tuple(scenes["distractors"]), "expressions": scenes["expressions"]}
     return make_photo(seed=scenes["seed"], number=image_id - 1, **options).image.convert("RGB")

@@ -9,9 +9,9 @@ import numpy as np
 from common import RESULTS
 from effect_study import FOLLOW_UPS
 
-MEASURES = {"P@0.5": "hits", "misses": "misses", "mIoU": "iou"}  # points of a hundred; quotients by the samples
+MEASURES = {"P@0.5": "hits", "misses": "misses", "mIoU": "iou"}  # in percent; sums divided by the number of samples
 T_975 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
-HARD = 2  # distractors, from which on a sample is a hard one
+HARD = 2  # a sample with at least this many distractors is hard
 
 
 def recorded(study: str = "main") -> Path:
@@ -20,7 +20,7 @@ def recorded(study: str = "main") -> Path:
 
 
 def read() -> dict[str, Any]:
-    """The main study's record with those of its follow-ups, as far as there are any."""
+    """The main study's record, with those of the follow-ups that exist."""
     paths = {name: recorded(name) for name in FOLLOW_UPS}
     found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     record: dict[str, Any] = json.loads(recorded().read_text())
@@ -28,7 +28,7 @@ def read() -> dict[str, Any]:
 
 
 def value(rows: list[dict[str, Any]], measure: str) -> float:
-    """A measure over groups of samples, in points of a hundred; NaN without any."""
+    """A measure over groups of samples, in percent; NaN without samples."""
     if measure == "oIoU":
         return 100 * _ratio(sum(row["intersection"] for row in rows), sum(row["union"] for row in rows))
     return 100 * _ratio(sum(row[MEASURES[measure]] for row in rows), sum(row["samples"] for row in rows))
@@ -46,7 +46,7 @@ def chosen(
     distractors: int | None = None,
     hard: bool | None = None,
 ) -> list[dict[str, Any]]:
-    """The groups of a run: of one kind of expression, with one number of distractors, or with ``HARD`` at least."""
+    """The groups of a run: of one kind of expression, with one number of distractors, or with at least ``HARD``."""
     return [
         row
         for row in run[where]
@@ -62,7 +62,7 @@ def by_seed(record: dict[str, Any], arm: str, where: str, measure: str, **which:
 
 
 def singles_of(record: dict[str, Any], main: dict[str, Any]) -> dict[int, float]:
-    """P@0.5 on hard samples of single photos in a study, or in the main one: with the same seeds, steps and photos."""
+    """P@0.5 on hard samples of a study's single photos, or the main study's: the same seeds, steps and photos."""
     return by_seed(record if "single" in arms_of(record) else main, "single", "single", "P@0.5", hard=True)
 
 
@@ -74,7 +74,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def difference(one: dict[int, float], other: dict[int, float]) -> tuple[float, float, int]:
-    """Mean of one less the other, paired by seed, half its 95 % t interval, and the number of pairs."""
+    """Mean of one less the other, paired by seed, half the width of its 95 % t interval, and the number of pairs."""
     seeds = sorted(one.keys() & other.keys())
     return *interval(np.array([one[seed] - other[seed] for seed in seeds])), len(seeds)
 
@@ -86,5 +86,5 @@ def arms_of(record: dict[str, Any]) -> list[str]:
 
 
 def levels(record: dict[str, Any]) -> list[int]:
-    """Numbers of distractors that occur."""
+    """The numbers of distractors that occur."""
     return sorted({row["distractors"] for run in record["runs"] for row in run["single"]})

@@ -1,6 +1,6 @@
-"""What docs/effect.md says of the study, made from the recorded runs alone.
+"""What docs/effect.md says about the study, made from the recorded runs alone.
 
-python benchmarks/effect_report.py [PAGE.md]     writes its tables and figures anew from benchmarks/results/effect.json
+python benchmarks/effect_report.py [PAGE.md]     rewrites its tables and figures from benchmarks/results/effect.json
 """
 
 import math
@@ -26,7 +26,7 @@ def _points(mean: float, half: float, *, signed: bool = False) -> str:
 
 
 def outcome_table(record: dict[str, Any]) -> str:
-    """Every arm: shares of the negatives drawn that are false, or of the target's kind, and what it scores."""
+    """Every arm: the shares of its drawn negatives that are false or of the target's kind, and its scores."""
     lines = [
         "| arm | runs | false | same kind | P@0.5, hard | misses, hard | P@0.5 | mIoU | oIoU | P@0.5 in mosaics |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -67,7 +67,7 @@ def kinds_table(record: dict[str, Any]) -> str:
 
 
 def _less_single(record: dict[str, Any], columns: dict[str, dict[str, Any]]) -> str:
-    """A row an arm; columns by name, with what ``chosen`` takes."""
+    """One row per arm; columns by name, with what ``chosen`` takes."""
     lines = [
         f"| P@0.5 less that of single | {' | '.join(columns)} |",
         f"| {' | '.join(['---'] * (len(columns) + 1))} |",
@@ -83,7 +83,7 @@ def _less_single(record: dict[str, Any], columns: dict[str, dict[str, Any]]) -> 
     return "\n".join([*lines, ""])
 
 
-ASKED = (  # by question of the page: an arm, and another that it is compared with
+ASKED = (  # the number of a question of the page, an arm, and the arm it is compared with
     (1, "tuned", "single"),
     (1, "tuned", "random"),
     (3, "oracle", "unbounded"),
@@ -92,11 +92,11 @@ ASKED = (  # by question of the page: an arm, and another that it is compared wi
     (4, "cropped", "oracle"),
     (5, "later", "tuned"),
 )
-MORE = (2, "tuned", "single")  # whether what is gained there is more on hard samples than on the others
+MORE = (2, "tuned", "single")  # whether the gain there is larger on hard samples than on the others
 
 
 def answers(record: dict[str, Any]) -> str:
-    """The page's questions, answered by the rule that stands above them."""
+    """The page's questions, answered by the rule given above them."""
     lines = ["| question | P@0.5 on hard samples | difference | so |", "| --- | --- | --- | --- |"]
     for question, one, other in sorted([*ASKED, MORE]):
         label, words = f"{one} less {other}", ("better", "worse")
@@ -112,7 +112,7 @@ def answers(record: dict[str, Any]) -> str:
 
 
 def _more_with_distractors(record: dict[str, Any]) -> tuple[float, float, int]:
-    """By how much what tuned gains over single is larger on hard samples than on the others."""
+    """How much more tuned gains over single on hard samples than on the others."""
     gains = []
     for hard in (True, False):
         tuned, single = (by_seed(record, arm, "single", "P@0.5", hard=hard) for arm in ("tuned", "single"))
@@ -136,7 +136,7 @@ def data_table(record: dict[str, Any]) -> str:
 
 
 def effort(record: dict[str, Any]) -> str:
-    """How many runs of what length, where."""
+    """How many runs there were, how long they took, and where."""
     runs, here = record["runs"], record["machine"]
     steps = sorted({run["steps"] for run in runs})
     minutes = [run["seconds"] / 60 for run in runs]
@@ -196,7 +196,7 @@ FIGURES: dict[str, Callable[[dict[str, Any], Path], None]] = {
 
 
 def rewritten(text: str, record: dict[str, Any]) -> str:
-    """The page with every table made anew."""
+    """The page with every table made again."""
     for name, make in TABLES:
         begin = BEGIN.format(name)
         made = f"{begin}\n{make(record)}\n{END}".replace("\\", r"\\")

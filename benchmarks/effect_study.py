@@ -1,7 +1,7 @@
-"""The study that ``effect.py`` carries out, as docs/effect.md lays it down: scenes, arms, model and counts.
+"""The study that ``effect.py`` carries out, as docs/effect.md specifies it: scenes, arms, model and counts.
 
-What stands here was frozen before the first run that counts: a run records ``Study.digest()``, and those of another
-design are not mixed with it. ``FOLLOW_UPS`` came later, once mosaics had lost, and was frozen before its own runs.
+The design was frozen before the first run that counts: a run records ``Study.digest()``, and runs of another design
+are not mixed with it. ``FOLLOW_UPS`` came later, once mosaics had lost, and was frozen before its own runs.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ Negatives = Literal["clip", "cropped", "fitting", "unfitting"]
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What one arm of the study trains on, in the epochs before the last ones, which show single photos in all arms.
+    """What one arm of the study trains on before the last epochs, which show single photos in all arms.
 
     Attributes:
         share: of the samples that are mosaics.
         negatives: the table that they are drawn from: CLIP's; the same without the photos that ``--exclude-crops``
-            leaves out ("cropped"); of photos that hold what the sentence describes ("fitting"), or of none that does
+            leaves out ("cropped"); only photos that show what the sentence describes ("fitting"), or only others
             ("unfitting"), these two by the truth and in CLIP's order; None: random photos.
-        bounded: by the tau that ``tune`` proposes; else by none.
+        bounded: by the tau that ``tune`` proposes; otherwise there is no bound.
         singles_first: epochs of single photos before the mosaics.
     """
 
@@ -59,17 +59,17 @@ class Scenes:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """All that decides the outcome besides the code and the seed of a run.
+    """Everything that decides the outcome except the code and the seed of a run.
 
     Attributes:
         training, easy, hard, for_clip: the photos; no two share one. Trained models are measured on ``easy``, whose
             targets have no distractor or one, and on ``hard``.
         clip_steps: of the CLIP model's training, on windows of any size around what sentences are about.
         crops_margin: of ``--exclude-crops``.
-        size: of the frames, in pixels; batch_size: samples a step.
+        size: of the frames, in pixels; batch_size: samples per step.
         epochs: of all arms; the last ``singles`` of them show single photos only.
         warm_up: steps over which the learning rate rises.
-        seeds: of the runs: of weights and of the order and the draws of samples.
+        seeds: of the runs, for the weights and for the order and the draws of samples.
     """
 
     training: Scenes
@@ -88,7 +88,7 @@ class Study:
     arms: dict[str, Arm] = field(default_factory=lambda: dict(ARMS))
 
     def digest(self) -> str:
-        """Of the whole design but the number of seeds, which may grow."""
+        """Digest of the whole design except the seeds, whose number may grow."""
         return _digest(replace(self, seeds=()))[:16]
 
 
@@ -104,7 +104,7 @@ STUDY = Study(
     for_clip=Scenes(seed=104, images=2500, expressions=KINDS),
     clip_steps=1500,
 )
-# Where to look for the reason why mosaics lose: too many of them, photos that are seen too seldom, cells too small.
+# Possible reasons why mosaics lose: too many of them, photos that are seen too rarely, cells that are too small.
 FOLLOW_UPS = {
     "quarter": replace(STUDY, arms={"quarter": Arm(share=0.25, bounded=True)}, seeds=(1, 2, 3)),
     "fewer": replace(

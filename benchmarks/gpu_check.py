@@ -1,16 +1,16 @@
 """Everything to know about a GPU, in one command: is it set up right, are the bytes right, and how fast is it.
 
-    make gpu-check                       with the Python that is there; or, without make,
+    make gpu-check                       with the Python at hand; or, without make,
     python benchmarks/gpu_check.py       [--pretend] [--list] [--again STAGE] [--revision NAME]
 
-Each stage is a process with a time limit and a result of its own, so what one does hides nothing of another. The limits
+Each stage is a process with its own time limit and result, so no stage hides anything about another. The limits
 add up to eight minutes; later stages may use the time that a stage leaves over. No network, git, make or C++
-compiler is needed. All goes to benchmarks/results/<device>/: the record STAGE.json and the log STAGE.log of every
-stage, summary.json and summary.md. The exit code is 0 if all stages passed.
+compiler is needed. All output goes to benchmarks/results/<device>/: the record STAGE.json and the log STAGE.log of
+every stage, summary.json and summary.md. The exit code is 0 if all stages passed.
 
-Called again, it goes on: what is done with these sources and these packages is not run again, passed or failed; a stage
-that timed out or was interrupted is. ``--pretend`` rehearses it without a GPU, in small, with the host playing its
-part; its files say so by their names and in their contents.
+When called again, it continues: a stage that was done with these sources and packages, passed or failed, is not run
+again; one that timed out or was interrupted is. ``--pretend`` rehearses everything on a small scale without a GPU, with
+the host playing its part; the files say so in their names and contents.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from gpu_summary import write_summary
 
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "gpu-check"  # generated data, and results on their way into a record
-PATIENCE = 4  # times the limits are what --pretend has, where the CPU plays the GPU
+PATIENCE = 4  # factor of the limits under --pretend, where the CPU plays the GPU
 NO_GPU = "NVIDIA's driver shows no GPU: see 'python -m nemo_dali doctor', or rehearse with --pretend.\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the check as the command line says; the exit code."""
+    """Run the check as the command line says; returns the exit code."""
     names = [stage.name for stage in STAGES]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="show the stages with their limits, and run none")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     say(f"{device}, revision {place.revision}: records go to {place.folder}")
     signal.signal(signal.SIGTERM, interrupt)
-    # A stage that is ended by force must not write its memory to the disk first.
+    # A stage that is killed must not write its memory to the disk first.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     summarise = partial(write_summary, place, stages)
     try:
@@ -95,7 +95,7 @@ def limit_of(text: str, names: Sequence[str], parser: argparse.ArgumentParser) -
 
 
 def interrupt(number: int, frame: Any) -> NoReturn:
-    """What SIGTERM does: the same as Ctrl-C."""
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt
 
 

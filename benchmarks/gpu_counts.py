@@ -3,21 +3,21 @@
     python benchmarks/gpu_counts.py [--quick]
 
 It runs the PTX of every kernel on the CPU (``tests/helpers/ptx``), where each issue of an instruction by a warp is
-counted, and writes results/gpu_model.json. All figures are *counted, not measured*. A case has, per pixel of the output
-where its name says so:
+counted, and writes results/gpu_model.json. All figures are *counted, not measured*. A case has these figures, per
+pixel of the output where the name says so:
 
-* ``instructions_per_pixel``: thread instructions, 32 for each issue of a warp, idle lanes among them; of machine code
-  where ``nvdisasm`` is (``counted_in``), else of PTX. ``ptx_instructions_per_pixel`` is always of PTX, and ``classes``
-  its parts.
-* ``sectors_per_byte``: 32-byte sectors that warps ask global memory for, for each byte that must be moved; at best
-  1/32, which ``traffic`` makes 1. ``least_traffic`` counts a sector once, however often it is asked for.
-* ``wavefronts_per_pixel``: cycles of shared memory times 32 lanes; ``bank_conflicts`` over what they would be if no two
-  lanes wanted the same bank.
-* ``barriers``: that a block comes to. ``bytes_in_flight``: of asynchronous copies, that the blocks of a multiprocessor
-  ask for before they wait.
-* ``blocks``: that a multiprocessor holds at a time, by registers, shared memory and threads.
+* ``instructions_per_pixel``: thread instructions, 32 for each issue of a warp, including idle lanes; of machine code
+  if ``nvdisasm`` is available (``counted_in``), else of PTX. ``ptx_instructions_per_pixel`` is always of PTX, and
+  ``classes`` are its parts.
+* ``sectors_per_byte``: 32-byte sectors that warps request from global memory, for each byte that must be moved; at best
+  1/32, which ``traffic`` scales to 1. ``least_traffic`` counts a sector once, however often it is requested.
+* ``wavefronts_per_pixel``: cycles of shared memory times 32 lanes; ``bank_conflicts``: their ratio to what they would
+  be if no two lanes wanted the same bank.
+* ``barriers``: that a block reaches. ``bytes_in_flight``: of asynchronous copies, that the blocks of a multiprocessor
+  request before they wait.
+* ``blocks``: that a multiprocessor holds at a time, limited by registers, shared memory and threads.
 * ``issue_share``: for each GPU of that architecture, the share of its issue slots that the kernel takes at 85 % of the
-  copy rate. Above 1 it cannot reach that; the copy rate is assumed, see GPUS.
+  copy rate. Above 1 it cannot reach that rate, which is assumed, see COPY_SHARE and GPUS.
 """
 
 import argparse
@@ -49,7 +49,7 @@ from tests.helpers.ptx.machine import Counted, run
 
 ARCHITECTURES = ("80", "90")
 DTYPES = ("float16", "float32", "uint8")
-COPY_SHARE = 0.84  # of the memory's rate, that a device-to-device copy is assumed to reach
+COPY_SHARE = 0.84  # of the memory's rate that a device-to-device copy is assumed to reach
 AIM = 0.85  # of the copy rate
 ALIGNMENT = 512  # bytes, of CUDA's and torch's allocators
 
@@ -99,7 +99,7 @@ def letterbox(case: Case, architecture: str) -> Launched:
 
 
 def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that begins where a GPU's allocator would let it begin."""
+    """A copy aligned as a GPU's allocator would align it."""
     memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
     skip = -memory.ctypes.data % ALIGNMENT
     copy: npt.NDArray[Any] = memory[skip : skip + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -149,7 +149,7 @@ LAUNCHES = {"mosaic": mosaic, "gather": gather, "letterbox": letterbox, "mask": 
 
 
 def cases(*, quick: bool) -> list[Case]:
-    """One sample of each kind; what is counted of a pixel does not depend on how many there are."""
+    """One sample of each kind; the counts per pixel do not depend on the number of samples."""
     dtypes, grids = (DTYPES[:1], (2,)) if quick else (DTYPES, (1, 2, 3))
     images = [Case("mosaic", grid, rule, dtype, 1) for rule in RESAMPLE for dtype in dtypes for grid in grids]
     gathers = [Case("gather", grid, None, dtype, 1) for dtype in dtypes for grid in grids]
@@ -251,7 +251,7 @@ def row(case: Case, architecture: str) -> dict[str, Any]:
 
 
 def issue_share(issues: float, size: float, gpu: Gpu) -> float:
-    """Share of a GPU's issue slots at AIM of its copy rate, from warp instructions and bytes of a pixel."""
+    """Share of a GPU's issue slots at AIM of its copy rate, from warp instructions and bytes per pixel."""
     pixels = AIM * COPY_SHARE * gpu.memory / size  # 1e9 a second
     return issues * pixels / (gpu.multiprocessors * gpu.clock * SCHEDULERS)
 

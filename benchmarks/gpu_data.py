@@ -14,7 +14,7 @@ SIZE, GRID = 480, 2
 
 
 def main() -> None:
-    """Write data.ris.h5, data.neg.h5 and data.tiles.h5, the last one by the GPU's decoder."""
+    """Write data.ris.h5, data.neg.h5 and data.tiles.h5, the last one with the GPU's decoder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=200)

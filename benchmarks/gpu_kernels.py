@@ -4,15 +4,15 @@
 
 It writes gpu_kernels.<device>.json; a single wrong byte ends it with exit code 1.
 
-Times are the GPU's own (CUDA events), in microseconds a launch: median and quartiles over rounds of launches in a row,
-which are queued while the GPU is kept busy, so that the host's time is not in them. The launches go in turn through
-batches that together are three times larger than the GPU's L2 cache. ``share_of_copy_rate`` is the bytes that a kernel
-cannot do without, over its time, over the rate (bytes read and written) of a device-to-device copy in the same run. For
-a mosaic these are the photo rows that a cell needs, in full width, and the frame; for masks the tables and the mask;
-for a gather the tiles and the frame. Of pinned tiles they are the tiles alone, over the rate of a copy from page-locked
+Times are the GPU's own (CUDA events), in microseconds per launch: median and quartiles over rounds of launches in a
+row, which are queued while the GPU is kept busy, so that they exclude the host's time. The launches cycle through
+batches that together are three times as large as the GPU's L2 cache. ``share_of_copy_rate`` is the bytes that a kernel
+must move, over its time, over the rate (bytes read and written) of a device-to-device copy in the same run. For a
+mosaic these are the photo rows that a cell needs, in full width, and the frame; for masks the tables and the mask; for
+a gather the tiles and the frame. For pinned tiles they are the tiles alone, over the rate of a copy from page-locked
 memory.
-``with_upload_microseconds`` are of the launch as the pipeline makes it, its tables uploaded anew each time, and
-``host_microseconds`` what this costs the calling thread.
+``with_upload_microseconds`` is for the launch as the pipeline makes it, with its tables uploaded each time, and
+``host_microseconds`` is what this costs the calling thread.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from nemo_dali.kernels.device import current
 from nemo_dali.kernels.mask import gpu as mask_gpu
 from nemo_dali.pipeline import gpu
 
-BATCHES = (8, 16, 32, 64, 128, 256)  # of smaller ones it would take more to fill L2 than a stream queues launches
+BATCHES = (8, 16, 32, 64, 128, 256)  # with smaller ones, filling L2 would take more launches than a stream queues
 DTYPES = ("float16", "float32", "uint8")
 TIMES_L2 = 3
 LAUNCHES = 8  # at least, in a round: its two events cost a microsecond or two
 WARM_UP = 2  # rounds
-CYCLES = 20_000  # about 10 us that the GPU is kept busy for each launch to be queued; doubled where they are too few
-DOUBLINGS = 10  # of these; then the GPU is busy for 10 ms a launch, which no host needs to queue one
+CYCLES = 20_000  # about 10 us for which the GPU is kept busy for each launch to be queued; doubled if too few
+DOUBLINGS = 10  # at most; the GPU is then busy for 10 ms a launch, more than any host needs to queue one
 IN_STEP = (
     "The GPU begins before a round is queued, however long it is kept busy: the host waits for each launch. "
     "Unset CUDA_LAUNCH_BLOCKING, and run under no debugger or profiler."
@@ -126,12 +126,12 @@ def copying(device: int, *, pinned: bool = False) -> Callable[[], Any]:
 
 
 def batch_count(size: int, l2: int) -> int:
-    """How many batches of so many bytes are timed in turn."""
+    """How many batches of ``size`` bytes are timed in turn."""
     return max(2, -(-TIMES_L2 * l2 // size))
 
 
 def check(case: Case, work: Work) -> None:
-    """End the process where a byte is not what the CPU kernel writes."""
+    """Exit if a byte is not what the CPU kernel writes."""
     expected = work.expected()
     for run in (work.run, work.run_whole):
         work.output.fill_(UNWRITTEN)
@@ -144,7 +144,7 @@ def timed(launches: Sequence[Callable[[], Any]], *, rounds: int, ahead: bool = T
     """The GPU's and the host's time of a launch.
 
     Args:
-        ahead: queue a round's launches before the GPU begins with them; else it may have to wait for the host.
+        ahead: queue a round's launches before the GPU starts on them; otherwise it may have to wait for the host.
 
     Raises:
         NemoError: the host cannot get ahead of the GPU.
@@ -232,7 +232,7 @@ def row(case: Case, size: int, copy_rate: float, *, alone: Times, whole: Times, 
 def document(
     rates: dict[str, npt.ArrayLike], l2: int, rows: list[dict[str, Any]], costs: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is written, besides where it was measured. Times are in microseconds, rates in GB/s, 1e9 bytes a second."""
+    """What is written, except where it was measured. Times are in microseconds, rates in GB/s, 1e9 bytes a second."""
     device, pinned = Spread.of(rates["device"]), Spread.of(rates["pinned"])
     return {
         "copy_rate_gb_s": device.median,

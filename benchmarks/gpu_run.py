@@ -16,13 +16,13 @@ from typing import IO, Any
 
 from gpu_setup import ROOT
 
-GRACE = 2.0  # seconds for a process to tell where it hangs
+GRACE = 2.0  # seconds for a process to report where it hangs
 DONE = ("passed", "failed", "crashed", "not installed")
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a stage is told: where things lie, and what is measured."""
+    """What a stage is given: where things are, and what is measured."""
 
     folder: Path  # for records and logs
     work: Path
@@ -33,7 +33,7 @@ class Place:
     pretended: bool = False
 
     def file(self, name: str) -> Path:
-        """A file of results; what is pretended has a name that says so."""
+        """A file of results; the name of a pretended one says so."""
         stem, _, end = name.rpartition(".")
         return self.folder / (f"{stem}.pretended.{end}" if self.pretended else name)
 
@@ -42,7 +42,7 @@ class Place:
 class Run:
     """How a stage's process ended."""
 
-    code: int | None  # exit code; None where the time was up
+    code: int | None  # exit code; None if the time was up
     log: str
     seconds: float = 0.0
 
@@ -70,11 +70,11 @@ class Stage:
 
     Attributes:
         limit: seconds.
-        command: what to run, or the outcome where there is nothing to run.
-        read: what came of a run.
+        command: what to run, or the outcome if there is nothing to run.
+        read: makes the outcome of a run.
         output: a file of the work folder that takes what the process prints; None: the log does.
         environment: what is added to this process's.
-        there: whether what the stage leaves for others is still there.
+        there: whether what the stage leaves for others still exists.
     """
 
     name: str
@@ -98,10 +98,10 @@ def run_all(
     patience: float = 1.0,
     after_each: Callable[[], Any] = lambda: None,
 ) -> list[Any]:
-    """Run the stages that are not done; the records of all. An interrupt leaves them valid, and goes on upwards.
+    """Run the stages that are not done; returns all records. An interrupt leaves them valid, and is raised again.
 
     Args:
-        again: names of stages that are run though they are done, or "all".
+        again: names of stages to run even if they are done, or "all".
         patience: factor of the limits.
     """
     place.folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def run_all(
 
 
 def run_one(stage: Stage, place: Place, limit: float) -> dict[str, Any]:
-    """Run a stage; its record, which has been written."""
+    """Run a stage; returns its record, which has been written."""
     record = {
         "stage": stage.name,
         "status": "begun",
@@ -139,7 +139,7 @@ def run_one(stage: Stage, place: Place, limit: float) -> dict[str, Any]:
         "limit_s": round(limit, 1),
         "seconds": 0.0,
     }
-    write_json(place.file(f"{stage.name}.json"), record)  # what a kill leaves
+    write_json(place.file(f"{stage.name}.json"), record)  # what is left after a kill
     start = time.monotonic()
     try:
         try:
@@ -160,7 +160,7 @@ def run_one(stage: Stage, place: Place, limit: float) -> dict[str, Any]:
 
 
 def judge(stage: Stage, place: Place, run: Run) -> Outcome:
-    """What came of a run. That its results cannot be read is a failure of the stage, and of nothing else."""
+    """What came of a run. If its results cannot be read, the stage has failed, and nothing else."""
     try:
         outcome = stage.read(place, run)
     except Exception as error:  # whatever a stage left behind
@@ -192,7 +192,7 @@ def finish(record: dict[str, Any], outcome: Outcome, seconds: float, place: Plac
 
 
 def run_process(command: list[str], stage: Stage, place: Place, limit: float) -> Run:
-    """Run a command with all its children in a group of processes, which is gone when this returns."""
+    """Run a command and all its children in a process group, which is gone when this returns."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "", "PYTHONFAULTHANDLER": "1"}
     environment |= stage.environment
@@ -206,7 +206,7 @@ def run_process(command: list[str], stage: Stage, place: Place, limit: float) ->
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
             code = None
-            process.send_signal(signal.SIGABRT)  # Python prints where its threads are; its children would into that
+            process.send_signal(signal.SIGABRT)  # Python prints where its threads are; its children would mix theirs in
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
         finally:
@@ -217,7 +217,7 @@ def run_process(command: list[str], stage: Stage, place: Place, limit: float) ->
 
 
 def signal_group(group: int, number: signal.Signals) -> None:
-    """Send a signal to all processes of a group that there still are."""
+    """Send a signal to all processes that are left in a group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
@@ -226,7 +226,7 @@ def signal_group(group: int, number: signal.Signals) -> None:
 
 
 def read_record(place: Place, stage: Stage) -> dict[str, Any]:
-    """What an earlier call wrote of a stage; empty where there is nothing, or nothing that can be read."""
+    """What an earlier call wrote about a stage; empty if there is nothing, or nothing that can be read."""
     try:
         record = json.loads(place.file(f"{stage.name}.json").read_text())
     except (OSError, ValueError):
@@ -241,33 +241,33 @@ def is_of(record: Mapping[str, Any], place: Place) -> bool:
 
 
 def is_done(record: Mapping[str, Any], place: Place, stage: Stage) -> bool:
-    """Whether a stage was run to its end where this record is of."""
+    """Whether a stage was already run to its end with these sources, device and packages."""
     if not record.get("done") or not is_of(record, place):
         return False
     return record["status"] != "not installed" and stage.there(place)
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a file that is there wholly or not at all."""
+    """Write a file atomically."""
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(document, indent=2) + "\n")
     fresh.replace(path)
 
 
 def told(record: Mapping[str, Any]) -> str:
-    """A record in a line."""
+    """A record in one line."""
     parts = [record["figures"], record["why"]]
     return f"{record['status']} in {record['seconds']:.0f} s" + "".join(f"; {part}" for part in parts if part)
 
 
 def last_line(log: str) -> str:
-    """The last thing that a log says, shortened."""
+    """The last line of a log, shortened."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 
 def shown(word: str) -> str:
-    """A word of a command as a record has it: without where this machine keeps the project."""
+    """A word of a command as recorded: without this machine's path to the project."""
     return "python" if word == sys.executable else word.replace(f"{ROOT}{os.sep}", "")
 
 

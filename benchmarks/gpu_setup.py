@@ -1,4 +1,4 @@
-"""What ``gpu_check.py`` says of where it ran, found by Python alone: a broken package is for a stage to tell."""
+"""What ``gpu_check.py`` says about where it ran, found by Python alone: reporting a broken package is up to a stage."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ DEADLINE = 60  # seconds for the driver to answer
 
 
 def first_gpu() -> dict[str, str]:
-    """Name of the first GPU, the driver's version and the newest CUDA that it supports; empty where there is no GPU.
+    """Name of the first GPU, the driver's version and the newest CUDA that it supports; empty if there is no GPU.
 
-    A driver may hang or end the process that asks it, so that is another one.
+    A driver may hang or end the process that asks it, so another process does.
     """
     code = (
         "import json; from nemo_dali.commands.doctor.driver import read_driver; d = read_driver(); "
@@ -35,12 +35,12 @@ def first_gpu() -> dict[str, str]:
 
 
 def folder_name(device: str) -> str:
-    """A device's name in small letters, digits and hyphens."""
+    """A device's name in lower-case letters, digits and hyphens."""
     return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-") or "unnamed"
 
 
 def digest_of_sources() -> str:
-    """Over names and contents of all source files; the same for two checkouts of the same revision."""
+    """Digest of the names and contents of all source files; the same for two checkouts of the same revision."""
     digest = hashlib.sha256()
     for path in source_files():
         content = path.read_bytes()
@@ -49,7 +49,7 @@ def digest_of_sources() -> str:
 
 
 def source_files() -> list[Path]:
-    """All that decides what the stages do, besides packages."""
+    """All files that decide what the stages do, except packages."""
     found = [
         path
         for folder in SOURCES
@@ -60,7 +60,7 @@ def source_files() -> list[Path]:
 
 
 def revision_of() -> str:
-    """What git calls the sources, with a plus sign where they were changed; without git the digest of the sources."""
+    """What git calls the sources, with a plus sign if they were changed; without git, the digest of the sources."""
     if shutil.which("git") is not None:
         command = ["git", "describe", "--always", "--dirty=+"]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -70,9 +70,9 @@ def revision_of() -> str:
 
 
 def packages() -> dict[str, str]:
-    """Versions of Python and packages, and a digest of all of them, by their metadata alone: none is imported."""
+    """Versions of Python and packages, and a digest of all of them, from their metadata alone: none is imported."""
     installed: dict[str, str] = {}
-    for one in distributions():  # in the order of the path: what comes first is what is imported
+    for one in distributions():  # in the order of sys.path: the first is the one that is imported
         installed.setdefault(re.sub("[-_.]+", "-", one.metadata["Name"] or "").lower(), one.version)
     found = {name: installed[name] for name in sorted(installed) if re.fullmatch(PACKAGES, name)}
     every = hashlib.sha256(repr(sorted(installed.items())).encode()).hexdigest()[:16]

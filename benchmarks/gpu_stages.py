@@ -20,7 +20,7 @@ from gpu_setup import ROOT
 HERE = ROOT / "benchmarks"
 PLAYED = HERE / "pretended_gpu.py"
 TESTS = ROOT / "tests"
-# In which stage a file of tests is run, by the folder below tests/; what is not named is among the others.
+# The stage that runs a test file, by its folder below tests/; all others are in other-tests.
 GROUPS = {"kernel-tests": ("kernels", "pipeline"), "loader-tests": ("loader", "tiles"), "other-tests": ()}
 COVERED = "tests/benchmarks/test_gpu.py::test_both_run_on_a_gpu"  # by two stages, which run more of both
 # Of the kernels' tests those without generated examples, on small photos: a sanitizer takes ten times as long or more.
@@ -43,9 +43,9 @@ def played(place: Place, script: str, *arguments: object) -> list[str]:
 
 
 def read_doctor(place: Place, run: Run) -> Outcome:
-    """The doctor's report; its problems are why."""
+    """The doctor's report; its problems are the reasons for a failure."""
     text = (place.work / "doctor.json").read_text()
-    if not text.strip():  # it could not even begin
+    if not text.strip():  # it could not even start
         return Outcome("failed", last_error(run.log))
     report = json.loads(text)
     levels = Counter(finding["level"] for finding in report["findings"])
@@ -68,18 +68,18 @@ def images(place: Place) -> int:
 
 
 def data_is_there(place: Place, *ends: str) -> bool:
-    """Whether these files of them, or all, are there."""
+    """Whether the generated files with these ends, or all of them, exist."""
     return all(path.exists() for end, path in data(place).items() if end in ends or not ends)
 
 
 def make_data(place: Place) -> list[str]:
-    """Generate photos, and tiles of them by the GPU's decoder."""
+    """Generate photos, and tiles of them with the GPU's decoder."""
     shutil.rmtree(place.work / "data", ignore_errors=True)
     return played(place, "gpu_data.py", place.work / "data", "--images", images(place))
 
 
 def read_data(place: Place, run: Run) -> Outcome:
-    """Passed where all files are there."""
+    """Passed if all files exist."""
     figures = f"{images(place)} photos"
     return Outcome("passed", "", figures) if data_is_there(place) else Outcome("failed", last_error(run.log))
 
@@ -88,7 +88,7 @@ def read_data(place: Place, run: Run) -> Outcome:
 
 
 def gpu_tests(group: str) -> list[Path]:
-    """The files of a group that hold tests marked gpu; no others are imported, for each may need what is not there."""
+    """The files of a group that hold tests marked gpu; no others are imported, as each may need what is missing."""
     grouped = {folder: name for name, folders in GROUPS.items() for folder in folders}
     return [
         path
@@ -100,10 +100,10 @@ def gpu_tests(group: str) -> list[Path]:
 
 
 def pytest_command(place: Place, stage: str, files: Sequence[Path], mark: str) -> list[str]:
-    """Tests with a record of each in STAGE.xml of the work folder; a file that cannot be imported stops no other."""
+    """Tests, each recorded in STAGE.xml in the work folder; a file that cannot be imported does not stop the others."""
     xml = place.work / f"{stage}.xml"
     xml.unlink(missing_ok=True)
-    # Without the plugin for time limits pytest warns of the option for it, and warnings are errors.
+    # Without the plugin for time limits pytest warns about its option, and warnings are errors.
     more = ["-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     more += ["-W", "default::DeprecationWarning", "-W", "default::FutureWarning"]  # of versions not known here
     command = [sys.executable, "-m", "pytest", "-m", mark, "-v", "--tb=short", f"--junitxml={xml}", *more]
@@ -118,7 +118,7 @@ def run_tests(place: Place, stage: str) -> list[str] | Outcome:
 
 
 def read_tests(place: Place, run: Run, stage: str) -> Outcome:
-    """Passed where tests ran and all of them passed; one that was skipped has not run, and that is a failure."""
+    """Passed if tests ran and all of them passed; a skipped test has not run, and that is a failure."""
     xml = place.work / f"{stage}.xml"
     if not xml.exists():
         counts = Counter(re.findall(r" (PASSED|FAILED|ERROR|SKIPPED) ", run.log))
@@ -145,7 +145,7 @@ def read_tests(place: Place, run: Run, stage: str) -> Outcome:
 
 
 def pretended_tests(counts: Counter[str], figures: str, result: dict[str, Any]) -> Outcome:
-    """Without a GPU every test must fail for want of one, and for nothing else."""
+    """Without a GPU every test must fail because there is none, and for no other reason."""
     others = [one for one in result["wrong"] if "needs a CUDA device" not in one["why"]]
     if others or counts["passed"] or not result["wrong"]:
         why = f"{others[0]['test']}: {others[0]['why']}" if others else "Tests were expected to need a GPU."
@@ -161,7 +161,7 @@ def missing(text: str) -> str:
 
 
 def last_error(log: str) -> str:
-    """What a log says at its end, a missing module first."""
+    """The modules that a log reports missing, or else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return missing(log) or (lines[-1][:300] if lines else "It printed nothing.")
 
@@ -184,7 +184,7 @@ def benchmark(place: Place, name: str, *arguments: object) -> list[str]:
 
 
 def run_kernels(place: Place) -> list[str]:
-    """A part of the batch sizes, all types."""
+    """Some of the batch sizes, all types."""
     sizes = ["--quick"] if place.pretended else ["--batches", 8, 64, 256, "--rounds", 15]
     return benchmark(place, "gpu_kernels", *sizes)
 
@@ -205,13 +205,13 @@ def read_kernels(place: Place, run: Run) -> Outcome:
 
 
 def run_stream(place: Place) -> list[str]:
-    """On the generated data where it is there, else on data of its own."""
+    """On the generated data if it exists, else on data of its own."""
     files = [path for end, path in data(place).items() if end != "tiles"] if data_is_there(place, "ris", "neg") else []
     return benchmark(place, "gpu_stream", *files, *(["--quick"] if place.pretended else ["--pairs", 5, "--no-sweep"]))
 
 
 def read_stream(place: Place, run: Run) -> Outcome:
-    """Failed where the host waits for a GPU that has other work."""
+    """Failed if the host waits for a GPU that has other work."""
     if run.code != 0:
         return Outcome("failed", last_error(run.log))
     result = result_of(place, "gpu_stream")
@@ -266,7 +266,7 @@ def run_sanitizer(place: Place, tool: str) -> list[str] | Outcome:
     if find_spec("pytest") is None:
         return Outcome("not run", "pytest is missing: pip install pytest hypothesis.")
     files = [path for path in gpu_tests("kernel-tests") if path.parent.parent.name == "kernels"]
-    # A library that is newer than the driver asks it for functions that it lacks: no fault of a kernel.
+    # A library newer than the driver asks it for functions that it lacks: that is not a kernel's fault.
     options = [
         "--tool",
         tool,
@@ -281,7 +281,7 @@ def run_sanitizer(place: Place, tool: str) -> list[str] | Outcome:
 
 
 def read_sanitizer(place: Place, run: Run, tool: str) -> Outcome:
-    """Failed where the tool or a test found something, and where no test was run."""
+    """Failed if the tool or a test found something, or if no test was run."""
     found = [line.lstrip("= ") for line in run.log.splitlines() if re.match(r"=+ \w+ SUMMARY:", line)]
     tests = read_tests(place, run, tool)
     figures = "; ".join(filter(None, [*dict.fromkeys(found), tests.figures]))
@@ -297,7 +297,7 @@ def read_sanitizer(place: Place, run: Run, tool: str) -> Outcome:
 
 
 def doctor_stage() -> Stage:
-    """What is installed, and small pipelines; kernels are compiled here, and kept for the stages behind it."""
+    """What is installed, and small pipelines; kernels are compiled here, and kept for later stages."""
     command = [sys.executable, "-m", "nemo_dali", "doctor", "--json"]
     what = "what is installed, and whether small pipelines give the right pixels"
     return Stage("doctor", 70, what, lambda place: command, read_doctor, output="doctor.json")
@@ -318,7 +318,7 @@ def loader_stage(mode: str) -> Stage:
 
 
 def sanitizer_stage(tool: str, limit: float) -> Stage:
-    """A tool of compute-sanitizer. Without torch's cache every array's end is one for the tool."""
+    """A tool of compute-sanitizer. Without torch's cache the tool knows where each array ends."""
     what = f"compute-sanitizer --tool {tool} on tests of the kernels, if it is installed"
     required = {"FAIL_WITHOUT_CUDA": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     read = partial(read_sanitizer, tool=tool)

@@ -1,11 +1,11 @@
 """The stream loader on a GPU beside decode-only DALI, what a batch costs the host, and how nvJPEG's pixels differ.
 
     python benchmarks/gpu_stream.py [--quick]                    generated photos
-    python benchmarks/gpu_stream.py F.ris.h5 F.neg.h5            one's own
+    python benchmarks/gpu_stream.py F.ris.h5 F.neg.h5            your own
 
-It writes gpu_stream.<device>.json. Samples per second are those of 2x2 mosaics, float16, with the same in ``single``
-for photos alone; each is timed in turn with the same graph without the Python function, fed with the same photos and
-consumed on the same stream. The ratio of each pair is what counts.
+It writes gpu_stream.<device>.json. Samples per second are for 2x2 mosaics in float16, and in ``single`` for single
+photos; each is timed in turn with the same graph without the Python function, fed with the same photos and consumed on
+the same stream. The ratio of each pair is what counts.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from nemo_dali.pipeline.paths import encode_path
 from nemo_dali.plan.policy import MosaicPolicy
 
 POLICIES = {"2x2": MosaicPolicy(p_mined=1.0), "single": MosaicPolicy(p_mined=0.0)}
-LOADS = (0.0, 0.65, 1.0)  # of the hardware decoder, besides the chosen one; 0.65 is DALI's default
+LOADS = (0.0, 0.65, 1.0)  # of the hardware decoder, in addition to the chosen one; 0.65 is DALI's default
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(files: tuple[Path, Path], options: argparse.Namespace, device: int) -> dict[str, Any]:
-    """Everything that is written, besides where it was measured. Times are in microseconds."""
+    """Everything that is written, except where it was measured. Times are in microseconds."""
     chosen = round(hardware_share(options.num_threads), 4)
     sizes = {"pairs": options.pairs, "steps": options.steps}
 

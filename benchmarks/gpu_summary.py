@@ -6,7 +6,7 @@ from typing import Any
 from gpu_run import Place, Stage, is_of, read_record, write_json
 
 PRETENDED = "**Pretended: no GPU was there. This is a rehearsal; no figure below is a measurement.**"
-# What --pretend cannot reach, for nothing on a CPU can play it.
+# What --pretend cannot reach, because nothing on a CPU can play it.
 UNREACHED = (
     "What driver, NVRTC, NVVM and GPU do: the code for the GPU at hand, its memory, its clock and its streams.",
     "The tests marked gpu: that they are found and can be imported is rehearsed, and that one that does not run is a "
@@ -19,7 +19,7 @@ UNREACHED = (
 
 
 def write_summary(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
-    """Write summary.json and summary.md of the records that there are now; the former's content."""
+    """Write summary.json and summary.md from the current records; returns the content of summary.json."""
     records = [read_record(place, stage) for stage in stages]
     rows = [row(place, stage, record) for stage, record in zip(stages, records, strict=True)]
     summary = {
@@ -38,7 +38,7 @@ def write_summary(place: Place, stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def row(place: Place, stage: Stage, record: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's line; a record of other sources or packages is none."""
+    """A stage's line; a record of other sources or packages is ignored."""
     if not is_of(record, place):
         record = {"status": "not run"}
     names = ("status", "seconds", "limit_s", "revision", "figures", "why")
@@ -47,7 +47,7 @@ def row(place: Place, stage: Stage, record: Mapping[str, Any]) -> dict[str, Any]
 
 
 def versions(place: Place, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the metadata of packages says, and of CUDA what the doctor found on importing them."""
+    """Versions from the packages' metadata, and the CUDA versions that the doctor found on importing them."""
     found: dict[str, Any] = {}
     for record in records:
         if record.get("stage") == "doctor" and is_of(record, place) and record.get("result"):

@@ -3,11 +3,12 @@
     python benchmarks/host_cost.py                     this checkout
     python benchmarks/host_cost.py --beside CHECKOUT   this and another one in turn, and their ratio
 
-Batches of 64 mosaics 2x2, 480 x 480 in float16, in ``device`` mode and, to compare, in ``stream`` mode. Whatever asks
-CUDA for something is replaced by what does nothing at once: torch's streams, events, copies and memory, CuPy's
-launches, DALI's decoder, and its GPU by the CPU. So the times are those of Python and of compiled code, without the
-calls into the driver (some 5 us for each launch or copy). A turn is a process of its own, and of its rounds the median
-counts. Each checkout makes its own files; any with ``benchmarks/startup.py`` can be compared. Writes host_cost.json.
+Batches of 64 2x2 mosaics, 480 x 480 in float16, in ``device`` mode and, for comparison, in ``stream`` mode. Everything
+that calls CUDA is replaced by something that returns at once and does nothing: torch's streams, events, copies and
+memory, CuPy's launches and DALI's decoder; the CPU replaces DALI's GPU. So the times are those of Python and compiled
+code, without the calls into the driver (about 5 us for each launch or copy). Each turn is a separate process, and the
+median of its rounds counts. Each checkout makes its own files; any checkout with ``benchmarks/startup.py`` can be
+compared. Writes host_cost.json.
 """
 
 import argparse
@@ -53,10 +54,10 @@ class _Stream:
 
 
 class _Kernel:
-    """A kernel, and a module of such."""
+    """A kernel, and a module of kernels."""
 
     def load(self, code: bytes) -> None:
-        """Machine code, of a module."""
+        """Load a module's machine code."""
 
     def __init__(self, **_: Any) -> None:
         self.kernel = self
@@ -87,7 +88,7 @@ class _Device:
 
 
 def play_cuda() -> None:
-    """Let CUDA's part be played by what does nothing, for this process."""
+    """Replace CUDA with things that do nothing, in this process."""
     _play_torch()
     _play_cupy()
     _play_dali()
@@ -125,7 +126,7 @@ def _play_torch() -> None:
             if not pin_memory and not is_cuda(device):
                 return function(*arguments, **options)
             key = (arguments, *options.values())
-            if key not in known:  # the same again, as torch's allocators give out what was used before
+            if key not in known:  # the same memory again, as torch's allocators reuse theirs
                 known[key] = function(*arguments, **options)
             return known[key]
 
@@ -207,7 +208,7 @@ _calling: set[int] = set()  # DALI's threads that call Python; its others read a
 
 
 def thread_times() -> dict[str, float]:
-    """Seconds of CPU time so far, of every kind of thread of this process."""
+    """Seconds of CPU time so far, for each kind of thread in this process."""
     kinds = dict.fromkeys(_calling, "dali") | {os.getpid(): "training"}
     kinds |= {t.native_id: "planning" for t in threading.enumerate() if t.native_id and t.name.startswith(PLANNING)}
     found = {"training": 0.0, "dali": 0.0, "planning": 0.0, "others": 0.0}
@@ -222,7 +223,7 @@ def thread_times() -> dict[str, float]:
 
 
 def measure(folder: Path, mode: str) -> dict[str, float]:
-    """Microseconds a batch of each kind of thread, in this process."""
+    """Microseconds per batch for each kind of thread, in this process."""
     play_cuda()
     from nemo_dali import Loader, MosaicPolicy
 
@@ -254,7 +255,7 @@ def measure(folder: Path, mode: str) -> dict[str, float]:
 
 
 def make(folder: Path) -> None:
-    """The files of the checkout whose package is imported, by its own benchmarks."""
+    """Make the files with the benchmarks of the checkout whose package is imported."""
     from common import generate
     from startup import make_files
 
@@ -274,13 +275,13 @@ def run(checkout: Path, *arguments: str) -> str:
 
 
 def label(checkout: Path) -> str:
-    """A checkout's git revision; its folder's name where there is none."""
+    """A checkout's git revision; its folder's name if there is none."""
     run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=checkout, capture_output=True, text=True)
     return run.stdout.strip() or checkout.name
 
 
 def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians of the turns of each checkout, and what the last one's take of the first one's, pair by pair."""
+    """Medians over the turns of each checkout, and the ratios of the last one's turns to the first one's, in pairs."""
     result: dict[str, Any] = {}
     for turns in found.values():
         for turn in turns:
@@ -314,7 +315,7 @@ def main() -> None:
     if options.measure is not None:
         print(json.dumps(measure(Path(options.measure[0]), options.measure[1])))
         return
-    # Not above: a turn of another checkout has its own package, and none of this one's benchmarks.
+    # Not imported above: a turn of another checkout has its own package, and none of these benchmarks.
     from common import RESULTS, ROOT, machine, versions
 
     checkouts = [ROOT] if options.beside is None else [options.beside.resolve(), ROOT]

@@ -46,11 +46,11 @@ class Work:
     """One batch of a case.
 
     Attributes:
-        run: queues the kernel alone, whose tables are on the device.
+        run: queues the kernel alone, with its tables already on the device.
         run_whole: uploads the tables and queues the kernel, as the pipeline does.
         output: torch uint8 [bytes], what the kernel writes.
         expected: makes the same on the CPU, uint8 [bytes].
-        bytes: that the kernel must move; of pinned tiles those that cross the bus.
+        bytes: that the kernel must move; for pinned tiles those that cross the bus.
         keep: holds the memory behind addresses.
     """
 
@@ -84,8 +84,8 @@ def cases(batches: Sequence[int], dtypes: Sequence[str]) -> list[Case]:
 def touched_rows(source: int, size: int, resample: int) -> int:
     """How many of a photo's ``source`` rows a cell of ``size`` rows is made from.
 
-    "cv2-linear" has two rows for each output row, counted though the weight of one may be 0; "pillow-bilinear" all rows
-    within the support.
+    "cv2-linear" uses two rows for each output row, both counted even if the weight of one is 0; "pillow-bilinear" uses
+    all rows within the support.
     """
     scale = source / size
     middle = (np.arange(size) + 0.5) * scale
@@ -102,7 +102,7 @@ def touched_rows(source: int, size: int, resample: int) -> int:
 
 
 def touched_bytes(tiles: TileRecords) -> int:
-    """Of photos and frames, by the mosaic kernel for cells of dtype ``TILE``."""
+    """Bytes of photos and frames that the mosaic kernel touches for cells of dtype ``TILE``."""
     height, width = (tiles["y1"] - tiles["y0"]).astype(np.int64), (tiles["x1"] - tiles["x0"]).astype(np.int64)
     lengths = zip(tiles["photo_height"].tolist(), height.tolist(), tiles["resample"].tolist(), strict=True)
     rows = np.array([touched_rows(*length) for length in lengths])
@@ -130,7 +130,7 @@ def boxes(case: Case) -> npt.NDArray[np.int64]:
 
 
 def tiles_of(case: Case, *, image: int, mask: int, table: int) -> TileRecords:
-    """The cells of a batch whose frames and masks lie one after the other from these addresses on; no photos yet."""
+    """The cells of a batch whose frames and masks follow one another from these addresses on; no photos yet."""
     tiles = np.zeros(case.batch * case.grid**2, TILE)
     for name, column in zip(("y0", "x0", "y1", "x1"), boxes(case).T, strict=True):
         tiles[name] = column
@@ -184,7 +184,7 @@ def ellipse(random: np.random.Generator) -> npt.NDArray[np.uint32]:
 
 
 class Photos:
-    """Random photos, the same on the host and where a placement says: uint8 [count, H, W, 3]."""
+    """Random photos, the same on the host and in the given placement: uint8 [count, H, W, 3]."""
 
     def __init__(self, count: int, placement: str, device: int) -> None:
         import torch
@@ -200,7 +200,7 @@ class Photos:
 
 
 def image_work(case: Case, number: int, photos: Photos, *, device: int, stream: int) -> Work:
-    """The ``number``-th batch of a case of "mosaic" or "gather", of photos that no other batch of it shows."""
+    """The ``number``-th batch of a "mosaic" or "gather" case, of photos that no other batch of the case shows."""
     import torch
 
     table = np.ascontiguousarray(normalisation_table(IMAGENET_MEAN, IMAGENET_STD, case.dtype))

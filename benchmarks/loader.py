@@ -1,9 +1,9 @@
 """The loader beside decode-only DALI and a PyTorch DataLoader: the stream, both resamplings, and resident tiles.
 
     python benchmarks/loader.py                              generated photos of about 640x480
-    python benchmarks/loader.py F.ris.h5 F.neg.h5            one's own
+    python benchmarks/loader.py F.ris.h5 F.neg.h5            your own
 
-Prints the medians and writes <mode>.<resample>.json. Ratios count; samples per second depend on the machine's day.
+Prints the medians and writes <mode>.<resample>.json. The ratios count; samples per second vary from day to day.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python benchmarks/mining.py --sentences 12000   a tenth of it
     python benchmarks/mining.py --model ViT-L-14    another model; its weights are random, as only the clock counts
 
-Ranking, block by block, takes turns with the matrix product alone, so that the ratio holds on a noisy machine; each of
-both runs in the process's own memory, whose peak is reported. The first blocks are compared with a brute-force ranking
-before anything is timed. Writes mining.json.
+Ranking alternates, block by block, with the matrix product alone, so that the ratio holds on a noisy machine; both run
+in one process, whose peak memory is reported. The first sentences are compared with a brute-force ranking before
+anything is timed. Writes mining.json.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PEAK_INTERVAL_S = 0.02
 
 
 class PeakMemory:
-    """The most private memory of this process while the block runs, in MiB, beyond what it had before."""
+    """The peak private memory of this process while the block runs, in MiB, above what it had before."""
 
     def __enter__(self) -> "PeakMemory":
         self.before, self.mib, self._over = _private_mib(), 0.0, threading.Event()
@@ -143,7 +143,7 @@ def searching(options: argparse.Namespace, end: Connection) -> None:
 
 
 def embedding(options: argparse.Namespace, end: Connection) -> None:
-    """Photos decoded, preprocessed and embedded; sentences embedded whole and with no more tokens than they have."""
+    """Photos decoded, preprocessed and embedded; sentences embedded with all tokens and with only their own."""
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset.open(generate(Path(folder), images=options.images)[0])
         clip = random_clip(options.model)
@@ -188,7 +188,7 @@ def _embed(inputs: Any, clip: Clip, vectors: F32, batch_size: int) -> Any:
 
 
 def random_clip(model: str) -> Clip:
-    """One of open_clip's models as it is before any training, on the CPU."""
+    """One of open_clip's models, untrained, on the CPU."""
     import open_clip
     import torch
 

@@ -1,14 +1,14 @@
-"""Which rule of mining shuts false negatives out, on generated photos whose truth is known.
+"""Which mining rule keeps false negatives out, on generated photos whose truth is known.
 
     python benchmarks/mining_rules.py FOLDER               a few minutes of training first, which FOLDER keeps
     python benchmarks/mining_rules.py FOLDER --images 600 --steps 400
 
 A negative is *false* if it shows a thing that the sentence's own words fit: kind, colour and size, wherever it is. The
-pool of a sentence are the first K photos that a rule leaves, by falling similarity, and every photo of it is drawn as
+pool of a sentence is the first K photos that a rule leaves, by falling similarity, and each of them is drawn equally
 often. A rule's bound is moved from where it leaves everything to where it leaves a fifth, which gives a curve of two
 shares of what is drawn: photos with a thing of the target's kind (how hard the pool is) and false negatives. Rules are
-compared where their curves have the same hardness, and the difference to tau is given with a 95 % interval by drawing
-the photos of the sentences anew. Sets of sentences are added to mining_rules.json.
+compared where their curves have the same hardness, and the difference from tau is given with a 95 % interval by
+resampling the photos of the sentences. Sets of sentences are added to mining_rules.json.
 """
 
 import argparse
@@ -40,7 +40,7 @@ COMPARED = ("whole", "windows")  # the CLIPs whose tables are compared
 
 
 class Trial:
-    """Some sentences beside all photos: int [n] rows, and bool [n, M] of each pair what is so."""
+    """Some sentences and all photos: int [n] rows, and bool [n, M] what holds for each pair."""
 
     def __init__(self, data: Data, sentences: int) -> None:
         dataset = data.dataset
@@ -57,11 +57,11 @@ class Trial:
         self.shown = dataset.shown_categories()[:, self.category].T
 
     def of_own(self, similarity: F32) -> F32:
-        """[n, 1]: that of the own photo."""
+        """[n, 1]: the similarity of each sentence's own photo."""
         return similarity[np.arange(len(self.rows)), self.own, None]
 
     def beyond_own(self, similarity: F32) -> F32:
-        """How far above its own photo a sentence finds each."""
+        """How much more similar each photo is than the sentence's own."""
         return similarity - self.of_own(similarity)
 
 
@@ -96,7 +96,7 @@ def two_models(trial: Trial, similarity: F32) -> Iterator[Rule]:
 
 
 def siblings(trial: Trial, clip: Embedded, similarity: F32) -> Iterator[Rule]:
-    """Bounds for what the sentences of a ref find: all others, and all with the sentence itself."""
+    """Bounds on what the sentences of a ref find: the others, and all including the sentence itself."""
     refs = trial.data.dataset.refs
     others, others_beyond = (np.full_like(similarity, -9) for _ in range(2))
     every, every_beyond = similarity.copy(), trial.beyond_own(similarity)
@@ -116,7 +116,7 @@ def siblings(trial: Trial, clip: Embedded, similarity: F32) -> Iterator[Rule]:
 
 
 def of_crops(trial: Trial, clip: Embedded, similarity: F32) -> Iterator[Rule]:
-    """Bounds for the best of a photo's crops: those of its things, and those of a grid."""
+    """Bounds on the best of a photo's crops: those of its things, and those of a grid."""
     text = clip.text[trial.rows]
     things = text @ clip.thing.T
     begins = np.searchsorted(trial.data.thing_photo, np.arange(trial.photos))
@@ -155,7 +155,7 @@ def alike(trial: Trial, clip: Embedded) -> F32:
 
 
 def curve(trial: Trial, ranked: F32, bounded: F32, k: int) -> tuple[F64, F64, F64, F64]:
-    """Bounds [T], and by bound and sentence [T, n] the pool's size, and the shares of it that are hard and false."""
+    """Bounds [T], and per bound and sentence [T, n] the pool's size, and the shares of it that are hard and false."""
     ranked = ranked.copy()
     ranked[np.arange(len(ranked)), trial.own] = -np.inf
     order = np.argsort(-ranked, axis=1)[:, :-1]
@@ -174,14 +174,14 @@ def curve(trial: Trial, ranked: F32, bounded: F32, k: int) -> tuple[F64, F64, F6
 
 
 def shares(size: F64, share: F64, weights: F64) -> F64:
-    """[B, T]: means over the sentences that have a pool, each as ``weights`` [B, n] weigh it."""
+    """[B, T]: means over the sentences that have a pool, weighted by ``weights`` [B, n]."""
     some = (size > 0).astype(float)
     mean: F64 = weights @ (share * some).T / np.maximum(weights @ some.T, 1e-9)
     return mean
 
 
 def at(hardness: F64, rate: F64, wanted: float) -> F64:
-    """[B]: the rates where a curve, from its open end on, first comes down to a hardness; NaN: it never does."""
+    """[B]: the rates where a curve, from its open end on, first comes down to a hardness; NaN if it never does."""
     found = np.full(len(hardness), np.nan)
     for row, (hard, false) in enumerate(zip(hardness, rate, strict=True)):
         below = np.flatnonzero(hard <= wanted)
@@ -193,7 +193,7 @@ def at(hardness: F64, rate: F64, wanted: float) -> F64:
 
 
 def compare(trial: Trial, name: str, ks: list[int]) -> dict[str, Any]:
-    """For each K, rule and hardness the rate of false negatives in a table of one CLIP, and the difference to tau's."""
+    """For each K, rule and hardness the rate of false negatives in one CLIP's table, and the difference from tau's."""
     random = np.random.default_rng(0)
     _, group = np.unique(trial.own, return_inverse=True)
     groups = int(group.max()) + 1
@@ -224,7 +224,7 @@ def compare(trial: Trial, name: str, ks: list[int]) -> dict[str, Any]:
 
 
 def known(trial: Trial, name: str, ks: list[int]) -> list[dict[str, float]]:
-    """What ``tune`` says of false negatives beside the truth; tau lets a share of the own photos pass."""
+    """What ``tune`` says about false negatives and the truth, at taus that let a share of the own photos pass."""
     clip, said = trial.data.clips[name], Said(trial.data.dataset)
     similarity = clip.text[trial.rows] @ clip.photo.T
     told = np.zeros(trial.fits.shape, bool)

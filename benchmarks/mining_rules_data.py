@@ -1,8 +1,8 @@
 """What ``mining_rules`` compares rules on: generated photos of known truth, and three CLIPs' embeddings of them.
 
-The CLIPs are trained on other photos than the rules are tried on: two on whole photos, as the demo's, and one on
-windows of any size around what an expression is about, as photos of the web show things at all sizes. All that takes
-minutes lies in a folder and is made once.
+The CLIPs are trained on other photos than the rules are tried on: two on whole photos, like the demo's, and one on
+windows of any size around what an expression is about, because photos on the web show things at all sizes. Everything
+that takes minutes is kept in a folder and made once.
 """
 
 import json
@@ -29,7 +29,7 @@ Box = tuple[float, float, float, float]
 
 TRAINED_ON, TRIED_ON = 101, 202  # seeds of the photos
 CLIPS = {"whole": (0, False), "second": (1, False), "windows": (0, True)}  # seed, and whether trained on windows
-PADDING = 1.5  # sides of a thing's square crop, in those of its box
+PADDING = 1.5  # the side of a thing's square crop over the longer side of its box
 SETS: dict[str, dict[str, float] | None] = {"all": None, "attribute": {"attribute": 1.0}}  # kinds of expressions
 WINDOWS = 4  # of each ref that a CLIP is trained on: the middle of the photo, and three around the target
 BATCH = 512
@@ -155,7 +155,7 @@ def _crops(photo: Image.Image, boxes: npt.NDArray[np.float64]) -> Iterator[Box]:
 def _embedded(
     dataset: Dataset, clip: Clip, photo_of: npt.NDArray[np.int64], boxes: npt.NDArray[np.float64]
 ) -> Embedded:
-    """Every crop of every photo, and every sentence."""
+    """Embed every crop of every photo, and every sentence."""
     import torch
 
     waiting: list[torch.Tensor] = []
@@ -196,7 +196,7 @@ def _targets(
     category: npt.NDArray[np.int64],
     boxes: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.int64]:
-    """Of each ref, the thing of its category in its photo whose box is nearest to its mask's."""
+    """For each ref, the thing of its category in its photo whose box is nearest to its mask's."""
     targets = []
     for ref, row in enumerate(dataset.refs.image.tolist()):
         among = np.flatnonzero((photo == row) & (category == dataset.refs.category[ref]))

@@ -1,7 +1,7 @@
 """The Loader beside what others would use for the same mosaics: DataLoaders, SPDL and DALI's own operators.
 
     python benchmarks/peers.py                              generated photos; ten minutes on two cores
-    python benchmarks/peers.py F.ris.h5 F.neg.h5            one's own
+    python benchmarks/peers.py F.ris.h5 F.neg.h5            your own
     python benchmarks/peers.py --quick                      in short, as `make bench` runs it
 
 Writes peers.json and, from that alone, docs/peers.svg (plots.py), the tables in docs/peers.md and a line of
@@ -30,7 +30,7 @@ def _generated(folder: Path, images: int) -> tuple[Path, Path]:
 
 def main() -> None:
     """Run the benchmark as the command line says."""
-    # Imported here, for the processes that are measured import this file.
+    # Imported here, because the processes that are measured import this file.
     from nemo_dali.commands.peers.comparison import compare, told
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

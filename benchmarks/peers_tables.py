@@ -1,6 +1,6 @@
-"""What README.md and docs/peers.md say of the peers, made from the recorded JSON alone.
+"""What README.md and docs/peers.md say about the peers, made from the recorded JSON alone.
 
-python benchmarks/peers_tables.py        writes both anew from benchmarks/results/peers.json
+python benchmarks/peers_tables.py        rewrites both from benchmarks/results/peers.json
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from common import RESULTS, ROOT
 
 BEGIN, END = "<!-- from benchmarks/results/peers.json -->", "<!-- end -->"
-LEAST = {"host": 20.0, "dataloader": 1.4, "dali": 1.0}  # times as fast that the Loader is to be
+LEAST = {"host": 20.0, "dataloader": 1.4, "dali": 1.0}  # how many times as fast the Loader must be
 
 
 def speed(result: dict[str, Any]) -> str:
@@ -54,7 +54,7 @@ def _times(row: dict[str, Any], name: str) -> str:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """What the Loader is to be ahead by, and where it is not."""
+    """How far ahead the Loader must be, and where it is not."""
     peers = [row for row in result["rows"] if row["is_peer"]]
     slower = [row for row in peers if row["ratio_host"]["median"] < LEAST["host"]]
     told = ["Resident tiles must be at least 20 times as fast as every peer"]
@@ -109,7 +109,7 @@ def _tiles(tiles: dict[str, Any]) -> str:
 
 
 def settings(result: dict[str, Any]) -> str:
-    """docs/peers.md's table: what was tried, and how near the samples are."""
+    """docs/peers.md's table: what was tried, and how close the samples are."""
     lines = [
         "| | settings tried, samples/s alone | compared with | images differ by (allowed) | worst cell | masks, IoU |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -147,7 +147,7 @@ PLACES = {"README.md": [speed], "docs/peers.md": [conditions, rates, figure, set
 
 
 def rewritten(text: str, made: list[str]) -> str:
-    """A text with what is between its marks replaced, one after the other; the space beside the marks stays."""
+    """A text with what is between its marks replaced, in order; the space next to the marks stays."""
     parts = iter(made)
     marked = rf"({BEGIN}\s+).*?(\s+{END})"
     return re.sub(marked, lambda found: f"{found[1]}{next(parts).strip()}{found[2]}", text, flags=re.DOTALL)

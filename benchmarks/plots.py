@@ -30,7 +30,7 @@ AXES = {
     "rate": "samples/s that each loader is asked for",
 }
 UNTOLD = ("top_k", "max_similarity", "sentences", "rate")  # in titles
-BELOW = {  # what is drawn below the rates of a sweep, by what factor, and how it is called
+BELOW = {  # what is drawn below the rates of a sweep, by what factor, and what it is called
     "loaders": ("pss_mib", 1 / 1024, "GiB, all (PSS)"),
     "rate": ("waiting", 100, "% waiting"),
     "sentences": ("start_up_s", 1, "start-up, s"),
@@ -74,7 +74,7 @@ def save(figure: Figure, output: str | Path) -> None:
 
 
 def draw_peers(found: dict[str, Any]) -> Figure:
-    """A bar a row: samples/s (median, quartiles), on a logarithmic axis. ``found`` is what ``peers.py`` wrote."""
+    """One bar per row: samples/s (median, quartiles), on a logarithmic axis. ``found`` is what ``peers.py`` wrote."""
     rows = sorted(found["rows"], key=lambda row: row["samples_per_s"]["median"])
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(9, 0.34 * len(rows) + 0.7), layout="constrained")
@@ -101,7 +101,7 @@ def draw_peers(found: dict[str, Any]) -> Figure:
 
 
 def draw_scaling(found: dict[str, Any]) -> Figure:
-    """A panel a sweep: samples/s (median, quartiles) above, memory or what else grows below.
+    """One panel per sweep: samples/s (median, quartiles) above, memory or whatever else grows below.
 
     ``found`` is what ``scaling.py`` wrote.
     """

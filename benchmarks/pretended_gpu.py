@@ -2,7 +2,7 @@
 
     python benchmarks/pretended_gpu.py gpu_kernels.py|gpu_stream.py|gpu_data.py|nemo_dali ARGUMENTS
 
-A C++ compiler is needed, for the CUDA source is built for the host. Nothing that this prints or writes is a
+A C++ compiler is needed, because the CUDA source is built for the host. Nothing that this prints or writes is a
 measurement: kernels are tried on frames of 50 pixels, and the clock says 2 ms for every round.
 """
 

@@ -1,8 +1,8 @@
-"""The files of a data set of any number of photos, made of a small one that is repeated.
+"""The files of a data set of any number of photos, made by repeating a small one.
 
 Photo ``i`` of M is the small data set's photo ``i % m``, with its refs, masks and tiles. To a loader, whose work
-depends on how many rows and bytes there are, that is a data set of M photos, none of them a copy by their digests.
-Sentences are told apart by a number, and may be more or fewer per ref. No photo need exist where nothing is decoded.
+depends on how many rows and bytes there are, that is a data set of M photos, all with different digests. Sentences
+are told apart by a number, and there may be more or fewer per ref. Photos need not exist if nothing is decoded.
 """
 
 import shutil
@@ -30,12 +30,12 @@ FOLDER = 1000  # copied photos in a folder
 def repeat_dataset(
     source: Dataset, output: str | Path, *, photos: int, sentences: int, copies: str | Path | None = None
 ) -> Dataset:
-    """Write a data set file whose photos are another's, over and over.
+    """Write a data set file that repeats another's photos.
 
     Args:
         source: its photos, all with a ref, as ``index_dataset`` writes them.
         output: the .ris.h5 file.
-        photos, sentences: how many; at least one sentence a ref, and as evenly spread as can be.
+        photos, sentences: how many; at least one sentence per ref, and as evenly spread as possible.
         copies: a folder that gets a copy of the photo for every row, unless it has one; None: rows share the source's
             files. A data set of fewer photos may use the same folder.
 
@@ -106,10 +106,10 @@ def repeat_dataset(
 
 
 def _sentences(source: Dataset, ref: npt.NDArray[np.int64], count: npt.NDArray[np.int32]) -> list[str]:
-    """A ref's own sentences in turn, each with two numbers below 1,000 or so: new sentences, of few new words."""
+    """A ref's own sentences in turn, each with two numbers below 1,000 or so: new sentences, with few new words."""
     text, begin, length = source.sentences.text, source.refs.sentence_begin, source.refs.sentence_count
     owner = np.repeat(ref, count)
-    number = np.arange(len(owner)) - np.repeat(begins(count), count)  # of the sentence among its ref's
+    number = np.arange(len(owner)) - np.repeat(begins(count), count)  # of the sentence within its ref
     rows = begin[owner] + number % length[owner]
     return [f"{text[row]} {i // 1000} {i % 1000}" for i, row in enumerate(rows.tolist())]
 
@@ -137,9 +137,9 @@ def _ranges(values: npt.NDArray[T], begin: npt.NDArray[np.int64], count: npt.NDA
 def spread_table(dataset: Dataset, output: str | Path, *, depth: int = 1000, seed: int = 0) -> None:
     """Write a negative table without mining: every sentence's candidates are spread evenly over all other photos.
 
-    Candidate j of a sentence is the photo ``j + 1`` steps of a length drawn for that sentence behind its own, round and
-    round; the length shares no factor with the number of photos, so that none comes twice. Similarities fall evenly by
-    0.2, from 0.3 to 0.4 on.
+    Candidate j of a sentence is the photo ``j + 1`` steps after its own, wrapping around. The length of a step is drawn
+    for each sentence and shares no factor with the number of photos, so that none comes twice. Similarities fall evenly
+    by 0.2, starting between 0.3 and 0.4.
 
     Raises:
         FileFormatError: the file cannot be written.
@@ -172,7 +172,7 @@ def spread_table(dataset: Dataset, output: str | Path, *, depth: int = 1000, see
 
 
 def repeat_tiles(source: TileFile, dataset: Dataset, output: str | Path) -> None:
-    """Write the tile file of a repeated data set: the small one's tiles over and over, every byte of them.
+    """Write the tile file of a repeated data set: the small one's tiles over and over, in full.
 
     Args:
         source: tiles of the data set that ``dataset`` repeats.

@@ -1,14 +1,14 @@
-"""How the Loader scales: samples/s, memory and start-up against all that may grow.
+"""How the Loader scales: samples/s, memory and start-up against everything that may grow.
 
     python benchmarks/scaling.py                  generated photos of about 640x480, repeated; 20 minutes on two cores
-    python benchmarks/scaling.py F.ris.h5         one's own photos, repeated
-    python benchmarks/scaling.py --quick          in small, under a minute: figures of no worth
-    python benchmarks/scaling.py --work DIR --seconds 200     a part; the same again goes on, until all is measured
+    python benchmarks/scaling.py F.ris.h5         your own photos, repeated
+    python benchmarks/scaling.py --quick          on a small scale, under a minute: the figures mean nothing
+    python benchmarks/scaling.py --work DIR --seconds 200     a part; repeat to continue until all is measured
 
 What grows: batch, frame, photos, sentences, K and tau of the policy, and the ranks on one machine that share one tile
-file, as fast as they can and at a training's pace. Makes scaling.json and, of that alone, docs/scaling.svg (plots.py).
-Every point runs in processes of its own. Their first batches must be equal in all modes before anything is timed. All
-points are measured in turn, and then again. ``scaling_points.py`` lists them.
+file, as fast as they can and at a training's pace. Makes scaling.json and, from that alone, docs/scaling.svg
+(plots.py). Every point runs in its own processes. Their first batches, made before anything is timed, must be equal in
+all modes. All points are measured in turn, and then again. ``scaling_points.py`` lists them.
 """
 
 import argparse
@@ -36,10 +36,10 @@ from nemo_dali.commands.bench import Spread, machine, timed_start, versions
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.loader.loader import Loader
 
-MEMORY_BATCHES = 12  # that are looked at, after the timing
+MEMORY_BATCHES = 12  # over which memory is measured, after the timing
 PLAN_ROWS = 4096  # that are planned at once
-PLANS = 20  # are timed
-SUMMED = ("pss_mib", "cpu_cores")  # over the loaders; of everything else the most
+PLANS = 20  # the first is not timed
+SUMMED = ("pss_mib", "cpu_cores")  # over the loaders; of everything else, the maximum counts
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
@@ -48,8 +48,8 @@ SUMMED = ("pss_mib", "cpu_cores")  # over the loaders; of everything else the mo
 def run_loader(point: Point, mode: str, rank: int, files: dict[str, Path], plan: Plan, end: Connection) -> None:
     """One of a point's loaders, in a process of its own.
 
-    Sends the digest of its first batch, takes the time to begin at, sends its rates (samples/s in each window), the
-    share of time that it waited, what it read from the disk meanwhile and its memory; and ends when it is told to.
+    Sends the digest of its first batch, receives the time to begin at, sends its rates (samples/s in each window), the
+    share of time that it waited, what it read from the disk meanwhile and its memory; and ends when told to.
     """
     import torch
 
@@ -66,7 +66,7 @@ def run_loader(point: Point, mode: str, rank: int, files: dict[str, Path], plan:
             **files, **options, batch_size=point.batch_size, size=point.size, policy=point.policy, num_threads=threads
         )
 
-    make().close()  # the start that is timed is not the first, which makes tokens
+    make().close()  # not timed, because the first start makes the tokens
     loader, start_up = timed_start(make)
     batches = delivered(loader)
     end.send(digest(next(batches)))
@@ -75,7 +75,7 @@ def run_loader(point: Point, mode: str, rank: int, files: dict[str, Path], plan:
     pace.run(time.monotonic() + plan.seconds)
     end.send("warm")
     begin = end.recv()
-    pace.run(begin)  # until all are there
+    pace.run(begin)  # until all are ready
     before, pace.waited, start = resource.getrusage(resource.RUSAGE_SELF), 0.0, time.monotonic()
     rates = [pace.run(begin + (i + 1) * plan.seconds) for i in range(plan.windows)]
     after, seconds = resource.getrusage(resource.RUSAGE_SELF), time.monotonic() - start
@@ -101,14 +101,14 @@ def run_loader(point: Point, mode: str, rank: int, files: dict[str, Path], plan:
         free, there = torch.cuda.mem_get_info(options["device"])
         result["gpu_mib"] = (there - free) / MIB
     end.send(result)
-    end.recv()  # all have looked at their memory, which some of them share
+    end.recv()  # once all have measured their memory, which some of them share
     loader.close()
     if point.loaders > 1:
         torch.distributed.destroy_process_group()
 
 
 class Pace:
-    """Takes batches as fast as they come, or as a training of so many samples/s would (0: the former).
+    """Takes batches as fast as they come (``rate`` 0), or as a training of ``rate`` samples/s would.
 
     Attributes:
         waited: seconds spent in ``next``.
@@ -120,7 +120,7 @@ class Pace:
         self.waited = 0.0
 
     def run(self, until: float) -> float:
-        """Samples per second until that time of the machine's clock; at least one batch."""
+        """Samples per second until that time of ``time.monotonic``; takes at least one batch."""
         start, done = time.monotonic(), 0
         while not done or time.monotonic() < until:
             asked = time.monotonic()
@@ -138,7 +138,7 @@ class Pace:
 
 
 def plan_rates(loader: Loader) -> dict[str, float]:
-    """Thousands of plan rows/s: of sentences whose candidates are looked at for the first time, and afterwards."""
+    """Thousands of plan rows/s: for sentences whose candidates are read for the first time, and afterwards."""
     count = min(PLAN_ROWS, len(loader.dataset))
     seconds = []
     for turn in range(PLANS):
@@ -160,7 +160,7 @@ def delivered(loader: Loader) -> Iterator[Any]:
 
 
 def digest(batch: Any) -> str:
-    """Of everything that a training would see, and of the plan."""
+    """Digest of everything that a training would see, and of the plan."""
     made = hashlib.sha256(batch.plan.tobytes())
     for tensor in (batch.image, batch.mask, batch.tokens, batch.attention_mask):
         made.update(tensor.cpu().numpy().data)
@@ -168,8 +168,9 @@ def digest(batch: Any) -> str:
 
 
 def memory() -> tuple[int, int, int]:
-    """Bytes of this process in memory: without the data files it maps (all processes share them), just these, and its
-    share of all (PSS): a page that n processes map is an nth of each.
+    """Bytes of this process in memory: without the data files it maps, just these, and its share of all (PSS).
+
+    All processes share the data files. A page that n processes map counts as an nth in the PSS of each.
     """
     total = mapped = share = 0
     shared = False
@@ -180,7 +181,7 @@ def memory() -> tuple[int, int, int]:
             mapped += nbytes * shared
         elif line.startswith("Pss:"):
             share += int(line.split()[1]) * 1024
-        elif not line.split(" ", 1)[0].endswith(":"):  # where a mapping lies, and what it maps
+        elif not line.split(" ", 1)[0].endswith(":"):  # where a mapping is, and what it maps
             shared = line.endswith((".h5", ".cache"))  # data sets, tables, tiles and tokens
     return total - mapped, mapped, share
 
@@ -189,7 +190,7 @@ def memory() -> tuple[int, int, int]:
 
 
 def run_point(point: Point, mode: str, files: dict[str, Path], plan: Plan, number: int) -> tuple[list[str], Any]:
-    """Run a point's loaders at once; digests of their first batches, and their results added up."""
+    """Run a point's loaders at once; returns the digests of their first batches, and their results combined."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(point.loaders)]
     ends = [here for here, _ in pipes]
@@ -199,7 +200,7 @@ def run_point(point: Point, mode: str, files: dict[str, Path], plan: Plan, numbe
     ]
     for process, (_, there) in zip(processes, pipes, strict=True):
         process.start()
-        there.close()  # so that a process that dies is heard of
+        there.close()  # so that recv() raises if the process dies
     if point.loaders > 1:
         for end in ends:
             end.send(number)
@@ -231,7 +232,7 @@ def run(
     progress: Progress | None = None,
     until: float = math.inf,
 ) -> dict[str, Any] | None:
-    """Measure every point in every mode, ``plan.rounds`` times in turn; None: the time was up before all were.
+    """Measure every point in every mode, ``plan.rounds`` times in turn; None if the time was up before that.
 
     Args:
         source: .ris.h5 of the photos to repeat.
@@ -287,7 +288,7 @@ def run(
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a point in one mode: the spread of all windows, and the most of everything else."""
+    """A point in one mode: the spread of all windows, and the maximum of everything else."""
     most = {name: round(max(float(one[name]) for one in rounds), 3) for name in rounds[0] if name != "rates"}
     return {"samples_per_s": asdict(Spread.of(np.concatenate([one["rates"] for one in rounds]))), **most}
 

@@ -13,7 +13,7 @@ from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.build import make_tiles
 from nemo_dali.tiles.file import TileFile
 
-DEPTH = 100  # of the tables: the policy's top_k, so that a table of 100,000 photos is soon written; or a deeper K
+DEPTH = 100  # of the tables: the policy's top_k, so that a table of 100,000 photos is written quickly; or a larger K
 SENTENCES = 7  # a photo, as in RefCOCO
 MIB = 2**20
 
@@ -50,7 +50,7 @@ class Point:
 
     @property
     def depth(self) -> int:
-        """Of the table."""
+        """Depth of the table."""
         return max(DEPTH, self.top_k)
 
 
@@ -61,7 +61,7 @@ class Plan:
     sweeps: dict[str, list[Point]]  # by the field of Point that varies
     rounds: int = 2
     windows: int = 3  # timed in each round
-    seconds: float = 1.0  # a window; as long is warmed up
+    seconds: float = 1.0  # per window; the warm-up takes as long
     distinct: int = 400  # generated photos
 
 
@@ -131,7 +131,7 @@ class Files:
         return files | {"tiles": tiles}
 
     def discard(self, point: Point, *, least: int = 2**30) -> None:
-        """Remove a point's tiles, if they are as large: the disk need not hold those of all points at once."""
+        """Remove a point's tiles if they take ``least`` bytes: the disk need not hold those of all points at once."""
         tiles = self._tiles(point)
         if tiles.exists() and tiles.stat().st_size >= least:
             tiles.unlink()
@@ -140,13 +140,13 @@ class Files:
         return self.folder / f"{point.photos}.{point.rows}.{point.size}.tiles.h5"
 
     def nbytes(self, point: Point) -> int:
-        """Of the photos, the tiles and the table of a point: what its modes keep in the page cache, at most."""
+        """Bytes of a point's photos, tiles and table: what its modes keep in the page cache, at most."""
         photos = self.photos()
         photo = sum(path.stat().st_size for path in photos) // len(photos) + 3 * point.size**2 // 4
         return point.photos * photo + 8 * point.rows * min(point.depth, point.photos - 1)
 
     def photos(self) -> list[Path]:
-        """The source's."""
+        """The source's photos."""
         source = Dataset.open(self.source)
         return [Path(source.photo_path(row)) for row in range(len(source.images.id))]
 
@@ -163,11 +163,11 @@ class Files:
 
 @dataclass
 class Progress:
-    """Results of the points so far, a line each in a file, so that a run that was ended goes on.
+    """Results of the points so far, one line each in a file, so that an interrupted run can continue.
 
     Attributes:
         path: of the file; None: nothing is kept.
-        of: what must be the same for a run to go on.
+        of: what must be the same for a run to continue.
     """
 
     path: Path | None
@@ -179,7 +179,7 @@ class Progress:
             return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         if lines and json.loads(lines[0]) == json.loads(json.dumps(self.of)):
-            complete = [line for line in lines[1:] if line.endswith("\n")]  # the last may not be
+            complete = [line for line in lines[1:] if line.endswith("\n")]  # the last line may be cut off
             self.done = {name: result for name, result in map(json.loads, complete)}
         content = json.dumps(self.of) + "\n" + "".join(json.dumps(one) + "\n" for one in self.done.items())
         self.path.write_text(content)

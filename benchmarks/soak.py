@@ -1,12 +1,12 @@
-"""A long run with bad photos that is killed every few seconds and goes on: is every sample right, and is none lost?
+"""A long run with bad photos that is killed every few seconds and continues: is every sample right, and is none lost?
 
     python benchmarks/soak.py --minutes 30 [--json FILE]
 
 One process trains under ``on_error="substitute"``: it writes down each batch and then the loader's state. It is killed
-by SIGKILL, SIGTERM or SIGINT, at random, and the next one goes on from the last state, with another number of ranks and
-of batches made ahead. What was written down must be the epochs without a gap, in order, and every row the one that
-follows from knowing all bad photos beforehand; one sample of each batch is also compared with the same made by OpenCV
-and pycocotools. A second process is never killed: it makes a new loader for each epoch, and its memory must not grow.
+by SIGKILL, SIGTERM or SIGINT, at random, and the next one continues from the last state, with a random number of ranks
+and of batches made ahead. What was written down must be the epochs in order without a gap, and every row the one that
+follows from knowing all bad photos beforehand; one sample of each batch is also compared with one made by OpenCV and
+pycocotools. A second process is never killed: it makes a new loader for each epoch, and its memory must not grow.
 
 Prints a line a minute and JSON at the end; the exit code is 1 if anything was wrong.
 """
@@ -42,10 +42,10 @@ GLOBAL_BATCH, SIZE = 16, 224
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 RECORD = np.dtype([("epoch", "i8"), ("row", PLAN)])
 ENDING = 30.0  # seconds after which a process that should have ended counts as hanging
-FIRST_BATCH = 120.0  # seconds after which a process that has made no batch, or no epoch, is held to hang
+FIRST_BATCH = 120.0  # seconds after which a process that has made no batch, or no epoch, counts as hanging
 GROWTH = 1.05  # of the memory, from the second third of the run to the last, that still counts as flat
-# Each new pipeline brings new threads, and glibc gives those further arenas, each with gaps of its own: without the
-# bound, memory grows by some 20 % more until it levels off after a hundred loaders, with or without bad photos.
+# Each new pipeline brings new threads, and glibc gives these more arenas, each with gaps of its own: without the
+# bound, memory grows by about 20 % more until it levels off after a hundred loaders, with or without bad photos.
 ONE_HEAP = {"MALLOC_ARENA_MAX": "2"}
 
 
@@ -81,21 +81,21 @@ class Folder:
         return json.loads(path.read_text()) if path.exists() else None
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write it in one go."""
+        """Write the state atomically."""
         new = self.path / "state.new"
         new.write_text(json.dumps(state))
         new.replace(self.path / "state.json")
 
 
 def damage(loader: Loader, share: float, random: Random) -> np.ndarray:
-    """Damage a share of the photos, but at least one in each way; bool [photos], which."""
+    """Damage a share of the photos, but at least one in each way; returns which, bool [photos]."""
     bad = np.zeros(len(loader.corpus.photo_width), bool)
     ways = (
         lambda path: path.unlink(),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"no photo" * 100),
         lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-        lambda path: path.write_bytes(other.read_bytes()),  # hardly of the same size
+        lambda path: path.write_bytes(other.read_bytes()),  # most likely of another size
     )
     other, *photos = random.sample(range(len(bad)), 1 + max(round(share * len(bad)), len(ways)))
     width, height = loader.corpus.photo_width, loader.corpus.photo_height
@@ -112,7 +112,7 @@ def damage(loader: Loader, share: float, random: Random) -> np.ndarray:
 
 
 def train(folder: Folder, world: int, prefetch: int) -> None:
-    """Go on where the last state says, until killed."""
+    """Continue from the last state, until killed."""
     state = folder.read_state() or {"loader": None, "records": 0, "compared": 0}
     ranks = [
         folder.loader(batch_size=GLOBAL_BATCH // world, rank=rank, world_size=world, prefetch=prefetch)
@@ -145,7 +145,7 @@ def compare(loader: Loader, batch: Any, sample: int) -> None:
 
 
 def watch(folder: Folder) -> None:
-    """Show epochs, each by a new loader that meets the bad photos anew, and write down the memory in use."""
+    """Run epochs, each with a new loader that meets the bad photos again, and write down the memory in use."""
     epoch = 0
     while True:
         loader = folder.loader()
@@ -208,21 +208,21 @@ class Run:
     seen: tuple[int, float] = field(default_factory=lambda: (0, time.monotonic()))  # epochs of the other process; when
 
     def start(self, part: str, *arguments: int, **environment: str) -> subprocess.Popen[bytes]:
-        """Start this script in another part."""
+        """Start this script to run another part of it."""
         command = [sys.executable, __file__, "--folder", self.folder.path, part, *map(str, arguments)]
         with (self.folder.path / f"errors{part}").open("wb") as errors:
             return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | environment)
 
     def ended(self, part: str, process: subprocess.Popen[bytes]) -> Wrong:
-        """What to raise where a process ended by itself."""
+        """What to raise if a process ended by itself."""
         return Wrong(f"the process {part} ended by itself, code {process.returncode}: {self.errors(part)}")
 
     def errors(self, part: str) -> str:
-        """The last that a process said."""
+        """The end of what a process wrote to its standard error."""
         return (self.folder.path / f"errors{part}").read_text(errors="replace")[-3000:]
 
     def live(self) -> None:
-        """One life of the process that trains, mostly ended some seconds after its first batch."""
+        """One life of the process that trains, mostly ended a few seconds after its first batch."""
         world, prefetch = self.random.choice([1, 2, 4]), self.random.randint(1, 4)
         before = self.folder.read_state()
         process = self.start("--train", world, prefetch)
@@ -246,8 +246,8 @@ class Run:
                 process.wait(ENDING)
                 return
             except subprocess.TimeoutExpired:
-                # Python drops an interrupt in a destructor, and some libraries one that falls into their import: then
-                # training goes on, and a person presses Ctrl+C again.
+                # Python drops an interrupt in a destructor, and some libraries drop one during their import: training
+                # then continues, and a person would press Ctrl+C again.
                 if kind != signal.SIGINT or self.folder.read_state() == before:
                     break
                 self.kills["SIGINT dropped"] += 1
@@ -255,7 +255,7 @@ class Run:
         raise Wrong(f"training did not end within {ENDING:.0f} s of {kind.name}: {self.errors('--train')}")
 
     def look(self) -> None:
-        """Check what was written down since."""
+        """Check what was written down since the last check."""
         if (state := self.folder.read_state()) is None:
             return
         records = np.fromfile(self.folder.log, RECORD, count=state["records"])
@@ -277,7 +277,7 @@ class Run:
 
 
 def check_memory(memory: list[float]) -> None:
-    """Compare the last third of a run with the one before, MiB after each epoch; of short runs nothing can be said."""
+    """Compare the last third of a run with the one before, MiB after each epoch; short runs are not checked."""
     third = len(memory) // 3
     if third < 4:
         return
@@ -286,7 +286,7 @@ def check_memory(memory: list[float]) -> None:
 
 
 def soak(folder: Folder, options: argparse.Namespace) -> dict[str, Any]:
-    """The whole run; what it found.
+    """The whole run; returns what it found.
 
     Raises:
         Wrong: a sample was wrong or lost, a process did not end when told or ended by itself, or memory grew.

@@ -1,10 +1,10 @@
-"""How long a Loader takes to start at the scale of RefCOCO, and what with: open, map, build, first batch.
+"""How long a Loader takes to start at the scale of RefCOCO, and on what: open, map, build, first batch.
 
     python benchmarks/startup.py                                   17,000 photos, 120,000 sentences, stream and host
     python benchmarks/startup.py --photos 100000 --sentences 700000
 
-Every start is one of a fresh process, on a machine that has started such a loader before: kernels are compiled, tokens
-are in the cache and files in the page cache. Importing torch and DALI is timed apart. Writes startup.json.
+Every start is in a fresh process, on a machine that has started such a loader before: kernels are compiled, tokens are
+in the cache and files in the page cache. Importing torch and DALI is timed separately. Writes startup.json.
 """
 
 import argparse
@@ -51,7 +51,7 @@ STAGES: dict[str, tuple[Any, str]] = {
 
 
 def make_files(folder: Path, source: Path, *, photos: int, sentences: int, size: int) -> dict[str, Path]:
-    """Data set, table and tiles of so many photos, which are the source's over and over."""
+    """Data set, table and tiles of ``photos`` photos, which repeat the source's."""
     files = {name: folder / f"large.{end}.h5" for name, end in (("dataset", "ris"), ("negatives", "neg"))}
     files["tiles"] = folder / "large.tiles.h5"
     large = repeat_dataset(Dataset.open(source), files["dataset"], photos=photos, sentences=sentences)

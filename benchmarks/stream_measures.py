@@ -21,7 +21,7 @@ from nemo_dali.pipeline.graphs_gpu import CudaStreamPipeline
 from nemo_dali.pipeline.overlap import Fed, in_flight
 from nemo_dali.pipeline.paths import encode_path
 
-BUSY_MS = 500  # that the GPU has other work while batches are asked for
+BUSY_MS = 500  # for which the GPU has other work while batches are asked for
 
 
 # --- how fast --------------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def decoded(pipeline: DecodeOnly, photos: list[Any], prefetch: int) -> Iterator[
 
 
 def seconds(batches: Iterator[Any], steps: int, device: int) -> float:
-    """Time of ``steps`` batches in a row; what the GPU was given before has been done by then, and this too."""
+    """Time of ``steps`` batches in a row, from when the GPU has no work left to when it has finished them."""
     for _ in range(WARM_UP):
         next(batches)
     gpu.synchronize(device)
@@ -84,7 +84,7 @@ def seconds(batches: Iterator[Any], steps: int, device: int) -> float:
 
 
 def clocked(function: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:
-    """The function, its calls' times in microseconds appended to a list."""
+    """The function, with the time of each call in microseconds appended to a list."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         start = time.perf_counter()
@@ -98,7 +98,7 @@ def clocked(function: Callable[..., Any], taken: list[float]) -> Callable[..., A
 
 @contextmanager
 def clocks() -> Iterator[dict[str, list[float]]]:
-    """Microseconds of each call, by what is called; the loaders in question are made inside."""
+    """Microseconds of each call, by what is called; the loaders to be timed are made inside."""
     taken: dict[str, list[float]] = {name: [] for name in ("plan", "prepare", "feed", "wait", "python_function")}
     methods = {"plan": (StepPlanner, "plan"), "prepare": (Assembler, "prepare")}
     methods |= {name: (CudaStreamPipeline, name) for name in ("feed", "wait")}
@@ -115,10 +115,10 @@ def clocks() -> Iterator[dict[str, list[float]]]:
 
 
 def host_costs(make: Callable[[], Loader], steps: int) -> dict[str, Any]:
-    """Microseconds a batch: of DALI's thread in the Python function, of the training thread in everything else.
+    """Microseconds per batch: of DALI's thread in the Python function, of the training thread in everything else.
 
     ``plan``, ``prepare`` and ``feed`` start a batch, ``wait`` waits for one, and ``next`` is all of it. The threads
-    share the interpreter's lock, so each one's time has some waiting for the other in it.
+    share the interpreter's lock, so the time of each includes some waiting for the other.
     """
     with clocks() as taken:
         loader = make()
@@ -177,7 +177,7 @@ def next_while_busy(loader: Loader, device: int) -> dict[str, Any]:
 
 
 def waits(taken: npt.NDArray[np.float64], busy: float, prefetch: int) -> dict[str, Any]:
-    """Whether one of the first ``prefetch`` calls waited for a GPU that was busy for so many milliseconds."""
+    """Whether one of the first ``prefetch`` calls waited for a GPU that was busy for ``busy`` milliseconds."""
     return {
         "busy_ms": round(busy, 1),
         "next_ms": taken.round(2).tolist(),
@@ -191,10 +191,10 @@ def waits(taken: npt.NDArray[np.float64], busy: float, prefetch: int) -> dict[st
 def decode_difference(
     photos: list[Any], num_threads: int, hw_decoder_load: float, device: int, *, beside: float | None = None
 ) -> dict[str, Any]:
-    """Between DALI's decoders on the CPU and on the GPU, in levels of 0 to 255.
+    """The difference between DALI's decoders on the CPU and on the GPU, in levels of 0 to 255.
 
     Args:
-        beside: the GPU's decoders with this ``hw_decoder_load``, in place of the CPU's.
+        beside: the GPU's decoders with this ``hw_decoder_load``, instead of the CPU's.
 
     Returns:
         ``mean`` and ``max`` of the absolute difference, ``share_differing`` of the values, and how many ``photos``.

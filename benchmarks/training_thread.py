@@ -3,9 +3,8 @@
     python benchmarks/training_thread.py                     this checkout
     python benchmarks/training_thread.py --beside CHECKOUT   this and another one in turn, and their ratio
 
-Steps of 64 mosaics 2x2, of 8,000 photos whose refs and tiles are generated ones over and over. Frames are small, so
-that DALI's thread, which writes them, seldom is what is waited for. A turn is a process of its own, and of its rounds
-the median counts.
+Steps of 64 2x2 mosaics, of 8,000 photos that repeat generated refs and tiles. Frames are small, so that DALI's thread,
+which writes them, is rarely what is waited for. Each turn is a separate process, and the median of its rounds counts.
 """
 
 import argparse
@@ -23,7 +22,7 @@ ROUNDS, STEPS = 7, 258  # an epoch has 258 steps
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Microseconds a step, in this process: of the thread, of all its threads, and on the wall."""
+    """Microseconds per step in this process: CPU time of this thread and of all threads, and wall time."""
     from nemo_dali import Loader, MosaicPolicy
 
     files = [folder / f"large.{end}.h5" for end in ("ris", "neg", "tiles")]
@@ -53,7 +52,7 @@ def main() -> None:
     if options.measure is not None:
         print(json.dumps(measure(options.measure)))
         return
-    # Not above: a turn of another checkout has its own package, and none of this one's benchmarks.
+    # Not imported above: a turn of another checkout has its own package, and none of these benchmarks.
     from common import ROOT, generate
     from startup import make_files
 

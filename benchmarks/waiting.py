@@ -1,11 +1,11 @@
-"""How much of its time a real training waits for the Loader, beside what ``bench loader --starve`` says of such steps.
+"""How much of its time a real training waits for the Loader, beside what ``bench loader --starve`` says for such steps.
 
     python benchmarks/waiting.py                              128 pixels in batches of 16, 480 in batches of 8
-    python benchmarks/waiting.py --sizes 128 --modes host     one case alone; the others' results stay in the file
+    python benchmarks/waiting.py --sizes 128 --modes host     only one case; the others' results stay in the file
 
 The training is that of examples/train_ris.py, half of its samples mosaics, on generated photos. On a machine without a
-GPU it computes on the cores that the loader works on: what that costs it is told by the time of a step on a batch that
-is there already. In turn, window by window, are timed
+GPU it computes on the same cores as the loader: the time of a step on a batch that is already there shows what that
+costs. These are timed in turn, window by window:
 
     alone   steps on one batch over and over, while the loader has nothing to do
     real    steps on the loader's batches: the time inside ``next()``, and the time outside
@@ -39,7 +39,7 @@ from train_ris import WORDS, Training
 
 BATCH_SIZES = {128: 16, 480: 8}
 POLICY = MosaicPolicy(max_similarity=0.9)
-WARM_UP = 2  # steps until as many batches are in flight as ever
+WARM_UP = 2  # steps until the full number of batches is in flight
 
 
 def wait(batches: Iterator[Any], steps: int, work: Any) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Readers of untrusted files, tried in a program that a hang, a crash or memory out of measure ends."""
+"""Readers of untrusted files, tried in a program that is ended by a hang, a crash or too much memory."""
 
 import os
 import pickle
@@ -20,14 +20,14 @@ Mutate = Callable[[random.Random, Sequence[bytes]], bytes]
 
 
 def limit_memory(memory: int = MEMORY) -> None:
-    """Let this program take so many bytes of addresses more than it has."""
+    """Let this program take ``memory`` bytes of address space more than it has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + memory
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def told(read: Read, path: Path) -> str | None:
-    """None if a file is read, else the one sentence that it is refused with.
+    """None if a file is read, else the one sentence with which it is refused.
 
     The program is ended by a signal once it has taken ``CPU_S``, even in C code.
     """
@@ -44,14 +44,14 @@ def told(read: Read, path: Path) -> str | None:
 
 
 def _read_within_bounds(read: Read, path: Path, memory: int) -> None:
-    """In a program of its own: read a file, print what it is refused with."""
+    """In a program of its own, read a file and print what it is refused with."""
     limit_memory(memory)
     print(told(read, path), flush=True)
     os._exit(0)  # at once: taking down what is imported would take longer than the file
 
 
 def outcome(read: Read, path: Path, *, memory: int = MEMORY) -> str:
-    """What a file is refused with, "None" if it is not; whatever else happens to the program is an error."""
+    """What a file is refused with, "None" if it is not; anything else that happens to the program is an error."""
     code = "import pickle, sys; function, *rest = pickle.loads(bytes.fromhex(sys.argv[1])); function(*rest)"
     done = fork_server.run(code, pickle.dumps((_read_within_bounds, read, path, memory)).hex())
     assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
@@ -73,10 +73,10 @@ def _try_all(read: Read, seeds: Sequence[bytes], mutate: Mutate, path: Path, num
 
 
 def fuzz(read: Read, seeds: Sequence[bytes], mutate: Mutate, path: Path, count: int, *, at_once: int = 1000) -> int:
-    """Read ``count`` mutated files, in one program each ``at_once``; how many of them are readable.
+    """Read ``count`` mutated files, ``at_once`` per program; returns how many of them are readable.
 
     Args:
-        path: where the files are written; the one that makes the trouble stays there.
+        path: where the files are written; one that causes a failure stays there.
     """
     readable = 0
     (path.parent / "call").write_bytes(pickle.dumps((read, seeds, mutate, path)))

@@ -1,4 +1,4 @@
-"""A real browser, where there is one."""
+"""A real browser, if there is one."""
 
 import os
 import shutil
@@ -9,13 +9,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def refuse(reason):
-    """Skip the test, or fail it where FAIL_WITHOUT_BROWSER=1."""
+    """Skip the test, or fail it if FAIL_WITHOUT_BROWSER=1."""
     (pytest.fail if os.environ.get("FAIL_WITHOUT_BROWSER") == "1" else pytest.skip)(reason)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium; where there is none the test is skipped, or fails where FAIL_WITHOUT_BROWSER=1."""
+    """Chromium; without it the test is skipped, or fails if FAIL_WITHOUT_BROWSER=1."""
     found = CHROMIUM or refuse("needs Chromium")
     from playwright.sync_api import sync_playwright
 

@@ -16,7 +16,7 @@ CACHE = ROOT / ".pytest_cache" / "built"
 
 
 def built(sources, command):
-    """The path of what a compiler makes of sources.
+    """The path of what a compiler builds from sources.
 
     Args:
         sources: texts by the file names that they are given.
@@ -25,7 +25,7 @@ def built(sources, command):
     parts = [*command, *(part for name in sorted(sources) for part in (name, sources[name]))]
     path = CACHE / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     CACHE.mkdir(parents=True, exist_ok=True)
-    with open(CACHE / "lock", "w") as lock:  # what several processes need is built by one
+    with open(CACHE / "lock", "w") as lock:  # one process builds what several need
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             with tempfile.TemporaryDirectory(dir=CACHE) as folder:

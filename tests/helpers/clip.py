@@ -8,7 +8,7 @@ CLIP_CONFIG = {
     "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 
-# As wide as open_clip takes for granted of OpenAI's.
+# As wide as open_clip assumes OpenAI's models to be.
 OPENAI_CONFIG = {
     "embed_dim": 64,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
@@ -18,7 +18,7 @@ OPENAI_CONFIG = {
 
 
 def write_openai_archive(path: Path) -> None:
-    """A CLIP model in the form in which OpenAI published theirs: traced, partly float16, three numbers beside it."""
+    """Write a CLIP model in the form that OpenAI published: traced, partly float16, with three numbers added."""
     import open_clip
     import torch
 

@@ -6,5 +6,5 @@ FULL = os.environ.get("NEMO_DALI_FUZZ") == "1"
 
 
 def examples(full: int) -> int:
-    """Examples to try of ``full``."""
+    """How many of ``full`` examples to try."""
     return full if FULL else max(full // 5, 20)

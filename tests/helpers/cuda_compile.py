@@ -11,14 +11,14 @@ from nemo_dali.kernels import cuda_source
 
 ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 ONE_FAST = [pytest.param(name, marks=[pytest.mark.slow] * (name != "90")) for name in ARCHITECTURES]
-OPTIONS_OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # that it adds to those of a RawModule
+OPTIONS_OF_CUPY = ("-ftz=true", "--device-as-default-execution-space")  # that CuPy adds to those of a RawModule
 LARGEST_SHARED = 48 * 1024  # bytes that a block may have without asking for more
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
 def report_of_nvcc(source, architecture, folder):
-    """What nvcc says of the kernels of a source."""
+    """What nvcc says about the kernels of a source."""
     name = Path(source.file).name
     (folder / name).write_text(cuda_source.text_of(source))
     command = ["nvcc", *cuda_source.OPTIONS, f"-arch=sm_{architecture}", "-Xptxas=-v", "-Werror=all-warnings"]
@@ -28,12 +28,12 @@ def report_of_nvcc(source, architecture, folder):
 
 
 def room_for(size):
-    """Bytes for NVRTC to write into. Python has only one object for each string of a single byte: never that."""
+    """Bytes for NVRTC to write into: at least two, because Python shares one object for each single byte."""
     return bytes(max(size, 2))
 
 
 def report_of_run_time_compiler(source, architecture):
-    """What NVRTC, to which CuPy hands the text, says of the kernels of a source."""
+    """What NVRTC, to which CuPy hands the text, says about the kernels of a source."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
     text, name = cuda_source.text_of(source).encode(), source.file.encode()
     error, program = nvrtc.nvrtcCreateProgram(text, name, 0, [], [])
@@ -48,10 +48,10 @@ def report_of_run_time_compiler(source, architecture):
 
 
 def check_report(report, title, kernels, *, registers, dynamic_shared=0):
-    """Every kernel is there, keeps to what it may use and spills nothing; prints the table of ``make cuda-check``.
+    """Check that every kernel is there, keeps within its limits and spills nothing; print ``make cuda-check``'s table.
 
     Args:
-        registers: most that a thread may have. dynamic_shared: bytes that a launch may add.
+        registers: the most that a thread may have. dynamic_shared: bytes that a launch may add.
     """
     found = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"

@@ -53,7 +53,7 @@ SANITIZERS = {"bounds": ("address,undefined", 1, 1, 60), "races": ("thread", 4, 
 
 
 def build(*options, lanes, rows, main=""):
-    """Compile for blocks of lanes x rows threads; the path of what comes out, which is kept until a source changes."""
+    """Compile for blocks of lanes x rows threads; returns the path of the output, kept until a source changes."""
     blocks = {"LANES": lanes, "ROWS": rows, "THREADS": lanes * rows}
     sources = [
         replace(gpu.SOURCE, constants={name: blocks.get(name, value) for name, value in gpu.SOURCE.constants.items()})
@@ -100,7 +100,7 @@ def launch_letterbox(library, tiles):
 
 
 def launch_text(library, blocks, wide, pointers, samples, length):
-    """A launch of ``tokens.cu``; the library's blocks are single threads, so there are as many as tokens."""
+    """A launch of ``tokens.cu``; the library's blocks are single threads, so there is one for each token."""
     del blocks
     library.run_text(wide, samples * length, *map(ctypes.c_void_p, pointers), samples, length)
 
@@ -112,14 +112,14 @@ def library():
 
 
 def sanitized(name):
-    """A program that runs a launch under one of SANITIZERS, and how many tiles it takes in good time."""
+    """A program that runs a launch under one of SANITIZERS, and how many tiles it can do in reasonable time."""
     sanitizer, lanes, rows, count = SANITIZERS[name]
     options = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", "-O1", "-g"]
     return build(*options, lanes=lanes, rows=rows, main=(HERE / "sanitize.cpp").read_text()), count
 
 
 def run_sanitized(program, folder, kernel, tiles, tile_of_block, stage_bytes=0, lines=()):
-    """Run a launch; ``photo`` is how far behind a multiple of 128 bytes a photo lies, other addresses are made up."""
+    """Run a launch; ``photo`` is the offset of a photo from a multiple of 128 bytes, other addresses are made up."""
     head = np.array([kernel, len(tile_of_block), stage_bytes, len(tiles), len(lines)], np.int32)
     file = folder / "launch"
     file.write_bytes(head.tobytes() + tiles.tobytes() + tile_of_block.tobytes() + np.array(lines, np.int32).tobytes())

@@ -26,7 +26,7 @@ SIZE = 32  # of frames
 
 
 def limit() -> None:
-    """From here on, more than so much memory is refused, and more than so much processor time ends the process."""
+    """From here on, refuse more than ``MEMORY`` further bytes, and end the process after ``CPU_S`` of CPU time."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     spent = resource.getrusage(resource.RUSAGE_SELF)
@@ -44,7 +44,7 @@ def damaged(sound: bytes, spans: list[tuple[int, int]], seed: int) -> bytes:
 
 
 def spans_of(path: Path) -> list[tuple[int, int]]:
-    """Where the index, twice as likely as one array, and the arrays lie."""
+    """Where the index, twice as likely as one array, and the arrays are."""
     with open(path, "rb") as file:
         index = read_index(file.fileno())
     return [(0, 1000)] * 2 + [(entry.offset, entry.nbytes) for entry in index.arrays.values() if entry.nbytes]
@@ -102,7 +102,7 @@ def forgery(seed: int) -> Callable[[Parts], None]:
 
 
 def read(kind: str, path: Path) -> str:
-    """A digest of all that is in a file."""
+    """A digest of everything in a file."""
     digest = hashlib.sha256()
     if kind == "ris":
         dataset = Dataset.open(path)
@@ -132,7 +132,7 @@ def read(kind: str, path: Path) -> str:
 
 
 def show(kind: str, path: Path, folder: Path) -> str:
-    """A digest of what a Loader delivers, with this file in the sound one's place."""
+    """A digest of what a Loader delivers, with this file in place of the sound one."""
     files = {name: folder / f"sound.{name}.h5" for name in ("ris", "neg", "tiles")} | {kind: path}
     loader = Loader(
         files["ris"],
@@ -157,10 +157,10 @@ def show(kind: str, path: Path, folder: Path) -> str:
 
 
 def try_files(kind: str, folder: Path, what: str, begin: int, end: int, *, loader: bool) -> dict[str, int]:
-    """Try damages or forgeries by their seeds; how often a file was refused, and how often taken.
+    """Try damage or forgeries by their seeds; returns how often a file was refused, and how often taken.
 
     Raises:
-        AssertionError: damage that nobody noticed.
+        AssertionError: damage went unnoticed.
         Exception: anything but an error of the package.
     """
     sound = folder / f"sound.{kind}.h5"

@@ -39,7 +39,7 @@ def index_refer(folder, *, photos=14, split="train", seed=0, edit=None):
 
 
 def index_grefs(folder, *, photos=30, none=4):
-    """A data set file of gRefCOCO's layout; every ref whose number divides by ``none`` has no target."""
+    """A data set file of gRefCOCO's layout; every ref whose number is divisible by ``none`` has no target."""
 
     def generalise(refs, instances):
         for number, ref in enumerate(refs):
@@ -53,7 +53,7 @@ def index_grefs(folder, *, photos=30, none=4):
 
 
 def make_noise(folder: Path, *, photos: int = 11, seed: int = 0, each: int = 3) -> Path:
-    """Photos of noise, one ref each, some sentences a ref."""
+    """Photos of noise, one ref each, ``each`` sentences per ref."""
     rng = np.random.default_rng(seed)
     (folder / "photos").mkdir(parents=True)
     sizes = rng.integers(40, 90, (photos, 2))

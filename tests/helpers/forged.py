@@ -1,6 +1,6 @@
-"""Files of ours with something else in them, all checksums right: what a hostile author would write.
+"""Files of ours with other content and all checksums right: what a hostile author would write.
 
-Only what is read is written: the index and the arrays, and no HDF5 behind them.
+Only what is read is written: the index and the arrays, without the structures of HDF5.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Parts:
     index: Index
     attributes: dict[str, Any]
     arrays: dict[str, Any]
-    by_row: dict[str, str]  # names of arrays, and of those with their rows' checksums
+    by_row: dict[str, str]  # names of arrays, and of the arrays with their rows' checksums
 
     def strings(self, name: str) -> list[str]:
         content, offsets = self.arrays[name].tobytes(), self.arrays[f"{name}_offsets"]
@@ -52,7 +52,7 @@ def parts_of(path: Path) -> Parts:
 
 
 def forge(path: Path, edit: Callable[[Parts], None], output: Path | None = None) -> Path:
-    """Change a file's parts and write it anew, under the same or another name."""
+    """Change a file's parts and write it again, under the same or another name."""
     parts = parts_of(path)
     edit(parts)
     output = output or path

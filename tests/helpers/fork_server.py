@@ -4,8 +4,8 @@
       ▲                                  │
       └──────── exit status ◀────────────┘
 
-A program is a Python process like any other but for its birth: its main thread runs the code, an error that it does
-not catch ends it with a traceback, and the interpreter is torn down as always.
+Apart from how it starts, a program is a Python process like any other: its main thread runs the code, an uncaught error
+ends it with a traceback, and the interpreter is torn down as always.
 """
 
 import atexit
@@ -49,7 +49,7 @@ class Program:
     Attributes:
         pid: process number.
         stdout, stderr: what it prints, as text.
-        returncode: as ``subprocess`` has it, once it was waited for.
+        returncode: as ``subprocess`` has it, once it has been waited for.
     """
 
     def __init__(self, request: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Program:
         return self.returncode
 
     def communicate(self, timeout: float = DEADLINE) -> tuple[str, str]:
-        """What is left of its output, until it has ended."""
+        """The rest of its output, until it has ended."""
         with ThreadPoolExecutor(2) as pool:
             texts = [pool.submit(pipe.read) for pipe in (self.stdout, self.stderr)]
             try:
@@ -92,7 +92,7 @@ class Program:
         return out, err
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it was waited for."""
+        """Send it a signal, unless it has been waited for."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -107,7 +107,7 @@ def start(code: str, *arguments: object, env: Mapping[str, str] | None = None, c
 
     Args:
         code: Python source.
-        arguments: ``sys.argv`` behind its first.
+        arguments: ``sys.argv`` after its first.
         env: the environment; None: this process's.
         cwd: the working directory; None: this process's.
     """
@@ -157,7 +157,7 @@ def _start_server(address: str) -> None:
     listener.listen()
     command = [sys.executable, "-m", "tests.helpers.fork_server", str(listener.fileno())]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # Its own session: an interrupt of the tests is theirs. It ends by itself when nobody is connected any more.
+    # In its own session, so that interrupting the tests does not reach it. It ends when nobody is connected any more.
     server = subprocess.Popen(
         command,
         pass_fds=[listener.fileno()],
@@ -171,8 +171,8 @@ def _start_server(address: str) -> None:
 
 
 def serve(listener: socket.socket) -> dict[str, Any] | None:
-    """Serve until all test processes are gone. In a program, once it is forked: what it is to run."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # watchers are waited for by nobody
+    """Serve until all test processes are gone. In a forked program, returns what it is to run."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers
     connections: list[socket.socket] = []
     while True:
         for ready in select.select([listener, *connections], [], [])[0]:
@@ -220,7 +220,7 @@ def _watch(request: dict[str, Any], out: int, err: int, reports: int) -> dict[st
 if __name__ == "__main__":
     for _module in PRELOADED:
         __import__(_module)
-    gc.freeze()  # what is imported need not be looked at when a program ends
+    gc.freeze()  # so that imported objects are not looked at when a program ends
     _request = serve(socket.socket(fileno=int(sys.argv[1])))
     if _request is not None:
         _main = types.ModuleType("__main__")

@@ -1,4 +1,4 @@
-"""Small files of ours of a format of their own, written at once or row by row; and how two views of one compare."""
+"""Small files of ours in a format for tests, written at once or row by row; and how two views of one compare."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def opened(path: Path) -> MappedFile:
 
 
 def assert_views_agree(path: Path) -> None:
-    """What h5py shows of a file is what its index says, and nothing else."""
+    """Check that h5py shows of a file what its index says, and nothing else."""
     with open(path, "rb") as raw, h5py.File(path) as file:
         index = read_index(raw.fileno())
         found = {}

@@ -1,4 +1,4 @@
-"""Photos that somebody made to do harm, and what lies in a photo's place that is none."""
+"""Photos made to do harm, and things in a photo's place that are not photos."""
 
 import os
 import struct
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def png(width: int, height: int, *, chunks: bytes = b"") -> bytes:
-    """A black PNG of one bit a pixel, some kilobytes however large; ``chunks`` come before its pixels."""
+    """A black PNG of one bit per pixel, a few kilobytes however large; ``chunks`` come before its pixels."""
     compressor = zlib.compressobj(9)
     row = bytes(1 + -(-width // 8))
     packed = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
@@ -22,7 +22,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def segment(marker: int, data: bytes) -> bytes:
-    """A segment of a JPEG, in as many parts as its length takes; each begins as the first does, if that is EXIF's."""
+    """A segment of a JPEG, in as many parts as its length takes; if it is EXIF, each part begins as the first does."""
     start = b"Exif\0\0" if data.startswith(b"Exif\0\0") else b""
     rest = data.removeprefix(start)
     parts = [rest[i : i + 65000] for i in range(0, len(rest), 65000)]
@@ -35,7 +35,7 @@ def insert(jpeg: bytes, segments: bytes) -> bytes:
 
 
 def resized(jpeg: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose header tells another size than its pixels have."""
+    """A JPEG whose header gives a different size from that of its pixels."""
     begin = next(i for i in range(len(jpeg)) if jpeg[i] == 0xFF and jpeg[i + 1] in (0xC0, 0xC2)) + 5
     return jpeg[:begin] + struct.pack(">HH", height, width) + jpeg[begin + 4 :]
 
@@ -59,7 +59,7 @@ def _endless(path: Path) -> None:
     os.truncate(path, 2**42)
 
 
-# What is put in a photo's place, and what is said of it.
+# What is put in a photo's place, and what the error says about it.
 NO_PHOTOS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a FIFO": (_fifo, "Is not a regular file"),
     "a folder": (_folder, "Is a directory"),

@@ -1,4 +1,4 @@
-"""A server that means harm, in the place of object storage: each way of it is an address's first folder, its bucket."""
+"""A hostile server in place of object storage: an address's first folder, its bucket, chooses how it does harm."""
 
 import os
 import socket
@@ -78,7 +78,7 @@ class HostileServer:
         self._serve(self._accept)
 
     def environment(self) -> Mapping[str, str]:
-        """Of a process that takes it for its object storage."""
+        """The environment of a process that takes it for its object storage."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         return kept | {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
@@ -111,5 +111,5 @@ class HostileServer:
                 method, path, _ = request.split(b" ", 2)
                 way = path.split(b"?")[0].split(b"/")[1].decode()
                 WAYS[way](connection, method == b"HEAD", self.port)
-            except OSError:  # the client had enough
+            except OSError:  # the client gave up
                 return

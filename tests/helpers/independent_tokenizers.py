@@ -114,7 +114,7 @@ def bert_row(sentence, ids, length, keep_end):
 
 
 def bert_vocabulary(words):
-    """Tokens of a vocabulary made of words: they themselves, their beginnings and ends, letters, symbols."""
+    """Tokens of a vocabulary made from words: the words, their beginnings and ends, letters, symbols."""
     tokens = dict.fromkeys(
         ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"]
     )

@@ -1,4 +1,4 @@
-"""Parameters of which some are for the fast lane."""
+"""Parameters, some of which are for the fast lane."""
 
 from collections.abc import Collection, Iterable
 from typing import Any

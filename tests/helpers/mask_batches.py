@@ -52,7 +52,7 @@ def cell_of_grid(random, height, width):
 
 
 def some_runs(random, pixels):
-    """Run lengths of a mask that is empty, full, a few long runs or noise, with what writers of COCO's format do."""
+    """Run lengths of a mask that is empty, full, a few long runs or noise, with the quirks of COCO's writers."""
     kind = random.choice(["none", "empty", "full", "edges", "few", "noise"])
     if kind == "none":
         return np.empty(0, np.uint32)

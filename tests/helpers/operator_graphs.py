@@ -14,7 +14,7 @@ CENTERS = [(0, 0), (64, 64), (0, 64), (64, 0), (32, 0), (1, 63), (20, 41)]
 
 
 def random_photos(random, count, *, largest=130):
-    """Batches of photos, uint8, one a cell."""
+    """Batches of photos, uint8, one per cell."""
     shapes = random.integers(1, largest, (count, BATCH, 2))
     return [[random.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in batch] for batch in shapes]
 
@@ -27,7 +27,7 @@ def random_runs(random, height, width):
 
 
 class Source:
-    """Gives one batch of each of several iterations, over and over, and says which in ``taken``."""
+    """Gives one batch per iteration, over and over, and counts them in ``taken``."""
 
     def __init__(self, *batches):
         self.batches, self.taken = batches, 0
@@ -38,7 +38,7 @@ class Source:
 
 
 def feed(*batches):
-    """A node that gives one of the batches, lists of arrays, after the other."""
+    """A node that gives the batches, lists of arrays, one after the other."""
     kinds = {"uint8": types.UINT8, "int32": types.INT32, "uint32": types.UINT32, "int64": types.INT64}
     kinds["float32"] = types.FLOAT
     first = batches[0][0]
@@ -46,7 +46,7 @@ def feed(*batches):
 
 
 def run(graph, *, steps=1, device_id=None, **options):
-    """Build a pipeline of what ``graph`` returns; the outputs of some iterations, as arrays."""
+    """Build a pipeline of what ``graph`` returns; the outputs of ``steps`` iterations as arrays, and their layouts."""
     pipe = Pipeline(batch_size=BATCH, **{"num_threads": 2, "device_id": device_id, **options})
     with pipe:
         outputs = graph()
@@ -86,7 +86,7 @@ CONDITIONS = [(True, False, True), (True, True, True), (False, False, False)]
 
 
 def assert_conditionals_work(flags):
-    """Where DALI takes a batch apart by flags, also into all and nothing, and rewrites the functions of the graph."""
+    """Check graphs in which DALI splits a batch by flags, also into all and nothing, and rewrites their functions."""
     random = np.random.default_rng(5)
     photos = random_photos(random, 9)
     runs = [random_runs(random, *photo.shape[:2]) for photo in photos[3]]
@@ -116,7 +116,7 @@ def assert_conditionals_work(flags):
 
 
 def failures():
-    """Graphs that meet a sample which cannot be drawn, and a pattern of what DALI must say."""
+    """Graphs that meet a sample that cannot be drawn, and a pattern for what DALI must say."""
     good = random_photos(np.random.default_rng(7), 1)[0]
     runs = [np.array([1, 2, 3], np.uint32)] * BATCH
 

@@ -1,4 +1,4 @@
-"""What the planner is given, of random content."""
+"""What the planner is given, with random content."""
 
 import numpy as np
 

@@ -52,7 +52,7 @@ def masks_on_host(targets, ends, masks, samples, *, frame_height, frame_width, *
 
 
 class Stream:
-    """A stream; ``calls`` tells who waited for whom."""
+    """A stream; ``calls`` records who waited for whom."""
 
     def __init__(self, calls, address):
         self.calls, self.cuda_stream = calls, address
@@ -84,7 +84,7 @@ class Stream:
     def wait_event(self, event):
         assert event is not None
         self.calls.append("the stream for an event")
-        stream, number = event.stream, event.number  # as recorded now: it may be recorded anew
+        stream, number = event.stream, event.number  # as recorded now: it may be recorded again
         if stream is not None:
             self.put(lambda: stream.run(number))
 
@@ -125,7 +125,7 @@ class Played(NamedTuple):
 
 
 def kernels_of(library):
-    """What the kernels do, by name, with (blocks, arguments) and addresses of the host's."""
+    """What the kernels do, by name, given (blocks, arguments) with host addresses."""
 
     def pointers(arguments):
         return map(ctypes.c_void_p, arguments)
@@ -199,7 +199,7 @@ def play_launches(monkeypatch, found, library):
 
 
 def play_memory(monkeypatch, found):
-    """Page-locked memory and the device's are the host's."""
+    """Page-locked memory and the device's memory become the host's."""
 
     def page_locked(nbytes):
         memory = torch.empty(nbytes, dtype=torch.uint8)
@@ -229,7 +229,7 @@ def play_memory(monkeypatch, found):
 
 @pytest.fixture
 def played(monkeypatch, cuda_library):
-    """``device="cuda"`` then means the host."""
+    """Make ``device="cuda"`` mean the host."""
     found = play(monkeypatch, cuda_library)
     yield found
     for stream in found.streams.values():  # loaders may be collected later, when nothing plays any more

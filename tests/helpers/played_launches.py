@@ -16,7 +16,7 @@ from tests.helpers.played_gpu import FREE, array_at, masks_on_host
 
 
 class Event:
-    """Of a GPU that needs 2 ms for a round."""
+    """An event of a GPU that needs 2 ms for a round."""
 
     def __init__(self, enable_timing=True):
         assert enable_timing
@@ -45,7 +45,7 @@ def play_clock(monkeypatch):
 
 
 def play_at_once(monkeypatch, cuda_library, batches):
-    """Let the host run, when it is launched, what ``batches``, the module kernel_batches, launches."""
+    """Let the host run at once what ``batches``, the module kernel_batches, launches."""
 
     def load_kernel(source, name, device):
         def mosaic(blocks, threads, arguments, shared_mem, stream=None):

@@ -9,7 +9,7 @@ def unit(rng, rows, width):
 
 
 def check_ranking(text, image, own, depth, neighbors, similarity):
-    """Against all similarities in float64, up to ties within 1e-6; equal float32 similarities by row."""
+    """Check against all similarities in float64, up to ties within 1e-6; equal float32 similarities by row."""
     exact = text.astype(np.float64) @ image.astype(np.float64).T
     width = min(depth, len(image) - 1)
     assert neighbors.shape == similarity.shape == (len(text), width)

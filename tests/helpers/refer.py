@@ -38,8 +38,8 @@ def write_refer(
     """Write ``<folder>/refer/<dataset>`` and ``<folder>/photos``; ``edit(refs, instances)`` may change the records.
 
     Ids are not row numbers, photos are not in the order of their ids, and a ref's own file name is wrong, as in
-    RefCOCO. Every photo has as many refs as asked for and one crowd annotation (uncompressed run lengths) besides.
-    ``refs_file`` is another name for the file of refs, JSON if it ends so.
+    RefCOCO. Every photo has as many refs as asked for and one crowd annotation (uncompressed run lengths).
+    ``refs_file`` is another name for the file of refs, which is JSON if the name ends in .json.
     """
     random = np.random.default_rng(seed)
     photo_folder = folder / "photos"

@@ -18,7 +18,7 @@ ACCESS_KEY, SECRET_KEY = "AKIATESTTESTTESTTEST", "some+secret/that=nobody+may/re
 
 
 class S3Server:
-    """The program as a child, and boto3's client of it. What it holds is lost when it stops."""
+    """The program as a child process, and boto3's client for it. What it holds is lost when it stops."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -61,7 +61,7 @@ class S3Server:
         self._post("/faults", json.dumps(faults))
 
     def check_credentials(self, check: bool) -> None:
-        """Whether requests must be signed by a user that the server knows and that may do it."""
+        """Set whether requests must be signed by a user that the server knows and that has permission."""
         self._post("/moto-api/reset-auth", "0" if check else "inf")
 
     def add_user(self, name: str, *, may_read: bool) -> dict[str, str]:

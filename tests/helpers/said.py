@@ -1,4 +1,4 @@
-"""Sentences that say more or less of the same, and what follows from their words by definition."""
+"""Sentences that say more or less of the same things, and what follows from their words by definition."""
 
 from nemo_dali.text.content_words import content_words
 

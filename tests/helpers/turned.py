@@ -1,4 +1,4 @@
-"""Photos with an EXIF orientation, and a data set of one's own with every one of them."""
+"""Photos with an EXIF orientation, and a custom data set with every orientation."""
 
 import json
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ class Turned(NamedTuple):
 
 
 def write_turned(folder: Path, orientations: Iterable[int] = range(10), *, sizes: bool = False) -> Turned:
-    """Write one; with ``sizes``, the lines say how large the photos are, as viewers show them."""
+    """Write such a data set; with ``sizes``, the lines say how large the photos are, as viewers show them."""
     rng = np.random.default_rng(0)
     made = Turned(folder / "mine.jsonl", folder / "photos", folder / "upright", {})
     made.photos.mkdir(parents=True)
@@ -78,7 +78,7 @@ def write_turned(folder: Path, orientations: Iterable[int] = range(10), *, sizes
 
 
 def index_turned(made: Turned, exif: Exif, *, upright: bool = False) -> Files:
-    """Index it, with a table of random similarities that depends on the number of photos only."""
+    """Index such a data set, with a table of random similarities that depends on the number of photos only."""
     photos = made.upright if upright else made.photos
     name = f"{exif}-{photos.name}"
     files = Files(made.lines.with_name(f"{name}.ris.h5"), made.lines.with_name(f"{name}.neg.h5"), photos)

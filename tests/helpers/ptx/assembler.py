@@ -1,6 +1,6 @@
 """PTX text, as NVRTC and Numba emit it, in the form that ``machine.cpp`` runs.
 
-An instruction that the machine does not have is a ``ValueError``: nothing is left out in silence.
+An instruction that the machine does not have is a ``ValueError``: nothing is silently left out.
 """
 
 import re
@@ -61,7 +61,7 @@ class Kernel:
         lines: int [n], of the PTX text, counted from 1.
         texts: of the instructions.
         register_bits: uint8 [registers], how wide they are; the machine's own come first.
-        constants: of the registers behind those; a pair is an offset in shared memory, a string a global array.
+        constants: of the last registers; a tuple holds an offset in shared memory, a string names a global array.
         parameters: (offset, bytes) each.
         shared: bytes of static shared memory.
         globals: arrays in global memory, by name; of all entries of the text.
@@ -91,7 +91,7 @@ def assemble(text):
     """The kernels of a PTX text by their names.
 
     Raises:
-        ValueError: it has what the machine does not know.
+        ValueError: it has something that the machine does not know.
     """
     text = re.sub(r"/\*.*?\*/", lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=re.DOTALL)
     text = re.sub(r"//[^\n]*", "", text)
@@ -138,7 +138,7 @@ def _parameters(text):
 
 
 class _Assembler:
-    """One entry's."""
+    """The assembler of one entry."""
 
     def __init__(self, name, parameters, arrays, dynamic):
         self.name, self.parameters, self.arrays, self.dynamic = name, parameters, arrays, dynamic
@@ -236,7 +236,7 @@ class _Assembler:
         raise ValueError(f"operand {text}")
 
     def _address(self, text):
-        """Register and offset; of a parameter None and the offset."""
+        """Register and offset; for a parameter, None and the offset."""
         base, offset = re.fullmatch(r"\[\s*([^+\]\s]+)\s*(?:\+\s*(-?\d+))?\s*\]", text).groups()
         if base in self.parameters:
             return None, self.parameters[base][0] + int(offset or 0)
@@ -402,5 +402,5 @@ class _Assembler:
 
 
 def _comparison(word):
-    """Unsigned ones have names of their own; the type tells as much."""
+    """Unsigned comparisons have names of their own; the type says the same."""
     return {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}.get(word, word)

@@ -84,7 +84,7 @@ def mosaic(tiles, architecture, *, text=None, **options):
 
 
 def gather(tiles, architecture, *, text=None, **options):
-    """``gather.gpu.write_tiles``, likewise."""
+    """``gather.gpu.write_tiles``, in the same way."""
     tiles = tiles.copy()
     tile_of_block = gather_gpu.blocks_of(tiles)
     planes = _each(tiles["photo"], 3 * (tiles["y1"] - tiles["y0"]) * (tiles["x1"] - tiles["x0"]))
@@ -100,7 +100,7 @@ def gather(tiles, architecture, *, text=None, **options):
 
 
 def letterbox(tiles, architecture, *, text=None, **options):
-    """``letterbox.gpu.write_tiles``, likewise."""
+    """``letterbox.gpu.write_tiles``, in the same way."""
     tiles = tiles.copy()
     tile_of_block, lines = letterbox_gpu.blocks_of(tiles)
     name = letterbox_gpu.kernel_name(int(tiles["itemsize"][0]))

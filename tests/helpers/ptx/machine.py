@@ -30,7 +30,7 @@ class _Launch(ctypes.Structure):
 
 
 class Fault(Exception):
-    """What is wrong with a launch, and which instruction did it."""
+    """What is wrong with a launch, and which instruction caused it."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ def run(kernel, grid, block, parameters, *, readable=(), writable=(), dynamic_sh
         grid, block: up to three numbers each.
         parameters: integers.
         readable, writable: (address, bytes) of the memory that it may use, in host memory.
-        seed: of the order of warps, and of what shared memory holds at first.
+        seed: of the order of warps, and of the initial content of shared memory.
 
     Raises:
         Fault: see ``machine.cpp``.

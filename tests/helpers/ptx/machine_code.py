@@ -1,9 +1,9 @@
-"""What the linker makes of PTX, and, where ``nvdisasm`` is, how often each of its instructions is issued.
+"""What the linker makes of PTX, and, if ``nvdisasm`` is available, how often each of its instructions is issued.
 
     PTX instruction, issued n times ──▶ line of the PTX text ──▶ machine instructions made from that line
 
-An instruction that was moved out of a loop tells of the loop's line. So a block of machine code, from label or branch
-to branch, is issued as often as the middle one of its instructions says.
+An instruction that was moved out of a loop still has the loop's line. So a block of machine code, from label or branch
+to branch, is taken to be issued as often as the median of its instructions says.
 """
 
 import functools
@@ -62,7 +62,7 @@ def link(ptx: str, architecture: str) -> Code:
 
 
 def disassembler() -> str | None:
-    """The path of ``nvdisasm``: a package's, or the one on the PATH; None where there is none."""
+    """The path of ``nvdisasm``: a package's, or the one on the PATH; None if there is none."""
     try:
         for file in files(DISASSEMBLER) or ():
             if file.name == "nvdisasm":
