@@ -1,1 +1,1 @@
-"""Ranks: which one this is, how they meet, agree and share what is read."""
+"""Ranks: which one this process is, and how they meet, agree and share what they read."""

@@ -1,11 +1,11 @@
-"""How ranks tell each other small things: through the store by which torch.distributed's ranks found each other.
+"""How ranks exchange small facts: through the store by which torch.distributed's ranks found each other.
 
 No collective is run, so it works with any backend, needs no GPU and leaves the training's communicators alone.
 
-A store may outlive ranks: torchrun keeps one for all its restarts, and what dead ranks left in it must not be taken for
-what living ones say. So ranks meet first. Each writes down a name that nobody had before; rank 0 publishes the roster
-of all names, anew whenever one changes; a rank that finds its own name in it agrees to that roster; when all have, rank
-0 lets them go. All that follows is filed under this roster.
+A store may outlive ranks: torchrun keeps one for all its restarts, and what dead ranks left in it must not be mistaken
+for what living ones say. So ranks meet first. Each writes a name that nobody had before; rank 0 publishes the roster of
+all names, again whenever one changes; a rank that finds its own name in the roster agrees to it; once all have agreed,
+rank 0 lets them go. Everything after that is filed under this roster.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ class Rendezvous:
     """The ranks of one process group.
 
     Args:
-        store: of torch.distributed, for these ranks.
-        rank, world_size: of this one; of them all.
-        patience: seconds until a rank that does not come is missed.
+        store: torch.distributed's, for these ranks.
+        rank, world_size: this one's number; how many there are.
+        patience: seconds until a rank that does not come counts as missing.
 
     Raises:
-        NemoError: ranks that did not come, by number.
+        NemoError: ranks did not come; the message gives their numbers.
     """
 
     def __init__(self, store: Any, rank: int, world_size: int, *, patience: float) -> None:
@@ -69,14 +69,14 @@ class Rendezvous:
         raise self._missed(missing, patience)
 
     def exchange(self, fact: Any, *, patience: float) -> list[Any]:
-        """What every rank gives, in their order.
+        """The facts that all ranks give, in rank order.
 
         Args:
             fact: anything small that can be pickled.
-            patience: seconds until a rank that gives nothing is missed.
+            patience: seconds until a rank that gives nothing counts as missing.
 
         Raises:
-            NemoError: ranks that gave nothing, by number.
+            NemoError: ranks gave nothing; the message gives their numbers.
         """
         self._turn += 1
         keys = [f"{self._prefix}/{self._turn}/{rank}" for rank in range(self._world_size)]
@@ -103,14 +103,14 @@ class Rendezvous:
 
 
 def listed_ranks(ranks: list[int]) -> str:
-    """ "Rank 3", "Ranks 3, 4"; of many the first ones."""
+    """ "Rank 3", "Ranks 3, 4"; only the first ones of many."""
     named = ", ".join(map(str, ranks[:LONGEST_LIST]))
     more = f" and {len(ranks) - LONGEST_LIST} more" if len(ranks) > LONGEST_LIST else ""
     return f"Rank{'s' if len(ranks) > 1 else ''} {named}{more}"
 
 
 def _looks(patience: float) -> Iterator[None]:
-    """Turns with pauses between them until time is up. The store's own wait would hold Ctrl+C back until then."""
+    """Turns with pauses between them until time is up. The store's own wait would block Ctrl+C until then."""
     deadline, pause = time.monotonic() + patience, 0.001
     while True:
         yield

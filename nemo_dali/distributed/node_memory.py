@@ -1,7 +1,7 @@
 """One copy of some arrays per node, in memory that all its ranks map.
 
 The memory has no name: one rank makes it (memfd_create), the others open it through that process's /proc/PID/fd. So it
-is not bounded by /dev/shm, of which containers often have 64 MB, and it goes with the last rank, however that one ends.
+is not limited by /dev/shm, often 64 MB in containers, and it is freed with the last rank, however that rank ends.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from nemo_dali.io.threads import thread_count
 
 PAGE = mmap.PAGESIZE
 CHUNK = 2**26  # bytes copied at a time
-ROUND = 16  # chunks that a rank copies before it says so: the others' patience is for a GiB, however slow the disk
-ROOM = 2**28  # bytes that a process needs besides
+ROUND = 16  # chunks that a rank copies before it reports: the others' timeout is for a GiB, however slow the disk
+ROOM = 2**28  # bytes that a process needs for everything else
 INSTEAD = "Or hold more in GPU memory (placement='device'), use device='cpu' with placement='host', or no tiles."
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -30,7 +30,7 @@ U8 = npt.NDArray[np.uint8]
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: the machine's, or less where a control group bounds it."""
+    """Bytes that this process can still allocate: the machine's, or fewer where a control group limits it."""
     meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     found = [int(meminfo["MemAvailable"].split()[0]) * 1024]
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -52,18 +52,18 @@ def available_memory() -> int:
 
 
 def _files_in_memory(group: Path) -> int:
-    """Bytes of files that a control group counts and that the kernel gives up when memory is asked for."""
+    """Bytes of cached files that a control group counts and that the kernel frees when memory is needed."""
     stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
 
 
 @dataclass(frozen=True, eq=False)
 class NodeCopy:
-    """Copies of arrays. The memory goes when the last array and the last process are done with it.
+    """Copies of arrays. The memory is freed when the last array and the last process are done with it.
 
     Attributes:
-        memory: uint8 [bytes], all of it, from a page's beginning.
-        arrays: uint8, views into it of the shapes that were given.
+        memory: uint8 [bytes], all of it, page-aligned.
+        arrays: uint8, views into it with the shapes of the given arrays.
     """
 
     memory: U8
@@ -76,10 +76,10 @@ def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> Nod
     Args:
         arrays: contiguous uint8.
         together: whether the ranks are torch.distributed's; False: this process copies for itself.
-        problem: why this rank cannot go on, if so; then no rank does.
+        problem: why this rank cannot continue, if it cannot; then no rank does.
 
     Raises:
-        NemoError: a rank has a problem, or its node not enough memory; on every rank the same sentence.
+        NemoError: a rank has a problem, or its node too little memory; the message is the same on every rank.
     """
     begins = np.cumsum([0, *(-(-array.nbytes // PAGE) * PAGE for array in arrays)]).tolist()
     nbytes = max(begins[-1], PAGE)
@@ -100,7 +100,7 @@ def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> Nod
         told = ranks.share((os.getpid(), made, len(chunks), problem))
         _raise_first(problem for *_, problem in told)
         owner, descriptor, *_ = told[peers[0]]
-        most = max(count for _, _, count, _ in told)  # nodes of fewer ranks have more to copy
+        most = max(count for _, _, count, _ in told)  # with fewer ranks on a node, each copies more
         for first in range(0, max(most, 1), ROUND):
             try:
                 if first == 0:
@@ -110,7 +110,7 @@ def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> Nod
                         for begin, array in zip(begins, arrays, strict=False)
                     )
                 _copy(arrays, copies, chunks[first : first + ROUND])
-            except Exception as error:  # whatever it is, the other ranks are to hear of it
+            except Exception as error:  # whatever it is, the other ranks must learn of it
                 problem = str(error)
             _raise_first(ranks.share(problem))
         # Now all have copied their share, and nobody needs the descriptor.
@@ -123,7 +123,7 @@ def _raise_first(problems: Iterable[str]) -> None:
 
 
 def _make(nbytes: int, *, copies: int) -> int:
-    """Descriptor of so much new memory, if the node has room for so many copies of it."""
+    """Descriptor of ``nbytes`` of new memory, if the node has room for ``copies`` of it."""
     free = available_memory()
     if copies * nbytes + ROOM > free:
         raise NemoError(
@@ -149,7 +149,7 @@ def _map(owner: int, descriptor: int, nbytes: int) -> mmap.mmap:
 
 
 def _copy(arrays: Sequence[U8], copies: Sequence[U8], chunks: Sequence[tuple[int, int]]) -> None:
-    """Copy chunks, each by the number of its array and where in it, flattened, it begins."""
+    """Copy chunks, each given by the number of its array and where it begins in the flattened array."""
 
     def copy(number: int, begin: int) -> None:
         part = slice(begin, begin + CHUNK)

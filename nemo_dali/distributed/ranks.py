@@ -1,4 +1,4 @@
-"""Which of all processes this one is, and how they tell each other things: ``Ranks``.
+"""``Ranks``: which of all processes this one is, and how they exchange data.
 
     Loader, tiles      through the store by which torch.distributed's ranks found each other: facts
     mining, metrics    through torch.distributed's collectives: facts, and arrays; who goes away is noticed at once
@@ -29,8 +29,8 @@ Array = npt.NDArray[Any]
 
 logger = logging.getLogger("nemo_dali")
 
-PATIENCE = 600.0  # seconds until a rank that gives nothing is missed; the slowest may have kernels to compile first
-LONGEST_WORK = timedelta(days=1)  # gloo wants a time; it notices a dead rank at once, and rank 0 may work for hours
+PATIENCE = 600.0  # seconds until a silent rank counts as missing; the slowest may have to compile kernels first
+LONGEST_WORK = timedelta(days=1)  # gloo needs a timeout; it notices a dead rank at once, and rank 0 may work for hours
 _meetings: WeakKeyDictionary[Any, Rendezvous] = WeakKeyDictionary()  # by process group
 
 
@@ -39,12 +39,12 @@ class Ranks:
 
     Args:
         group: torch.distributed's process group; None: there is only this process.
-        patience: seconds until a rank that gives nothing is missed, by its number. They then talk through the store by
-            which they found each other: that works with any backend and leaves the training's communicators alone, but
-            takes no arrays. None: they talk through the group's collectives.
+        patience: seconds until an error names a rank that gives nothing. The ranks then talk through the store by which
+            they found each other: that works with any backend and leaves the training's communicators alone, but takes
+            no arrays. None: they talk through the group's collectives.
 
     Attributes:
-        rank, size: of this process, of them all.
+        rank, size: this process's number; how many there are.
     """
 
     def __init__(self, group: Any = None, *, patience: float | None = None) -> None:
@@ -57,17 +57,17 @@ class Ranks:
 
     @classmethod
     def through_store(cls, patience: float | None = None) -> "Ranks":
-        """Those of torch.distributed, where it is initialised, by their store; else this process alone."""
+        """The ranks of torch.distributed, through their store, where it is initialised; else this process alone."""
         import torch.distributed as distributed
 
         joined = distributed.is_available() and distributed.is_initialized()
         return cls(distributed.group.WORLD if joined else None, patience=PATIENCE if patience is None else patience)
 
     def share(self, fact: T) -> list[T]:
-        """What every rank gives, in their order; anything small that can be pickled.
+        """The facts that all ranks give, in rank order; anything small that can be pickled.
 
         Raises:
-            NemoError: ranks that gave nothing in time, by number; or another one went away.
+            NemoError: ranks gave nothing in time, and the message gives their numbers; or another rank went away.
         """
         if self._group is None:
             return [fact]
@@ -114,10 +114,10 @@ class Ranks:
         return _from_bytes(sent, array)
 
     def attempt(self, function: Callable[[], T]) -> T:
-        """Call a function that may fail on some ranks only; if it does on any, no rank goes on.
+        """Call a function that may fail on some ranks only; if it fails on any, no rank continues.
 
         Raises:
-            ToldElsewhere: it failed, but not here.
+            ToldElsewhere: it failed, but only on other ranks.
         """
         if self._group is None:
             return function()
@@ -137,20 +137,20 @@ class Ranks:
     def agree(self, facts: Mapping[str, Any], did: str) -> None:
         """Check that all ranks have equal values.
 
-        The norm is the value that most ranks have; where as many have another one, that of the lowest rank.
+        The norm is the value that most ranks have; in a tie, that of the lowest rank.
 
         Args:
-            facts: by the names to call them by, the most telling ones first; equal values must have equal ``repr``.
-            did: what they did with them.
+            facts: by their names in messages, the most telling ones first; equal values must have equal ``repr``.
+            did: what the ranks did with them, for the message.
 
         Raises:
-            NemoError: the first fact in which ranks differ from the norm, which ranks, and both values; on every rank
-                the same sentence.
+            NemoError: ranks differ. The message, the same on every rank, gives the first fact in which ranks differ
+                from the norm, which ranks, and both values.
         """
         every = self.share({name: repr(value) for name, value in facts.items()})
         for name in every[0]:
             values = [others.get(name, "nothing") for others in every]
-            norm = Counter(values).most_common(1)[0][0]  # of equally many the first
+            norm = Counter(values).most_common(1)[0][0]  # in a tie, the first
             if strangers := [rank for rank, value in enumerate(values) if value != norm]:
                 here, there = shorten(values[strangers[0]], norm)
                 article = "" if name.endswith("s") else "a "
@@ -160,10 +160,10 @@ class Ranks:
                 )
 
     def node_peers(self) -> list[int]:
-        """Ranks that share this one's node, itself among them, in order.
+        """The ranks on this one's node, including itself, in order.
 
-        They have the host, its boot, and the namespaces of PIDs and users in common: containers on one machine are
-        nodes of their own.
+        They have the host, its boot, and the PID and user namespaces in common: containers on one machine are nodes of
+        their own.
         """
         node = (
             socket.gethostname(),
@@ -196,7 +196,7 @@ def joined_ranks() -> Iterator[Ranks]:
     if own:
         try:
             distributed.init_process_group("gloo", timeout=LONGEST_WORK)
-        except (RuntimeError, ValueError) as error:  # ValueError: a variable of the environment is missing
+        except (RuntimeError, ValueError) as error:  # ValueError: an environment variable is missing
             raise NemoError(
                 f"The ranks could not find each other ({str(error).splitlines()[0]:.160}). Start them with torchrun."
             ) from error
@@ -232,10 +232,10 @@ def rank_and_world_size(rank: int | None, world_size: int | None) -> tuple[int, 
 
 
 def check_still_alone() -> None:
-    """Refuse to go on with a Loader that was made as rank 0 of 1 where there are more ranks now.
+    """Refuse to continue with a Loader that was made as rank 0 of 1 if there are more ranks now.
 
     Raises:
-        NemoError: there are.
+        NemoError: there are more.
     """
     if (ranks := rank_and_world_size(None, None)[1]) > 1:
         raise NemoError(
@@ -245,7 +245,7 @@ def check_still_alone() -> None:
 
 
 def _meeting(group: Any, patience: float) -> Rendezvous:
-    """The meeting of a group's ranks, which they come to once."""
+    """The meeting of a group's ranks, held once."""
     if group not in _meetings:
         _meetings[group] = Rendezvous(_store_of(group), group.rank(), group.size(), patience=patience)
     return _meetings[group]

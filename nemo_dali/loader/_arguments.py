@@ -44,7 +44,7 @@ def refuse_others(given: Mapping[str, Any], loader: type) -> None:
     """Refuse arguments, by name, that a Loader does not have.
 
     Raises:
-        TypeError: there is one; the sentence says what takes its place.
+        TypeError: there is one; the message says what takes its place.
     """
     parameters = inspect.signature(loader).parameters.values()
     known = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]

@@ -1,4 +1,4 @@
-"""Assembler: what a pipeline needs of a planned step, and the finished batch once it has written the pixels."""
+"""Assembler: turns a planned step into what a pipeline needs, and that into a batch once the pixels are written."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ class PreparedBatch:
     Attributes:
         planned: what it shows.
         image: torch [B, 3, size, size] and mask: torch uint8 [B, size, size], of undefined content until it is drawn.
-        text: the sentences', where the image is; on a GPU of undefined content until then, too.
+        text: the sentences', on the image's device; on a GPU of undefined content until then, too.
         paths: of the photo of each cell, from ``encode_path``; none with resident tiles.
         work: dtype ``TILE`` [cells], with resident tiles [B, most cells]; on a GPU a ``DeviceBatch`` either way.
         turn: uint8 [cells], how each photo is to be turned; None: none is.
@@ -52,11 +52,11 @@ class PreparedBatch:
 
 
 class Assembler:
-    """Makes batches of planned steps; a pipeline writes the pixels.
+    """Makes batches from planned steps; a pipeline writes the pixels.
 
     Args:
         frames: allocates the memory.
-        sentences: give the text.
+        sentences: provides the text.
         resident: tiles to be shown in place of the photos.
     """
 
@@ -76,7 +76,7 @@ class Assembler:
             gpu.check_photo_sizes(corpus.photo_width, corpus.photo_height)
 
     def prepare(self, planned: PlannedStep) -> PreparedBatch:
-        """Allocate a step's batch, and tell where everything lies.
+        """Allocate a step's batch, and record where everything is.
 
         Raises:
             NemoError: there is no memory left, or a resident tile is damaged.
@@ -109,24 +109,24 @@ class Assembler:
         rows, image, text = prepared.planned.rows, prepared.image, prepared.text
         if self._device_id is not None:
             current = gpu.current_stream(self._device_id)
-            if current != prepared.stream:  # torch must not give the memory away before this stream is done with it
+            if current != prepared.stream:  # torch must not reuse the memory before this stream is done with it
                 image.record_stream(current)
                 text.tokens.record_stream(current)
         mask = masks_of(prepared.mask, prepared.planned.cells.letterboxed, self._format.mask_dtype)
         return Batch(image, mask, text.tokens, text.attention_mask, rows, self._corpus, self._format, text.masked)
 
     def look_again(self) -> None:
-        """Look at every photo's file when it is used next: something was wrong with one."""
+        """Check every photo's file again when it is next used: something was wrong with one."""
         self._found[:] = False
 
     def _path(self, photo: int) -> npt.NDArray[np.uint8]:
-        """Of a photo. Its file is looked at when it is used for the first time: a network may take its time for it."""
+        """A photo's path. Its file is checked only when it is first used: that may be slow over a network."""
         path = encode_path(self._corpus.photo_path(photo), looked_at=self._found[photo])
         self._found[photo] = path is not NOTHING
         return path
 
     def _squares(self, planned: PlannedStep) -> list[Corners]:
-        """Those of each cell: the target's photo may have some, and a mosaic shows it once."""
+        """The squares of each cell: only the target's photo may have some, and a mosaic shows it once."""
         rows, cells = planned.rows, planned.cells
         target = rows["images"][np.arange(len(rows)), rows["cell"]]
         found = black_squares(

@@ -1,4 +1,4 @@
-"""From plan rows to tile records, as far as they can be told before the frames have memory."""
+"""From plan rows to tile records, as far as they are known before the frames have memory."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,8 @@ class Cells:
 
     Attributes:
         tiles: dtype ``TILE`` [cells], complete but for the frames' and masks' addresses and, where it is not resident,
-            the photo's; where the CPU reads resident tiles [B, most cells], behind each sample's cells empty records.
+            the photo's; where the CPU reads resident tiles [B, most cells], each sample's cells followed by empty
+            records.
         sample: int64 [cells], the sample of each.
         photo: int64 [cells], row in /images.
         begin: int64 [B + 1], each sample's first cell, and the end.
@@ -39,7 +40,7 @@ class Cells:
     tile: I64 | None
 
     def of(self, first: int, end: int) -> "Cells":
-        """Those of samples ``first`` to ``end``, counted from there; the records are a copy."""
+        """The cells of samples ``first`` to ``end``, counted from ``first``; the records are a copy."""
         begin, stop = self.begin[first], self.begin[end]
         tiles = self.tiles[begin:stop] if self.tiles.ndim == 1 else self.tiles[first:end]
         return Cells(
@@ -74,7 +75,7 @@ class CellLayout:
         tiles, sample, photo = lay_out(rows, format.size, **self._frames.description)
         runs, run_count = corpus.runs_at(rows["ref"])
         describe(tiles, sample, photo, run_count, runs, corpus.photo_height, corpus.photo_width)
-        # Here alone is it said that CRIS's letterbox is for single photos.
+        # Only this line says that CRIS's letterbox is for single photos.
         letterboxed = (rows["grid"] == 1) & (format.fit == "letterbox")
         if letterboxed.any():
             boxed = letterboxed[sample]

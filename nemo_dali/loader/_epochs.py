@@ -27,7 +27,7 @@ class EpochIterator:
         prints: fingerprints of the files by their kind.
         schedule: which samples a step has.
         prefetcher: makes the steps' batches.
-        faults: what it replaced.
+        faults: counts what was replaced.
     """
 
     batch_sampler = None  # Lightning asks for it wherever there is a sampler
@@ -75,7 +75,7 @@ class EpochIterator:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass. The epoch of a loaded state keeps the loaded position.
+        """Choose the epoch of the next pass. Choosing the epoch of a loaded state keeps the loaded position.
 
         An epoch that is chosen after its last batch was delivered is shown again.
         """
@@ -95,7 +95,7 @@ class EpochIterator:
         """Continue after the samples that the saved pass delivered: in the next pass, or in one that has shown none.
 
         Args:
-            state: what ``state_dict`` returned. One from before ``sampling`` was among its fingerprints is accepted
+            state: what ``state_dict`` returned. One saved before ``sampling`` was among the fingerprints is accepted
                 with a warning.
             strict: refuse a state that was saved with a different policy, ``samples``, ``split_mode`` or ``size``,
                 under which the rest of the epoch would differ. False: accept it, with a warning.
@@ -108,14 +108,14 @@ class EpochIterator:
         self._position.load(epoch, seen)
 
     def next_samples(self, count: int) -> "list[Sample]":
-        """What a contact sheet shows of the samples that this rank's next steps have; nothing is taken from the pass.
+        """What a contact sheet shows of the samples in this rank's next steps; nothing is taken from the pass.
 
-        The steps made ahead for it are made again, so this is no thing to do at every step.
+        The steps made ahead for the pass are made again, so do not call this at every step.
 
         Raises:
             ValueError: ``count`` < 1.
-            NemoError: a step cannot be made, this rank has no samples, or another thread takes a step and does not come
-                to its end within a minute.
+            NemoError: a step cannot be made, this rank has no samples, or another thread is taking a step and does not
+                finish within a minute.
         """
         integer("count", count, least=1)
         samples: list[Sample] = []

@@ -1,7 +1,7 @@
-"""What becomes of a batch that DALI could not make: it is made again, or without the bad photo, or an error names that.
+"""What happens to a batch that DALI could not make: it is made again, or without the bad photo, or an error names it.
 
-DALI fails a whole batch and does not tell which photo it stumbled over. Its own decoder is asked again, so that a photo
-is bad for everybody or for nobody: Pillow refuses a little more. Which samples come of it says ``nemo_dali.plan``.
+DALI fails a whole batch and does not say which photo it failed on. Its own decoder is asked again, so that a photo is
+bad for everybody or for nobody: Pillow refuses a little more. ``nemo_dali.plan`` says which samples result.
 """
 
 import logging
@@ -38,7 +38,7 @@ class Substituted:
     """What was replaced, up to the batch delivered last.
 
     Attributes:
-        photos: what is wrong with each photo known to be bad, by path. Known are those that this rank has met.
+        photos: what is wrong with each photo known to be bad, by path. A rank knows those that it has met.
         targets: samples that show another ref.
         negatives: cells that show another negative.
     """
@@ -49,23 +49,23 @@ class Substituted:
 
 
 class PhotoFaults:
-    """Keeps the photos that turned out to be bad.
+    """Keeps track of the photos that turned out to be bad.
 
     Args:
-        options: whether others are shown in their place or they are errors, and DALI's threads for looking at photos.
-        planner: chooses the others.
+        options: whether bad photos are replaced or are errors, and the number of DALI's threads that check photos.
+        planner: chooses the replacements.
     """
 
     def __init__(self, corpus: Corpus, options: LoaderOptions, planner: Planner) -> None:
         self._corpus = corpus
         self._planner = planner
         self._substitute = options.on_error == "substitute"
-        self._photos = options.tiles is None  # else none is read
+        self._photos = options.tiles is None  # else no photo is read
         self._num_threads = options.resources.num_threads
         self._bad = np.zeros(len(corpus.photo_width), bool)
         self._reasons: dict[str, str] = {}
         self._replaced = Replaced()
-        self._told = False  # of short pools: once is enough
+        self._told = False  # short pools were reported: once is enough
 
     @property
     def substituted(self) -> Substituted:
@@ -83,7 +83,7 @@ class PhotoFaults:
         self._replaced += replaced
 
     def report(self, epoch: int, replaced: Replaced, short: ShortPools) -> None:
-        """Say at the end of a pass what it replaced and, once, how many pools were too small so far."""
+        """Log at the end of a pass what it replaced and, once, how many pools were too small so far."""
         if short != ShortPools() and not self._told:
             self._told = True
             logger.warning("%s", short)
@@ -97,11 +97,11 @@ class PhotoFaults:
             )
 
     def retry(self) -> "Retry":
-        """For a step: what becomes of it each time that it fails."""
+        """For a step: decides what happens each time that it fails."""
         return Retry(self)
 
     def problems(self, photos: list[int], error: RuntimeError | None) -> dict[int, Problem]:
-        """What is wrong with which photo of a batch that failed, in the order given."""
+        """What is wrong with the photos of a batch that failed, by photo, in the order given."""
         if not self._photos:
             return {}
         paths = [self._corpus.photo_path(photo) for photo in photos]
@@ -121,7 +121,7 @@ class PhotoFaults:
         return problems
 
     def keep(self, problems: Mapping[int, Problem]) -> bool:
-        """Show others in the place of these photos from now on; whether that may be, and there are any."""
+        """Replace these photos from now on; returns whether that is allowed and there are any."""
         if not self._substitute:
             return False
         for photo, problem in problems.items():
@@ -156,14 +156,14 @@ class PhotoFaults:
 
 
 class Retry:
-    """The tries of one step."""
+    """The attempts at one step."""
 
     def __init__(self, faults: PhotoFaults) -> None:
         self._faults = faults
         self._tries = 0
 
     def after(self, step: PlannedStep, error: RuntimeError | None) -> None:
-        """Find out why the step failed. If this returns, it is to be made again, of the rows that it then has.
+        """Find out why the step failed. If this returns, make the step again, from the rows that it then has.
 
         Args:
             step: with the rows that failed.
@@ -188,9 +188,9 @@ class Retry:
 
 
 def _problem(path: str, width: int, height: int, turn: int, message: str | None) -> Problem | None:
-    """What is wrong with a photo that DALI refused; None if that was no fault of the photo and is over."""
+    """What is wrong with a photo that DALI refused; None if it was not the photo's fault and has passed."""
     problem = find_problem(path, width, height, turn)
-    if problem is not None:  # that its whole folder is gone is no fault of the photo
+    if problem is not None:  # that its whole folder is gone is not the photo's fault
         folder_gone = not is_remote(path) and not os.path.isdir(os.path.dirname(path))
         return problem._replace(passing=problem.passing or folder_gone)
     if message is None:
@@ -203,7 +203,7 @@ def _problem(path: str, width: int, height: int, turn: int, message: str | None)
 
 
 def _may_pass(error: RuntimeError | None) -> bool:
-    """Whether a batch may succeed at another try although nothing is wrong with its photos now."""
+    """Whether a batch may succeed on another try, given that nothing is wrong with its photos now."""
     return error is None or (READING.search(str(error)) is not None and MEMORY.search(str(error)) is None)
 
 

@@ -17,7 +17,7 @@ from nemo_dali.pipeline.buffer_pool import BufferPool
 if TYPE_CHECKING:
     import torch
 
-# Beside the batches in flight, the training loop usually holds one and drops another; some hold more.
+# Besides the batches in flight, the training loop usually holds one and drops another; some hold more.
 SPARE_BLOCKS = 8
 
 
@@ -76,7 +76,7 @@ class Frames:
         area = size * size
         values = block.view(getattr(torch, self._dtype))
         return (
-            # By .data, else autograd takes a change of one for a change of the other.
+            # With .data, else autograd takes a change to one for a change to the other.
             values.as_strided((count, 3, size, size), (3 * area, area, size, 1)).data,
             block.as_strided((count, size, size), (area, size, 1), self._images).data,
         )

@@ -18,21 +18,21 @@ _RESTARTED = (
     "Epoch %d is restarted for the second time: passes that stop early show its first samples each time. Call "
     "set_epoch before each pass, or keep one iterator of a Loader with infinite=True and take the steps from it."
 )
-PATIENCE_S = 60.0  # with a thread that finishes the last step of a pass that was given up
+PATIENCE_S = 60.0  # for a thread to finish the last step of an abandoned pass
 
 
 class Turns:
-    """Sees to it that passes, which share a pipeline and a position, do not get into each other's way.
+    """Keeps passes, which share a pipeline and a position, from getting in each other's way.
 
-    A pass may go from thread to thread, and a thread may go on with several passes in turn: each step starts the
-    pipeline where its pass stands. Threads with a pass each would throw it to and fro, and what an epoch shows would
-    depend on which of them was faster.
+    A pass may move from thread to thread, and a thread may continue several passes in turn: each step starts the
+    pipeline where its pass stands. Threads with a pass each would throw it back and forth, and what an epoch shows
+    would depend on which of them was faster.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a thread that was interrupted at a bad moment can still go on itself
+        self._lock = threading.RLock()  # a thread that was interrupted at a bad moment can itself still continue
         self._newest = 0  # number of the pass that was begun last
-        self._thread = 0  # that began it, or took its last step
+        self._thread = 0  # the thread that began it, or took its last step
 
     def take(self, patience: float, remedy: str = ONE_THREAD) -> None:
         """Keep other threads out until ``give``.
@@ -53,10 +53,10 @@ class Turns:
 
     @contextmanager
     def between(self, remedy: str = ONE_THREAD) -> Iterator[None]:
-        """Between two steps: one that another thread takes at this moment is waited for.
+        """Between two steps: waits for a step that another thread is taking.
 
         Raises:
-            NemoError: it does not come to its end.
+            NemoError: that step does not finish in time.
         """
         self.take(PATIENCE_S, remedy)
         try:
@@ -65,7 +65,7 @@ class Turns:
             self.give()
 
     def begin(self, number: int) -> None:
-        """The pass of this number is the newest from now on."""
+        """Make the pass of this number the newest."""
         self._newest, self._thread = number, threading.get_ident()
 
     def check(self, number: int) -> None:
@@ -81,10 +81,10 @@ class Turns:
 
 
 class Pass(Iterator[Any]):
-    """A pass as whoever iterates has it: its batches, one thread at a time.
+    """A pass as its user sees it: its batches, one thread at a time.
 
     Raises:
-        NemoError: another thread waits for a batch of the same Loader, of this pass or of another.
+        NemoError: another thread is waiting for a batch of the same Loader, of this pass or of another.
     """
 
     def __init__(self, turns: Turns, batches: Iterator[Any]) -> None:
@@ -103,15 +103,15 @@ class Position:
     """Where the newest pass over an epoch stands.
 
     Attributes:
-        epoch: that the current or the next pass shows.
+        epoch: the one that the current or the next pass shows.
         seen: samples of it that were delivered, over all ranks.
-        resumed: the next pass starts behind ``seen``, not at the epoch's beginning.
+        resumed: the next pass starts after ``seen``, not at the epoch's beginning.
         confirmed: ``set_epoch`` has named the loaded epoch: it is shown even if nothing of it is left.
         passes: how often the position was moved; only the newest pass moves it on.
         waiting: the pass that was begun last, by its number, until it has taken its first step; then 0.
         overtaken: the one that was waiting when a state was loaded: it shows what the state says.
-        restarts: passes over this epoch that were given up and begun anew since it was chosen.
-        told: so much was said.
+        restarts: passes over this epoch that were abandoned and begun again since it was chosen.
+        told: that was reported.
         turns: which pass may take a step.
     """
 
@@ -127,28 +127,28 @@ class Position:
     turns: Turns = field(default_factory=Turns)
 
     def move(self, epoch: int, seen: int, *, resumed: bool = False) -> None:
-        """Go elsewhere; passes that are under way no longer move the position."""
+        """Set the position; passes that are under way no longer move it."""
         self.epoch, self.seen, self.resumed, self.confirmed = epoch, seen, resumed, False
         self.passes += 1
 
     def load(self, epoch: int, seen: int) -> None:
-        """Let the next pass start behind these samples, or the one that was begun and has shown nothing yet."""
+        """Let the next pass start after these samples, or the one that was begun and has shown nothing yet."""
         self.restarts = 0
         self.move(epoch, seen, resumed=True)
         if self.waiting:
             self.overtaken = self.waiting
 
     def choose(self, epoch: int, schedule: Schedule) -> None:
-        """Choose the epoch of the next pass. That of a loaded state keeps the loaded position.
+        """Choose the epoch of the next pass. Choosing the epoch of a loaded state keeps the loaded position.
 
-        Named after its last batch was delivered, an epoch is shown again.
+        An epoch that is chosen after its last batch was delivered is shown again.
         """
         self.restarts = 0
         complete = self._is_complete(schedule)
         if epoch == self.epoch and not complete:
             self.confirmed = self.resumed
             return
-        if epoch == self.epoch + 1 and complete:  # where the pass is about to go; one without end does go on
+        if epoch == self.epoch + 1 and complete:  # where the pass goes next anyway; an infinite one continues
             self.epoch, self.seen = epoch, 0
             return
         if self.resumed and schedule.steps_after(self.seen):
@@ -158,12 +158,12 @@ class Position:
         self.move(epoch, 0)
 
     def begin(self, schedule: Schedule) -> tuple[int, int, int]:
-        """Begin a pass: its number, its epoch, and the samples of it that it leaves out.
+        """Begin a pass; returns its number, its epoch, and how many of the epoch's samples it skips.
 
-        It shows the next epoch if the last batch of this one was delivered, and otherwise begins it anew.
+        It shows the next epoch if the last batch of this one was delivered, and otherwise begins this one again.
 
         Raises:
-            NemoError: another thread takes a step, and does not come to its end.
+            NemoError: another thread is taking a step, and does not finish in time.
         """
         with self.turns.between():
             epoch, seen = self.epoch, self.seen if self.resumed else 0
@@ -181,7 +181,7 @@ class Position:
             return self.passes, epoch, seen
 
     def advance(self, number: int, epoch: int, seen: int) -> None:
-        """A pass, by its number, has come this far."""
+        """Record how far a pass, given by its number, has come."""
         if number == self.waiting:
             self.waiting = 0
         if number == self.passes:
@@ -190,5 +190,5 @@ class Position:
             self.epoch, self.seen = epoch, seen
 
     def _is_complete(self, schedule: Schedule) -> bool:
-        """Whether a pass has delivered the epoch's last batch, and perhaps was not asked for one more."""
+        """Whether a pass has delivered the epoch's last batch, even if it was not asked for one more."""
         return self.seen > 0 and not self.resumed and not schedule.steps_after(self.seen)

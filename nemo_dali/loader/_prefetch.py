@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Delivery:
-    """A finished batch, how many of its samples met too few candidates, and what was replaced in it."""
+    """A finished batch, how many of its samples had too few candidates, and what was replaced in it."""
 
     batch: Batch
     short: ShortPools
@@ -42,12 +42,12 @@ class Delivery:
 
 
 class Prefetcher:
-    """Makes the batches that are asked for, and those behind them ahead.
+    """Makes the batches that are asked for, and those after them ahead of time.
 
     Args:
-        steps: what they show.
+        steps: plans what they show.
         assembler: makes them.
-        faults: settles what becomes of a step that DALI could not make.
+        faults: decides what happens to a step that DALI could not make.
         resident: tiles to be shown in place of the photos.
     """
 
@@ -76,7 +76,7 @@ class Prefetcher:
             **options.resources._asdict(),
         )
         self._pipeline: BatchPipeline[Step] | None = None
-        # At exit the interpreter sees to the thread itself.
+        # At exit the interpreter ends the thread itself.
         weakref.finalize(self, steps.close, wait=False).atexit = False
 
     @property
@@ -85,18 +85,18 @@ class Prefetcher:
         return 0 if self._pipeline is None else self._pipeline.in_flight
 
     def step(self, epoch: int, seen: int) -> Delivery:
-        """The batch behind ``seen`` samples of an epoch; those behind it are started, into the next epoch too.
+        """The batch after ``seen`` samples of an epoch; those after it are started, into the next epoch too.
 
         Raises:
-            PhotoError: a photo that is bad and may not be replaced.
-            NemoError: a batch that failed without a photo's fault, a file that was cut short, or a fork.
+            PhotoError: a photo is bad and must not be replaced.
+            NemoError: a batch failed through no photo's fault, a file was cut short, or this is a fork.
         """
         retry = self._faults.retry()
         try:
             while True:
                 pipeline = self._running_pipeline()
                 if pipeline.in_flight and pipeline.oldest.place != (epoch, seen):
-                    pipeline.drain()  # made ahead for a pass that was given up, or with a photo now known to be bad
+                    pipeline.drain()  # made ahead for an abandoned pass, or with a photo now known to be bad
                     pipeline = self._running_pipeline()
                 self._start_ahead(pipeline, epoch, seen)
                 step = pipeline.oldest
@@ -123,7 +123,7 @@ class Prefetcher:
 
     def _close_pipeline(self) -> None:
         if self._pipeline is not None:
-            self._pipeline.close()  # called again, it goes on where an interrupt ended it
+            self._pipeline.close()  # a second call continues where an interrupt ended the first
             self._close.detach()
             self._pipeline = None
 
@@ -134,7 +134,7 @@ class Prefetcher:
             self._pipeline = self._open_pipeline()
             self._pipeline.holds = self._assembler
             self._close = weakref.finalize(self, self._pipeline.close)
-            self._close.atexit = False  # the pipeline sees to that itself
+            self._close.atexit = False  # the pipeline does that itself
         if self._pipeline.inherited:
             raise NemoError("A running Loader does not survive a fork. Make one in each process, after the fork.")
         return self._pipeline

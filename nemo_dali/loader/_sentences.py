@@ -24,7 +24,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class Text(NamedTuple):
-    """Of a batch: tokens and attention mask, int64 [n, L], and the tokens with some of them masked, or None."""
+    """A batch's text: tokens and attention mask, int64 [n, L], and the tokens with some of them masked, or None."""
 
     tokens: "torch.Tensor"
     attention_mask: "torch.Tensor"
@@ -32,15 +32,15 @@ class Text(NamedTuple):
 
 
 def apart(taken: "torch.Tensor") -> "Iterator[torch.Tensor]":
-    """The parts of a tensor along its first axis, of which autograd does not take one's change for another's."""
+    """The parts of a tensor along its first axis; autograd does not take a change to one for a change to another."""
     return (part.data for part in taken.unbind(0))
 
 
 class SentenceTokens:
     """All sentences of a corpus, tokenised as a batch format wants them.
 
-    On a GPU all tokens lie there, if they take no more than ``SHARE`` of its free memory, and a batch's are gathered
-    there by row; else they are sent with each batch, as masked ones always are.
+    On a GPU all tokens are kept there if they take no more than ``SHARE`` of its free memory, and a batch's are
+    gathered there by row; else they are sent with each batch, as masked ones always are.
 
     Args:
         device_id: CUDA device number; None: the CPU.
@@ -77,7 +77,7 @@ class SentenceTokens:
         return Text(*self.of(rows), None if masked is None else torch.from_numpy(masked))
 
     def on_device(self, epoch: int, rows: PlanRows) -> tuple[Text, list[Launch | CopyOnDevice]]:
-        """The same on the GPU, of undefined content until what comes with it is launched."""
+        """The same on the GPU, of undefined content until the launches returned with it are queued."""
         import torch
 
         assert self._device_id is not None
@@ -115,7 +115,7 @@ class SentenceTokens:
         return taken
 
     def _masked(self, epoch: int, rows: PlanRows) -> Int64 | None:
-        """Tokens, some of them masked, int64 [n, L], of plan rows [n]; None where none are to be.
+        """Tokens, some of them masked, int64 [n, L], of plan rows [n]; None where none are to be masked.
 
         Tokens are masked anew for each sample, nouns once for each sentence.
         """

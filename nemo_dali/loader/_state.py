@@ -19,7 +19,7 @@ _REMEDY = "Give what state_dict returned."
 
 
 def make_state(*, seed: int, epoch: int, samples_seen: int, fingerprints: dict[str, list[str]]) -> dict[str, Any]:
-    """The state after so many samples of an epoch, over all ranks; of JSON's types."""
+    """The state after ``samples_seen`` samples of an epoch, over all ranks, in JSON types."""
     return {
         "version": VERSION,
         "seed": seed,
@@ -34,7 +34,7 @@ def sampling_facts(options: LoaderOptions) -> list[str]:
     format = options.format
     facts: dict[str, Any] = {"samples": format.samples, "split_mode": options.split_mode, "size": format.size}
     facts |= json.loads(options.policy.to_json())
-    if format.erase:  # only then: states saved before there was such an option go on
+    if format.erase:  # only then: states saved before this option existed still load
         facts["erase"] = format.erase
     return [f"{name}={json.dumps(value)}" for name, value in facts.items()]
 
@@ -43,11 +43,12 @@ def read_state(state: Any, *, seed: int, fingerprints: dict[str, list[str]], str
     """Epoch and samples seen of a state.
 
     Args:
-        seed, fingerprints: of the loader that is to go on.
-        strict: refuse a state that was saved with another policy, ``samples``, ``split_mode`` or ``size``; else warn.
+        seed, fingerprints: of the loader that is to continue.
+        strict: refuse a state that was saved with a different policy, ``samples``, ``split_mode`` or ``size``; else
+            warn.
 
     Raises:
-        StateError: it is no state, or one of another version, seed, data set or table, or of other samples.
+        StateError: it is not a state, or has a different version, seed, data set or table, or different samples.
     """
     if not isinstance(state, dict):
         raise StateError(f"This is not a state of a nemo_dali Loader: {short_repr(state)}. {_REMEDY}")
@@ -116,7 +117,7 @@ def _say_the_same(old: str | None, new: str | None) -> bool:
 
 
 def _whole_number(key: str, value: Any) -> int:
-    """A number of a state, which may come back as a NumPy scalar or a tensor from where it was saved."""
+    """A number of a state, which may come back as a NumPy scalar or a tensor from where the state was saved."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -129,5 +130,5 @@ def _whole_number(key: str, value: Any) -> int:
 
 
 def _short(prints: Sequence[str]) -> str:
-    """Fingerprints as a person compares them."""
+    """Fingerprints, shortened for a person to compare."""
     return ", ".join(repr(one[:12])[1:-1] for one in prints[:8]) or "none"

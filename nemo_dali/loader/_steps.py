@@ -25,7 +25,7 @@ class PlannedStep:
     Attributes:
         epoch, seen: which step it is: ``seen`` samples of the epoch come before it, over all ranks.
         rows: dtype ``plan.PLAN`` [B].
-        short: how many of them met too few candidates.
+        short: how many of them had too few candidates.
         cells: of the rows.
     """
 
@@ -38,7 +38,7 @@ class PlannedStep:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Steps of an epoch that follow each other: rows and cells of them all, and where each step's rows begin."""
+    """Consecutive steps of an epoch: the rows and cells of them all, and where each step's rows begin and end."""
 
     epoch: int
     steps: dict[int, tuple[int, int]]  # by ``seen``
@@ -58,12 +58,12 @@ class ChunkAhead:
 class StepPlanner:
     """Plans the steps of this rank.
 
-    The plan is pure, so nothing is lost where steps are not asked for in turn. One that is asked for so is a chunk of
-    its own, and waits for no other's rows. While a chunk's steps are taken, a thread makes the next one, twice as long:
-    compiled code runs beside Python. What goes wrong there is raised with the step that it is of.
+    The plan is pure, so steps may be asked for out of order. One that is out of order is a chunk of its own, and does
+    not wait for the rows of others. While a chunk's steps are taken, a thread makes the next chunk, twice as long:
+    compiled code runs alongside Python. An error there is raised with the step that it belongs to.
 
     Args:
-        check_files: raises where a mapped file was cut short, which must be known before it is read.
+        check_files: raises if a mapped file was cut short, which must be known before it is read.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StepPlanner:
         self._ahead: ChunkAhead | None = None
 
     def plan(self, epoch: int, seen: int) -> PlannedStep:
-        """The step behind ``seen`` samples of an epoch.
+        """The step after ``seen`` samples of an epoch.
 
         Raises:
             FileFormatError: a table is damaged, or was cut short.
@@ -97,8 +97,8 @@ class StepPlanner:
         """End the thread; the next step may start another one.
 
         Args:
-            wait: return once it has ended. A finalizer must not: Python may run one wherever it allocates, so under a
-                lock of ``threading`` that the joined thread needs, or that ``join`` itself takes.
+            wait: return once it has ended. A finalizer must not wait: Python may run one wherever it allocates, even
+                under a lock of ``threading`` that the joined thread needs, or that ``join`` itself takes.
         """
         thread, self._thread, self._ahead = self._thread, None, None
         if thread is not None:
@@ -107,7 +107,7 @@ class StepPlanner:
     def _take(self, epoch: int, seen: int) -> Chunk:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.place == (epoch, seen):
-            with suppress(NemoError, CancelledError):  # of a later step, perhaps: those before it can be had
+            with suppress(NemoError, CancelledError):  # possibly of a later step: those before it can be made
                 return ahead.future.result()
         elif ahead is not None:
             ahead.future.cancel()
@@ -117,11 +117,11 @@ class StepPlanner:
         try:
             self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix=THREAD)
             self._ahead = ChunkAhead((epoch, seen), self._thread.submit(self._make, epoch, seen, most=most))
-        except RuntimeError:  # the system starts no further thread: this one makes the chunk when it is asked for it
+        except RuntimeError:  # the system starts no more threads: this one makes the chunk when it is asked for
             self._thread = None
 
     def _make(self, epoch: int, seen: int, *, most: int) -> Chunk:
-        """The chunk of at most so many steps, and as many as there are left, that begins with a step."""
+        """The chunk that begins with a step and has at most ``most`` steps, and no more than are left."""
         self._check_files()
         schedule = self._schedule
         count = max(1, min(most, MOST_ROWS // schedule.batch_size, schedule.steps_after(seen)))

@@ -1,4 +1,4 @@
-"""TokenTable: the tokens of all sentences on a GPU, of which a batch's are gathered there."""
+"""TokenTable: the tokens of all sentences on a GPU, where a batch's are gathered."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ class TokenTable:
     """Tokens on a GPU.
 
     Attributes:
-        table: torch uint8 [bytes], what ``kernels.text.gpu.table_rows`` gives of all sentences.
+        table: torch uint8 [bytes], what ``kernels.text.gpu.table_rows`` gives for all sentences.
         itemsize: bytes of a number.
         length: L, tokens of a sentence.
     """
@@ -42,7 +42,7 @@ class TokenTable:
 
 
 def table_on(device_id: int, rows: TokenRows) -> TokenTable | None:
-    """Copy the tokens of all sentences to a GPU; None: they take too much.
+    """Copy the tokens of all sentences to a GPU; None if they take too much memory.
 
     Raises:
         NemoError: the GPU has no memory left.
@@ -51,7 +51,7 @@ def table_on(device_id: int, rows: TokenRows) -> TokenTable | None:
 
     sentences, length = rows.tokens.shape
     most = gpu.free_memory(device_id) * SHARE
-    if sentences * (1 + length) > most:  # a byte each, and more as it is: none of them need be read
+    if sentences * (1 + length) > most:  # too much even at a byte each: no need to read them
         return None
     rows.check_all()
     tokens, lengths = rows.tokens, rows.lengths

@@ -73,13 +73,13 @@ class Batch:
 
     @property
     def categories(self) -> list[int]:
-        """Rows of the data set's categories, those of the targets, B integers; -1 where unknown."""
+        """The targets' categories, as rows of the data set's categories, B integers; -1 where unknown."""
         rows: list[int] = self._corpus.category[self.plan["ref"]].tolist()
         return rows
 
     @property
     def category_ids(self) -> list[int]:
-        """The publisher's category ids (COCO's, in RefCOCO), those of the targets, B integers; -1 where unknown."""
+        """The publisher's category ids (COCO's, in RefCOCO) of the targets, B integers; -1 where unknown."""
         ids: list[int] = self._corpus.category_id[self.plan["ref"]].tolist()
         return ids
 
@@ -117,7 +117,7 @@ class Batch:
         return ids
 
     def samples(self, most: int | None = None) -> "list[Sample]":
-        """What a contact sheet shows of the first samples, at most so many; their pixels are copied to the host."""
+        """What a contact sheet shows of the first samples, at most ``most``; their pixels are copied to the host."""
         from nemo_dali.loader.contact_sheet import Cell, Sample
 
         rows, image = self.plan[:most], self.image[:most].detach().cpu()

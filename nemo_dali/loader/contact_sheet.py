@@ -43,7 +43,7 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """What one panel shows: uint8 image [3, S, S], uint8 mask [S, S] in {0, 1}, and what is written to it."""
+    """What one panel shows: uint8 image [3, S, S], uint8 mask [S, S] in {0, 1}, and what is written on it."""
 
     image: U8
     mask: U8
@@ -73,7 +73,7 @@ def preview(loader: Previewed, count: int = 12) -> Image.Image:
 
     Raises:
         ValueError: ``count`` < 1.
-        NemoError: a batch cannot be made, or another thread takes one.
+        NemoError: a batch cannot be made, or another thread is taking one.
     """
     return draw_sheet(loader.next_samples(count))
 
@@ -134,7 +134,7 @@ def draw_sheet(samples: Sequence[Sample], *, title: str = "") -> Image.Image:
 
 
 def draw_panel(sample: Sample, side: int) -> Image.Image:
-    """One sample, RGB ``side`` x ``side``: cells divided, the target outlined and lightly tinted, similarities told."""
+    """One sample, RGB ``side`` x ``side``: cells divided, the target outlined and lightly tinted, with similarities."""
     frame = sample.mask.shape[0]
     mask = Image.fromarray(sample.mask * np.uint8(255))
     panel = Image.fromarray(np.ascontiguousarray(sample.image.transpose(1, 2, 0)))
@@ -159,7 +159,7 @@ def draw_panel(sample: Sample, side: int) -> Image.Image:
 
 
 def outline(photo: Image.Image, mask: Image.Image) -> None:
-    """Outline what a mask (L, 0 or 255) covers on a photo (RGB, as large), and tint it lightly."""
+    """Outline what a mask (L, 0 or 255) covers on a photo (RGB, of the same size), and tint it lightly."""
     inside = np.asarray(mask)
     for radius, colour in OUTLINE:
         photo.paste(colour, (0, 0), Image.fromarray(np.minimum(_grown(inside, radius), 255 - inside)))
@@ -167,7 +167,7 @@ def outline(photo: Image.Image, mask: Image.Image) -> None:
 
 
 def _grown(mask: U8, radius: int) -> U8:
-    """The mask and everything as near to it as ``radius`` pixels, uint8 [H, W]."""
+    """The mask and everything within ``radius`` pixels of it, uint8 [H, W]."""
     padded = np.pad(mask, radius)
     height, width = mask.shape
     shifts = range(2 * radius + 1)
@@ -177,7 +177,7 @@ def _grown(mask: U8, radius: int) -> U8:
 
 
 def _tag(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, colour: RGB) -> int:
-    """A label in white on a rounded field whose upper left corner is ``at``; its width."""
+    """Draw a label in white on a rounded field whose upper left corner is ``at``; returns its width."""
     font = _font(12)
     width = round(font.getlength(text)) + 12
     x, y = at

@@ -71,7 +71,7 @@ class BatchFormat:
             raise ValueError("masked_words ('tokens') must be used with a tokenizer 'bert:...'")
 
     def facts(self) -> dict[str, Any]:
-        """Every option by its name, a callable by its type's: what ranks compare."""
+        """Every option by name, a callable as its type's name: what ranks compare."""
         return {name: type(value).__name__ if callable(value) else value for name, value in vars(self).items()}
 
     @property
@@ -82,10 +82,10 @@ class BatchFormat:
 
 
 def format_of(preset: str | Mapping[str, Any] | None, *, evaluate: bool, **given: Any) -> BatchFormat:
-    """The format that comes of a preset and the options beside it, of which None counts as not given.
+    """The format that results from a preset and the options given with it; None counts as not given.
 
     Raises:
-        ValueError: no such preset, an option that is none of a format's, or one out of range.
+        ValueError: no such preset, an option that a format does not have, or one out of range.
     """
     if isinstance(preset, str):
         if preset not in PRESETS:

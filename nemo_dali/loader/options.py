@@ -1,4 +1,4 @@
-"""LoaderOptions: the arguments of a Loader, checked, with what is chosen in place of those left out."""
+"""LoaderOptions: the arguments of a Loader, checked, with values chosen for those left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SplitMode = Literal["train", "eval"]
 
 
 class Resources(NamedTuple):
-    """What of its machine a rank uses; ``Loader`` says what they mean.
+    """What a rank uses of its machine; ``Loader`` says what the options mean.
 
     Attributes:
         device_id: CUDA device number; None: the CPU.
@@ -33,7 +33,7 @@ class Resources(NamedTuple):
 
     @classmethod
     def of(cls, *, device: str, num_threads: int | None, prefetch: int, hw_decoder_load: float | None) -> "Resources":
-        """Options as a Loader takes them, with what is chosen where None is given.
+        """Options as a Loader takes them, with values chosen where None is given.
 
         Raises:
             ValueError: an option out of range.
@@ -106,7 +106,7 @@ class LoaderOptions:
             (training or not format.infinite, "infinite", True, "be False with split_mode='eval'"),
             (training or not format.erase, "erase", format.erase, "be left out with split_mode='eval'"),
             (not tiles or format.fit != "letterbox", "fit", format.fit, "be 'stretch' with tiles"),
-            # Squares come before the photo is resized, and tiles are.
+            # Squares are put on before the photo is resized, and tiles are resized already.
             (not tiles or not format.erase, "erase", format.erase, "be 0 with tiles"),
             (
                 not tiles or not moving,

@@ -1,4 +1,4 @@
-"""One or several data sets with their tables, as one: rows of photos, refs and sentences count through them all."""
+"""One or more data sets with their tables, as one: rows of photos, refs and sentences count across all of them."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ class Corpus:
     Args:
         datasets: .ris.h5 files.
         tables: .neg.h5 files, one per data set in the same order, or none at all.
-        images: image roots in place of the recorded ones, one per data set, None where that stays; or none at all.
+        images: image roots in place of the recorded ones, one per data set, None to keep it; or none at all.
 
     Attributes:
         photo_width, photo_height: int32 [photos], as annotated.
@@ -68,7 +68,7 @@ class Corpus:
         return np.concatenate([column(dataset) for dataset in self.datasets])
 
     def _owner(self, offset: npt.NDArray[np.int64], row: int) -> tuple[Dataset, int]:
-        """The data set that a row is of, and its row there."""
+        """The data set that a row belongs to, and its row there."""
         owner = int(np.searchsorted(offset, row, side="right")) - 1
         return self.datasets[owner], row - int(offset[owner])
 
@@ -115,7 +115,7 @@ class Corpus:
         }
 
     def check_files(self) -> None:
-        """Look whether a file was cut short under the mapping; a microsecond each.
+        """Check whether a file was cut short while mapped; takes a microsecond each.
 
         Raises:
             FileFormatError: it was, and the next step might end the process.
@@ -134,7 +134,7 @@ class Corpus:
         return dataset.runs_of(row)
 
     def runs_at(self, rows: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """Where the run lengths of refs lie: their addresses, uint64 [n], and how many there are, int64 [n].
+        """Where the run lengths of refs are: their addresses, uint64 [n], and how many there are, int64 [n].
 
         Raises:
             FileFormatError: some are damaged.
@@ -179,7 +179,7 @@ class Corpus:
         return dataset.mask(row)
 
     def parts(self) -> list[Part]:
-        """What the plan must know of each data set, whatever the policy."""
+        """What the plan must know about each data set, whatever the policy."""
         parts = []
         for index, dataset in enumerate(self.datasets):
             table = self.tables[index] if self.tables else None
@@ -225,7 +225,7 @@ class Corpus:
 
 
 def _similar(table: NegativeTable | None) -> dict[str, Any]:
-    """What the plan needs to leave out photos similar to the own one."""
+    """What the plan needs to leave out photos similar to a ref's own."""
     if table is None or table.exclude_similar_photos is None:
         return {}
     table.check_embeddings("image_embedding")

@@ -21,10 +21,10 @@ def arrange(batch: Batch, style: str) -> Any:
 
 
 def masks_of(mask: "torch.Tensor", letterboxed: npt.NDArray[np.bool_], dtype: MaskDType) -> "torch.Tensor":
-    """Masks of a type.
+    """Masks of the given dtype.
 
     Args:
-        mask: uint8 [B, S, S] as drawn: 0 and 1, of letterboxed photos in float32 0 to 255.
+        mask: uint8 [B, S, S] as drawn: 0 and 1, or 0 to 255 for letterboxed photos in float32.
         letterboxed: bool [B].
     """
     if dtype == "int64":

@@ -1,1 +1,1 @@
-"""DALI graphs: photos read, decoded and drawn on CPU or GPU, and the operators they are made of."""
+"""DALI graphs that read, decode and draw photos on the CPU or a GPU, and the operators they are made of."""

@@ -1,4 +1,4 @@
-"""BatchPipeline: what every pipeline has, whoever makes the batches: those in flight, and a closing that is safe."""
+"""BatchPipeline: what every pipeline has, whatever makes the batches: those in flight, and a safe way to close."""
 
 import _thread
 import atexit
@@ -19,17 +19,17 @@ _thread_is = threading.local()
 
 
 def mark_as_dalis() -> None:
-    """Tell, on a thread of DALI's, that it is one. A collection there may come upon a forgotten pipeline, and to close
-    that waits for its threads; so it is closed by another thread.
+    """Mark the current thread as one of DALI's. Garbage collection there may find a forgotten pipeline, and closing
+    that waits for its threads; so another thread closes it.
     """
     _thread_is.dalis = True
 
 
 class BatchPipeline(ABC, Generic[T]):
-    """Makes batches, several of them ahead; T is what the caller keeps of each.
+    """Makes batches, several of them ahead; T is what the caller keeps for each.
 
     ``feed`` ``prefetch`` batches, then ``wait`` and ``feed`` in turn. After an exception from ``feed`` or ``wait`` that
-    is not a RuntimeError of ``wait`` the only thing left to do is ``close``: what was taken cannot be taken back.
+    is not a RuntimeError from ``wait``, the only thing left to do is ``close``: what was taken cannot be taken back.
 
     Args:
         prefetch: batches in flight at the same time, >= 1.
@@ -42,11 +42,11 @@ class BatchPipeline(ABC, Generic[T]):
         self._prefetch = prefetch
         self._running: deque[T] = deque()  # what ``feed`` was given as ``keep``, oldest first
         self._process = os.getpid()
-        self._use = threading.RLock()  # whoever asks for something
+        self._use = threading.RLock()  # held by whoever uses the pipeline
         self._closed = False
 
     def _register(self) -> None:
-        """Once all is made: close it when the process ends, before whatever was made by then goes."""
+        """Call once all is made: closes it when the process ends, before whatever was made by then is torn down."""
         atexit.register(self._close_at_exit)
 
     @property
@@ -61,12 +61,12 @@ class BatchPipeline(ABC, Generic[T]):
 
     @property
     def oldest(self) -> T:
-        """What was kept of the batch that ``wait`` waits for; there must be one."""
+        """What was kept for the batch that ``wait`` waits for; there must be one."""
         return self._running[0]
 
     @property
     def newest(self) -> T:
-        """What was kept of the batch that was fed last; there must be one."""
+        """What was kept for the batch that was fed last; there must be one."""
         return self._running[-1]
 
     @abstractmethod
@@ -91,7 +91,7 @@ class BatchPipeline(ABC, Generic[T]):
 
     @abstractmethod
     def wait(self) -> Any:
-        """Wait for the oldest batch; its status, uint8 [cells].
+        """Wait for the oldest batch; returns its status, uint8 [cells].
 
         Raises:
             RuntimeError: the batch could not be made.
@@ -103,11 +103,11 @@ class BatchPipeline(ABC, Generic[T]):
 
     def _close_at_exit(self) -> None:
         if not self.inherited:
-            self._use.acquire()  # for good: a daemon thread in mid-pass waits at its next step, and is ended there
+            self._use.acquire()  # never released: a daemon thread in mid-pass waits at its next step, and ends there
         self.close()
 
     def close(self) -> None:
-        """Wait for all batches and give up threads and memory. A second call does nothing."""
+        """Wait for all batches and release threads and memory. A second call does nothing."""
         if self.inherited:
             if not self._closed:
                 self._abandon()
@@ -125,8 +125,8 @@ class BatchPipeline(ABC, Generic[T]):
 
     @abstractmethod
     def _end(self) -> None:
-        """Drain, and give up threads and memory."""
+        """Drain, and release threads and memory."""
 
     @abstractmethod
     def _abandon(self) -> None:
-        """In a fork: let nobody give up what is the parent's."""
+        """In a fork: let nothing release what is the parent's."""

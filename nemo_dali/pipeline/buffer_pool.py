@@ -1,4 +1,4 @@
-"""Memory for frames that is used again: a fresh block of 44 MB costs the kernel 11,000 page faults a batch."""
+"""Reusable memory for frames: a fresh block of 44 MB costs the kernel 11,000 page faults per batch."""
 
 import mmap
 import weakref
@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, eq=False)
 class LentBlock:
-    """A block, and the array that was made of it: once that is gone, nothing looks into the block."""
+    """A block, and the array that was made from it: once the array is gone, nothing refers to the block."""
 
     block: mmap.mmap
     array: "weakref.ref[npt.NDArray[Any]]"
 
 
 class BufferPool:
-    """Blocks of one size. A block is used again when the last array or tensor that looks into it is gone.
+    """Blocks of one size. A block is reused when the last array or tensor that refers to it is gone.
 
     No finalizers: Python may run one between any two bytecodes, and an exception raised inside it, such as
     KeyboardInterrupt, is swallowed.
@@ -38,7 +38,7 @@ class BufferPool:
         """uint8 [nbytes], page-aligned, of undefined content."""
         block = self._unused() or self._new()
         array = np.frombuffer(block, np.uint8)
-        # Views and tensors hold the array, not the block: its end is theirs.
+        # Views and tensors hold the array, not the block: it lives until they are gone.
         self._lent.append(LentBlock(block, weakref.ref(array)))
         return array
 

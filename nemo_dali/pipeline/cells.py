@@ -11,7 +11,7 @@ from nemo_dali.kernels.tile import TileRecords, tile_records
 
 
 def lay_out(rows: PlanRows, size: int, **frame: Any) -> tuple[TileRecords, I64, I64]:
-    """Lay out the cells of plan rows. A cell without pixels, left by a jittered crossing, is left out.
+    """Lay out the cells of plan rows. A cell without pixels, from a jittered crossing, is left out.
 
     Args:
         rows: dtype ``plan.PLAN`` [B].

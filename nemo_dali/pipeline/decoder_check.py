@@ -1,4 +1,4 @@
-"""Which photos DALI's decoder refuses, asked of it one by one where it refuses several together."""
+"""Which photos DALI's decoder refuses: photos that it refuses together are divided until each is tried alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,16 @@ from nemo_dali.pipeline.paths import encode_path
 def refused(
     paths: Sequence[str], width: npt.NDArray[Any], height: npt.NDArray[Any], *, num_threads: int
 ) -> dict[int, str | None]:
-    """Read and decode photos by DALI's CPU decoder; why it refuses some of them.
+    """Read and decode photos with DALI's CPU decoder, and find out why it refuses some of them.
 
     Args:
         paths: of n photos, n > 0.
         width, height: int [n], in pixels, as they should be stored.
 
     Returns:
-        DALI's message for each photo refused, by its place in ``paths``; None for a photo of another size.
+        DALI's message for each photo refused, by its index in ``paths``; None for a photo of the wrong size.
     """
-    tiles = tile_records(len(paths), 0, 0)  # of empty boxes: only sizes are compared
+    tiles = tile_records(len(paths), 0, 0)  # with empty boxes: only sizes are compared
     tiles["photo_width"], tiles["photo_height"] = width, height
     encoded = [encode_path(path) for path in paths]
     found: dict[int, str | None] = {}

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 def place_photos(tiles: TileRecords, photos: list[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Tell tiles where their photos are.
+    """Write the photos' addresses into the tiles.
 
     Args:
         tiles: dtype ``TILE`` [..., photos].
         photos: DLPack capsules of uint8 [H, W, 3] each.
 
     Returns:
-        status: uint8 [photos], DONE, or WRONG_SIZE for a photo of another size than its tile says.
-        fits: bool [photos], whether it is of that size.
+        status: uint8 [photos], DONE, or WRONG_SIZE for a photo that does not have the size that its tile says.
+        fits: bool [photos], whether it has that size.
     """
     data, shapes = read_tensors(photos)
     tiles["photo"] = data
@@ -48,15 +48,15 @@ def place_photos(tiles: TileRecords, photos: list[Any]) -> tuple[npt.NDArray[np.
 
 @dataclass(eq=False)
 class DeviceBatch:
-    """A batch on its way through a GPU. It holds all that the kernels touch, besides the decoded photos.
+    """A batch on its way through a GPU. It holds everything that the kernels touch, except the decoded photos.
 
     Attributes:
         tiles: dtype ``TILE`` [cells], complete but for the photos' addresses.
-        launches: all that does not depend on decoded photos.
+        launches: those that do not depend on decoded photos.
         stream: torch's current one when the memory of frames, masks and text was allocated.
         resident: what holds the tiles' photos, if they are planes that were resampled beforehand; their addresses are
-            set then.
-        ready: event on ``stream`` behind the last use of that memory; the pipeline's.
+            then already set.
+        ready: the pipeline's event on ``stream``, after the last use of that memory.
         status: uint8 [cells], DONE or WRONG_SIZE, once the kernels are queued.
     """
 
@@ -83,7 +83,7 @@ class DeviceBatch:
             self.status = np.full(len(self.tiles), DONE, np.uint8)
             return
         self.status, fits = place_photos(self.tiles, photos)
-        if fits.all():  # else the batch is made anew, or an error
+        if fits.all():  # else the batch is made again, or fails
             uploads.queue(self._with_photos(), stream)
 
     def _with_photos(self) -> list[Launch | CopyOnDevice]:
@@ -97,7 +97,7 @@ class DeviceBatch:
             return launches
         if not boxed.all():
             launches.insert(0, mosaic_gpu.launch_of(self.tiles[~boxed]))
-        launches.append(letterbox_gpu.launch_of(self.tiles[boxed]))  # masks too, so it comes behind them
+        launches.append(letterbox_gpu.launch_of(self.tiles[boxed]))  # writes masks too, so it follows the mask kernel
         return launches
 
 
@@ -110,14 +110,14 @@ def device_batch(
     text: Sequence[Launch | CopyOnDevice] = (),
     resident: Any = None,
 ) -> DeviceBatch:
-    """Make ready a batch whose memory has just been allocated.
+    """Prepare a batch whose memory has just been allocated.
 
     Args:
         tiles: dtype ``TILE`` [cells], at least one; ``run_count`` and ``runs`` are set in the targets' cells.
         sample: int64 [cells], the sample that each cell belongs to.
         mask: torch uint8 [B, H, W] on the device; the frames are whatever the tiles point to.
         stream: torch's current stream, for which they were allocated.
-        text: what writes the batch's text.
+        text: launches that write the batch's text.
         resident: see ``DeviceBatch``.
 
     Raises:
@@ -128,7 +128,7 @@ def device_batch(
 
     launches = list(text)
     samples, height, width = mask.shape
-    if resident is not None or (tiles["resample"] != CV2_LETTERBOX).any():  # else letterboxes bring all masks
+    if resident is not None or (tiles["resample"] != CV2_LETTERBOX).any():  # else the letterbox kernel writes all masks
         targets, ends = mask_gpu.targets_of(tiles, sample, samples)
         launches.insert(0, mask_gpu.launch_of(targets, ends, mask.data_ptr(), frame_height=height, frame_width=width))
     if resident is not None:

@@ -3,7 +3,7 @@
     photos ─────────────────────────▶ callback ──▶ pixels ──▶ reshape ──▶ frame
     size, table, ... (a constant) ────▲   └─▶ verdict ──▶ check ──▲
 
-The verdict is the frame's shape; where a sample could not be drawn it tells why, and the check, in Python, raises.
+The verdict is the frame's shape; where a sample could not be drawn it says why, and the check, in Python, raises.
 """
 
 import functools
@@ -48,11 +48,11 @@ FAILURES = {
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """What is laid out how.
+    """How a frame is laid out.
 
     Attributes:
         size: height and width of the frame in pixels.
-        grid: cells a side.
+        grid: cells per side.
         center: x, y of the crossing of a 2x2; or DALI CPU data, int32 [2] a sample.
         resample: one of ``tile.RESAMPLE``'s values.
     """
@@ -103,7 +103,7 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
 
 
 def target_inputs(target: Target, geometry: Geometry, *, itemsize: int = 1) -> list[Input]:
-    """What the mask's callbacks want behind their first input."""
+    """The inputs of the mask's callbacks after their first."""
     cell, shape, runs = target
     return [
         _frame(geometry, itemsize=itemsize),
@@ -133,7 +133,7 @@ def _frame(geometry: Geometry, **fields: Any) -> Input:
 
 
 def call(run: Any, inputs: Sequence[Input], out_type: Any, out_ndim: int) -> tuple[DataNode, DataNode]:
-    """Run one of the callbacks; its first output, and the verdict on it."""
+    """Run one of the callbacks; returns its first output, and the verdict on it."""
     nodes, in_types, in_ndims = zip(*inputs, strict=True)
     compiled = Compiled(
         run_fn=run,
@@ -154,9 +154,9 @@ def known(dtype: Any) -> Any:
 
 
 def checked(operator: str, *verdicts: DataNode) -> DataNode:
-    """The first of some verdicts on the same samples, if all are good; otherwise the batch fails.
+    """The first of several verdicts on the same samples, if all are good; otherwise the batch fails.
 
-    What is made of the samples must depend on it: DALI drops an error of an operator that nothing else reads from.
+    What is made from the samples must depend on it: DALI drops the error of an operator that nothing else reads from.
     """
 
     def check(*batches: list[Any]) -> list[Any]:

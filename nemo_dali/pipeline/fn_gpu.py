@@ -1,7 +1,7 @@
-"""The operators of ``fn`` on a GPU: Python functions of DALI's, which launch the CUDA kernels on its stream.
+"""The operators of ``fn`` on a GPU: Python functions that DALI calls, and that launch the CUDA kernels on its stream.
 
-A launch depends on some numbers of each sample: where the edges cross, where the target lies. They are CPU data, but a
-function on a GPU is given GPU data, and to copy numbers back from there would mean to wait for it. So they come as the
+A launch depends on some numbers of each sample: where the edges cross, where the target is. They are CPU data, but a
+function on a GPU is given GPU data, and copying numbers back would mean waiting for the GPU. So they come as the
 *shape* of an empty tensor, which the host knows without asking the GPU.
 """
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
 _UNSIGNED = 1  # DLPack's kDLUInt
-_SHIFT = 2**30  # added to a center: a wrong one may be negative, a dimension may not
+_SHIFT = 2**30  # added to a center: a wrong one may be negative, a dimension cannot
 
 
 def mosaic(
@@ -86,7 +86,7 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
     from nemo_dali.kernels.mask import gpu as mask_gpu
 
     size = geometry.size
-    runs = (dali.reshape(target[2], shape=[1, -1]), types.INT64, 2)  # the first input brings the first output's shape
+    runs = (dali.reshape(target[2], shape=[1, -1]), types.INT64, 2)  # the first input gives the first output's shape
     run_ends, verdict = call(callbacks.run_target, [runs, *target_inputs(target, geometry)], types.UINT32, 1)
 
     def write(device: int, stream: int, ends: list[Any], told: list[Any]) -> "torch.Tensor":
@@ -130,12 +130,12 @@ class _Head(ctypes.Structure):
 
 
 def _head(capsule: Any) -> _Head:
-    # Not by way of torch: the strides that it works out for an empty tensor overflow where the numbers are large.
+    # Not through torch: the strides that it computes for an empty tensor overflow where the numbers are large.
     return _Head.from_address(_get_pointer(capsule, b"dltensor"))
 
 
 def _numbers(capsules: list[Any]) -> npt.NDArray[np.int64]:
-    """What ``_told`` was given, behind the 0: int64 [samples, n - 1]."""
+    """What ``_told`` was given, after the 0: int64 [samples, n - 1]."""
     heads = [_head(capsule) for capsule in capsules]
     return np.array([head.shape[1 : head.ndim] for head in heads], np.int64)
 
@@ -145,7 +145,7 @@ def _call_on_gpu(write: Callable[..., "torch.Tensor"], inputs: list[DataNode], *
 
     Args:
         write: called with the number of the pipeline's GPU, the address of DALI's stream and a list of DLPack capsules
-            for each input. Gives a tensor [samples, ...], ready for what comes later on that stream.
+            for each input. Returns a tensor [samples, ...], ready for what comes later on that stream.
     """
     import torch
     from nvidia.dali.python_function_plugin import current_dali_stream
@@ -163,7 +163,7 @@ def _call_on_gpu(write: Callable[..., "torch.Tensor"], inputs: list[DataNode], *
 
 
 def _allocate(shape: tuple[int, ...], dtype: str, device: int, stream: int) -> "torch.Tensor":
-    """Memory of undefined content for work on a stream. torch gives it away again only to later work there."""
+    """Uninitialised memory for work on a stream. torch reuses it only for later work there."""
     import torch
 
     from nemo_dali.kernels.device import torch_stream

@@ -1,6 +1,6 @@
 """What the pipelines ask CUDA for: which device, its streams, events and memory.
 
-What of it has run on a GPU is in the README, "What has run where".
+The README says what of it has run on a GPU, under "What has run where".
 """
 
 import logging
@@ -61,7 +61,7 @@ def cuda_device(device: Any) -> int | None:
 
 @cache  # once is enough
 def _warn_of_rank(number: int, local_rank: int) -> None:
-    """Ranks that choose no GPU are all on the first one: that is out of memory, or a fraction of the speed."""
+    """Ranks that choose no GPU all use the first one: they run out of memory, or at a fraction of the speed."""
     logger.warning(
         "device='cuda' is GPU %d, torch's current one, where LOCAL_RANK is %d: ranks may share that GPU. Call "
         "torch.cuda.set_device(local_rank) before, or give device='cuda:%d'.",
@@ -95,21 +95,21 @@ def current_stream(number: int) -> "torch.cuda.Stream":
 
 
 def side_stream(number: int) -> "torch.cuda.Stream":
-    """A stream on which work runs beside the current one's."""
+    """A stream whose work runs alongside the current one's."""
     import torch
 
     return torch.cuda.Stream(place(number))
 
 
 def event() -> "torch.cuda.Event":
-    """An event that may be recorded again and again; ``query`` says that all is done until it is first recorded."""
+    """An event that may be recorded repeatedly; until it is first recorded, ``query`` says that all is done."""
     import torch
 
     return torch.cuda.Event()
 
 
 def memory_for(nbytes: int, number: int, stream: int) -> "torch.Tensor":
-    """uint8 [nbytes] on a device for work on a stream, by its address; torch gives it away again only to such work."""
+    """uint8 [nbytes] on a device for work on a stream, given by its address; torch reuses it only for such work."""
     import torch
 
     from nemo_dali.kernels.device import torch_stream
@@ -122,7 +122,7 @@ _parents: list[Any] = []
 
 
 def leave_to_parent(*owners: Any) -> None:
-    """Keep what a fork has inherited until the process ends: to let go of it would ask CUDA, which works no more."""
+    """Keep what a fork has inherited until the process ends: releasing it would call CUDA, which no longer works."""
     _parents.extend(owners)
 
 
@@ -141,7 +141,7 @@ def send(array: npt.NDArray[Any], number: int) -> "torch.Tensor":
 
 
 def free_memory(number: int) -> int:
-    """Bytes of GPU memory that nobody uses, torch's own reserve among them."""
+    """Bytes of GPU memory that nobody uses, including torch's own reserve."""
     import torch
 
     spare = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
@@ -149,7 +149,7 @@ def free_memory(number: int) -> int:
 
 
 def copy_of(array: npt.NDArray[np.uint8], number: int) -> "torch.Tensor":
-    """A copy on a device, through a small page-locked buffer; it is there when this returns.
+    """A copy on a device, through a small page-locked buffer; it is complete when this returns.
 
     Raises:
         NemoError: the GPU has no memory left.
@@ -158,7 +158,7 @@ def copy_of(array: npt.NDArray[np.uint8], number: int) -> "torch.Tensor":
 
 
 def copy_of_pieces(pieces: Iterable[npt.NDArray[np.uint8]], nbytes: int, number: int) -> "torch.Tensor":
-    """Arrays of so many bytes together, one behind the other on a device: uint8 [nbytes]; as ``copy_of``."""
+    """Arrays of ``nbytes`` in all, one after the other on a device: uint8 [nbytes]; as ``copy_of``."""
     import torch
 
     try:
@@ -191,10 +191,10 @@ def _pieces(memory: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
 
 
 def lock_pages(memory: npt.NDArray[np.uint8], number: int) -> int:
-    """Keep memory from being moved or swapped out, so that all GPUs may read it; its address there.
+    """Keep memory from being moved or swapped out, so that all GPUs can read it; returns its address on this one.
 
     Args:
-        memory: uint8 [bytes], from a page's beginning.
+        memory: uint8 [bytes], page-aligned.
 
     Raises:
         NemoError: the system does not allow it.
@@ -248,9 +248,9 @@ def check_photo_sizes(width: npt.NDArray[np.int32], height: npt.NDArray[np.int32
 
 
 def hardware_share(num_threads: int) -> float:
-    """Share of the JPEGs that the hardware decoder should take where a GPU has one; the rest are ``num_threads``'s.
+    """Share of the JPEGs that the hardware decoder should take where a GPU has one; the threads take the rest.
 
-    NVIDIA's own decoder test gives the hardware 0.12 beside 70 threads on a Hopper (DALI, qa/TL1_decoder_perf), so it
-    does as much as 9.5 threads. Without a hardware decoder DALI ignores the number.
+    NVIDIA's own decoder test gives the hardware 0.12 alongside 70 threads on a Hopper (DALI, qa/TL1_decoder_perf), so
+    it does as much as 9.5 threads. Without a hardware decoder DALI ignores the number.
     """
     return 1 / (1 + num_threads / 9.5)

@@ -4,9 +4,9 @@
     sizes ──────────────────────▲                              ▲   └─▶ pixels and masks, into the frames that the
     tiles ─────────────────────────────────────────────────────┘       tiles name
 
-Photos that are to be turned as EXIF says are turned right behind the decoder, and ``erase`` puts black squares on those
-that are to have some. Frames are ordinary memory of the caller's, so DALI never copies a finished batch. ``graphs_gpu``
-has the graphs that a GPU runs.
+Photos that EXIF says to turn are turned right after the decoder, and ``erase`` puts black squares on those that are to
+have some. Frames are ordinary memory of the caller's, so DALI never copies a finished batch. ``graphs_gpu`` has the
+graphs that a GPU runs.
 """
 
 import atexit
@@ -40,24 +40,24 @@ _left_behind: list[Any] = []  # pipelines that wait for a server, and what they 
 
 
 def _no_check(_: Any) -> Any:
-    """What DALI asks for around each call, which only ``StreamPipeline`` makes, in the right order."""
+    """Replaces DALI's check around each call: only ``StreamPipeline`` makes calls, in the right order."""
     return _NOTHING
 
 
 class StreamPipeline(BatchPipeline[T]):
-    """Reads, decodes and places photos, several batches ahead; T is what the caller keeps of each.
+    """Reads, decodes and places photos, several batches ahead; T is what the caller keeps for each.
 
     Args:
         max_cells: largest number of cells in a batch.
         num_threads: DALI's worker threads.
         prefetch: batches in flight at the same time, >= 1.
         device_id: of the GPU that DALI is to use, if any.
-        turns: whether ``feed`` is told how photos are to be turned.
+        turns: turn photos; ``feed`` then says how.
         erase: put black squares on the photos; ``feed`` then says where.
 
     Raises:
-        NemoError: the system does not let a process open as many files as a batch has cells, does not start the
-            threads or map the memory, or gives it no more files, memory or threads now.
+        NemoError: the system does not let the process open as many files as a batch has cells, start the threads or map
+            the memory, or has no files, memory or threads left now.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class StreamPipeline(BatchPipeline[T]):
         check_threads(num_threads)
         super().__init__(prefetch=prefetch)
         self._turns, self._erase = turns, erase
-        self._owed = 0  # batches that DALI has started and that were not taken from it yet
-        self._addresses: deque[list[str]] = deque()  # of the photos on object storage of each of these batches
+        self._owed = 0  # batches that DALI has started and that have not been taken from it yet
+        self._addresses: deque[list[str]] = deque()  # of the photos in object storage, for each of these batches
         self._waiting: Waiting[Any] | None = None  # for the oldest of them, if it has any
         self._draining = False
         pipe = Pipeline(
@@ -99,7 +99,7 @@ class StreamPipeline(BatchPipeline[T]):
                     "There is no memory or thread left for a DALI pipeline. Lower batch_size, num_threads or prefetch."
                 ) from error
             raise
-        pipe._check_api_type_scope = _no_check  # DALI's own makes a class at every call: 60 us a batch
+        pipe._check_api_type_scope = _no_check  # DALI's own makes a class on every call: 60 us a batch
         self._pipe: Any = pipe
         self._started = False
         # Registered after DALI's own hook, hence run before it: DALI would shut the graph down under running batches.
@@ -110,12 +110,12 @@ class StreamPipeline(BatchPipeline[T]):
 
         paths = fn.external_source(name="paths", ndim=1, dtype=types.UINT8)
         sizes = fn.external_source(name="sizes", ndim=1, dtype=types.INT32)
-        # Without mmap: a file cut short under a mapping would end the process.
+        # Without mmap: a file cut short while mapped would end the process.
         encoded = fn.io.file.read(paths, dont_use_mmap=True)
         return self._write(of_size(encoded, sizes))
 
     def _write(self, encoded: Any) -> Any:
-        """The graph behind the files' bytes."""
+        """The rest of the graph, from the files' bytes on."""
         from nvidia.dali import fn, types
 
         from nemo_dali.pipeline.operators import write_tiles
@@ -174,16 +174,16 @@ class StreamPipeline(BatchPipeline[T]):
         self._pipe.feed_input("tiles", work.view(np.uint8).reshape(len(work), -1))
 
     def _photo_sizes(self, work: Any) -> npt.NDArray[np.int32] | None:
-        """Height and width of each photo as annotated, int32 [cells, 2]: of the first of its tiles."""
+        """Height and width of each photo as annotated, int32 [cells, 2], from the first of its tiles."""
         tiles = work.reshape(-1, work.shape[-1])[0]
         return np.stack([tiles["photo_height"], tiles["photo_width"]], axis=1)
 
     def wait(self) -> Any:
-        """Wait for the oldest batch; its status, uint8 [cells].
+        """Wait for the oldest batch; returns its status, uint8 [cells].
 
         Raises:
-            RuntimeError: DALI could not read or decode a photo, or its header tells another size; the other batches are
-                not affected.
+            RuntimeError: DALI could not read or decode a photo, or its header gives a different size; the other batches
+                are not affected.
             NemoError: object storage did not send the photos within ``LONGEST_WAIT``; the pipeline is closed.
         """
         with self._use:
@@ -195,12 +195,12 @@ class StreamPipeline(BatchPipeline[T]):
             return result
 
     def _result(self, outputs: Any) -> Any:
-        """What ``wait`` gives of the graph's outputs, whose memory is DALI's."""
+        """What ``wait`` returns, from the graph's outputs, whose memory is DALI's."""
         (status,) = outputs
         return np.array(status.as_array()[:, 0])
 
     def _outputs(self, share: Callable[[], Any]) -> Any:
-        """What ``share`` gives, which takes the oldest batch from DALI. Object storage has a time for it."""
+        """The result of ``share``, which takes the oldest batch from DALI. Object storage has a time limit."""
         self._owed -= 1
         addresses = self._addresses.popleft()
         if not addresses:
@@ -236,15 +236,15 @@ class StreamPipeline(BatchPipeline[T]):
         """Wait for all batches and drop them, the failed ones too."""
         self._draining = True
         owed = None
-        while self._owed and self._owed != owed:  # as many as before: torch fails before DALI is asked, and will again
+        while self._owed and self._owed != owed:  # unchanged: torch failed before DALI was asked, and will again
             owed = self._owed
-            with suppress(RuntimeError, MemoryError, NemoError):  # DALI makes a MemoryError of std::bad_alloc
+            with suppress(RuntimeError, MemoryError, NemoError):  # DALI turns std::bad_alloc into a MemoryError
                 self.wait()
         self._draining = False
 
     def _abandon(self) -> None:
-        # The threads stayed in the parent, and to shut the graph down would wait for them for ever: nobody may do that
-        # here, neither its destructor nor DALI's own hook at the end of the process.
+        # The threads stayed in the parent, and shutting the graph down would wait for them for ever: nothing must do
+        # that here, neither its destructor nor DALI's own hook at the end of the process.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._pipe._pipe))
         self._pipe._pipe = None
         self._pipe = None
@@ -257,11 +257,11 @@ class StreamPipeline(BatchPipeline[T]):
 
 
 class ResidentPipeline(StreamPipeline[T]):
-    """Samples from photos that were resampled beforehand; one DALI sample is one sample, so ``max_cells`` counts those.
+    """Samples from photos resampled beforehand; one DALI sample is one sample, so ``max_cells`` counts samples.
 
         samples ──▶ gather ──▶ status
 
-    ``feed`` takes as work ``kernels.tile.TILE`` [B, cells], each sample's cells and behind them empty records.
+    ``feed`` takes as work ``kernels.tile.TILE`` [B, cells], each sample's cells followed by empty records.
     """
 
     def _graph(self) -> Any:

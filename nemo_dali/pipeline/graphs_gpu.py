@@ -1,6 +1,6 @@
 """DALI's graphs that make batches on a GPU.
 
-Photos are decoded there; the kernels are launched once a batch, from a Python function of DALI's thread, on DALI's
+Photos are decoded there; the kernels are launched once per batch, from a Python function on DALI's thread, on DALI's
 stream:
 
     paths ──▶ io.file.read ──▶ headers ──▶ decoders.image (mixed) ──▶ DeviceBatch.write ──▶ an empty tensor a cell
@@ -25,7 +25,7 @@ T = TypeVar("T")
 class CudaPipeline(StreamPipeline[T]):
     """Batches made on a GPU, where frames and masks are torch tensors; ``work`` is a ``DeviceBatch``.
 
-    ``wait`` does not wait for the GPU: it puts torch's current stream behind the batch. After a RuntimeError of
+    ``wait`` does not wait for the GPU: it makes torch's current stream wait for the batch. After a RuntimeError from
     ``wait`` the pipeline is ``broken`` and can only be closed.
 
     Args:
@@ -36,16 +36,16 @@ class CudaPipeline(StreamPipeline[T]):
     def __init__(self, *, device_id: int, prefetch: int, **options: Any) -> None:
         self._device = device_id
         self._uploads = Uploads(device_id, prefetch=prefetch)
-        # One more than there are batches in flight: each is waited for before it is recorded anew.
+        # One more than there are batches in flight: each is waited for before it is recorded again.
         self._events = deque(gpu.event() for _ in range(prefetch + 1))
         self._to_write: deque[DeviceBatch] = deque()  # fed, and not decoded yet
         self._to_deliver: deque[DeviceBatch] = deque()  # fed, and not waited for yet
         super().__init__(device_id=device_id, prefetch=prefetch, **options)
 
     def _next_batch(self, photos: list[Any], stream: int) -> None:
-        # Batches come in the order they were fed in. Where DALI could not decode one it does not come here, and the
-        # next takes its place in the queue: its frames are kept until the pipeline is closed, so nothing is overwritten
-        # that anybody else has, and nobody sees them.
+        # Batches come in the order they were fed in. One that DALI could not decode does not come here, and the next
+        # takes its place in the queue: its frames are kept until the pipeline is closed, so nothing that anybody else
+        # has is overwritten, and nobody sees them.
         self._to_write.popleft().write(photos, self._uploads, stream)
 
     def _feed(self, work: Any) -> None:
@@ -62,7 +62,7 @@ class CudaPipeline(StreamPipeline[T]):
         stream = gpu.current_stream(self._device)
 
         def share() -> Any:
-            with gpu.on(self._device):  # a stream without a number of its own is the current device's
+            with gpu.on(self._device):  # a stream without a handle of its own is the current device's
                 return self._pipe.share_outputs(cuda_stream=stream)
 
         with self._use:
@@ -76,7 +76,7 @@ class CudaPipeline(StreamPipeline[T]):
             return self._to_deliver.popleft().status
 
     def drain(self) -> None:
-        """Wait for the GPU too: only then is the memory of the batches let go."""
+        """Wait for the GPU too: only then is the memory of the batches released."""
         kept = list(self._running)
         super().drain()
         if kept:
@@ -86,7 +86,7 @@ class CudaPipeline(StreamPipeline[T]):
     def _end(self) -> None:
         self.drain()
         with suppress(RuntimeError, MemoryError):
-            gpu.synchronize(self._device)  # batches that were delivered may still be on their way
+            gpu.synchronize(self._device)  # batches that were delivered may still be in progress
         super()._end()
 
     def _abandon(self) -> None:

@@ -1,4 +1,4 @@
-"""What the system lets a process have: DALI does not say what it could not get, or ends the process."""
+"""What the system allows a process: DALI does not say what it could not get, or ends the process."""
 
 import errno
 import os
@@ -13,16 +13,16 @@ from nemo_dali.io.threads import can_start
 NEW_FILES = 16  # that a pipeline opens when it is made, at most
 OTHER_FILES = 256  # open files that a training process has besides photos: libraries, sockets, logs
 OTHER_THREADS = 8  # that a pipeline starts besides its workers
-# Address space, as measured and half as much again; of it little is ever memory.
+# Address space, as measured plus half as much again; little of it ever becomes memory.
 DALI_SPACE, PIPELINE_SPACE = 2**30, 2**30 - 2**28
-THREAD_SPACE = 72 * 2**20  # a stack of 8 MiB and an arena of glibc's
+THREAD_SPACE = 72 * 2**20  # a stack of 8 MiB and a glibc arena
 
 
 def allow_open_files(photos: int) -> None:
-    """``io.file.read`` opens all photos of a batch at once: raise the soft limit if need be.
+    """Raise the soft limit if necessary: ``io.file.read`` opens all photos of a batch at once.
 
     Raises:
-        NemoError: it may not be raised that far.
+        NemoError: it cannot be raised that far.
     """
     count = photos + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -36,7 +36,7 @@ def allow_open_files(photos: int) -> None:
 
 
 def check_open_files() -> None:
-    """See whether the files that a pipeline needs can be opened: DALI does not say that it could not.
+    """Check that the files that a pipeline needs can be opened: DALI does not say if it could not.
 
     Raises:
         NemoError: they cannot.
@@ -54,7 +54,7 @@ def check_open_files() -> None:
 
 
 def check_threads(num_threads: int) -> None:
-    """See whether the threads of a pipeline with so many workers can be started.
+    """Check that the threads of a pipeline with this many workers can be started.
 
     Raises:
         NemoError: they cannot.
@@ -67,10 +67,10 @@ def check_threads(num_threads: int) -> None:
 
 
 def check_address_space(num_threads: int) -> None:
-    """See whether a pipeline, and DALI if it is not loaded yet, find room.
+    """Check that there is room for a pipeline, and for DALI if it is not loaded yet.
 
     Raises:
-        NemoError: this process may not map what a pipeline with so many workers maps.
+        NemoError: this process cannot map what a pipeline with this many workers maps.
     """
     needed = PIPELINE_SPACE + num_threads * THREAD_SPACE + (0 if "nvidia.dali" in sys.modules else DALI_SPACE)
     if (left := address_space_left()) < needed:

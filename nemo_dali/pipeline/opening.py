@@ -7,7 +7,7 @@ from nemo_dali.pipeline.graphs import ResidentPipeline, StreamPipeline
 from nemo_dali.pipeline.graphs_gpu import CudaResidentPipeline, CudaStreamPipeline
 from nemo_dali.pipeline.side_stream import SideStreamPipeline
 
-# Who queues the gather of resident tiles on a GPU: the training thread, on a side stream, or DALI's, which costs the
+# What queues the gather of resident tiles on a GPU: the training thread, on a side stream, or DALI's, which costs the
 # host more. Read whenever a pipeline is opened.
 GATHER_FROM: Literal["training thread", "dali"] = "training thread"
 

@@ -17,7 +17,7 @@ from nemo_dali.pipeline.batches import mark_as_dalis
 
 
 class Compiled(NumbaFunction):
-    """``numba_function`` with the addresses of compiled callbacks; DALI's own compiles for seconds at every build."""
+    """``numba_function`` with the addresses of compiled callbacks; DALI's own takes seconds to compile per build."""
 
     def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> Any:
         return run_fn
@@ -27,7 +27,7 @@ class Compiled(NumbaFunction):
 
 
 class _Collection:
-    """Python's garbage collection, which is one for the whole process, while some threads want none."""
+    """Pauses Python's garbage collection, one for the whole process, while any thread wants none."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -53,8 +53,8 @@ _collection = _Collection()
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """For what ``fn`` runs on the threads of somebody's own pipeline: a collection could shut that down if it was
-    forgotten, which waits for these threads. A Loader's own pipelines see to it themselves: ``mark_as_dalis``.
+    """For what ``fn`` runs on the threads of a user's own pipeline: a collection could shut down a forgotten pipeline,
+    which waits for these threads. A Loader's own pipelines handle this themselves: ``mark_as_dalis``.
     """
     _collection.pause()
     try:
@@ -64,7 +64,7 @@ def no_collection() -> Iterator[None]:
 
 
 def _status(run: Any, *inputs: Any, ndims: list[int]) -> Any:
-    """Call a callback; its status, uint8 [1] a sample."""
+    """Call a callback; returns its status, uint8 [1] a sample."""
     call = Compiled(
         run_fn=run,
         setup_fn=setup_address,
@@ -125,7 +125,7 @@ def turned(photos: Any, turns: Any) -> Any:
 
 
 def transpose(photos: Any, turns: Any) -> Any:
-    """Transpose photos on the CPU, and flip them: in a third of the time that DALI's operators take."""
+    """Transpose photos on the CPU, and flip them, in a third of the time that DALI's operators take."""
     from nvidia.dali import fn
 
     from nemo_dali.kernels import turn
@@ -161,7 +161,7 @@ def call_on_stream(function: Callable[[list[Any], int], None], *inputs: Any, dev
         device_id: CUDA device number.
 
     Returns:
-        uint8 [0] a sample: DALI knows by it when the batch is done, and has nothing to copy.
+        uint8 [0] a sample: it tells DALI when the batch is done, and leaves nothing to copy.
     """
     import torch
     from nvidia.dali import fn
@@ -174,10 +174,10 @@ def call_on_stream(function: Callable[[list[Any], int], None], *inputs: Any, dev
         capsules = batch[0] if batch else []
         mark_as_dalis()
         function(capsules, current_dali_stream())
-        # Not by __dlpack__, which asks for device and stream each time, at ten times the cost.
+        # Not with __dlpack__, which looks up device and stream each time, at ten times the cost.
         return [to_dlpack(done) for _ in capsules or [None]]
 
-    # Capsules as they are: to wrap each photo as an array costs five times as much.
+    # Capsules as they are: wrapping each photo as an array costs five times as much.
     return fn.dl_tensor_python_function(
         *inputs, function=call, device="gpu", batch_processing=True, synchronize_stream=False
     )

@@ -16,11 +16,11 @@ K = TypeVar("K")
 
 
 class Fed(NamedTuple, Generic[K]):
-    """What ``BatchPipeline.feed`` is given of a batch.
+    """The arguments of ``BatchPipeline.feed`` for a batch.
 
     Attributes:
         paths, work, turn: see there.
-        keep: what the batch is of; it is held until the batch is done.
+        keep: what the caller keeps for the batch; it is held until the batch is done.
     """
 
     paths: list[npt.NDArray[np.uint8]]
@@ -37,13 +37,13 @@ def in_flight(
     land: Callable[[K, Any], None] | None = None,
     failed: Callable[[K, RuntimeError], Exception] | None = None,
 ) -> Iterator[tuple[K, Any]]:
-    """Make batches, several of them at the same time; who opened the pipeline closes it, whatever happens here.
+    """Make batches, several of them at a time; whoever opened the pipeline closes it, whatever happens here.
 
     Args:
         batches: taken one by one, each when there is room for it.
-        prefetch: the pipeline's; there must be as many batches.
-        land: told of a batch before the next one is fed, and before it is yielded: ``keep`` and what ``wait`` gave.
-        failed: the error to raise where DALI could not make a batch, from ``keep`` and DALI's; None: DALI's own.
+        prefetch: the pipeline's; there must be at least as many batches.
+        land: called with ``keep`` and what ``wait`` gave, before the next batch is fed and before this one is yielded.
+        failed: makes the error to raise if DALI could not make a batch, from ``keep`` and DALI's; None: DALI's own.
 
     Yields:
         ``keep`` and what ``wait`` gave, in the order of the batches.

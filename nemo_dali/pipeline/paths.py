@@ -1,4 +1,4 @@
-"""By which paths DALI opens photos."""
+"""The paths by which DALI opens photos."""
 
 import os
 
@@ -8,18 +8,18 @@ import numpy.typing as npt
 from nemo_dali.data.photo_file import is_unfit
 from nemo_dali.data.s3 import is_remote
 
-NOTHING = np.frombuffer(os.fsencode(f"{os.devnull}/no photo"), np.uint8)  # a path where nothing ever lies
+NOTHING = np.frombuffer(os.fsencode(f"{os.devnull}/no photo"), np.uint8)  # a path where nothing ever is
 
 
 def encode_path(path: str, *, looked_at: bool = False) -> npt.NDArray[np.uint8]:
     """A path as ``io.file.read`` takes it: its bytes, uint8 [length].
 
-    It is NOTHING where something else lies than a file that can be a photo's: DALI then fails, where it would wait for
-    ever for a FIFO's writer, deaf to an interrupt. DALI opens by path, so whatever is put there between this look and
-    DALI's opening, some batches later, is opened.
+    It is NOTHING if what is there cannot be a photo's file: DALI then fails, where it would wait for ever for a FIFO's
+    writer, deaf to an interrupt. DALI opens by path, so it opens whatever is put there between this check and its own
+    opening, some batches later.
 
     Args:
-        looked_at: it was found fit before, and is not looked at again.
+        looked_at: it was found fit before, and is not checked again.
     """
     if not (looked_at or is_remote(path)) and is_unfit(path):
         return NOTHING

@@ -25,7 +25,7 @@ T = TypeVar("T")
 class SideStreamPipeline(BatchPipeline[T]):
     """Samples from resident tiles that a GPU reads; ``work`` is a ``DeviceBatch``.
 
-    ``wait`` does not wait for the GPU: it puts torch's current stream behind the batch. After a RuntimeError of
+    ``wait`` does not wait for the GPU: it makes torch's current stream wait for the batch. After a RuntimeError from
     ``wait`` the pipeline is ``broken`` and can only be closed.
 
     Args:
@@ -39,7 +39,7 @@ class SideStreamPipeline(BatchPipeline[T]):
         self._side = gpu.side_stream(device_id)
         self._uploads = Uploads(device_id, prefetch=prefetch)
         self._ready = gpu.event()
-        # One more than there are batches in flight: each is waited for before it is recorded anew.
+        # One more than there are batches in flight: each is waited for before it is recorded again.
         self._events = deque(gpu.event() for _ in range(prefetch + 1))
         self._queued: deque[tuple[DeviceBatch, Any, Exception | None]] = deque()  # with event, or what went wrong
         self._register()
@@ -62,7 +62,7 @@ class SideStreamPipeline(BatchPipeline[T]):
                 self._ready.record(work.stream)
                 work.write([], self._uploads, self._side.cuda_stream)
                 done.record(self._side)
-            except Exception as error:  # told with this batch, as DALI tells what goes wrong on its thread
+            except Exception as error:  # reported with this batch, as DALI reports errors on its thread
                 problem = error
             except BaseException:
                 self.broken = True
@@ -84,7 +84,7 @@ class SideStreamPipeline(BatchPipeline[T]):
             return work.status
 
     def drain(self) -> None:
-        """Wait for the GPU: only then is the memory of the batches let go."""
+        """Wait for the GPU: only then is the memory of the batches released."""
         with self._use:
             if self._running:
                 with suppress(RuntimeError, MemoryError):  # after a CUDA error nothing runs there any more
@@ -95,7 +95,7 @@ class SideStreamPipeline(BatchPipeline[T]):
     def _end(self) -> None:
         self.drain()
         with suppress(RuntimeError, MemoryError):
-            self._side.synchronize()  # blocks of batches that were delivered may still be read
+            self._side.synchronize()  # the GPU may still be reading blocks of delivered batches
 
     def _abandon(self) -> None:
         gpu.leave_to_parent(self._uploads, self._events, self._ready, self._side)

@@ -10,12 +10,12 @@ from nemo_dali.kernels import device as kernel_device
 from nemo_dali.kernels.device import TO_DEVICE, CopyOnDevice, Launch, padded
 from nemo_dali.pipeline import gpu
 
-SPARE = 4  # blocks besides those of the batches in flight and of as many that a busy GPU has still to make
+SPARE = 4  # blocks besides those of the batches in flight and of as many that a busy GPU still has to make
 _SMALLEST = 2**16  # bytes of a block
 
 
 class _Block:
-    """Page-locked memory, as much on the device, and the event behind the last work that read either."""
+    """Page-locked memory, as much on the device, and the event after the last work that read either."""
 
     def __init__(self, here: Any, there: Any) -> None:
         self._owners = (here, there)
@@ -27,9 +27,9 @@ class _Block:
 class Uploads:
     """Sends arrays to a GPU, and launches what reads them.
 
-    Page-locked memory is asked for with the first batch, for all blocks at once: the driver may wait for the GPU then.
-    A block is used again once the GPU is through with it. Where none is, which a host that runs far ahead can bring
-    about, there is one block more from then on.
+    Page-locked memory is allocated with the first batch, for all blocks at once: the driver may wait for the GPU then.
+    A block is reused once the GPU is done with it. If none is free, because the host runs far ahead, one more block is
+    added for good.
 
     Args:
         device: CUDA device number.
@@ -52,7 +52,7 @@ class Uploads:
         for array in arrays:
             begins.append(nbytes)
             nbytes += padded(array.nbytes)
-        with kernel_device.on(self.device):  # else CUDA would wake another one, which takes memory there
+        with kernel_device.on(self.device):  # else CUDA would initialise another device, which takes memory there
             block = self._take(nbytes, stream)
             for array, begin in zip(arrays, begins, strict=True):
                 block.memory[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
@@ -68,9 +68,9 @@ class Uploads:
                 block.done.record(kernel_device.torch_stream(self.device, stream))
 
     def _take(self, nbytes: int, stream: int) -> _Block:
-        """A block of at least so many bytes that nothing reads any more; it is the youngest from now on."""
+        """A block of at least ``nbytes`` that nothing reads any more; it becomes the newest."""
         if not self._blocks:
-            # Twice what this batch needs: others have more.
+            # Twice what this batch needs: others need more.
             self._blocks.extend(self._new(2 * nbytes, self._count, stream))
         least = self._blocks[-1].nbytes
         block = self._blocks.popleft() if self._blocks[0].done.query() else None

@@ -1,4 +1,4 @@
-"""The plan: which ref, sentence, mosaic and photos every sample of every epoch is made of.
+"""The plan: the ref, sentence, mosaic and photos that every sample of every epoch is made of.
 
 A row is a pure function of (data set, table, policy, seed, epoch, position). Position p of an epoch owns 16 random
 words: those that ``numpy.random.Philox(key=[seed, epoch], counter=[0, p, 0, 0]).random_raw(16)`` returns. Their use:
@@ -16,9 +16,9 @@ words: those that ``numpy.random.Philox(key=[seed, epoch], counter=[0, p, 0, 0])
 
 A number below n is the high word of ``word * n``; a share is the upper 53 bits of a word. Distinct draws are made by
 skipping what was drawn before, never by drawing again, so the number of words used does not depend on their values.
-Photos that are excluded for every sentence, or that show an excluded category, are never drawn as random ones: the draw
-is among the others. A photo that is the target's own, or that is excluded as too similar to it, is replaced by the next
-of those; the first follows the last. If too few are left, the target's photo is shown alone.
+Photos that are excluded for every sentence, or that show an excluded category, are never drawn at random: the draw is
+among the others. A drawn photo that is the target's own, or that is excluded as too similar to it, is replaced by the
+next of the others; the first follows the last. If too few are left, the target's photo is shown alone.
 
 If photos turn out to be bad, ``Planner.substitute`` makes another row from a plan row:
 
@@ -33,8 +33,8 @@ If photos turn out to be bad, ``Planner.substitute`` makes another row from a pl
   the target's photo is shown alone.
 * A cell without pixels stays as it is: its photo is never read.
 
-Every photo that is tried on the way and found good is then shown. So it does not matter which other bad photos were
-known besides those that were replaced: meeting the faults one by one gives the same rows as knowing them all before.
+Every photo that is tried on the way and found good is then shown. So it does not matter which bad photos were known
+besides those that were replaced: meeting the faults one by one gives the same rows as knowing them all beforehand.
 """
 
 from typing import TYPE_CHECKING

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 from nemo_dali._checks import integer, is_number, short_repr
 
 LAST_EPOCH = 2**62  # the next one must still fit into 64 bits
-MOST_VALUES = 1000  # a state repeats them, and so does what ranks compare
+MOST_VALUES = 1000  # every state includes them, and ranks compare them
 Interpolation = Literal["steps", "linear"]
 
 
@@ -22,9 +22,9 @@ class ByEpoch:
 
     Attributes:
         values: by the epochs, counted from 0, from which they hold; epoch 0 must be among them, and there may be at
-            most 1,000. None, where that means that there is no bound, is allowed with "steps" only.
-        interpolation: "steps": a value holds until the next one. "linear": values change linearly from one to the next;
-            after the last, that one holds. Whole numbers are rounded to the nearest, and halves up.
+            most 1,000. None, where that means no bound, is allowed with "steps" only.
+        interpolation: "steps": a value holds until the next one. "linear": values change linearly from one to the next,
+            and the last one holds from there on. Whole numbers are rounded to the nearest, halves up.
 
     Raises:
         ValueError: invalid epochs or values.
@@ -80,7 +80,7 @@ class ByEpoch:
             raise ValueError(f"{name}: {error}") from error
 
     def as_mapping(self) -> dict[str, dict[int, float | None]]:
-        """As a policy file has it."""
+        """The mapping that a policy file has for it."""
         return {self.interpolation: dict(self.values)}
 
     def at(self, epoch: int, *, whole: bool = False) -> float | None:
@@ -98,7 +98,7 @@ class ByEpoch:
 
 
 def _epoch(key: Any) -> Any:
-    """A key as JSON has it, text, as a number; any other key as it is."""
+    """A key as a number if it is an epoch in text, as in JSON; any other key as it is."""
     if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 20 and str(int(key)) == key:
         return int(key)
     return key

@@ -1,9 +1,9 @@
-"""Black squares on photos, as RMSIN puts them there: on which samples' photos, how many, and where.
+"""Black squares on photos, as in RMSIN: on which samples' photos, how many, and where.
 
-A sample's squares are a pure function of (seed, epoch, position) and of its photo's width, as the plan is one. Their
-random words are those of ``numpy.random.Philox(key=[seed, epoch], counter=[0, position, 2, 0])``; the plan's have 0 in
-place of the 2, and masked words 1. A number below n is the high word of ``word * n``; a share is the upper 53 bits of a
-word.
+Like the plan, a sample's squares are a pure function: of (seed, epoch, position) and of its photo's width. Their random
+words are those of ``numpy.random.Philox(key=[seed, epoch], counter=[0, position, 2, 0])``; the plan's have 0 in place
+of the 2, and those of masked words 1. A number below n is the high word of ``word * n``; a share is the upper 53 bits
+of a word.
 
     word       use
     0          whether there are squares
@@ -11,8 +11,8 @@ word.
     2 + 2 i    y of square i
     3 + 2 i    x of square i
 
-They lie on the photo of the target, before it is resized to its frame or to its cell of a mosaic: RMSIN does it where a
-ref's photo is opened. Photos that are negatives stay as they are, and so do all masks.
+They are put on the target's photo before it is resized to its frame or to its cell of a mosaic: RMSIN does it where a
+ref's photo is opened. Negatives and all masks stay as they are.
 """
 
 import numpy as np
@@ -31,9 +31,9 @@ def black_squares(
 
     Args:
         positions: int64 [B], each sample's place in the epoch.
-        widths: int32 [B], of the photos. y, too, is drawn below the width: what is below the photo, or to its right, is
-            not seen.
-        share: of the samples that have squares, 0 to 1.
+        widths: int32 [B], of the photos. y, too, is drawn from the width: what falls below the photo, or to its right,
+            is not seen.
+        share: fraction of the samples that have squares, 0 to 1.
 
     Returns:
         For each sample float32 [squares, 2] (or [0, 2]): y and x of the upper left corners, whole numbers of pixels.

@@ -1,4 +1,4 @@
-"""What the plan must know of one data set."""
+"""What the plan must know about one data set."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,30 +17,32 @@ Samples = Literal["refs", "sentences", "first", "last"]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Part:
-    """What the plan must know of one data set.
+    """What the plan must know about one data set.
 
     Attributes:
         ref_image: int32 [refs], photo row of each ref.
         sentence_begin: int64 [refs], first sentence row of each ref.
-        sentence_count: int32 [refs], at least 1: how many of them are drawn from.
+        sentence_count: int32 [refs], at least 1: how many sentences, from that one on, are drawn from.
         sentences: how many there are in all.
         photos: number of photos.
         neighbors: int32 [sentences, N], photo rows by descending similarity, -1 where there is none; None: no table.
         similarity: float32 or float16 [sentences, N], -inf where there is none.
-        check_rows: raises where the candidates of sentences, rows integer [n], are not what they were written as; given
-            their own photos, integer [n], too. None: they are trusted.
+        check_rows: called with sentence rows, integer [n], and their own photos, integer [n]; raises if their
+            candidates are damaged. None: they are trusted.
         empty: uint8 [refs], 1 where nothing in the photo fits the expressions.
         sentence_ref: int32 [sentences], the ref of each, where every sentence is a sample; None: every ref is one.
-        excluded: bool [photos], those that are no sample's negatives, whatever its kind; None: none are. Rows of
-            ``neighbors`` do not hold them.
-        category: int32 [refs], of the target, whose photos are no random negatives; -1: unknown; None: any may be.
+        excluded: bool [photos], those that are never negatives of any kind; None: none are. Rows of ``neighbors`` do
+            not contain them.
+        category: int32 [refs], the target's; photos that show it are not random negatives; -1: unknown; None: any may
+            be.
         shown: bool [photos, categories], which a photo shows; given with ``category``.
-        twins: int32 [photos], equal for photos of one content, which are no negatives of each other; None: all differ.
+        twins: int32 [photos], equal for photos with the same content, which are not negatives of each other; None: all
+            differ.
         embedding: float32 [photos, D] of unit length, D a multiple of 32; given with ``similar_above``.
-        similar_above: photos more similar than this to a ref's own are none of its random negatives; None: any may be.
+        similar_above: photos more similar than this to a ref's own are not its random negatives; None: any may be.
         positional: for grid 2 or 3, uint16 [sentences] with bit c set where a target in cell c keeps the expression
-            true. None: nobody asks.
-        cells: the same where it is asked for, by grid; none: a target may lie anywhere.
+            true. None: not needed.
+        cells: the same by grid, for the grids that need it; in others a target may be in any cell.
     """
 
     ref_image: npt.NDArray[np.int32]
@@ -63,7 +65,7 @@ class Part:
     cells: Mapping[int, npt.NDArray[np.uint16]] = field(default_factory=dict)
 
     def under(self, policy: MosaicPolicy, *, samples: Samples) -> "Part":
-        """The same with what a policy asks for; ``samples`` as ``Loader`` says. ``sentence_ref`` must be given."""
+        """The same with what a policy needs; ``samples`` as in ``Loader``. ``sentence_ref`` must be given."""
         begin, count = self.sentence_begin, self.sentence_count
         if samples in ("first", "last"):
             begin, count = begin if samples == "first" else begin + count - 1, np.ones_like(count)
@@ -83,7 +85,7 @@ class Part:
 
     @property
     def excludes_by_ref(self) -> bool:
-        """Whether it depends on the ref which photos are excluded, so that too few may be left for a mosaic."""
+        """Whether the excluded photos depend on the ref, so that too few may be left for a mosaic."""
         return self.category is not None or self.similar_above is not None
 
     def columns(self) -> Columns:
@@ -93,7 +95,7 @@ class Part:
         if neighbors is None or similarity is None:
             neighbors, similarity = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
         if similarity.dtype == np.float16:
-            similarity = similarity.view(np.uint16)  # the kernels widen it: Numba has no half on the CPU
+            similarity = similarity.view(np.uint16)  # the kernels widen it: Numba has no float16 on the CPU
         return Columns(
             ref_image=self.ref_image,
             empty=self.empty,

@@ -1,4 +1,4 @@
-"""Planner: plan rows, of (data set, table, policy, seed, epoch, position). ``nemo_dali.plan`` has the rules."""
+"""Planner: plan rows from (data set, table, policy, seed, epoch, position). ``nemo_dali.plan`` has the rules."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class ShortPools:
 
     Attributes:
         last_valid: filled with the last candidates of the table's row, beyond the window.
-        random: those among them whose row was too short even so and that got random photos besides.
-        single: mosaics of any kind that the exclusions left too few photos for, and that show the target's photo alone.
+        random: those among them whose row was too short even so, and that got random photos too.
+        single: mosaics of any kind that the exclusions left too few photos for; they show the target's photo alone.
     """
 
     last_valid: int = 0
@@ -35,7 +35,7 @@ class ShortPools:
 
     @classmethod
     def of(cls, short: npt.NDArray[np.uint8]) -> "ShortPools":
-        """Count what rows met, uint8 [n] from ``Planner.draw``."""
+        """Count the shortfalls of rows, uint8 [n] from ``Planner.draw``."""
         if not short.any():
             return cls()
         return cls(*(int(np.count_nonzero(short & bit)) for bit in (BEYOND, RANDOM_TOO, ALONE)))
@@ -138,7 +138,7 @@ class Planner:
         return self.draw(epoch, positions)[0]
 
     def draw(self, epoch: int, positions: npt.ArrayLike) -> tuple[PlanRows, npt.NDArray[np.uint8]]:
-        """``plan``, and how each row met too few candidates, uint8 [n], which ``ShortPools.of`` counts."""
+        """``plan``, and how each row fell short of candidates, uint8 [n], which ``ShortPools.of`` counts."""
         positions = _as_positions(positions)
         return self._draw(epoch, positions, self.order(epoch)[positions % self.length])
 
@@ -148,7 +148,7 @@ class Planner:
         Args:
             epoch: that of the rows.
             rows: what ``plan`` gave, dtype ``PLAN`` [n]; they are not changed.
-            bad: bool [photos], through all data sets.
+            bad: bool [photos], across all data sets.
 
         Raises:
             NemoError: there are not enough photos left.
@@ -177,7 +177,7 @@ class Planner:
     def _draw(
         self, epoch: int, positions: npt.NDArray[np.int64], items: npt.NDArray[np.int64]
     ) -> tuple[PlanRows, npt.NDArray[np.uint8]]:
-        """Rows that show certain items at certain positions, and how each met too few candidates."""
+        """Rows that show given items at given positions, and how each fell short of candidates."""
         rows, short = np.zeros(len(positions), PLAN), np.zeros(len(positions), np.uint8)
         rows["position"] = positions
         rows["ref"] = items
@@ -209,7 +209,7 @@ class Planner:
         rows["ref"] -= self._item_offset[index]
         seed, columns, exclusions = np.uint64(self.seed), self._columns[index], self._exclusions[index]
         fill_rows(seed, np.uint64(epoch), columns, exclusions, self._chances(epoch), rows, short)
-        # What was drawn from is looked at now: before, it is not known which sentences are shown.
+        # Candidates are checked only now: before, it is not known which sentences are shown.
         if part.check_rows is not None and (mined := rows["kind"] == MINED).any():
             part.check_rows(rows["sentence"][mined], part.ref_image[rows["ref"][mined]])
         if ((rows["images"] >= 0).sum(1) != rows["grid"].astype(int) ** 2).any() or rows["images"].max() >= part.photos:
@@ -218,13 +218,13 @@ class Planner:
         return short
 
     def _count_from(self, index: int, rows: PlanRows, sign: int) -> None:
-        """Let rows of one data set count through all of them (1), or through it alone (-1), in place."""
+        """Make rows of one data set count across all of them (1), or within that one (-1), in place."""
         rows["ref"] += sign * self._ref_offset[index]
         rows["sentence"] += sign * self._sentence_offset[index]
         rows["images"] += np.where(rows["images"] >= 0, sign * self._image_offset[index], 0).astype(np.int32)
 
     def _replace_negatives(self, index: int, epoch: int, rows: PlanRows, bad: npt.NDArray[np.bool_]) -> int:
-        """Replace them in rows that belong to one data set, in place; how many there were."""
+        """Replace bad negatives in rows that belong to one data set, in place; returns how many there were."""
         part, first = self._parts[index], self._image_offset[index]
         here = bad[first : first + part.photos]
         self._count_from(index, rows, -1)
@@ -249,7 +249,7 @@ def _as_positions(given: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Positions of an epoch, one or several, as int64 [n].
 
     Raises:
-        ValueError: they are no such integers.
+        ValueError: they are not.
     """
     try:
         positions = np.atleast_1d(np.asarray(given))
@@ -269,7 +269,7 @@ def _as_positions(given: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def _of_each_part(rows: PlanRows, offset: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-    """The data sets that rows are of, and which rows those are; ``ref`` counts from ``offset``."""
+    """Each data set that rows belong to, and which rows those are; ``ref`` counts from ``offset``."""
     owner = np.searchsorted(offset, rows["ref"], side="right") - 1
     for index in range(len(offset) - 1):
         if (chosen := np.flatnonzero(owner == index)).size:

@@ -1,7 +1,7 @@
-"""MosaicPolicy: which share of the samples becomes a mosaic, of what kind, and where its target lies.
+"""MosaicPolicy: which share of the samples become mosaics, of what kind, and where the target is in them.
 
 A policy file is a JSON object with some or all of the policy's own keys, and optionally ``tuned_for`` (the fingerprint
-of a negative table) and ``why`` (sentences), such as ``nemo-dali tune`` writes. A number that changes with the epoch is
+of a negative table) and ``why`` (sentences), as ``nemo-dali tune`` writes them. A number that changes with the epoch is
 an object in it: ``{"steps": {"0": 0.0, "5": 0.5}}`` or ``{"linear": ...}``.
 """
 
@@ -30,7 +30,7 @@ TargetCell = Literal["uniform", "positional"]
 
 
 class Difficulty(NamedTuple):
-    """What of a policy may change with the epoch, in one epoch; ``MosaicPolicy`` says what it means."""
+    """The values of a policy that may change with the epoch, in one epoch; ``MosaicPolicy`` explains them."""
 
     p_mined: float
     p_random: float
@@ -51,7 +51,7 @@ class MosaicPolicy:
 
     Attributes:
         p_mined: probability of a mosaic whose other photos are mined negatives.
-        p_random: probability of a mosaic whose other photos are random ones; the rest of the probability is single.
+        p_random: probability of a mosaic whose other photos are random ones; the rest of the samples are single photos.
         mine_after_epoch: before this epoch (counted from 0), random samples replace mined ones. ``mine_after_epoch=5,
             p_mined=0.5`` draws what ``p_mined=ByEpoch({0: 0.0, 5: 0.5}), p_random=ByEpoch({0: 0.5, 5: 0.0})`` draws.
         top_k: K, the number of candidates in the pool.
@@ -106,11 +106,11 @@ class MosaicPolicy:
         return hash(tuple(frozenset(value.items()) if isinstance(value, dict) else value for value in values))
 
     def at(self, epoch: int) -> "MosaicPolicy":
-        """The policy of one epoch as a constant policy: in this epoch it draws what this one draws."""
+        """The policy of one epoch as a constant policy, which draws the same in that epoch."""
         return replace(self, **self.difficulty(epoch)._asdict(), mine_after_epoch=0)
 
     def difficulty(self, epoch: int) -> Difficulty:
-        """The values that may change with the epoch, as they are in this one, after ``mine_after_epoch``."""
+        """The values that may change with the epoch, as they are in this one, with ``mine_after_epoch`` applied."""
         epoch = integer("epoch", epoch, least=0)
         now = Difficulty(*(self._value(name, epoch) for name in Difficulty._fields))
         if epoch < self.mine_after_epoch:
@@ -183,7 +183,7 @@ class MosaicPolicy:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys are all different."""
+    """A JSON object, whose keys must all be different."""
     made: dict[str, Any] = {}
     for name, value in pairs:
         if name in made:
@@ -193,7 +193,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _each(given: Any) -> Iterator[tuple[Any, str]]:
-    """The values of an attribute, and for messages in which epoch."""
+    """The values of an attribute, each with its epoch for messages."""
     if not isinstance(given, ByEpoch):
         yield given, ""
         return
@@ -250,7 +250,7 @@ def read_policy(path: str | Path) -> tuple[MosaicPolicy, str | None]:
 
 
 def check_policy_place(path: str | Path) -> None:
-    """Find out before long work whether ``write_policy`` could write a file now; it raises the same."""
+    """Check, before long work, that ``write_policy`` could write a file now; raises the same errors."""
     path = Path(path)
     if path.suffix != ".json":
         raise ValueError(f"output ({path}) must end in .json")
@@ -293,7 +293,7 @@ def policy_of(
 
 
 def warn_if_tuned_elsewhere(path: PathLike | None, tuned_for: str | None, tables: Sequence[str]) -> None:
-    """Say that a policy file was tuned for none of the tables, by their fingerprints, that it is used with."""
+    """Warn if a policy file was tuned for none of the tables, given by fingerprint, that it is used with."""
     if tuned_for is not None and tuned_for not in tables:
         logger.warning(
             "The policy in %s was tuned for a different negative table than the one given. Propose one for this table "
@@ -303,7 +303,7 @@ def warn_if_tuned_elsewhere(path: PathLike | None, tuned_for: str | None, tables
 
 
 def warn_if_unbounded(policy: MosaicPolicy) -> None:
-    """Say, once in a process, that a policy that mines has no bound, in one epoch at least."""
+    """Warn, once per process, if a policy that mines has no bound in at least one epoch."""
     for epoch in policy.turns:
         now = policy.difficulty(epoch)
         if now.p_mined > 0 and now.max_similarity is None:

@@ -15,9 +15,9 @@ class Schedule:
     Attributes:
         length: samples of an epoch.
         batch_size: of this rank.
-        drop_last: leave out samples that fill no step.
-        pad: fill the last step up, with positions behind the epoch's end; else it is smaller, and ranks may have
-            different numbers of steps.
+        drop_last: leave out samples that do not fill a step.
+        pad: fill up the last step with positions past the epoch's end; else it is smaller, and ranks may have different
+            numbers of steps.
     """
 
     length: int
@@ -33,14 +33,14 @@ class Schedule:
         return self.batch_size * self.world_size
 
     def steps_after(self, seen: int) -> int:
-        """Steps left in an epoch of which ``seen`` samples are done, by whatever number of ranks."""
+        """Steps left in an epoch of which ``seen`` samples are done, by any number of ranks."""
         if not self.pad:
             seen += self.rank * self.batch_size
         left = max(self.length - seen, 0)
         return left // self.global_batch if self.drop_last else -(-left // self.global_batch)
 
     def check_filled(self) -> None:
-        """Refuse an epoch without a step; in evaluation, which fills nothing up, a rank may have none.
+        """Refuse an epoch without a step; in evaluation, which does not pad, a rank may have none.
 
         Raises:
             NemoError: there is none.
@@ -52,12 +52,12 @@ class Schedule:
             )
 
     def behind(self, epoch: int, seen: int) -> tuple[int, int]:
-        """Epoch and samples seen of the step behind this one."""
+        """Epoch and samples seen of the step after this one."""
         seen += self.global_batch
         return (epoch, seen) if self.steps_after(seen) else (epoch + 1, 0)
 
     def positions(self, seen: int) -> npt.NDArray[np.int64]:
-        """What this rank shows of the step behind ``seen`` samples: int64 [batch_size], or fewer without padding."""
+        """What this rank shows in the step after ``seen`` samples: int64 [batch_size], or fewer without padding."""
         first = seen + self.rank * self.batch_size
         end = first + self.batch_size
         return np.arange(first, end if self.pad else min(end, self.length))

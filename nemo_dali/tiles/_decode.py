@@ -1,4 +1,4 @@
-"""Decoding photos into tiles, by the stream path's own kernels.
+"""Decoding photos into tiles, with the stream path's own kernels.
 
 on the CPU    paths ──▶ io.file.read ──▶ decoders.image ─┬─▶ write_tiles ──▶ /tiles/480x480, mapped
                                                          └─▶ write_tiles ──▶ /tiles/240x240, mapped
@@ -45,7 +45,7 @@ def decode_tiles(
         resample: one of RESAMPLE.
         arrays: uint8 [photos, 3, h, w] by (h, w), to be written into.
         rows: of the photos.
-        num_threads: of DALI.
+        num_threads: DALI's.
         device_id: of the GPU that decodes and resamples; None: the CPU does.
 
     Yields:
@@ -105,7 +105,7 @@ class _TilePipeline(StreamPipeline[Any]):
 
         photos = self._photos(encoded)
         sources = [fn.external_source(name=f"tiles{i}", ndim=1, dtype=types.UINT8) for i in range(self._sizes)]
-        # They are alike: a photo is of the size that it should be, or not.
+        # All sizes give the same status: a photo has the size that it should have, or not.
         return fn.cat(*[write_tiles(tiles, photos) for tiles in sources], axis=0)
 
     def _feed(self, work: Any) -> None:
@@ -114,12 +114,12 @@ class _TilePipeline(StreamPipeline[Any]):
 
 
 class _HostWork:
-    """Batches whose tiles DALI's threads write where they are to lie."""
+    """Batches whose tiles DALI's threads write straight into place."""
 
     def __init__(self, arrays: Mapping[Shape, U8], count: int) -> None:
         self._arrays = arrays
         self._table = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
-        # The kernel writes masks too, which nobody reads; one for each photo, lest cores fight for the same memory.
+        # The kernel also writes masks, which nobody reads; one per photo, so that cores do not contend for memory.
         self._masks = np.empty((count, max(h * w for h, w in arrays)), np.uint8)
 
     def pipeline(self, **options: Any) -> StreamPipeline[Any]:
@@ -133,7 +133,7 @@ class _HostWork:
         return tiles
 
     def land(self, made: Any, batch: list[int]) -> None:
-        pass  # they lie there
+        pass  # they are there already
 
 
 @dataclass(eq=False)
@@ -142,10 +142,10 @@ class _DeviceTiles:
 
     Attributes:
         tiles: dtype ``TILE`` [sizes, photos].
-        made: torch uint8 [bytes] on the device, the tiles of a size after those of another.
+        made: torch uint8 [bytes] on the device, all tiles of one size, then those of the next.
         landed: the same in page-locked memory.
         stream: torch's current one when ``made`` was allocated.
-        ready: event on it; the pipeline's.
+        ready: the pipeline's event on ``stream``.
         status: uint8 [photos], DONE or WRONG_SIZE, once all is queued.
     """
 
@@ -173,7 +173,7 @@ class _DeviceTiles:
 
 
 class _DeviceWork:
-    """Batches whose tiles a GPU writes into its own memory, and which the host then puts where they are to lie."""
+    """Batches whose tiles a GPU writes into its own memory, and the host then copies into place."""
 
     def __init__(self, arrays: Mapping[Shape, U8], device_id: int) -> None:
         import torch

@@ -2,7 +2,7 @@
 
     tile_decoding ──▶ /tiles/480x480, /tiles/240x240 ──▶ fsync ──▶ /digest
 
-A photo's digest is written after its tiles are on disk, so that a run that was killed continues after the last digest.
+A photo's digest is written after its tiles are on disk, so a run that was killed continues after the last digest.
 """
 
 import logging
@@ -76,18 +76,18 @@ def make_tiles(
 ) -> TilesReport:
     """Decode all photos of a data set once and write them, resampled to the cells of some grids, into a tile file.
 
-    Called again with the same arguments, it continues an interrupted run; with any others it refuses.
+    Called again with the same arguments, it continues an interrupted run; with different ones it refuses.
 
     Args:
         dataset_path: a .ris.h5 file.
         size: height and width in pixels of the frames that the tiles are for.
-        output: the tile file; one that exists is replaced only when the new one is complete.
+        output: the tile file; an existing one is replaced only when the new one is complete.
         resample: "cv2-linear" or "pillow-bilinear".
         grids: 1 for the whole frame, for single photos, 2 for 2x2, 3 for 3x3.
         images: where the photos are, if not where they were when the data set file was made.
         num_threads: DALI's; None: one per core.
         device: "cpu", "cuda" or "cuda:1": what decodes and resamples. A GPU's decoder gives slightly different pixels
-            than the CPU's; the file records which it was.
+            than the CPU's; the file records which was used.
         announce: called beforehand with a line on how large the file will be.
 
     Raises:
@@ -107,7 +107,7 @@ def make_tiles(
     from nvidia.dali import __version__ as dali_version
 
     dataset = Dataset.open(dataset_path, images=images)
-    dataset.photo_path(0)  # a folder that is not there is told before anything is written
+    dataset.photo_path(0)  # reports a missing folder before anything is written
     wanted: dict[str, Any] = {
         "dataset_fingerprint": dataset.fingerprint,
         "dataset_name": dataset.name,
@@ -175,12 +175,12 @@ def _shapes_text(shapes: Iterable[Shape]) -> str:
 
 
 class _Record:
-    """Writes down which photos are done: the digest of their tiles, once these are on the disk."""
+    """Records which photos are done: the digests of their tiles, once the tiles are on disk."""
 
     def __init__(self, made: Unfinished[TileFile], pool: Executor) -> None:
         self._made, self._tiles, self._pool = made, made.file, pool
-        self._written: list[tuple[int, bytes]] = []  # row and digest of what nobody has asked the disk for yet,
-        self._syncing: list[tuple[int, bytes]] = []  # and of what was written when the disk was last waited for
+        self._written: list[tuple[int, bytes]] = []  # rows and digests of tiles that no sync covers yet,
+        self._syncing: list[tuple[int, bytes]] = []  # and of those that the latest sync covers
         self._sync: Future[None] = pool.submit(made.sync)
         self._began = time.monotonic()
 
@@ -195,7 +195,7 @@ class _Record:
             yield from rows
 
     def _turn(self) -> None:
-        """Write down what the disk has by now, and wait for the rest, in the background."""
+        """Record what is on disk by now, and sync the rest in the background."""
         self._sync.result()
         for row, digest in self._syncing:
             self._made.record("digest", row, digest)

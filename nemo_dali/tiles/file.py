@@ -7,7 +7,7 @@
     │           │     │     │     │     │   │   │   │     /tiles/{h}x{w}  uint8 [photos, 3, h, w]
     └───────────┘     └─────┴─────┘     └───┴───┴───┘     /digest         uint8 [photos, 32], of a photo's tiles
 
-A photo's row is that of the data set's /images. ``tiling`` makes such files.
+A photo's row is its row in the data set's /images. ``make_tiles`` makes such files.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from nemo_dali.kernels.tile import RESAMPLE
 
 FORMAT = "nemo-dali/tiles"
 VERSION = 2
-BLOCK = 1024  # photos whose digests are asked for at once
+BLOCK = 1024  # photos whose digests are computed at once
 
 U8 = npt.NDArray[np.uint8]
 Shape = tuple[int, int]  # height and width of a cell in pixels
@@ -50,7 +50,7 @@ def cell_shapes(size: int, grids: Iterable[int]) -> list[Shape]:
 class TileFile:
     """An open tile file of M photos: mapped arrays. It pickles as its path.
 
-    A photo's tiles are checked against their checksums when they are first used: before you read some, call
+    A photo's tiles are checked against their checksums when they are first used: before reading some, call
     ``rows[h, w].check(photos)``.
 
     Attributes:
@@ -78,7 +78,7 @@ class TileFile:
         """Open a tile file in milliseconds, whatever its size.
 
         Raises:
-            FileFormatError: not such a file, truncated, half built, or damaged.
+            FileFormatError: not a tile file, truncated, half built, or damaged.
         """
         found = read_tiles(path)
         if found.fingerprint == UNFINISHED:
@@ -94,7 +94,7 @@ class TileFile:
 
     @cached_property
     def rows(self) -> dict[Shape, CheckedRows]:
-        """For each size, which photos' tiles were found to be as they were written."""
+        """For each size, which photos' tiles have matched their checksums."""
         return {(h, w): self.mapped.rows(array_name(h, w)) for h, w in self.arrays}
 
     def content_fingerprint(self) -> str:
@@ -125,13 +125,13 @@ class TileFile:
             )
 
     def check(self, *, size: int, resample: str, grids: Iterable[int]) -> None:
-        """Refuse frames that these tiles do not fill.
+        """Refuse frames that these tiles were not made for.
 
         Args:
             grids: those wanted; 1 for single photos.
 
         Raises:
-            FileFormatError: another size, another resampling, or a grid that there are no tiles for.
+            FileFormatError: a different size, a different resampling, or a grid that there are no tiles for.
         """
         wanted_grids = set(grids)
         missing = sorted(wanted_grids - set(self.grids))
@@ -156,7 +156,7 @@ def read_tiles(path: str | Path) -> TileFile:
     """Open a tile file, finished or not.
 
     Raises:
-        FileFormatError: not such a file, cut short, or damaged.
+        FileFormatError: not a tile file, cut short, or damaged.
     """
     path = Path(path).absolute()
     remedy = f"Make it with: nemo-dali tiles F.ris.h5 --size SIZE -o {path}"
@@ -183,12 +183,12 @@ def read_tiles(path: str | Path) -> TileFile:
 
 
 def array_name(height: int, width: int) -> str:
-    """What the array of tiles of this size is called."""
+    """The name of the array of tiles of this size."""
     return f"tiles/{height}x{width}"
 
 
 def tiles_fingerprint(tiles: TileFile, digest: U8) -> str:
-    """Of a file whose photos' tiles have these digests, uint8 [M, 32]."""
+    """The fingerprint of a file whose photos' tiles have these digests, uint8 [M, 32]."""
     return fingerprint(
         {
             "digest": digest,

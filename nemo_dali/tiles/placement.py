@@ -1,4 +1,4 @@
-"""Where resident tiles lie in memory, and which of them a sample's cells show.
+"""Where resident tiles are kept in memory, and which of them a sample's cells show.
 
 placement   the tiles are read from                                    by
 host        the mapped file, one copy per node in the page cache       the CPU's kernel
@@ -30,28 +30,28 @@ from nemo_dali.pipeline import gpu
 from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.tiles.file import Shape, TileFile
 
-ROOM = 2**29  # bytes of a GPU that kernels and the decoder need besides
+ROOM = 2**29  # bytes of GPU memory that kernels and the decoder need
 
 Addresses = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
 
 
 class ResidentTiles:
-    """The tiles that a policy shows, in their place. A GPU's are let go when this is.
+    """The tiles that a policy shows, in memory. What a GPU reads is released with this object.
 
     Args:
         paths: .tiles.h5 files, one for each of ``datasets``.
-        size, resample, policy: of the loader; the policy's 2x2 mosaics have no jittered crossing.
-        grids: that its plan may have; 1 for single photos.
-        placement: where they are to lie.
-        device_id: CUDA device number; None: the CPU, for "host" alone.
-        device_budget: for "device", bytes of GPU memory; the tiles that are read most often lie there, the rest in
+        size, resample, policy: the loader's; the policy must not jitter the crossing of 2x2 mosaics.
+        grids: those that its plan may have; 1 for single photos.
+        placement: where to keep them.
+        device_id: CUDA device number; None: the CPU, for "host" only.
+        device_budget: for "device", bytes of GPU memory; the tiles that are read most often go there, the rest into
             page-locked memory. None: all of them, or an error.
         together: whether every rank of torch.distributed makes one now, so that a node's ranks can share a copy.
 
     Attributes:
         placement: as given.
-        addresses: uint64 [sizes * photos], of every tile; ``check`` comes before one is read.
+        addresses: uint64 [sizes * photos], of every tile; call ``check`` before reading one.
         device_bytes, pinned_bytes: of the tiles in GPU memory and in page-locked memory.
 
     Raises:
@@ -112,7 +112,7 @@ class ResidentTiles:
                 checked.result()
 
     def _send(self, arrays: list[U8], device_id: int, budget: int | None, together: bool) -> list[Addresses]:
-        """Copy arrays, which were checked, to where a GPU reads them; the address of each of their rows."""
+        """Copy arrays, already checked, to where a GPU reads them; returns the address of each of their rows."""
         needed = sum(array.nbytes for array in arrays)
         counts, left = [], needed if budget is None else budget
         for array in arrays:
@@ -129,12 +129,12 @@ class ResidentTiles:
         except NemoError as error:
             if not (self.pinned_bytes and together):
                 raise
-            problem = str(error)  # the other ranks are to hear of it
+            problem = str(error)  # the other ranks must learn of it
         if self.pinned_bytes:
             copy = node_copy(rest, together=together, problem=problem)
             locked, rest = copy.memory, list(copy.arrays)
             shift = gpu.lock_pages(locked, device_id) - locked.ctypes.data
-        # Not at the end of the process, which lets go of everything by itself.
+        # Not at the end of the process, which frees everything anyway.
         weakref.finalize(self, _let_go, device_id, os.getpid(), sent, locked).atexit = False
         return [
             np.concatenate([_rows(tensor.data_ptr(), tensor), _rows(array.ctypes.data + shift, array)])
@@ -151,7 +151,7 @@ class ResidentTiles:
 
     @property
     def decoder(self) -> str:
-        """What decoded the photos: "cpu", or "mixed" for a GPU, if it was one of any file."""
+        """What decoded the photos: "mixed" if a GPU decoded those of any file, else "cpu"."""
         return "mixed" if any(file.decoder.endswith("mixed") for file in self.files) else "cpu"
 
     def check_files(self) -> None:
@@ -162,14 +162,14 @@ class ResidentTiles:
     def find(
         self, heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32], photos: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """The tiles of photos [n] at given sizes [n], int64 [n]: places in ``addresses``."""
+        """The tiles of photos [n] at given sizes [n], int64 [n]: indices into ``addresses``."""
         first = np.empty(len(photos), np.int64)
         for index, (height, width) in enumerate(self._shapes):
             first[(heights == height) & (widths == width)] = index * self._photos
         return first + photos
 
     def check(self, tiles: npt.NDArray[np.int64]) -> None:
-        """Compare tiles [n] with their checksums, each when it is first asked for.
+        """Compare tiles [n] with their checksums, each on its first use.
 
         Raises:
             FileFormatError: one is not as it was written.
@@ -185,7 +185,7 @@ class ResidentTiles:
 
 
 def _most_read_first(policy: MosaicPolicy, size: int, grids: Collection[int]) -> list[Shape]:
-    """The sizes of the cells of grids, those first of which the average sample reads most tiles."""
+    """The sizes of the cells of grids, first those of which the average sample reads the most tiles."""
     mosaic = _mosaic_share(policy)
     reads: dict[Shape, float] = defaultdict(float)
     for grid in grids:
@@ -197,7 +197,7 @@ def _most_read_first(policy: MosaicPolicy, size: int, grids: Collection[int]) ->
 
 
 def _mosaic_share(policy: MosaicPolicy) -> float:
-    """Of the samples, on average from epoch 0 to the last one in which something changes."""
+    """The share of samples that are mosaics, averaged from epoch 0 to the last one in which something changes."""
     epochs = policy.turns
     shares = [now.p_mined + now.p_random for now in map(policy.difficulty, epochs)]
     if epochs == [0]:
@@ -207,14 +207,14 @@ def _mosaic_share(policy: MosaicPolicy) -> float:
 
 
 def _rows(begin: int, array: Any) -> Addresses:
-    """Where the rows of an array lie that begins there."""
+    """The addresses of the rows of an array that begins at ``begin``."""
     return np.uint64(begin) + np.arange(len(array), dtype=np.uint64) * np.uint64(math.prod(array.shape[1:]))
 
 
 def _let_go(device_id: int, process: int, sent: list[Any], locked: U8 | None) -> None:
     if os.getpid() == process:  # CUDA does not survive a fork
         with suppress(RuntimeError):  # after a CUDA error nothing runs there any more
-            gpu.synchronize(device_id)  # the last batches may still read what goes now
+            gpu.synchronize(device_id)  # the last batches may still be reading this memory
             if locked is not None:
                 gpu.unlock_pages(locked, device_id)
     sent.clear()
