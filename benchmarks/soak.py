@@ -5,8 +5,9 @@
 One process trains under ``on_error="substitute"``: it writes down each batch and then the loader's state. It is killed
 by SIGKILL, SIGTERM or SIGINT, at random, and the next one continues from the last state, with a random number of ranks
 and of batches made ahead. What was written down must be the epochs in order without a gap, and every row the one that
-follows from knowing all bad photos beforehand; one sample of each batch is also compared with one made by OpenCV and
-pycocotools. A second process is never killed: it makes a new loader for each epoch, and its memory must not grow.
+follows from knowing all bad photos beforehand; one sample of each batch is also compared with one made by OpenCV
+or Pillow, and pycocotools. A second process is never killed: it makes a new loader for each epoch, and its memory must
+not grow.
 
 Prints a line a minute and JSON at the end; the exit code is 1 if anything was wrong.
 """

@@ -52,7 +52,7 @@ def main() -> None:
     if options.measure is not None:
         print(json.dumps(measure(options.measure)))
         return
-    # Not imported above: a turn of another checkout has its own package, and none of these benchmarks.
+    # Not imported above: a turn of another checkout has its own package.
     from common import ROOT, generate
     from startup import make_files
 

@@ -122,7 +122,8 @@ def bench_loader(
         pairs: how many times each is timed, 1 to ``MOST_TIMED``.
         steps: batches per timing, also 1 to ``MOST_TIMED``, after ``WARM_UP`` that are not counted; more where they
             take less than ``LEAST_SECONDS``. They continue into later epochs.
-        baseline: time ``torch_baseline.dataloader`` too, after a check that its batches are the loader's.
+        baseline: time ``torch_baseline.dataloader`` too, exactly ``steps`` batches at a time, after a check that its
+            batches are the loader's.
         starve: milliseconds of a training step, simulated by sleeping; the share of the time that such a training
             waits for batches is reported.
 

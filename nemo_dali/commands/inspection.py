@@ -1,4 +1,4 @@
-"""What is in a nemo-dali file, as JSON values and as text: ``nemo-dali inspect``."""
+"""What is in a nemo-dali file, as JSON values: ``nemo-dali inspect``."""
 
 from pathlib import Path
 from typing import Any

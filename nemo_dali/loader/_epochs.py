@@ -97,8 +97,8 @@ class EpochIterator:
         Args:
             state: what ``state_dict`` returned. One saved before ``sampling`` was among the fingerprints is accepted
                 with a warning.
-            strict: refuse a state that was saved with a different policy, ``samples``, ``split_mode`` or ``size``,
-                under which the rest of the epoch would differ. False: accept it, with a warning.
+            strict: refuse a state that was saved with a different policy, ``samples``, ``split_mode``, ``size`` or
+                ``erase``, under which the rest of the epoch would differ. False: accept it, with a warning.
 
         Raises:
             StateError: the state has a different version, seed, data set or table, or different samples; nothing is

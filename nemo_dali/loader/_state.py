@@ -44,8 +44,8 @@ def read_state(state: Any, *, seed: int, fingerprints: dict[str, list[str]], str
 
     Args:
         seed, fingerprints: of the loader that is to continue.
-        strict: refuse a state that was saved with a different policy, ``samples``, ``split_mode`` or ``size``; else
-            warn.
+        strict: refuse a state that was saved with a different policy, ``samples``, ``split_mode``, ``size`` or
+            ``erase``; else warn.
 
     Raises:
         StateError: it is not a state, or has a different version, seed, data set or table, or different samples.

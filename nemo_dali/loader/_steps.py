@@ -15,7 +15,7 @@ from nemo_dali.plan.planner import Planner, ShortPools
 from nemo_dali.plan.schedule import Schedule
 
 THREAD = "nemo-dali plan"
-MOST_ROWS = 4096  # of a chunk: compiled code then costs less than the calls into it
+MOST_ROWS = 4096  # of a chunk: by then the calls into compiled code cost less than the code
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,7 +159,7 @@ def draw_panel(sample: Sample, side: int) -> Image.Image:
 
 
 def outline(photo: Image.Image, mask: Image.Image) -> None:
-    """Outline what a mask (L, 0 or 255) covers on a photo (RGB, of the same size), and tint it lightly."""
+    """Outline what a mask (L, 255 inside) covers on a photo (RGB, of the same size), and tint it lightly."""
     inside = np.asarray(mask)
     for radius, colour in OUTLINE:
         photo.paste(colour, (0, 0), Image.fromarray(np.minimum(_grown(inside, radius), 255 - inside)))

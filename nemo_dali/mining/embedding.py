@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,6 @@ from nemo_dali.mining._inputs import Inputs
 from nemo_dali.mining._precision import deterministic_convolutions, exact_float32
 from nemo_dali.mining.clip import Clip
 from nemo_dali.mining.ranking import first_not_finite
-
-if TYPE_CHECKING:
-    pass
 
 F32 = npt.NDArray[np.float32]
 

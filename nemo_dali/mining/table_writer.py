@@ -125,6 +125,7 @@ def write_table(  # noqa: PLR0913  # what a table holds
 
     Raises:
         FileFormatError: the file cannot be written, or the rows are not valid.
+        ValueError: the blocks do not have a row for each sentence.
     """
     sentences, width = text_embedding.shape
     attributes = {

@@ -303,7 +303,7 @@ def warn_if_tuned_elsewhere(path: PathLike | None, tuned_for: str | None, tables
 
 
 def warn_if_unbounded(policy: MosaicPolicy) -> None:
-    """Warn, once per process, if a policy that mines has no bound in at least one epoch."""
+    """Warn if a policy that mines has no bound in at least one epoch; each warning is given once per process."""
     for epoch in policy.turns:
         now = policy.difficulty(epoch)
         if now.p_mined > 0 and now.max_similarity is None:

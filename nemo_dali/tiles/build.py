@@ -1,6 +1,6 @@
 """Making a tile file: photos are decoded once, into the mapped file, and their digests say which of them are done.
 
-    tile_decoding ──▶ /tiles/480x480, /tiles/240x240 ──▶ fsync ──▶ /digest
+    _decode ──▶ /tiles/480x480, /tiles/240x240 ──▶ fsync ──▶ /digest
 
 A photo's digest is written after its tiles are on disk, so a run that was killed continues after the last digest.
 """

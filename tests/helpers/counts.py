@@ -1,4 +1,4 @@
-"""How often a property is tried: a fifth in the ordinary lanes, in full by ``make fuzz``."""
+"""How often a property is tried: a fifth in the ordinary lanes, but at least 20 times, in full by ``make fuzz``."""
 
 import os
 

@@ -97,8 +97,8 @@ def check(row: Row, work: Work, image: Any, mask: Any, *, step: int = 0) -> dict
     """Compare a row's batch with the Loader's of the same step.
 
     Returns:
-        ``difference``, the mean absolute difference of the images in levels of 255, ``worst``, that of the worst cell,
-        and ``iou``, of all masks together.
+        ``difference``, the mean absolute difference of the images in levels of 255, and ``worst``, that of the worst
+        cell, with what is ``allowed`` and ``worst_allowed``; ``iou``, of all masks together.
 
     Raises:
         NemoError: they are not the same samples, so their speeds cannot be compared.
