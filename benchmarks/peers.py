@@ -31,7 +31,7 @@ def _generated(folder: Path, images: int) -> tuple[Path, Path]:
 def main() -> None:
     """Run the benchmark as the command line says."""
     # Imported here, because the processes that are measured import this file.
-    from nemo_dali.commands.peers.comparison import compare, told
+    from nemo_dali.commands.peers.comparison import compare, lines_of
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", type=Path)
@@ -71,7 +71,7 @@ def main() -> None:
 
     result["config"]["generated"] = options.dataset is None
     result["revision"] = revision()  # before the results change the tree
-    print(*told(result), sep="\n")
+    print(*lines_of(result), sep="\n")
     is_recorded = not quick and {row["name"] for row in result["rows"]} == {row.name for row in ROWS}
     output = options.output or (RESULTS if is_recorded else None)
     plot = options.plot or (ROOT / "docs" / "peers.svg" if is_recorded and not options.output else None)

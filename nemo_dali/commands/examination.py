@@ -293,7 +293,7 @@ def bench_peers(
     check_address_space()
     from tempfile import TemporaryDirectory
 
-    from nemo_dali.commands.peers.comparison import RESULT, compare, is_result, told
+    from nemo_dali.commands.peers.comparison import RESULT, compare, is_result, lines_of
     from nemo_dali.commands.peers.rows import PEERS
     from nemo_dali.io.output import check_place, write_bytes
     from nemo_dali.io.threads import thread_count
@@ -315,7 +315,7 @@ def bench_peers(
             pairs=pairs,
             steps=steps,
         )
-    say(*told(result))
+    say(*lines_of(result))
     if output is not None:
         content = (json.dumps(result, indent=2) + "\n").encode()
         write_bytes(output, content, is_ours=is_result, kind=RESULT)

@@ -111,7 +111,7 @@ class Position:
         waiting: the pass that was begun last, by its number, until it has taken its first step; then 0.
         overtaken: the one that was waiting when a state was loaded: it shows what the state says.
         restarts: passes over this epoch that were abandoned and begun again since it was chosen.
-        told: that was reported.
+        warned: whether a warning has reported them.
         turns: which pass may take a step.
     """
 
@@ -123,7 +123,7 @@ class Position:
     waiting: int = 0
     overtaken: int = -1
     restarts: int = 0
-    told: bool = False
+    warned: bool = False
     turns: Turns = field(default_factory=Turns)
 
     def move(self, epoch: int, seen: int, *, resumed: bool = False) -> None:
@@ -172,8 +172,8 @@ class Position:
                 epoch, seen, self.restarts = epoch + 1, 0, 0
             elif self.seen and not self.resumed:
                 self.restarts += 1
-                if self.restarts > 1 and not self.told and schedule.pad:  # an evaluation shows the same anyway
-                    self.told = True
+                if self.restarts > 1 and not self.warned and schedule.pad:  # an evaluation shows the same anyway
+                    self.warned = True
                     logger.warning(_RESTARTED, epoch)
             self.move(epoch, seen)
             self.turns.begin(self.passes)

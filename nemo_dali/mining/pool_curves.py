@@ -2,9 +2,9 @@
 
 A photo of the pool is a *false negative* if it holds what the sentence describes. Nobody has labelled these, but three
 things bound their share. If another sentence about a thing in the photo says all that this one says, the photo is one
-(``said``): at least a share ``told`` are. A false negative shows an object of the target's category: at most a share
-``shown`` of a pool's candidates are false negatives, if the data set's labels are complete. And if false negatives are
-as similar to the sentence as its own photo is, tau lets only the share ``true_below`` of them pass.
+(``said``): at least a share ``known_false`` are. A false negative shows an object of the target's category: at most a
+share ``shown`` of a pool's candidates are false negatives, if the data set's labels are complete. And if false
+negatives are as similar to the sentence as its own photo is, tau lets only the share ``true_below`` of them pass.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,8 @@ class Curves:
         ranks: int64, ranks in the table, from 1.
         no_target: the curves of sentences without a target; None: there are none.
         placed: share of the sentences that say where in the photo their target is.
-        told: float64 [T, C], share of the candidates that ``said`` shows to be false negatives; None: not measured.
+        known_false: float64 [T, C], share of the candidates that ``said`` shows to be false negatives; None: not
+            measured.
     """
 
     table: NegativeTable
@@ -94,7 +95,7 @@ class Curves:
     rank_quantiles: F64
     no_target: NoTargetCurves | None = None
     placed: float = 0.0
-    told: F64 | None = None
+    known_false: F64 | None = None
 
     @cached_property
     def hardness(self) -> F64:
@@ -162,7 +163,7 @@ def measure_curves(dataset: Dataset, table: NegativeTable) -> Curves:
         ),
         no_target=_no_target(others, similarity_others, valid_others, taus, ks, deeper) if len(others) else None,
         placed=placed_share([dataset.sentences.text[row] for row in rows.tolist()]),
-        told=_told(dataset, rows, neighbors, similarity, valid, begins, ks),
+        known_false=_known_false(dataset, rows, neighbors, similarity, valid, begins, ks),
     )
 
 
@@ -236,7 +237,7 @@ def _hits(
     return hits, float(shown.mean(axis=0)[category[known]].mean())
 
 
-def _told(
+def _known_false(
     dataset: Dataset,
     rows: npt.NDArray[np.int64],
     neighbors: npt.NDArray[np.int32],
@@ -245,7 +246,7 @@ def _told(
     begins: npt.NDArray[np.int64],
     ks: npt.NDArray[np.int64],
 ) -> F64:
-    """See ``Curves.told``; measured on some of the rows, evenly spread."""
+    """See ``Curves.known_false``; measured on some of the rows, evenly spread."""
     some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SAID)).astype(np.int64))
     said, fits = Said(dataset), np.zeros(len(dataset.images.id), bool)
     hits = np.full((len(some), neighbors.shape[1] + 1), -1, np.int32)
@@ -256,8 +257,8 @@ def _told(
             hits[place, 0] = 0
             np.cumsum(fits[neighbors[row]], out=hits[place, 1:])
             fits[photos] = False
-    told: F64 = _windows(similarity[some], hits, valid[some], begins[:, some], ks, False)["shown"]
-    return told
+    share: F64 = _windows(similarity[some], hits, valid[some], begins[:, some], ks, False)["shown"]
+    return share
 
 
 def _windows(

@@ -37,7 +37,7 @@ PASSING_NO_TARGET = 0.05
 LARGEST_SHORT = 0.01
 MOST_DRAWN, LARGEST_DRAWN = 0.01, 0.10
 FEW_PLACED = 0.01
-MOST_TOLD = 0.05  # of the candidates known to be false negatives; on generated photos, two to four times as many were
+MOST_KNOWN_FALSE = 0.05  # of the candidates; on generated photos, two to four times as many were false negatives
 NEAREST_K, LEAST_HARDNESS = 20, 0.8
 LEAST_TOLD_APART = 0.65
 ENOUGH = 0.999  # share of the sentences that a proposed depth suffices for
@@ -207,21 +207,21 @@ def _about_tau(curves: Curves, t: int, c: int, passing: float, *, found: bool) -
 
 def _about_false(curves: Curves, t: int, c: int) -> list[str]:
     """What is known about false negatives in these pools."""
-    if curves.told is None or math.isnan(curves.told[t, c]):
+    if curves.known_false is None or math.isnan(curves.known_false[t, c]):
         return []
-    told = curves.told[t, c]
+    least = curves.known_false[t, c]
     most = "" if math.isnan(curves.shown[t, c]) else f" and at most {curves.shown[t, c]:.0%}"
     text = (
-        f"At least {told:.0%}{most} of the candidates are false negatives: for that many, another sentence about an "
+        f"At least {least:.0%}{most} of the candidates are false negatives: for that many, another sentence about an "
         "object of the target's category says everything that this one says, apart from places."
     )
-    if told <= MOST_TOLD:
+    if least <= MOST_KNOWN_FALSE:
         return [text]
     with_crops = "exclude_crops" in curves.table.mapped.index.attributes
     remedy = "raise the margin of --exclude-crops" if with_crops else "mine with --exclude-crops MARGIN"
     return [
-        f"{text} Warning: that is more than {MOST_TOLD:.0%}, and most are not found this way. Lower --passing, or "
-        f"{remedy}, which leaves fewer at the same hardness (docs/mining.md)."
+        f"{text} Warning: that is more than {MOST_KNOWN_FALSE:.0%}, and most are not found this way. Lower "
+        f"--passing, or {remedy}, which leaves fewer at the same hardness (docs/mining.md)."
     ]
 
 

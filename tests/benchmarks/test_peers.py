@@ -41,7 +41,7 @@ def test_the_command_in_small(plots, files, tmp_path, monkeypatch, capsys):
 
 def test_part_of_the_rows_is_not_recorded(tmp_path, monkeypatch, capsys):
     rows = [{"name": row.name} for row in peers.ROWS]
-    monkeypatch.setattr("nemo_dali.commands.peers.comparison.told", lambda result: [])
+    monkeypatch.setattr("nemo_dali.commands.peers.comparison.lines_of", lambda result: [])
     written = []
     monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path / "results")
     monkeypatch.setattr(importlib.import_module("peers_tables"), "write_tables", written.append)

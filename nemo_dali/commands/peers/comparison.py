@@ -113,7 +113,7 @@ def compare(  # noqa: PLR0913  # the options of the command
     }
 
 
-def told(result: dict[str, Any]) -> Iterator[str]:
+def lines_of(result: dict[str, Any]) -> Iterator[str]:
     """Lines of a table, and what was left out."""
     yield f"{'':40}{'samples/s':>18}{'CPU ms':>8}{'MiB':>7}{'start s':>8}{'host':>7}{'stream':>7}"
     for row in result["rows"]:

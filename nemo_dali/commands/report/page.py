@@ -93,12 +93,12 @@ def report(
     check_place(output, is_ours=_is_page, kind=PAGE)  # fail now, not after the work
     script = _plotly()
     dataset, table = Dataset.open(dataset_path, images=images), NegativeTable.open(table_path)
-    told = None if truth is None else Truth.read(truth).of(dataset)
+    known = None if truth is None else Truth.read(truth).of(dataset)
     curves = measure_curves(dataset, table)
     proposal = propose(curves, passing=passing, grid=grid)
     false = None
-    if told is not None:
-        false = false_negatives(dataset_path, table_path, told, policy=policy or proposal.policy)
+    if known is not None:
+        false = false_negatives(dataset_path, table_path, known, policy=policy or proposal.policy)
     content = _curves(curves, proposal, passing, grid) | _pictures(dataset, curves, proposal, examples, seed)
     content["about"] = _about(dataset, table)
     content["truth"] = "" if false is None else str(false)
