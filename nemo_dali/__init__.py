@@ -1,8 +1,8 @@
 """NeMo mosaics for referring image segmentation, made inside a DALI pipeline.
 
-Public is what ``__all__`` holds here and in ``nemo_dali.fn`` (operators for DALI pipelines of your own), ``presets``,
-``metrics``, ``loader``, ``plan``, ``text``, ``data``, ``tiles``, ``mining`` and ``synthetic``; the rest may change.
-Names are imported when first used, so that ``import nemo_dali`` is quick.
+The public API is what ``__all__`` lists here and in ``nemo_dali.fn`` (operators for your own DALI pipelines),
+``presets``, ``metrics``, ``loader``, ``plan``, ``text``, ``data``, ``tiles``, ``mining`` and ``synthetic``; the rest
+may change. Names are imported when first used, so that ``import nemo_dali`` is quick.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Checks of arguments, each naming the argument and its value, and values as messages show them."""
+"""Argument checks, which name the argument and its value, and values formatted for messages."""
 
 import math
 import operator
@@ -19,7 +19,7 @@ def integer(name: str, value: Any, *, least: int, most: int = LARGEST_SEED) -> i
     """A value as an integer.
 
     Raises:
-        ValueError: it is none, or out of range.
+        ValueError: it is not an integer, or is out of range.
     """
     try:
         number = operator.index(value)
@@ -32,7 +32,7 @@ def integer(name: str, value: Any, *, least: int, most: int = LARGEST_SEED) -> i
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number that arithmetic with floats bears: none of 400 digits. True is 1."""
+    """Whether a value is a number that float arithmetic can take, unlike an integer of 400 digits. True is 1."""
     return (isinstance(value, float) and math.isfinite(value)) or (isinstance(value, int) and abs(value) < 2**64)
 
 
@@ -44,10 +44,10 @@ def as_list(given: T | Sequence[T] | None) -> list[T]:
 
 
 def as_paths(name: str, given: Any, *, gaps: bool = False) -> list[Any]:
-    """One, several or no paths as a list; with gaps, some of several may be None.
+    """One, several or no paths as a list; with ``gaps``, some of several may be None.
 
     Raises:
-        ValueError: something else is given, or among them.
+        ValueError: anything else is given, alone or among them.
     """
     if given is None:
         return []
@@ -59,7 +59,7 @@ def as_paths(name: str, given: Any, *, gaps: bool = False) -> list[Any]:
 
 
 def one_of(name: str, choice: Any, choices: Sequence[Any]) -> None:
-    """Refuse a choice that there is not."""
+    """Refuse a choice that is not one of ``choices``."""
     if choice not in choices:
         raise ValueError(f"{name} ({choice!r}) must be one of {choices}")
 
@@ -80,7 +80,7 @@ def _is_finite(value: float) -> bool:
 
 
 def short_repr(value: Any) -> str:
-    """A value of any kind for a message, on one line: of what may be endless, deep or huge only what it is."""
+    """Any value for a message, on one line; one that may be endless, deep or huge is only described."""
     if isinstance(value, int) and abs(value) >= 2**64:
         return f"a number of {value.bit_length()} bits"
     if isinstance(value, str | bytes):
@@ -89,13 +89,13 @@ def short_repr(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)} values"
     try:
         text = ascii(value)
-    except Exception:  # as deep as the stack, or a number of too many digits in it
+    except Exception:  # nested as deep as the stack, or it holds a number with too many digits
         return f"a {type(value).__name__}"
     return text if len(text) <= 2 * LONGEST_VALUE else f"{text[: 2 * LONGEST_VALUE]}..."
 
 
 def shorten(*values: str, longest: int = LONGEST_VALUE) -> list[str]:
-    """Two values for a message that compares them: of long ones the part where they begin to differ."""
+    """Two values for a message that compares them; long ones are cut to the part where they begin to differ."""
     if max(map(len, values)) <= longest:
         return list(values)
     same = next((i for i, pair in enumerate(zip(*values, strict=False)) if len(set(pair)) > 1), min(map(len, values)))

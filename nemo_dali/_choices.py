@@ -1,4 +1,4 @@
-"""The values that options take. Nothing heavy is imported, so that commands have them at once and on any machine."""
+"""The values that options take. Nothing heavy is imported, so that commands get them fast and on any machine."""
 
 from typing import Literal
 
@@ -10,6 +10,6 @@ MaskDType = Literal["uint8", "int64", "float32"]
 GRIDS = (1, 2, 3)  # cells a side; from 2 on they are mosaics
 Placement = Literal["host", "pinned", "device"]  # of resident tiles
 BoxFormat = Literal["xywh", "xyxy", "rel_xywh", "rel_xyxy"]  # of boxes in JSON lines
-# Photos that EXIF turns are shown as stored, or as viewers show them, or there must be none.
+# Photos that EXIF turns are shown as stored, shown as viewers show them, or refused.
 Exif = Literal["ignore", "apply", "refuse"]
 LayoutName = Literal["refcoco", "refclef", "grefcoco", "ref-zom"]  # of generated data sets

@@ -1,4 +1,4 @@
-"""What is imported when first used: public names, so that importing a package imports little, and extras' packages."""
+"""Lazy imports: public names, so that importing a package imports little, and the packages of extras."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +32,11 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """For a block that imports packages of an extra of ``pyproject.toml``.
+    """Guard a block that imports packages of an extra of ``pyproject.toml``.
 
     Args:
         name: of the extra.
-        what: needs them, at the beginning of a sentence.
+        what: what needs them, as the beginning of a sentence.
 
     Raises:
         NemoError: one of them is not installed.

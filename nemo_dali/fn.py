@@ -3,8 +3,8 @@
     image = nemo_dali.fn.mosaic([a, b, c, d])                      uint8 [H, W, 3] each ──▶ float32 [3, 480, 480]
     mask = nemo_dali.fn.remap_mask(runs, shape, cell=2, grid=2)    uint32 [n] ──▶ uint8 [480, 480], of photo c
 
-Pixels and masks are those of the Loader, bit for bit. On the CPU they are made per sample on DALI's threads, without
-the GIL; on a GPU by one launch a batch on DALI's stream.
+Pixels and masks equal the Loader's, bit for bit. On the CPU they are made per sample on DALI's threads, without the
+GIL; on a GPU, by one launch per batch on DALI's stream.
 
 If a sample cannot be drawn, DALI raises a RuntimeError when the batch is fetched; its text names the sample and what is
 wrong with it. As with DALI's own Python operators, a pipeline that has these cannot be serialized.
@@ -104,8 +104,8 @@ def remap_mask(
     Args:
         runs: DALI data, uint32 or int32 [n] a sample, COCO's run lengths: column by column, zeros first. They must
             add up to the photo's pixels; no run lengths at all mean an empty mask.
-        shape: the photo's height and width: integers, or DALI data of integers a sample, such as ``fn.shapes`` and
-            ``fn.peek_image_shape`` give; what follows these two is ignored.
+        shape: the photo's height and width: integers, or DALI data of integers a sample, as ``fn.shapes`` and
+            ``fn.peek_image_shape`` return them; any after the first two are ignored.
         cell: number of the target's cell, row by row: an integer, or DALI data of one integer a sample.
         grid: cells a side, 1, 2 or 3.
         size, center, resample: as given to ``mosaic``.
@@ -136,7 +136,7 @@ def remap_mask(
 
 
 def _integers(numbers: Any, dtype: Any) -> DataNode:
-    """DALI data of integers on the CPU, given as such data anywhere or as plain integers."""
+    """DALI data of integers on the CPU, from DALI data on any device or from plain integers."""
     if not isinstance(numbers, DataNode):
         numbers = types.Constant(np.array(numbers, np.int32), device="cpu")
     return dali.cast(numbers.cpu() if numbers.device == "gpu" else numbers, dtype=dtype)

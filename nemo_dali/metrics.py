@@ -8,8 +8,8 @@
     rela                  ReLA refer_evaluation.py      p > 0.5   I / U, 0 if U=0   >=   IoU 1 if found empty, else 0
     dmmi                  DMMI test.py                  p > 0.5   I / U, 0 if U=0   >=   only in N-acc
 
-An argmax over two channels is p > 0.5. Masks are compared at the size they are given in: LAVT's own is 480 x 480,
-CRIS's that of the photo. Metrics that are logged during training (CRIS's ``trainMetricGPU``) are not covered.
+An argmax over two channels is p > 0.5. Masks are compared at the size they are given in: LAVT itself compares at
+480 x 480, CRIS at the photo's size. Metrics logged during training (CRIS's ``trainMetricGPU``) are not covered.
 
     metric = Segmentation("lavt")
     for ...:
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["PROTOCOLS", "Protocol", "Segmentation"]
 
 Group = tuple[str, int | str]  # name and key
-Totals = dict[str, int]  # what the metrics are quotients of; those of several ranks can be added up
+Totals = dict[str, int]  # the sums whose quotients are the metrics; those of several ranks can be added up
 NoTarget = Literal["ordinary", "rewarded", "apart"]
 SAMPLE = np.dtype([("intersection", "<i8"), ("union", "<i8"), ("iou", "<f8")])
-UNIT = 2**200  # IoUs are added up as integers of this fraction: exact for every double from 2**-147 to 1
+UNIT = 2**200  # IoUs are added up as integers, in units of 1 / UNIT: exact for every double from 2**-147 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +88,9 @@ class Protocol:
 
 
 # CRIS takes its thresholds from a float32 arange, whose 0.7 and 0.9 are a little less and 0.6 and 0.8 a little more: an
-# IoU of exactly 0.7 counts in spite of > where the union has some 60 pixels or more. Its maps of probabilities go
-# through two cubic interpolations, those of CGFormer through one; each multiplies distances from 0.5 by up to 1.375**2,
-# the sum of its weights' magnitudes. 0.499 instead of 0.5 leaves room for rounding.
+# IoU of exactly 0.7 counts in spite of > where the union has about 60 pixels or more. Its probability maps go through
+# two cubic interpolations, those of CGFormer through one; each multiplies distances from 0.5 by up to 1.375**2, the sum
+# of its weights' magnitudes. 0.499 instead of 0.5 leaves room for rounding.
 _FLOAT32 = tuple(float(np.float32(threshold)) for threshold in Protocol.thresholds)
 _CGFORMER = Protocol(thresholds=_FLOAT32, inclusive=False, epsilon=1e-6, overshoot=0.5 * 1.375**2 - 0.499)
 _CRIS = replace(_CGFORMER, probability=0.35, overshoot=0.5 * 1.375**4 - 0.499)
@@ -106,9 +106,9 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 class Segmentation:
     """The metrics of one evaluation, over all batches and all ranks.
 
-    A sample counts as often as it is given: shards must not be padded (CRIS's validation and CARIS's in training count
-    padded samples too). Sums are exact, so neither the order nor the number of ranks matters; CARIS and MaskRIS round
-    IoUs and sums to float32, which moves P@X for no mask below 1.8 million pixels.
+    A sample counts as often as it is given: shards must not be padded (CRIS's validation, and CARIS's during training,
+    count padded samples too). Sums are exact, so neither the order nor the number of ranks matters; CARIS and MaskRIS
+    round IoUs and sums to float32, which changes P@X for no mask below 1.8 million pixels.
 
     Args:
         protocol: a key of ``PROTOCOLS``, or a ``Protocol``.
@@ -125,7 +125,7 @@ class Segmentation:
 
     def reset(self) -> None:
         """Forget this rank's samples."""
-        self._rows: list[torch.Tensor] = []  # of batches, as ``_count`` makes them
+        self._rows: list[torch.Tensor] = []  # of batches, as ``_count`` and ``_flags`` make them
         self._samples = 0
         self._groups: dict[str, dict[int | str, list[int]]] = {}  # by name and key: which samples
 
@@ -141,19 +141,19 @@ class Segmentation:
         """Count samples. Where all arguments are on a GPU, this does not wait for it.
 
         Args:
-            prediction: torch tensor or NumPy array [B, H, W], or a list of [H, W], perhaps of several sizes: bool or
+            prediction: torch tensor or NumPy array [B, H, W], or a list of [H, W], possibly of several sizes: bool or
                 integer in {0, 1}, or floating-point probabilities in [0, 1].
-            target: likewise, of the same sizes, in {0, 1}; it is taken to the prediction's device.
+            target: likewise, of the same sizes, in {0, 1}; it is moved to the prediction's device.
             empty: bool [B], whether the annotation has no target; None: where the mask has no pixel. Not for protocols
                 that treat such samples like any other.
-            predicted_empty: bool [B], whether the model says so (ReLA's ``nt_label``), whatever mask it gives; None:
-                where the mask has no pixel. Only for protocols that reward it.
+            predicted_empty: bool [B], whether the model predicts no target (ReLA's ``nt_label``), whatever mask it
+                gives; None: where the mask has no pixel. Only for protocols that reward it.
             groups: for ``compute_groups``: the key of each sample, B integers or strings in host memory, by the name
-                of what they are grouped by.
+                of the grouping.
 
         Raises:
             ValueError: shapes or types that do not fit, a value outside its range, NaN, a target with pixels that is
-                called empty, too few keys. Values on a GPU are only checked in ``compute``.
+                marked empty, too few keys. Values on a GPU are only checked in ``compute``.
         """
         import torch
 
@@ -184,7 +184,7 @@ class Segmentation:
         self._samples += len(rows)
 
     def compute(self) -> dict[str, float]:
-        """The metrics, from 0 to 1, of all samples so far; of all ranks' where torch.distributed is initialised.
+        """The metrics, from 0 to 1, of all samples so far; of all ranks if torch.distributed is initialised.
 
         All ranks must call it (with NCCL, each on its ``torch.cuda.device``), and each gets the result.
 
@@ -208,10 +208,10 @@ class Segmentation:
         return metrics
 
     def compute_groups(self) -> dict[str, dict[int | str, dict[str, float]]]:
-        """For each group, what ``compute`` gives and "samples", their number: by the groups' name, then by key.
+        """For each group, what ``compute`` gives and "samples", their number: by the name of the grouping, then by key.
 
         All ranks must call it, and each gets the groups of all of them, integers in order before strings. Empty if no
-        update had ``groups``; else it raises what ``compute`` does. ReLA's zeros are only for all samples together.
+        update had ``groups``; else it raises what ``compute`` does. ReLA's zeros apply only to all samples together.
         """
         total, found = self._of_all_ranks(), dict[str, dict[int | str, dict[str, float]]]()
         groups = [group for group in total if group is not None]
@@ -233,7 +233,7 @@ class Segmentation:
         return samples
 
     def _of_all_ranks(self) -> dict[Group | None, Totals]:
-        """The totals of every group, and of all samples as those of None."""
+        """The totals of every group, and of all samples under the key None."""
         import torch.distributed as distributed
 
         joined = distributed.is_available() and distributed.is_initialized()
@@ -261,7 +261,7 @@ class Segmentation:
 
 
 def _batches(name: str, masks: Any) -> "list[torch.Tensor]":
-    """Tensors [B, H, W]; of a list of [H, W] as many [1, H, W]."""
+    """Tensors [B, H, W]; for a list of [H, W], one [1, H, W] each."""
     import torch
 
     listed = isinstance(masks, list | tuple)
@@ -280,7 +280,7 @@ def _batches(name: str, masks: Any) -> "list[torch.Tensor]":
 
 
 def _count(prediction: "torch.Tensor", target: "torch.Tensor", protocol: Protocol) -> "torch.Tensor":
-    """Pixels in both, in the prediction, in the target; values of either that are not allowed: float64 [B, 5]."""
+    """Pixels in both, in the prediction, in the target; a value of each that is not allowed, or 0: float64 [B, 5]."""
     import torch
 
     predicted, stray = _pixels(prediction, protocol)
@@ -290,7 +290,7 @@ def _count(prediction: "torch.Tensor", target: "torch.Tensor", protocol: Protoco
 
 
 def _pixels(mask: "torch.Tensor", protocol: Protocol | None) -> "tuple[torch.Tensor, torch.Tensor]":
-    """The mask as bool [B, H, W]; of each sample a value that is not allowed, or 0: float64 [B]."""
+    """The mask as bool [B, H, W]; for each sample a value that is not allowed, or 0: float64 [B]."""
     import torch
 
     if mask.dtype == torch.bool:
@@ -355,7 +355,7 @@ def _counted(rows: npt.NDArray[np.float64], protocol: Protocol) -> Counted:
     no_target = np.where(rows[:, 5] < 0, target == 0, rows[:, 5] == 1) & (protocol.no_target != "ordinary")
     found_empty = np.where(rows[:, 6] < 0, predicted == 0, rows[:, 6] == 1)
     right = no_target & found_empty
-    if rewarded:  # a mask that comes with the verdict that there is no target cannot hit, but its pixels still miss
+    if rewarded:  # a mask that comes with the verdict "no target" cannot hit, but its pixels still count as misses
         intersection, union = np.where(found_empty, 0, intersection), np.where(right, 0, union)
     with np.errstate(invalid="ignore"):
         iou = intersection / (union + protocol.epsilon)
@@ -382,7 +382,7 @@ def _totals(rows: npt.NDArray[np.float64], protocol: Protocol) -> Totals:
 
 
 def _metrics(total: Totals, protocol: Protocol) -> dict[str, float]:
-    """``Segmentation.compute`` says which."""
+    """The metrics that ``Segmentation.compute`` describes."""
     rewarded = protocol.no_target == "rewarded"
     overall, mean = ("cIoU", "gIoU") if rewarded else ("oIoU", "mIoU")
     metrics = {

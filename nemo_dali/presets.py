@@ -122,12 +122,12 @@ def detris(*, size: int = 448, context_length: int = 17) -> Options:
 
 def nemo(*, size: int = 416, context_length: int = 17) -> Options:
     """NeMo's own release (snuviplab/NeMo): CRIS's loader with every photo stretched, single ones too, OpenCV's bilinear
-    without antialias and hard masks; for RefCOCOg its ``context_length`` is 22."""
+    without antialiasing, and hard masks; for RefCOCOg its ``context_length`` is 22."""
     return cris(size=size, context_length=context_length) | {"fit": "stretch", "resample": "cv2-linear"}
 
 
 def _bert(size: int, vocabulary: str) -> Options:
-    """What the loaders with a BERT have in common."""
+    """What the loaders with BERT have in common."""
     return {
         "size": size,
         "resample": "pillow-bilinear",

@@ -36,13 +36,13 @@ class PhotoFiles:
 
     digest: npt.NDArray[np.uint8]  # [photos, 32], sha256 of the file
     orientation: npt.NDArray[np.uint8]  # EXIF's, 1 to 8; 0 where the file has none
-    coco_id: npt.NDArray[np.int64]  # COCO's id of the photo, if it is called as COCO's photos are; else -1
+    coco_id: npt.NDArray[np.int64]  # COCO's id of the photo, if it is named like COCO's photos; else -1
 
 
 def shared_photos(photos: PhotoFiles, others: PhotoFiles) -> npt.NDArray[np.bool_]:
     """Which photos are among others, bool [photos]: by COCO's id where both have one, and by the files' content.
 
-    File names do not tell: data sets call one photo differently, and different photos alike.
+    File names do not tell: data sets name one photo differently, and different photos alike.
     """
     same_id = (photos.coco_id >= 0) & np.isin(photos.coco_id, others.coco_id)
     known = set(map(bytes, others.digest))
@@ -51,9 +51,9 @@ def shared_photos(photos: PhotoFiles, others: PhotoFiles) -> npt.NDArray[np.bool
 
 
 def twins(photos: PhotoFiles) -> npt.NDArray[np.int32]:
-    """Which photos have one content, int32 [photos]: the first row with the same file, a photo's own if there is none.
+    """Which photos have the same content, int32 [photos]: the first row with the same file, which may be their own.
 
-    So two photos are twins where these are equal. A file whose content is not known, a digest of zeros, has none.
+    So two photos are twins where these are equal. A file of unknown content, whose digest is zeros, has no twins.
     """
     rows = np.arange(len(photos.digest), dtype=np.int32)
     beginning = np.ascontiguousarray(photos.digest[:, :8]).view("<u8").ravel()
@@ -69,7 +69,7 @@ def twins(photos: PhotoFiles) -> npt.NDArray[np.int32]:
 
 
 def have_twins(content: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Which photos are not the only ones of their content, bool [photos]; ``content`` is what ``twins`` gives."""
+    """Which photos share their content with another, bool [photos]; ``content`` is what ``twins`` returns."""
     several: npt.NDArray[np.bool_] = np.bincount(content, minlength=1)[content] > 1
     return several
 
@@ -110,9 +110,9 @@ class Annotations:
     """One split of one data set. Photos are those with at least one ref in the split, by ascending id.
 
     Masks are COCO's run lengths: down the columns, beginning with a (possibly empty) run of background.
-    ``box_format`` says what the boxes are that masks were made of, a ``BoxFormat``, or "" where none was. ``exif`` says
-    whether masks and sizes are of the photos as stored ("ignore") or as viewers show them ("apply"); or that no photo
-    may make a difference there ("refuse").
+    ``box_format`` is the ``BoxFormat`` of the boxes that masks were made from, or "" if none was. ``exif`` says whether
+    masks and sizes are of the photos as stored ("ignore") or as viewers show them ("apply"), or that these must be the
+    same for every photo ("refuse").
     """
 
     name: str
@@ -159,7 +159,7 @@ def in_columns(
     """The columns of refs, and of those photos that have one.
 
     Args:
-        photos: by image id; more than the refs name, perhaps.
+        photos: by image id; possibly more than the refs name.
         shown: pairs (image id, row in the categories): the photo shows such an object.
         categories: names by category id, in the order of their rows.
     """
@@ -216,15 +216,15 @@ def begins(counts: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
 
 
 def coco_id(name: str) -> int:
-    """COCO's id of a photo that is called as COCO's releases of 2014 and of 2017 call it; -1 for another name."""
+    """COCO's id of a photo that is named as in COCO's releases of 2014 and 2017; -1 for any other name."""
     found = re.search(r"(?:^|/)(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.jpg$", name)
     return -1 if found is None else int(found[1])
 
 
 def other_coco_names(name: str) -> list[str]:
-    """How COCO's other release, of 2014 or of 2017, calls a photo; none for another name. Folders before it stay.
+    """A photo's names in COCO's other release, of 2014 or 2017; none for any other name. Folders before it stay.
 
-    The two hold the same files, though what is in train2014 may be in val2017 and the reverse.
+    The two hold the same files, though what is in train2014 may be in val2017 and vice versa.
     """
     folder, slash, last = name.rpartition("/")
     if re.fullmatch(r"COCO_(?:train|val)2014_\d{12}\.jpg", last):
@@ -249,10 +249,10 @@ def is_storable(text: str) -> bool:
 
 
 def with_photos(annotations: Annotations, keep: npt.NDArray[np.bool_]) -> Annotations:
-    """The same with the photos that are to be kept, bool [photos], and their refs.
+    """The annotations with only the photos that are to be kept, bool [photos], and their refs.
 
     Raises:
-        PhotoError: there is none.
+        PhotoError: none is left.
     """
     images, refs = annotations.images, annotations.refs
     keep_ref = keep[refs.image]

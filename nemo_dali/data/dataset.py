@@ -1,7 +1,7 @@
 """The data set file (.ris.h5): written once by ``nemo-dali index``, then opened read-only by every rank.
 
-Numeric columns are memory-mapped, so that the ranks of a node share them. Photos stay files. What the columns mean is
-said in ``columns``; ranges of sentences, run lengths and categories lie side by side, in row order.
+Numeric columns are memory-mapped, so that the ranks of a node share them. Photos stay files. ``columns`` says what the
+columns mean; ranges of sentences, run lengths and categories are side by side, in row order.
 """
 
 import os
@@ -64,14 +64,14 @@ COLUMNS = {
 PHOTO_COLUMNS = {"images/orientation": "|u1", "images/coco_id": "<i8"}
 OTHER_COLUMNS = {"image_categories": "<i4", "categories/id": "<i8", "categories/name": "", "rle/counts": "<u4"}
 RUN_CHECKSUMS = "checksums/rle/counts"  # of each ref's run lengths, <u8 [refs]; files that lack it are read too
-BLOCK = 1 << 14  # refs whose run lengths are looked at together
+BLOCK = 1 << 14  # refs whose run lengths are checked together
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """An open data set file: columns by row number. It pickles as its path.
 
-    A ref's run lengths are checked when they are first used: before you read some, call ``check_masks``.
+    A ref's run lengths are checked when they are first used: call ``check_masks`` before you read any.
     """
 
     path: Path
@@ -81,7 +81,7 @@ class Dataset:
     image_root: str
     left_out: int  # photos that index left out because they cannot be used
     exif: Exif  # whether photos are shown as stored or as viewers show them, as in ``Annotations``
-    box_format: str  # of the boxes that masks were made of, as in ``Annotations``
+    box_format: str  # of the boxes that masks were made from, as in ``Annotations``
     images: Images
     photo_files: PhotoFiles
     refs: Refs
@@ -110,7 +110,7 @@ class Dataset:
         if (damage := _damage(dataset)) is not None:
             raise dataset.mapped.damage(damage)
         if images is not None:
-            dataset.photo_path(0)  # a wrong argument is told now
+            dataset.photo_path(0)  # a wrong argument is reported now
         return dataset
 
     def content_fingerprint(self) -> str:
@@ -133,12 +133,12 @@ class Dataset:
 
     @cached_property
     def _names(self) -> list[str | None]:
-        """The photos' names as far as they were used: making them each time would be felt."""
+        """The photos' names, as far as they were used: making them each time would be slow."""
         return [None] * len(self.images.id)
 
     @cached_property
     def _checked_root(self) -> str:
-        # When first needed, not on opening: a table can be inspected and tiles be loaded where no photos are.
+        # When first needed, not on opening: a table can be inspected, and tiles loaded, where there are no photos.
         check_names(self.image_root, self.images.file_name)
         if not is_remote(self.image_root) and not os.path.isdir(self.image_root):
             raise PhotoError(
@@ -149,7 +149,7 @@ class Dataset:
 
     @cached_property
     def _sound_masks(self) -> npt.NDArray[np.bool_]:
-        """bool [refs], whose run lengths were looked at."""
+        """bool [refs]: those whose run lengths were checked."""
         return np.zeros(len(self.refs.image), bool)
 
     @cached_property
@@ -166,7 +166,7 @@ class Dataset:
         Several threads may call it.
 
         Raises:
-            FileFormatError: not as they were written, or they do not fit the photo.
+            FileFormatError: they are not as they were written, or do not fit the photo.
         """
         if (new := np.unique(refs[~self._sound_masks[refs]])).size == 0:
             return
@@ -179,7 +179,7 @@ class Dataset:
                 if digest(runs[first:end].data) != found:
                     raise self.mapped.damage(f"the run lengths of ref {ref} do not match their checksum")
         some = np.flatnonzero(count)
-        if some.size:  # those of all, one behind the other
+        if some.size:  # the run lengths of all, one after the other
             ends = begins(count)
             together = self.rle_counts[np.arange(count.sum(dtype=np.int64)) + np.repeat(begin - ends, count)]
             pixels = np.add.reduceat(together, ends[some], dtype=np.int64)
@@ -279,9 +279,9 @@ def _column(file: MappedFile, name: str, dtype: str) -> Any:
 
 
 def _damage(dataset: Dataset) -> str | None:
-    """The first thing in the columns that contradicts another, or None. Reads every column of numbers once.
+    """The first thing in the columns that contradicts another, or None.
 
-    But for run lengths, which are most of a file: ``Dataset.check_masks`` looks at them.
+    Reads every column of numbers once, except for run lengths, which are most of a file: see ``Dataset.check_masks``.
     """
     images, refs, sentences = dataset.images, dataset.refs, dataset.sentences
     photos, categories = len(images.id), len(dataset.category_id)
@@ -332,7 +332,7 @@ def _damage(dataset: Dataset) -> str | None:
 def write_columns(
     write: Callable[[Content], None], annotations: Annotations, files: PhotoFiles, *, image_root: str, left_out: int
 ) -> str:
-    """Write everything that a data set file holds by what ``write_h5`` gives; its fingerprint."""
+    """Write everything that a data set file holds with the function of ``write_h5``; return its fingerprint."""
     columns = _flat_columns(annotations) | _photo_columns(files)
     attributes: dict[str, Value] = {
         "name": annotations.name,
@@ -345,7 +345,7 @@ def write_columns(
     begin, count = annotations.refs.rle_begin.tolist(), annotations.refs.rle_count.tolist()
     runs = np.ascontiguousarray(columns["rle/counts"])
     sums = [row_checksum(runs[first : first + n].data) for first, n in zip(begin, count, strict=True)]
-    # First: behind the last array there must be nothing, so that a file that was cut short lacks a part of it.
+    # First: nothing must come after the last array, so that a file that was cut short lacks a part of it.
     write(Content({RUN_CHECKSUMS: np.array(sums, np.uint64), **columns}, attributes, digest))
     return digest
 

@@ -13,10 +13,10 @@ DECODING: dict[str, Any] = {"adjust_orientation": False}  # as stored; ``orienta
 def of_size(encoded: Any, sizes: Any) -> Any:
     """The bytes for the decoder; the batch fails where they must not reach it.
 
-    A header that cannot be parsed must not (DALI 2.4): the decoder parses on several threads, and when one fails it
-    goes away under the others. Nor must one that tells another size than it should: a file of some kilobytes may hold a
-    photo of gigabytes. So all headers are parsed here first; the decoder gets the bytes in a shape that is theirs where
-    the sizes agree, which copies nothing, and that they do not have elsewhere.
+    A header that cannot be parsed must not (DALI 2.4): the decoder parses on several threads, and when one fails, it
+    goes away while the others use it. Nor must a header with a wrong size: a file of a few kilobytes may hold a photo
+    of gigabytes. So all headers are parsed here first; then the bytes are reshaped, to their own shape where the sizes
+    agree, which copies nothing, and otherwise to one that they cannot have, which fails.
 
     Args:
         encoded: DALI CPU data, uint8 [bytes] a sample.
@@ -38,7 +38,7 @@ _own = threading.local()
 
 
 def is_decodable(content: bytes, width: int, height: int) -> bool:
-    """Whether DALI's CPU decoder decodes a photo, stored in this size. Each thread has a pipeline for it.
+    """Whether DALI's CPU decoder decodes a photo stored in this size. Each thread has a pipeline for it.
 
     Raises:
         NemoError: the pipeline cannot be made.

@@ -33,9 +33,9 @@ class IndexReport:
     refs: int
     sentences: int
     left_out: tuple[str, ...]  # file names of photos that cannot be used
-    left_out_refs: int  # of these and of the following
+    left_out_refs: int  # of these photos and of those in ``shared``
     renamed: int  # photos of COCO that were found under their names of another release
-    shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many they were
+    shared: tuple[tuple[str, int], ...]  # data sets whose photos were left out, and how many photos
     copies: int  # photos whose file has the content of another's
     copy: tuple[str, ...]  # the file names of the first two such photos
     exif: Exif  # what was done about photos that viewers turn,

@@ -1,4 +1,4 @@
-"""One photo's file, whatever lies there: opened only if it is a file, its pixels decoded only if they are asked for.
+"""One photo's file, whatever it is: opened only if it is a regular file, its pixels decoded only when asked for.
 
 path ──▶ open_file ──▶ open_photo ──▶ .size, .mode, orientation_of ──▶ .load()
 """
@@ -18,8 +18,8 @@ from nemo_dali.data.s3 import is_remote, read_object
 TOO_MANY_FILES = "Too many files are open at once. Raise the limit (ulimit -n)."
 MOST_BYTES = 2**30  # of a photo's file
 MOST_PIXELS = 2**28 // 3 * 2  # of a photo, half a gigabyte of RGB: where Pillow's Image.open stops too
-MOST_HEADER = 2**24  # bytes before the first pixels: profiles and thumbnails have some MB at most
-READ_COSTS = 64  # bytes of header that a read counts for besides what it reads: Pillow skips rubbish byte by byte
+MOST_HEADER = 2**24  # bytes before the first pixels: profiles and thumbnails have a few MB at most
+READ_COSTS = 64  # bytes of header that a read counts for on top of what it reads: Pillow skips rubbish byte by byte
 NOT_REGULAR = "Is not a regular file"
 TOO_LONG = f"Is larger than {MOST_BYTES // 2**20:,} MiB"
 
@@ -28,12 +28,12 @@ def open_file(path: str) -> BinaryIO:
     """Open a photo's file, or fetch its object.
 
     Raises:
-        OSError: it cannot be opened, is no regular file, or has more than MOST_BYTES.
+        OSError: it cannot be opened, is not a regular file, or has more than MOST_BYTES.
         NemoError: nothing can be read at its address.
     """
     if is_remote(path):
         return io.BytesIO(read_object(path))
-    # Not blocking: a FIFO that nobody writes to would be waited for, and a device might do anything.
+    # Without blocking: opening a FIFO that nobody writes to would wait, and a device might do anything.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if (why := _unfit(os.fstat(descriptor))) is not None:
@@ -45,10 +45,10 @@ def open_file(path: str) -> BinaryIO:
 
 
 def is_unfit(path: str) -> bool:
-    """Whether something lies at a local path that must not be read as a photo; False if nothing does. One ``stat``."""
+    """Whether a local path has something that must not be read as a photo; False if it has nothing. One ``stat``."""
     try:
         return _unfit(os.stat(path)) is not None
-    except (OSError, ValueError):  # who opens it finds out
+    except (OSError, ValueError):  # whoever opens it finds out
         return False
 
 
@@ -60,11 +60,11 @@ def _unfit(status: os.stat_result) -> str | None:
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Nothing: nobody asks, and a directory of 65,535 entries, each as long as all, would fill any memory."""
+        """Do nothing: it is unused, and a directory of 65,535 entries, each as long as all, would fill any memory."""
 
 
 class _Header:
-    """A file of which only so much may be read until the header is known."""
+    """A file of which only MOST_HEADER bytes may be read until the header is known."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -81,20 +81,20 @@ class _Header:
         return data
 
     def lift(self) -> None:
-        """The rest may be read too."""
+        """Allow the rest to be read too."""
         self._left = None
 
 
 def open_photo(file: BinaryIO) -> ImageFile:
     """Read the header of a JPEG or PNG; pixels are decoded when they are asked for.
 
-    Unlike ``Image.open`` this tells the size of a photo of any size, and leaves it to the caller to go on.
+    Unlike ``Image.open``, this gives the size of a photo of any size, and lets the caller decide whether to continue.
 
     Args:
         file: at its beginning; it stays open, and is read again when pixels are asked for.
 
     Raises:
-        UnidentifiedImageError: neither JPEG nor PNG, or one that Pillow does not take, with its reason.
+        UnidentifiedImageError: neither JPEG nor PNG, or one that Pillow rejects, with its reason.
         Exception: whatever else Pillow raises on damaged bytes.
     """
     start = file.read(8)
@@ -113,7 +113,7 @@ def open_photo(file: BinaryIO) -> ImageFile:
 
 
 def too_many_pixels(width: int, height: int) -> str | None:
-    """How many pixels a photo of this size has, if they are more than are read."""
+    """How many pixels a photo of this size has, for a message; None if they are not too many to be read."""
     if width * height <= MOST_PIXELS:
         return None
     return f"{width}x{height} pixels, more than the limit of {MOST_PIXELS:,}"
@@ -145,6 +145,6 @@ def _orientation(block: bytes) -> int:
     found = 0
     for entry in range(begin + 2, begin + 2 + 12 * count, 12):
         tag, kind, values, value = struct.unpack_from(f"{order}HHIH2x", block, entry)
-        if tag == 0x112:  # where there are several, the last one, as to Pillow
+        if tag == 0x112:  # if there are several, the last one, as in Pillow
             found = value if (kind, values) == (3, 1) and value <= 8 else 0  # one SHORT
     return found

@@ -1,7 +1,7 @@
 """Photos by the names that annotations give them ▸ files below one image root.
 
-Photos of one data set may lie in several folders, and COCO's may be at hand under the names of another release. Folders
-are listed, once each: a question per photo and folder would take minutes on a network's disk.
+Photos of one data set may be in several folders, and COCO's may be there under the names of another release. Each
+folder is listed once: asking for each photo in each folder would take minutes on a network disk.
 """
 
 import filecmp
@@ -21,7 +21,7 @@ MOST_SUBFOLDERS = 100  # looked into for the sake of a message
 class Located(NamedTuple):
     """Where photos are."""
 
-    root: str  # the image root: the folder or address, or what all folders lie in
+    root: str  # the image root: the folder or address, or what all folders are in
     file_names: list[str]  # relative to it, in the order of the names asked for
     renamed: int  # photos of COCO that were found under their names of another release
 
@@ -29,8 +29,8 @@ class Located(NamedTuple):
 def locate(images: PathLike | Sequence[PathLike], names: Sequence[str]) -> Located:
     """Find photos.
 
-    A photo of COCO that is not there under its own name may be there under that of the release of 2014 or 2017. In
-    several folders a name must mean one photo: what COCO calls its photos does, other files are compared.
+    A photo of COCO that is not there under its own name may be there under its name in the release of 2014 or 2017. In
+    several folders a name must mean one photo: COCO's names do, and files with other names are compared.
 
     Args:
         images: a folder, several, or the address s3://bucket/prefix, where nothing is looked for: names are taken as
@@ -38,7 +38,7 @@ def locate(images: PathLike | Sequence[PathLike], names: Sequence[str]) -> Locat
         names: relative to one of the folders, with forward slashes.
 
     Raises:
-        ValueError: an address that is not s3://bucket/prefix, or beside something else.
+        ValueError: an address that is not s3://bucket/prefix, or is given with something else.
         PhotoError: a folder or a photo is not there, photos that differ have one name, or one photo has two.
     """
     folders = list(dict.fromkeys(map(image_root, as_list(images))))
@@ -87,7 +87,7 @@ class _Listings:
         if path not in self._names:
             try:
                 self._names[path] = frozenset(os.listdir(path))
-            except PermissionError:  # it may be entered all the same
+            except PermissionError:  # its files may be accessible all the same
                 self._names[path] = None
             except OSError:
                 self._names[path] = frozenset()
@@ -99,7 +99,7 @@ def _place(name: str, folders: Sequence[str], listings: _Listings) -> tuple[str,
     """The folder of a photo and its name there, or None.
 
     Raises:
-        PhotoError: it is in two folders, with other content.
+        PhotoError: it is in two folders, with different content.
     """
     for actual in (name, *other_coco_names(name)):
         there = [folder for folder in folders if listings.has(folder, actual)]
@@ -112,19 +112,19 @@ def _place(name: str, folders: Sequence[str], listings: _Listings) -> tuple[str,
                     "that you want with --images, or rename the photo, in the annotations too."
                 )
         return there[0], actual
-    # A file system may know a name in other letters than it lists.
+    # A file system may accept another spelling of a name than the one it lists.
     return next(((folder, name) for folder in folders if os.path.lexists(f"{folder}/{name}")), None)
 
 
 def _is_same(path: str, other: str) -> bool:
     try:
-        return filecmp.cmp(path, other, shallow=False)  # False for what are no regular files
+        return filecmp.cmp(path, other, shallow=False)  # False for anything but regular files
     except OSError:
         return False
 
 
 def _lacking(missing: Sequence[str], total: int, folders: Sequence[str]) -> PhotoError:
-    """The error that photos are not there."""
+    """The error for missing photos."""
     texts = listed([f"{name} (No such file or directory)" for name in missing])
     message = f"{len(missing)} of {total} photos cannot be opened in {' or '.join(folders)}: {texts}."
     first = next((name for name in missing if other_coco_names(name)), missing[0])

@@ -34,7 +34,7 @@ from nemo_dali.io.progress import progress
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # DALI's CPU decoder and Pillow agree on these
 MAX_NAMED = 50  # photos named in one message
-PASSING = frozenset(  # of a disk, a network file system or the network, none of a photo
+PASSING = frozenset(  # errors of a disk, a network file system or the network, not of a photo
     getattr(errno, name)
     for name in (
         *("EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "EINTR", "EIO"),
@@ -44,7 +44,7 @@ PASSING = frozenset(  # of a disk, a network file system or the network, none of
 
 
 class _Words(NamedTuple):
-    """What is said of one photo of a kind and of several, and what to do about one and, at index, about several."""
+    """What to say about one photo with a problem and about several, and what to do about one and, in index, several."""
 
     one: str
     several: str
@@ -54,7 +54,7 @@ class _Words(NamedTuple):
 
 OR_WITHOUT = "or index with --verify --skip-corrupt and mine again."
 OR_SKIP = "or leave them out with --skip-corrupt."
-WORDS = {  # by Problem.kind, in the order in which index tells them
+WORDS = {  # by Problem.kind, in the order in which index reports them
     "missing": _Words(
         one="cannot be opened",
         several="cannot be opened",
@@ -92,16 +92,16 @@ WORDS = {  # by Problem.kind, in the order in which index tells them
         at_index=f"Replace them, {OR_SKIP}",
     ),
 }
-NEVER_SKIPPED = ("missing", "size")  # these mean another folder than the annotations'
+NEVER_SKIPPED = ("missing", "size")  # these mean that the folder is not the annotations'
 
 
 class Problem(NamedTuple):
     """Why a photo cannot be used."""
 
     kind: str  # one of WORDS
-    text: str  # which photo, and what is the matter in brackets
+    text: str  # which photo and, in brackets, what is the matter
     passing: bool = False  # whether another try may succeed
-    fits: bool = False  # of another size: whether EXIF's orientation makes the difference
+    fits: bool = False  # for a wrong size: whether EXIF's orientation makes the difference
 
     def sentence(self) -> str:
         """What is the matter, as a sentence without its full stop."""
@@ -114,7 +114,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CheckedPhotos:
-    """What ``check_photos`` found, of M photos.
+    """What ``check_photos`` found for M photos.
 
     Attributes:
         corrupt: rows of the photos to leave out, for whatever reason.
@@ -143,14 +143,14 @@ def check_photos(
     are refused.
 
     Args:
-        verify: decode the whole photo, by Pillow and by DALI, instead of reading its header only.
-        skip_corrupt: give the rows of photos that are corrupt, too large or that decoders differ on,
-            instead of failing.
+        verify: decode the whole photo, with Pillow and with DALI, instead of only reading its header.
+        skip_corrupt: return the rows of photos that are corrupt, too large or decoded differently by decoders, instead
+            of failing.
         exif: what is done about EXIF's orientations, one of ``EXIF``.
 
     Raises:
-        PhotoError: a photo is missing, has another size than annotated, or is turned by EXIF though none may be; or is
-            one of these, unless skipped.
+        PhotoError: a photo is missing, has another size than annotated, or is turned by EXIF though none may be; or has
+            a problem that ``skip_corrupt`` would skip.
     """
     total = len(images.id)
     look = partial(_look, root, verify, True, None if exif == "apply" else 1)
@@ -166,7 +166,7 @@ def check_photos(
     refusal = refused_orientations(images.file_name, orientation.tolist()) if exif == "refuse" else None
     fitting = sum(problem.fits for problem in problems.values())
     for kind, words in WORDS.items():
-        if kind == "size" and refusal is not None:  # before sizes are told, which differ by it
+        if kind == "size" and refusal is not None:  # before wrong sizes are reported, which follow from it
             raise refusal
         rows = [row for row, problem in problems.items() if problem.kind == kind]
         if not rows or (skip_corrupt and kind not in NEVER_SKIPPED):
@@ -192,7 +192,7 @@ def listed(texts: Sequence[str]) -> str:
 
 
 def refused_orientations(names: Sequence[str], orientation: Sequence[int]) -> PhotoError | None:
-    """The error where one of these photos must not be turned by EXIF, but is; None where none is.
+    """The error if some of these photos, which EXIF must not turn, are turned; None if none is.
 
     Args:
         names: file names.
@@ -210,7 +210,7 @@ def refused_orientations(names: Sequence[str], orientation: Sequence[int]) -> Ph
 
 
 def _size_remedy(fitting: int, exif: Exif) -> str:
-    """What to do about photos of another size, so many of which have the right one by EXIF, or without it."""
+    """What to do about photos of a wrong size, ``fitting`` of which have the right one with EXIF, or without it."""
     remedy = "Use the photos that the annotations were made on"
     if exif == "apply":
         return f"{remedy}; or --exif ignore, under which {fitting} have the annotated size as stored."
@@ -233,7 +233,7 @@ def photo_problem(path: str, width: int, height: int, orientation: int = 1) -> s
 
 
 def find_problem(path: str, width: int, height: int, orientation: int = 1, *, decode: bool = True) -> Problem | None:
-    """The same for a program. One decode by Pillow, or else its header is all that is looked at."""
+    """The same for a program. The photo is decoded once, by Pillow, or else only its header is read."""
     return _look("", decode, False, orientation, path, width, height).problem
 
 
@@ -244,7 +244,7 @@ def batch_error(
     orientation: Sequence[int],
     error: object,
 ) -> NemoError:
-    """Why a batch of photos could not be decoded, for work that can go on later: DALI itself does not tell which photo.
+    """Why a batch of photos could not be decoded, for work that can be resumed: DALI itself does not say which photo.
 
     Args:
         paths, width, height, orientation: of the photos, as ``photo_problem`` takes them.
@@ -268,7 +268,7 @@ def read_header(root: str, name: str) -> Header:
     """Size and orientation of a photo by its header.
 
     Raises:
-        PhotoError: it is missing, neither JPEG nor PNG, or larger than any photo that is read.
+        PhotoError: it is missing, neither JPEG nor PNG, or too large to be read.
         NemoError: nothing can be read at its address.
     """
     try:
@@ -286,7 +286,7 @@ def read_header(root: str, name: str) -> Header:
 
 
 def _look(root: str, decode: bool, hashed: bool, turn: int | None, name: str, width: int, height: int) -> _Looked:
-    """See what is wrong with a photo; with ``hashed``, also for DALI, and its file's digest and orientation.
+    """Find what is wrong with a photo, and its orientation; with ``hashed``, also for DALI, and its file's digest.
 
     ``turn`` is how the photo as stored is turned, as EXIF numbers it; None: as its file says.
     """
@@ -309,7 +309,7 @@ def _look(root: str, decode: bool, hashed: bool, turn: int | None, name: str, wi
 
 
 def _sha256(file: BinaryIO) -> bytes:
-    """Of all bytes of a file, which is at its beginning before and after."""
+    """The digest of a whole file, which is at its beginning before and after."""
     digest = hashlib.sha256()
     while chunk := file.read(2**20):
         digest.update(chunk)
@@ -320,7 +320,7 @@ def _sha256(file: BinaryIO) -> bytes:
 
 
 def _mismatch(photo: ImageFile, name: str, width: int, height: int, orientation: int) -> Problem | None:
-    """What a photo's header says against it, which is to be turned as this orientation says."""
+    """What a photo's header says against it; the photo is to be turned as this orientation says."""
     found_width, found_height = turned_size(*photo.size, orientation)
     if (found_width, found_height) != (width, height):
         other = photo.size if orientation > 1 else turned_size(*photo.size, orientation_of(photo))
@@ -341,7 +341,7 @@ def _problem_of(error: Exception, name: str) -> Problem:
     """The problem that an error means.
 
     Raises:
-        NemoError: it is of no photo alone: credentials, memory, the limits of the process.
+        NemoError: it is not about one photo: credentials, memory, the limits of the process.
     """
     if isinstance(error, NemoError):
         raise error

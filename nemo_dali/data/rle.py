@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 MAX_OUTLINE = (
     4_000_000  # pixels along a polygon: pycocotools takes 40 bytes for each, and does not check that it got them
 )
-_NUMBERS = frozenset({int, float})  # text among them would make an array as wide as the longest, in every place
+_NUMBERS = frozenset({int, float})  # text among them would make every element of an array as wide as the longest
 MAX_COUNT_CHARACTERS = 7  # a difference of two uint32 in groups of five bits
 
 
@@ -46,7 +46,7 @@ def run_lengths(segmentation: Any, *, width: int, height: int) -> npt.NDArray[np
 
 
 def union(masks: list[npt.NDArray[np.uint32]], *, width: int, height: int) -> npt.NDArray[np.uint32]:
-    """Run lengths of what any of the masks covers.
+    """Run lengths of the union of masks.
 
     Args:
         masks: at least one, uint32 [runs] each, that add up to ``width * height``.
@@ -77,7 +77,7 @@ def _polygon(part: Any, *, width: int, height: int) -> npt.NDArray[np.float64]:
     if not part:
         return np.empty(0)
     numbers = np.asarray(part)
-    if numbers.dtype.kind not in "iuf":  # a number that no type of 64 bits holds
+    if numbers.dtype.kind not in "iuf":  # a number that no 64-bit type holds
         raise ValueError("a polygon is not a flat list of x and y")
     points = numbers.astype(np.float64).reshape(-1, 2)
     size = np.array([width, height])
@@ -111,7 +111,7 @@ def decode_counts(compressed: bytes) -> npt.NDArray[np.int64]:
     """Run lengths from COCO's compressed form.
 
     A number is written in groups of five bits, the lowest first, as characters from '0' on; 32 marks that more follow,
-    bit 16 of the last group is the sign. From the fourth number on it is the difference to the last but one.
+    16 in the last group is the sign. From the fourth on, a number is the difference from the one two places before it.
 
     Raises:
         ValueError: a character out of range, or the last number is cut short.

@@ -1,10 +1,10 @@
 """Photos on object storage, at addresses like s3://bucket/train2014/COCO_train2014_000000000009.jpg.
 
 DALI's own reader fetches them; nothing else is needed. Server, region and credentials are where the AWS SDK looks for
-them (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws/credentials, ...) and nowhere else: no option, file or message of ours
-holds any. The SDK tries a request AWS_MAX_ATTEMPTS times (3), and gives an attempt up after a second without a
-connection or three seconds without a byte. To a server that sends a byte now and then it listens for ever: who waits
-for DALI here does so for a time only, and leaves the pipeline behind if nothing comes.
+them (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ~/.aws/credentials, ...) and nowhere else: no option, file or message of
+nemo_dali holds any. The SDK tries a request AWS_MAX_ATTEMPTS times (3), and gives up an attempt after a second without
+a connection or three seconds without a byte. It listens forever to a server that sends a byte now and then, so the code
+here waits for DALI only for a limited time, and abandons the pipeline if nothing comes.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ CERTIFICATES = "/etc/pki/tls/certs/ca-bundle.crt"  # where DALI's wheel looks fo
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path or an image root is an address, not of this machine's file system."""
+    """Whether a path or an image root is an address, not in this machine's file system."""
     return "://" in path
 
 
@@ -95,7 +95,7 @@ def scrubbed(text: str) -> str:
 class Waiting(Generic[T]):
     """A call into DALI that may never return, made in a thread of its own.
 
-    At the end of the process nobody waits for it.
+    The process does not wait for it when it ends.
     """
 
     def __init__(self, call: Callable[[], T]) -> None:
@@ -113,11 +113,11 @@ class Waiting(Generic[T]):
         self._done.set()
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for it; an interrupt ends that."""
+        """Wait for the call, and return whether it has ended; an interrupt ends the wait."""
         return self._done.wait(seconds)
 
     def result(self) -> T:
-        """What it returned, or raises what it raised, when it has ended."""
+        """Return what the call returned, or raise what it raised, once it has ended."""
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -128,7 +128,7 @@ class Waiting(Generic[T]):
 
 
 def abandon(pipeline: Any) -> None:
-    """Leave a DALI pipeline behind whose threads wait for a server: to shut it down would wait for them.
+    """Abandon a DALI pipeline whose threads wait for a server: shutting it down would wait for them.
 
     Its memory and threads stay, until the server is done or the process ends; what they write into must be kept.
     """
@@ -139,9 +139,9 @@ def abandon(pipeline: Any) -> None:
 
 @functools.cache
 def _end_without_destructors() -> None:
-    """Let the process end right behind Python's own end, with its exit status.
+    """Let the process end right after Python's own end, with its exit status.
 
-    DALI's destructor of the S3 client would wake the threads that wait, and those would look for a Python gone by then.
+    DALI's destructor of the S3 client would wake the waiting threads, which would look for a Python gone by then.
     """
     libc = ctypes.CDLL(None)
     libc.on_exit(libc._exit, None)
@@ -152,11 +152,11 @@ def read_object(address: str) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such object, though its bucket can be listed.
-        OSError: the server does not answer, or not now; another try may succeed. Or it announces more bytes than there
-            is memory.
+        OSError: the server does not answer, or not now; another try may succeed. Or it announces more bytes than fit in
+            memory.
         NemoError: nothing can be read there: no such bucket, or credentials or certificates are not accepted.
     """
-    # The server does not say why it refuses an object; a listing it does not refuse. It may just have been busy: again.
+    # The server says why it refuses a listing, but not an object. If it lists, it may just have been busy: try again.
     for _ in range(2):
         read = _try(lambda: _read(address), address)
         if isinstance(read, bytes):
@@ -166,7 +166,7 @@ def read_object(address: str) -> bytes:
 
 
 def _raise_refusal(address: str, text: str) -> None:
-    """Tell why DALI could not read an object: as it said, or as it says to a listing. Nothing: it is missing."""
+    """Raise why DALI could not read an object, as it said or as a listing says; return if the object is missing."""
     if "bad_alloc" in text:
         raise OSError(errno.EFBIG, "The server announces more bytes than fit in memory", address)
     if "curlCode" not in text:
@@ -218,7 +218,7 @@ def _read(address: str) -> bytes:
 
 
 def _list(address: str) -> bytes:
-    """Read the first object of the folder of this name, as if it were one."""
+    """Read the first object below this address, as if it were a folder."""
     from nvidia.dali import fn
 
     return _run(lambda: fn.readers.file(file_root=address)[0])

@@ -1,11 +1,11 @@
-"""Where arrays are kept that can be made again: tokens, where sentences have nouns, machine code.
+"""A cache of arrays that can be made again: tokens, places of nouns in sentences, machine code.
 
-A file of the cache is ``magic (16 bytes) | xxh3_64 of all behind it (8) | up to 5 lengths (8 each, -1 where there is no
-further one) | elements``, all little-endian. The folder is ``$NEMO_DALI_CACHE``, else ``$XDG_CACHE_HOME/nemo-dali``,
+A file of the cache is ``magic (16 bytes) | xxh3_64 of all after it (8) | 5 lengths (8 each, -1 for those beyond the
+array's axes) | elements``, all little-endian. The folder is ``$NEMO_DALI_CACHE``, else ``$XDG_CACHE_HOME/nemo-dali``,
 else ``~/.cache/nemo-dali``, and may be deleted.
 
-Nobody else may have a hand in it: folder and file must belong to this user or to root, and be writable by no others.
-The checksum finds what a disk or a copy damaged.
+Nobody else may write to it: folder and file must belong to this user or to root, and not be writable by others. The
+checksum finds what a disk or a copy damaged.
 """
 
 import functools
@@ -30,7 +30,7 @@ from nemo_dali.io.output import write_own
 T = TypeVar("T", bound=np.integer[Any])
 
 MAGIC = b"nemo-dali cache\n"
-SUMMED = len(MAGIC) + 8  # bytes in front of what the checksum is of
+SUMMED = len(MAGIC) + 8  # bytes before those that the checksum covers
 LENGTHS = struct.Struct("<5q")
 BEGIN = SUMMED + LENGTHS.size  # of the elements
 
@@ -38,7 +38,7 @@ logger = logging.getLogger("nemo_dali")
 
 
 class _Unusable(Exception):
-    """Why a file of the cache is made anew."""
+    """Why a file of the cache is rebuilt."""
 
 
 class _Distrusted(Exception):
@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 
 def name_for(kind: str, depends_on: Sequence[object]) -> str:
-    """The name of an array in the cache, which tells everything that it depends on, each by its ``repr``."""
+    """The name of an array in the cache, made from everything that it depends on, each by its ``repr``."""
     return f"{kind}-{hashlib.sha256(repr(list(depends_on)).encode()).hexdigest()}"
 
 
@@ -66,16 +66,16 @@ def cached(
     fits: Callable[[npt.NDArray[T]], bool],
     compare: bool = True,
 ) -> npt.NDArray[T]:
-    """An array from the cache; where it is missing there or cannot be used it is made, and kept for the next time.
+    """An array from the cache; if it is missing or cannot be used, it is made, and kept for the next time.
 
     Args:
         name: see ``name_for``.
         dtype: of the array.
         shape: of the array, None where a length is not known.
         make: makes it.
-        fits: a last look at what was kept.
-        compare: False: leave the file's checksum alone, so that nothing of the elements is read. They must have some of
-            their own then, and ``renewed`` gives what takes their place.
+        fits: a last check of what was kept.
+        compare: False: ignore the file's checksum, so that no elements are read. They must then have checksums of their
+            own, and ``renewed`` replaces them.
 
     Returns:
         The array, or a read-only view of the mapped file.
@@ -98,7 +98,7 @@ def cached(
 
 
 def renewed(name: str, reason: str, *, make: Callable[[], npt.NDArray[T]]) -> npt.NDArray[T]:
-    """An array in place of one that was kept and is found not to be what it should be; told by a warning."""
+    """An array in place of one that was kept and turned out not to be what it should be; a warning says so."""
     folder, name = cache_folder(), f"{name}.cache"
     logger.warning("%s is rebuilt: %s.", folder / name, reason)
     return _made(folder, name, make)
@@ -120,7 +120,7 @@ def _made(folder: Path, name: str, make: Callable[[], npt.NDArray[T]]) -> npt.ND
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """The descriptor of a folder that nobody else has a hand in."""
+    """The descriptor of a folder that nobody else can write to."""
     inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if reason := _distrust(os.fstat(inside)):

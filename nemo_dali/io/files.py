@@ -1,4 +1,4 @@
-"""Regular files read whole and within a bound: a pipe would be waited for, a device never ends."""
+"""Regular files, read whole and up to a limit: a pipe would block, and a device never ends."""
 
 import os
 import stat
@@ -9,10 +9,10 @@ def read_regular(path: str | Path, most: int) -> bytes:
     """The content of a file.
 
     Args:
-        most: bytes that are read at most.
+        most: the most bytes to read.
 
     Raises:
-        OSError: it cannot be opened, is no regular file, or is larger than that; ``strerror`` says which.
+        OSError: it cannot be opened, is not a regular file, or is larger than that; ``strerror`` says which.
     """
     with os.fdopen(open_regular(path), "rb") as file:
         if (size := os.fstat(file.fileno()).st_size) > most:
@@ -24,7 +24,7 @@ def check_regular(path: str | Path) -> int:
     """The size in bytes of a file that a library is about to open by its name.
 
     Raises:
-        OSError: it cannot be opened or is no regular file; ``strerror`` says which.
+        OSError: it cannot be opened or is not a regular file; ``strerror`` says which.
     """
     descriptor = open_regular(path)
     try:
@@ -37,7 +37,7 @@ def open_regular(path: str | Path) -> int:
     """A descriptor for reading; the caller closes it. A pipe that nobody writes to does not block.
 
     Raises:
-        OSError: it cannot be opened or is no regular file; ``strerror`` says which.
+        OSError: it cannot be opened or is not a regular file; ``strerror`` says which.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

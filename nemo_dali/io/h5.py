@@ -1,6 +1,6 @@
-"""Reading HDF5 files of ours: mapped by their own index, checked before use. libhdf5 takes no part in it.
+"""Reading nemo_dali's HDF5 files: mapped by their own index, checked before use. libhdf5 takes no part in it.
 
-A small array is compared with its checksum when it is opened, a row of a large one, and a column of strings, when it is
+A small array is compared with its checksum when it is opened; a row of a large one, and a column of strings, when it is
 first used.
 """
 
@@ -32,28 +32,28 @@ from nemo_dali.io.index import (
 from nemo_dali.io.output import HEAD
 
 HDF5 = b"\x89HDF\r\n\x1a\n"  # how every HDF5 file without a user block begins, those of version 1 among them
-PIECE = 1 << 20  # bytes, or offsets, of a column of strings that are looked at together
-OFFSETS = "_offsets"  # behind the name of a column of strings: where in its bytes each begins, and the end
+PIECE = 1 << 20  # bytes, or offsets, of a column of strings that are checked together
+OFFSETS = "_offsets"  # after the name of a column of strings: where in its bytes each begins, and the end
 
 
 class MappedFile:
-    """A file whose arrays are mapped, held open: replaced or removed under its name it lives on here as it was.
+    """A file whose arrays are mapped, held open: replaced or removed under its name, it lives on here as it was.
 
-    Cut short, it does not: whoever touches what lay behind the new end is ended by SIGBUS. Nothing catches that, so
-    ``check`` before work that reads the arrays: it leaves the moment between the two.
+    Cut short, it does not: touching what was beyond the new end kills the process with SIGBUS. Nothing catches that, so
+    call ``check`` before work that reads the arrays: only the moment between the two remains.
 
     Args:
         path: of the file.
         format, version: what it must be.
         remedy: how to make such a file, put at the end of every message.
-        unfinished: take one that is still being written, too; its checksums are not looked at.
+        unfinished: accept one that is still being written, too; its checksums are ignored.
 
     Attributes:
         index: what is in the file.
         path, remedy: as given.
 
     Raises:
-        FileFormatError: missing, no regular file, cut short, of another format or version, unfinished, or damaged.
+        FileFormatError: missing, not a regular file, cut short, of another format or version, unfinished, or damaged.
     """
 
     def __init__(self, path: Path, *, format: str, version: int, remedy: str, unfinished: bool = False) -> None:
@@ -73,7 +73,7 @@ class MappedFile:
         path, remedy = self.path, self.remedy
         found = _first_line(head, path, remedy)
         if found.format != format:
-            if found.format.startswith("nemo-dali/"):  # the remedy would tell to write over it
+            if found.format.startswith("nemo-dali/"):  # the remedy would say to overwrite it
                 remedy = f"Give a '{format}' file in its place."
             raise FileFormatError(f"{path} has format '{found.format}', not '{format}'. {remedy}")
         if found.version != version:
@@ -85,7 +85,7 @@ class MappedFile:
         try:
             return read_index(descriptor)
         except DamagedIndex as error:
-            if unfinished:  # killed while the final one was put in place, perhaps
+            if unfinished:  # possibly killed while the final one was put in place
                 try:
                     return read_index(descriptor, copy=True)
                 except DamagedIndex:
@@ -93,14 +93,14 @@ class MappedFile:
             raise self.damage(str(error)) from error
 
     def damage(self, what: str) -> FileFormatError:
-        """The error that something in the file is not as it must be."""
+        """The error for something in the file that is not as it must be."""
         return FileFormatError(f"{self.path} is damaged: {what}. {self.remedy}")
 
     def check(self) -> None:
-        """Look whether the file is as long as it was; a microsecond.
+        """Check that the file is no shorter than it was; this takes a microsecond.
 
         Raises:
-            FileFormatError: it is not, or it is gone from a network file system.
+            FileFormatError: it is shorter, or it is gone from a network file system.
         """
         try:
             length = self._map.size()
@@ -118,12 +118,12 @@ class MappedFile:
     def array(
         self, name: str, dtypes: str | Collection[str], shape: Sequence[int | None], *, compare: bool = True
     ) -> npt.NDArray[Any]:
-        """An array, read-only, which outlives this object. One that has a checksum is read wholly and compared.
+        """An array, read-only, which outlives this object. One that has a checksum is read whole and compared.
 
         Args:
-            dtypes: that it may be of, such as "<i4".
-            shape: that it must have; None: any length along that axis.
-            compare: False: nothing of it is read; the caller sees to it that it is looked at before it is used.
+            dtypes: the types that it may have, such as "<i4".
+            shape: the shape that it must have; None: any length along that axis.
+            compare: False: none of it is read; the caller makes sure that it is checked before it is used.
 
         Raises:
             FileFormatError: there is none, or it is of another type or shape, or damaged.
@@ -155,7 +155,7 @@ class MappedFile:
         """A column of strings, of which nothing is read until one is used.
 
         Args:
-            allowed: whether it may hold a string. otherwise: what is wrong where it does not, such as "has a number".
+            allowed: whether it may hold a string. otherwise: what is wrong if it may not, such as "has a number".
 
         Raises:
             FileFormatError: there is none.
@@ -181,7 +181,7 @@ class MappedFile:
         return tuple(self._in_range(name, self._checked(name, int, value), least, most) for value in values)
 
     def bound(self, name: str) -> float | None:
-        """An attribute that is a list of one number, or an empty one."""
+        """An attribute that is a list of one number; None for an empty list."""
         values = [self._checked(name, float, value) for value in self._attribute(name, list)]
         if len(values) > 1:
             raise self.damage(f"its attribute {name} has {len(values)} numbers")
@@ -229,9 +229,9 @@ class CheckedRows:
 
 
 class Strings(Sequence[str]):
-    """A column of UTF-8 strings, made when they are used. Before the first is, all of them are looked at.
+    """A column of UTF-8 strings, made when they are used. Before the first one, all of them are checked.
 
-    Using one raises FileFormatError where the column is damaged, not UTF-8, or has that string although it may not.
+    Using one raises FileFormatError if the column is damaged or not UTF-8, or must not hold that string.
     """
 
     def __init__(self, file: MappedFile, name: str, allowed: Callable[[str], bool] | None, otherwise: str) -> None:
@@ -243,7 +243,7 @@ class Strings(Sequence[str]):
         self._sound = False
 
     def _check(self) -> None:
-        """Look whether the file is as long as it was and, once, at the whole column."""
+        """Check that the file is no shorter than it was and, once, the whole column."""
         file, name = self._file, self._name
         file.check()
         if self._sound:
@@ -328,10 +328,10 @@ def read_index(descriptor: int, *, copy: bool = False) -> Index:
 
 
 def read_kind(path: str | Path, *, remedy: str) -> str:
-    """The format of any file of ours.
+    """The format of any file of nemo_dali's.
 
     Raises:
-        FileFormatError: it cannot be read, or is none.
+        FileFormatError: it cannot be read, or is not one.
     """
     descriptor = _open(Path(path), remedy)
     try:

@@ -1,12 +1,12 @@
-"""The index of a file of ours: which arrays it holds, and where, in a few kilobytes of JSON before the HDF5 data.
+"""The index of a nemo_dali file: which arrays it holds, and where, in a few kilobytes of JSON before the HDF5 data.
 
     0       half       user block, a power of two >= 8192 bytes
     │ index │ its copy │ HDF5: superblock, groups, attributes │ arrays ... │
     └ "nemo-dali/ris 2 00008192 00001234 0123456789abcdef\\n" + 1,234 bytes of JSON + zeros
        format, version, bytes of the user block and of the JSON, XXH3-64 of the JSON
 
-libhdf5 skips a user block. We read nothing else of the file's structure: libhdf5 is no parser for bytes of strangers.
-The copy is that of the unfinished file: a writer that was killed while it put the final index in place finds it there;
+libhdf5 skips a user block. Nothing else of the file's structure is read: libhdf5 is not a parser for untrusted bytes.
+The copy is the unfinished file's index: a writer that was killed while it put the final index in place finds it there;
 a reader never looks at it.
 """
 
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-SMALLEST_BLOCK = 1 << 13  # of users, in bytes; half of it holds the index
+SMALLEST_BLOCK = 1 << 13  # size of the user block in bytes; half of it holds the index
 LARGEST_BLOCK = 1 << 21
 MAX_ARRAYS = 100
 MAX_LENGTH = 2**48  # of an array along an axis
 DTYPES = ("|u1", "|i1", "<i4", "<i8", "<u4", "<u8", "<f2", "<f4", "<f8")
 UNFINISHED = "unfinished".ljust(64, "-")  # in place of the fingerprint, and as long
 UNKNOWN = "0" * 16  # in place of a checksum, in an unfinished file
-LONGEST_LINE = 100  # bytes, at least
+LONGEST_LINE = 100  # bytes, rounded up
 ALIGNMENT = 8  # bytes; arrays begin at a multiple of it
 
 _LINE = re.compile(rb"([a-z0-9/-]{1,40}) ([0-9]{1,9}) ([0-9]{8}) ([0-9]{8}) ([0-9a-f]{16})\n")
@@ -42,7 +42,7 @@ class DamagedIndex(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """An array: where it lies, and what its content must be.
+    """An array: where it is, and what its content must be.
 
     Attributes:
         checksum: XXH3-64 of the whole array; "" where each row has one.
@@ -94,7 +94,7 @@ class Line(NamedTuple):
     format: str
     version: int
     user_block: int
-    json: slice  # where it lies
+    json: slice  # where it is
     checksum: bytes
 
 
@@ -107,10 +107,10 @@ def first_line(head: bytes) -> Line | None:
 
 
 def encode(index: Index, user_block: int | None = None) -> bytes:
-    """An index as the file begins with it, without the zeros.
+    """An index as it begins the file, without the zeros.
 
     Args:
-        user_block: its size in bytes, as ``block_size`` gives it; None: as large as this index needs.
+        user_block: its size in bytes, as ``layout.block_of`` gives it; None: as large as this index needs.
 
     Raises:
         ValueError: it is too large.
@@ -135,7 +135,7 @@ def decode(begin: bytes, file_size: int) -> Index:
         file_size: of the whole file, in bytes.
 
     Raises:
-        DamagedIndex: it is not as it was written, or names what cannot be.
+        DamagedIndex: it is not as it was written, or describes something impossible.
     """
     if (line := first_line(begin)) is None:
         raise DamagedIndex("its first line is not that of an index")
@@ -184,7 +184,7 @@ def _is_attribute(value: Any) -> bool:
 
 
 def _entry(name: str, record: Any, user_block: int, file_size: int) -> Entry:
-    """One array, which must lie inside the file, behind the index."""
+    """One array, which must be inside the file, after the index."""
     if len(name) > 100 or _NAME.fullmatch(name) is None:
         raise DamagedIndex("its index has an array of an impossible name")
     dtype, shape, offset = _get(record, "dtype", str), _get(record, "shape", list), _get(record, "offset", int)

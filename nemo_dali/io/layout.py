@@ -1,4 +1,4 @@
-"""The layout of a file of ours that is begun: where its index and its arrays lie, and the HDF5 around them."""
+"""The layout of a new nemo_dali file: where its index and its arrays are, and the HDF5 around them."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import numpy as np
 from nemo_dali._version import __version__
 from nemo_dali.io.index import UNFINISHED, UNKNOWN, Entry, Index, Value, encode, first_line
 
-PAGE = 4096  # bytes; where arrays begin, so that no small record lies across two pages, of which a kill may leave one
-CHECKSUMS = "checksums/"  # before the name of an array: that of its rows' checksums
+PAGE = 4096  # bytes; arrays begin at a page, so that no small record spans two, of which a kill may leave only one
+CHECKSUMS = "checksums/"  # before the name of an array: the name of the array of its rows' checksums
 
 
 class Layout(NamedTuple):
-    """Of an array that is to be written.
+    """The layout of an array that is to be written.
 
     Attributes:
         by_row: a checksum for each row, so that a reader need not read the whole array first.
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
 
 def room_for(arrays: Mapping[str, Layout]) -> int:
-    """How large the file is, to a few pages."""
+    """How large the file is, to within a few pages."""
     rows = sum(8 * layout.shape[0] for layout in arrays.values() if layout.by_row)
     sizes = [np.dtype(layout.dtype).itemsize * int(np.prod(layout.shape)) for layout in arrays.values()]
     return sum(sizes) + rows + (32 + 2 * len(sizes)) * PAGE
@@ -44,7 +44,7 @@ def create(
     attributes: Mapping[str, Value],
     arrays: Mapping[str, Layout],
 ) -> None:
-    """Everything but content, checksums and fingerprint; the same arguments give the same bytes."""
+    """Write everything but content, checksums and fingerprint; the same arguments give the same bytes."""
     layouts = dict(arrays)
     for name, layout in arrays.items():
         if layout.by_row:
@@ -65,21 +65,21 @@ def create(
     longest = replace(index, arrays={name: replace(entry, offset=10 * nbytes) for name, entry in entries.items()})
     user_block = block_of(encode(longest))
     os.pwrite(descriptor, f"{format} ".encode(), 0)  # whoever finds the file after a kill knows that it is ours
-    os.ftruncate(descriptor, nbytes)  # fails here, and not in HDF5, where files may not be large
+    os.ftruncate(descriptor, nbytes)  # if files are limited in size, this fails, and not HDF5
     offsets = _lay_out(descriptor, user_block, index)
     index = replace(index, arrays={name: replace(entry, offset=offsets[name]) for name, entry in entries.items()})
     os.pwrite(descriptor, encode(index, user_block).ljust(user_block // 2, b"\0") * 2, 0)
 
 
 def block_of(begin: bytes) -> int:
-    """Bytes of the user block of a file that begins so."""
+    """Bytes of the user block of a file with this beginning."""
     line = first_line(begin)
     assert line is not None
     return line.user_block
 
 
 def _lay_out(descriptor: int, user_block: int, index: Index) -> dict[str, int]:
-    """Make an HDF5 file with a place for every array; where in the file each lies."""
+    """Make an HDF5 file with a place for every array; return where in the file each is."""
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     # The earliest structures have no checksums of HDF5's own, so that the fingerprint can be changed in place.
     access.set_libver_bounds(h5py.h5f.LIBVER_EARLIEST, h5py.h5f.LIBVER_V110)
@@ -95,7 +95,7 @@ def _lay_out(descriptor: int, user_block: int, index: Index) -> dict[str, int]:
     layout.set_obj_track_times(False)
     path = f"/proc/self/fd/{descriptor}".encode()  # whatever has the file's name by now
     created = h5py.h5f.create(path, h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access)
-    os.pwrite(descriptor, f"{index.format} ".encode(), 0)  # HDF5 has begun the file anew
+    os.pwrite(descriptor, f"{index.format} ".encode(), 0)  # again: HDF5 has started the file from scratch
     offsets = {}
     with h5py.File(created) as file:
         common = {"fingerprint": index.fingerprint, "made_by": index.made_by, "format": index.format}
@@ -113,7 +113,7 @@ def _lay_out(descriptor: int, user_block: int, index: Index) -> dict[str, int]:
 
 
 def _make_groups(file: h5py.File, name: str) -> h5py.Group:
-    """A group and those above it, made without the times that HDF5 would put into it by itself."""
+    """A group and those above it, made without the timestamps that HDF5 would add by itself."""
     group = file
     for part in name.split("/"):
         group = group[part] if part in group else group.create_group(part, track_times=False)

@@ -1,7 +1,7 @@
 """Values of an LMDB by their keys, read from the file with every offset checked.
 
-The library itself maps the file and trusts it: one byte changed is enough to end the process. Pages have one size and
-begin with a header. The newer of the first two gives the root of a B+ tree; a long value lies in pages of its own.
+LMDB's own library maps the file and trusts it: one changed byte is enough to end the process. Pages have one size and
+begin with a header. The newer of the first two gives the root of a B+ tree; a long value has pages of its own.
 OpenLDAP's ``mdb.c`` describes it all.
 """
 
@@ -27,8 +27,8 @@ class Lmdb:
     """An LMDB with one plain table, open for reading; a context manager.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
-        AnnotationError: it is no LMDB, damaged, cut short, or has tables of another kind.
+        OSError: it cannot be opened, or is not a regular file.
+        AnnotationError: it is not an LMDB, is damaged or cut short, or has tables of another kind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class Lmdb:
         os.close(self._file)
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of a key, None if there is none; each key is to be asked for once."""
+        """The value of a key, None if there is none; ask for each key only once."""
         number = self._root
         if number == NO_PAGE or not 0 < len(key) <= MAX_KEY:
             return None

@@ -1,4 +1,4 @@
-"""How much memory this machine lends to this process."""
+"""How much memory this process may use."""
 
 import math
 import os
@@ -9,7 +9,7 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 
 
 def memory_bytes() -> int:
-    """The machine's memory, or what its control group may take of it, if that is less."""
+    """The machine's memory, or what the process's control group may use of it, if that is less."""
     least = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in LIMITS:
         try:

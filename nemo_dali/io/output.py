@@ -2,8 +2,8 @@
 
     F.partial ──▶ opened and locked ──▶ written ──▶ fsync ──▶ renamed to F ──▶ fsync of the folder
 
-What has the name F or F.partial and is of another kind was not meant: it is never written over. A killed run leaves
-F.partial, which the next one takes over. Every file that is made to be kept is written through this module, and every
+Anything of another kind with the name F or F.partial was not meant: it is never overwritten. A killed run leaves
+F.partial, which the next one takes over. Every file that is to be kept is written through this module, and every
 message that a file cannot be written is made here.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nemo_dali.errors import FileFormatError
 
-IsOurs = Callable[[bytes], bool]  # told by the first bytes of a file, at most HEAD of them
+IsOurs = Callable[[bytes], bool]  # judges by the first bytes of a file, at most HEAD of them
 
 HEAD = 4096  # bytes
 ELSEWHERE = "Choose another place with -o."
@@ -32,14 +32,14 @@ def partial_name(path: Path) -> Path:
 
 
 def check_inputs(path: Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse to write over what is read, by whatever name it was given.
+    """Refuse to overwrite an input, by whatever name it was given.
 
     Raises:
         FileFormatError: the output is one of the inputs.
     """
     for given in inputs:
         for name in (path, partial_name(path)):
-            with suppress(OSError, ValueError):  # one of them does not exist: it is told where it is opened
+            with suppress(OSError, ValueError):  # one of them does not exist: reported where it is opened
                 if os.path.samefile(name, given):
                     raise cannot_write(path, f"it is the input {given}")
 
@@ -63,7 +63,7 @@ def check_target(path: Path, is_ours: IsOurs, kind: str) -> None:
     """Refuse to replace anything but a file of the same kind.
 
     Args:
-        kind: what the file is, for the message: "a negative table", say.
+        kind: what the file is, for the message, such as "a negative table".
 
     Raises:
         FileFormatError: something else has that name.
@@ -85,7 +85,7 @@ def check_target(path: Path, is_ours: IsOurs, kind: str) -> None:
 
 
 def open_partial(path: Path, is_ours: IsOurs) -> int:
-    """Open F.partial for reading and writing, locked; a new one is empty, one that was left is as it was left.
+    """Open F.partial for reading and writing, locked; a new one is empty, an old one is as it was left.
 
     Returns:
         Its descriptor; closing it gives up the lock.
@@ -130,13 +130,13 @@ def output_file(path: Path, *, is_ours: IsOurs, kind: str, keep: Callable[[], bo
 
     Args:
         is_ours, kind: what may be replaced; see ``check_target``.
-        keep: for a file that can be gone on with, asked after an exception: whether what is there is left for the next
-            run. The block is then given what an earlier run left, as it is. None: it is given an empty file, and
-            nothing is left.
+        keep: for a file that can be resumed: it is called after an exception, and says whether to leave the file for
+            the next run. The block is then given what an earlier run left, as it is. None: it is given an empty file,
+            and nothing is left.
 
     Raises:
         FileFormatError: something else has one of the names, or the file cannot be opened.
-        OSError: the disk is full, say.
+        OSError: for example, the disk is full.
     """
     check_target(path, is_ours, kind)
     descriptor = open_partial(path, is_ours)
@@ -201,11 +201,11 @@ def write_bytes(path: str | Path, content: bytes, *, is_ours: IsOurs, kind: str)
 
 
 def write_own(path: str | Path, *parts: bytes | memoryview, folder: int | None = None) -> None:
-    """Write a file in a folder of our own, in which whatever has its name may be replaced; several processes may do so.
+    """Write a file in a folder of our own, where anything with its name may be replaced; several processes may do so.
 
     Args:
         parts: the content.
-        folder: the descriptor of the folder in which the name is to be; None: the working directory.
+        folder: the descriptor of the folder that ``path`` is relative to; None: the working directory.
 
     Raises:
         OSError: it cannot be written.
@@ -220,7 +220,7 @@ def write_own(path: str | Path, *parts: bytes | memoryview, folder: int | None =
 
 
 def _write(descriptor: int, content: bytes | memoryview) -> None:
-    if not (rest := memoryview(content)).nbytes:  # of which no view as bytes can be had
+    if not (rest := memoryview(content)).nbytes:  # an empty view cannot be cast to bytes
         return
     rest = rest.cast("B")
     while rest:
@@ -229,7 +229,7 @@ def _write(descriptor: int, content: bytes | memoryview) -> None:
 
 @contextmanager
 def disk_errors_told(path: Path) -> Iterator[None]:
-    """Tell in one sentence that the disk does not take a large file.
+    """Report in one sentence that the disk does not take a large file.
 
     Raises:
         FileFormatError: it does not.

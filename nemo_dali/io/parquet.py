@@ -1,4 +1,4 @@
-"""Parquet files, read by pyarrow in pieces; it is an extra and imported when such a file is."""
+"""Parquet files, read in pieces by pyarrow, which is an extra and imported when a file is read."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ def parquet_pieces(path: Path, columns: Sequence[str], *, what: str, rows: int =
     """The rows of some columns as pyarrow's RecordBatches.
 
     Args:
-        columns: that the file must have; others are not read.
-        what: the file is to be, for messages.
+        columns: those that the file must have; others are not read.
+        what: what the file should be, for messages.
         rows: of a piece, at most.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file; ``strerror`` says which.
-        NemoError: pyarrow is not installed, or the file is no Parquet file, damaged, or lacks a column.
+        OSError: it cannot be opened, or is not a regular file; ``strerror`` says which.
+        NemoError: pyarrow is not installed, or the file is not a Parquet file, is damaged, or lacks a column.
     """
     with extra("parquet", f"To read {path}"):
         import pyarrow

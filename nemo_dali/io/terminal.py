@@ -1,8 +1,8 @@
 """What is shown to a person: lines that hold nothing that a terminal would obey.
 
 Names and sentences come from strangers' files. A terminal takes an escape sequence in them for a command, and a
-character of writing direction turns the rest of a line round; so does a page of a log. Everything that the commands
-print or log goes through here. What they write into files is escaped there, as the file's format wants it.
+character of writing direction reverses the rest of a line, also where a web page shows a log. Everything that the
+commands print or log goes through here. What they write into files is escaped there, as the file's format requires.
 
 Exceptions and log records carry names and sentences as they are: whoever prints them otherwise escapes them.
 """
@@ -17,10 +17,10 @@ from typing import Any, TextIO
 
 
 def printable(text: str) -> str:
-    """The text with ``\\x1b``, ``\\u202e``, ``\\n``, ... for all characters that are no letter, sign or space.
+    """The text with ``\\x1b``, ``\\u202e``, ``\\n``, ... for all characters that are not letters, signs or spaces.
 
-    Escaped are control and format characters, separators of lines, halves of surrogate pairs (which stand for bytes of
-    a file name that are not UTF-8 and are shown as these), and what Unicode has not assigned.
+    These are control and format characters, line separators, halves of surrogate pairs (which stand for bytes of a file
+    name that are not UTF-8, and are shown as those bytes), and characters that Unicode has not assigned.
     """
     if text.isprintable():
         return text
@@ -35,12 +35,12 @@ def _escaped(character: str) -> str:
 
 
 def say(*lines: str, error: bool = False) -> None:
-    """Print lines on stdout, or on stderr; a line end inside one is shown as such.
+    """Print lines on stdout, or on stderr; a line end inside one is escaped.
 
-    Where nobody reads on, the rest is dropped: that is no reason to stop the work.
+    If the reader is gone, the rest is dropped: that is no reason to stop the work.
 
     Raises:
-        OSError: the stream is a file on a full disk, say.
+        OSError: for example, the stream is a file on a full disk.
     """
     _write([printable(line) for line in lines], sys.stderr if error else sys.stdout)
 
@@ -63,15 +63,15 @@ def _write(lines: list[str], stream: TextIO | None) -> None:
 
 
 def _drop(stream: TextIO) -> None:
-    """Let a stream lead nowhere from now on, what it still holds included: no complaint at exit either."""
-    with suppress(OSError, ValueError):  # a stream of a test's has no descriptor
+    """Let a stream lead nowhere from now on, including what it still holds: no complaint at exit either."""
+    with suppress(OSError, ValueError):  # a test's stream has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
 def open_closed_streams() -> None:
-    """Let standard streams that the process was started without lead nowhere.
+    """Open standard streams that the process was started without, and let them lead nowhere.
 
     Otherwise the next file that is opened gets their number, and a library that prints writes into it.
     """
@@ -85,7 +85,7 @@ def open_closed_streams() -> None:
 
 
 class Formatter(logging.Formatter):
-    """A log record's text, a traceback's lines as they are."""
+    """A log record's text, escaped line by line, so that a traceback keeps its lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))

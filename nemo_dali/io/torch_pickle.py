@@ -1,4 +1,4 @@
-"""Pickles of PyTorch's files: looked through within bounds, or read as descriptions of tensors and inert records.
+"""Pickles of PyTorch's files: checked within bounds, or read as descriptions of tensors and inert records.
 
 Nothing that a file names is imported or called, and no tensor's data is touched.
 """
@@ -25,14 +25,14 @@ from nemo_dali.io.unpickle import (
 )
 
 MAX_DIMENSIONS = 64  # PyTorch's own bound
-# Whose classes and functions a record may stand for; of Python's own only plain values. What else a file names is
-# none of training's business.
+# Libraries whose classes and functions a record may stand for; of Python's own, only plain values. Training has no use
+# for anything else that a file names.
 _LIBRARIES = frozenset({"__torch__", "_codecs", "collections", "numpy", "torch"})
 _BUILTINS = frozenset({"bytearray", "bytes", "complex", "frozenset", "set", "slice"})
 
 
 class Storage(NamedTuple):
-    """Where values of tensors lie in a file."""
+    """Where values of tensors are in a file."""
 
     key: str
     kind: str  # a class of PyTorch's, such as HalfStorage
@@ -41,10 +41,10 @@ class Storage(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a pickle describes it. Its elements lie within the storage, and are no more than there."""
+    """A tensor as a pickle describes it. Its elements are within the storage, and no more than the storage has."""
 
     storage: Storage
-    offset: int  # in values, as the strides
+    offset: int  # in values, like the strides
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
@@ -59,10 +59,10 @@ class Record:
 
 
 def check_structure(file: BinaryIO, size: int, path: Path | str) -> None:
-    """Look through a pickle of weights that PyTorch's unpickler, which runs no code, is to read: same bounds.
+    """Check a pickle of weights that PyTorch's unpickler, which runs no code, is to read, within the same bounds.
 
     Args:
-        file: positioned at the pickle, and then behind it.
+        file: positioned at the pickle, and afterwards at its end.
         size: of the pickle in bytes, or more.
 
     Raises:
@@ -74,10 +74,10 @@ def check_structure(file: BinaryIO, size: int, path: Path | str) -> None:
 def read_description(file: BinaryIO, size: int, path: Path | str) -> tuple[Any, dict[str, Storage]]:
     """What a pickle of PyTorch's describes: plain containers and values, ``StoredTensor`` and ``Record``.
 
-    Besides, every storage that it speaks of, by its key.
+    Also returns every storage that it names, by its key.
 
     Args:
-        file: positioned at the pickle, and then behind it.
+        file: positioned at the pickle, and afterwards at its end.
         size: of the pickle in bytes, or more.
 
     Raises:
@@ -103,11 +103,11 @@ def tensors_of(content: Any, size: int, path: Path | str) -> dict[str, StoredTen
     """A state dict's tensors, or those of a module and of the modules in it, by their names.
 
     Args:
-        content: as ``read_description`` gives it; in a checkpoint the state dict is the item of that name.
-        size: of its pickle in bytes, which bounds how much modules that are repeated may come to.
+        content: as ``read_description`` gives it; in a checkpoint, the state dict is the item ``state_dict``.
+        size: of its pickle in bytes, which bounds how large repeated modules may become.
 
     Raises:
-        NemoError: there is none, or modules lie in themselves or are repeated beyond measure.
+        NemoError: there are none, or modules contain themselves or are repeated beyond measure.
     """
     if type(content) is dict and type(content.get("state_dict")) is dict:
         content = content["state_dict"]
@@ -203,13 +203,13 @@ class _DescriptionUnpickler(BuiltinsUnpickler):
         self.stack[-1] = Record()
 
     def load_build(self) -> None:
-        """Attributes of a record; what a tensor, a dict or a data type has besides is passed over."""
+        """Set the attributes of a record; any extra state of a tensor, a dict or a data type is ignored."""
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is Record and type(state) is dict:
             target.attributes = state
 
     def load_binpersid(self) -> None:
-        """A tensor's storage: ("storage", class, key, device, values), before PyTorch 1.6 with a view behind it.
+        """A tensor's storage: ("storage", class, key, device, values), before PyTorch 1.6 followed by a view.
 
         There, ("module", class, ...) stands for the class of a module.
         """

@@ -14,15 +14,15 @@ from nemo_dali.errors import AnnotationError
 
 MAX_DEPTH = 32  # of values in values; a token of RefCOCO is 6 deep
 MAX_KEY = 1000  # characters; equal keys are compared whole
-MAX_NUMBERS = 100  # keys of a dict or items of a set, unless they count: others can be made to collide
+MAX_NUMBERS = 100  # dict keys or set items, unless their numbers are small integers: others can be made to collide
 MAX_LINE = 1000  # bytes of a number written out, or of a name
-# Containers per byte of a file (RefCOCO has one in 40 to 60 bytes), and those that a small file may have at least.
+# Containers per byte of a file (RefCOCO has one in 40 to 60 bytes), and how many even a small file may have.
 CONTAINERS_PER_BYTE = 1 / 8
 FREE_CONTAINERS = 100_000
-# Steps of the pickle per byte (RefCOCO takes one in 4 to 6 bytes), and those that a small file may have at least.
+# Steps of the pickle per byte (RefCOCO takes one in 4 to 6 bytes), and how many even a small file may have.
 STEPS_PER_BYTE = 1 / 2
 FREE_STEPS = 1_000_000
-# Bytes that values take at least, eight and the length of each text, per byte of a file: the memo repeats values.
+# Bytes that values take at least (eight each, and the length of a text) per byte of a file: the memo can repeat values.
 BYTES_PER_BYTE = 8
 FREE_BYTES = 1_000_000
 
@@ -30,11 +30,11 @@ FREE_BYTES = 1_000_000
 def unpickle_builtins(data: bytes, path: Path | str) -> Any:
     """Unpickle containers, str, int, float, bytes, bool and None of any protocol; nothing is imported or called.
 
-    It takes at most 50 bytes of memory for a byte of data.
+    It takes at most 50 bytes of memory per byte of data.
 
     Raises:
-        AnnotationError: the pickle wants anything else, which is named, is malformed or cut short, or is made to take
-            time or memory.
+        AnnotationError: the pickle wants anything else, which the message names, is malformed or cut short, or is made
+            to take time or memory.
     """
     try:
         value = BuiltinsUnpickler(io.BytesIO(data), len(data)).load()
@@ -50,7 +50,7 @@ def unpickle_builtins(data: bytes, path: Path | str) -> Any:
 
 
 class Refused(Exception):
-    """A pickle is made to take time or memory, or wants what it may not; says so, without its path."""
+    """A pickle is made to take time or memory, or wants what it must not; says so, without its path."""
 
 
 MALFORMED = (
@@ -64,7 +64,7 @@ def refuse(what: str) -> NoReturn:
 
 
 def _check_tree(value: Any, size: int) -> None:
-    """Refuse values that are deep, or far larger than the file because parts of them come again and again."""
+    """Refuse values that are deep, or far larger than the file because parts of them are repeated."""
     room = size * BYTES_PER_BYTE + FREE_BYTES
     level = [value] if type(value) in _NESTED else []
     for _ in range(MAX_DEPTH):
@@ -95,7 +95,7 @@ _NESTED = frozenset({dict, list, tuple})  # sets hold no containers
 _TEXT = frozenset({str, bytes})
 _KEYS = _TEXT | {int, float, bool, type(None)}
 _GAP = object()  # in the memo, where nothing was put
-# What Python itself writes for sets and bytes below protocols 4 and 3; bytes only for none, as bytes(n) takes n bytes.
+# What Python writes for sets and bytes below protocols 4 and 3; bytes only without arguments: bytes(n) takes n bytes.
 _HARMLESS: dict[str, Any] = {
     "_codecs.encode": _to_bytes,
     "builtins.bytes": bytes,
@@ -105,10 +105,10 @@ _HARMLESS: dict[str, Any] = {
 
 
 class BuiltinsUnpickler(pickle._Unpickler):
-    """The interpreter's unpickler in Python, because the one in C takes time and memory as a hostile file says.
+    """The interpreter's unpickler in Python, because the one in C takes whatever time and memory a hostile file wants.
 
     There, a memo index or a length of a few bytes makes gigabytes, and a tuple as a key is hashed through whatever it
-    holds; here reads end with the data and keys are plain. It takes 3 s for the 50,000 refs of RefCOCO.
+    holds; here, reads end with the data and keys are plain. It takes 3 s for the 50,000 refs of RefCOCO.
     """
 
     steps: ClassVar[dict[bytes, Any]]
@@ -118,13 +118,13 @@ class BuiltinsUnpickler(pickle._Unpickler):
         self.read, self.readline = file.read, file.readline
         self._size = size
         self._containers_left = int(size * CONTAINERS_PER_BYTE) + FREE_CONTAINERS
-        self._memo: list[Any] = []  # a list, as a dict takes ten times as much for an entry
+        self._memo: list[Any] = []  # a list, as a dict takes ten times as much per entry
         self.stack: list[Any] = []
         self.metastack: list[list[Any]] = []
         self.append = self.stack.append
 
     def load(self) -> Any:
-        """The value; frames are passed over, as all the data is there."""
+        """Return the value; frames are skipped, as all the data is there."""
         read, steps = self.read, self.steps
         try:
             for _ in range(int(self._size * STEPS_PER_BYTE) + FREE_STEPS):
@@ -147,20 +147,20 @@ class BuiltinsUnpickler(pickle._Unpickler):
             return value.decode("latin1")
 
     def pop_mark(self) -> list[Any]:
-        """What lies above the last mark, which goes."""
+        """Pop the last mark, and return what was above it."""
         items = self.stack
         self.stack = self.metastack.pop()
         self.append = self.stack.append
         return items
 
     def charge(self, containers: int) -> None:
-        """Count containers, by what they take: one is 80 bytes."""
+        """Count containers by the memory that they take, in units of 80 bytes."""
         self._containers_left -= containers
         if self._containers_left < 0:
             refuse("has more containers than its size explains")
 
     def _check_keys(self, keys: Sequence[Any], already: int) -> None:
-        """Refuse keys of a dict, or items of a set, that take long to hash or to compare; ``already`` are in it."""
+        """Refuse keys of a dict, or items of a set, that are slow to hash or compare; ``already`` items are in it."""
         kinds = set(map(type, keys))
         if not kinds <= _TEXT:
             if not kinds <= _KEYS:
@@ -350,7 +350,7 @@ PLAIN = """
 
 
 def steps_of(unpickler: type[BuiltinsUnpickler], *names: str) -> dict[bytes, Any]:
-    """The unpickler's methods, called as its parent's, by the codes of these names."""
+    """The unpickler's methods, named as its parent's, by the opcodes of these names."""
     codes = [getattr(pickle, name) for name in names]
     return {code: getattr(unpickler, pickle._Unpickler.dispatch[code[0]].__name__) for code in codes}
 

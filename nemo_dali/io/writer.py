@@ -1,9 +1,9 @@
-"""Writing HDF5 files of ours: as long as they will be from the start, filled in place, named when complete.
+"""Writing nemo_dali's HDF5 files: full length from the start, filled in place, named when complete.
 
     F.partial ──▶ created, all of its room taken ──▶ rows ──▶ checksums, fingerprint ──▶ fsync ──▶ F
 
-h5py lays the file out and is done; from then on it is filled through mappings. A run that was killed is gone on with
-where its file says how far it came. ``index`` has what lies where.
+h5py only lays the file out; from then on it is filled through mappings. A run that was killed is resumed where its file
+says it stopped. ``index`` says what is where.
 """
 
 import os
@@ -24,11 +24,11 @@ from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, Entry, Index, Value, c
 from nemo_dali.io.layout import PAGE, Layout, block_of, create, room_for
 from nemo_dali.io.output import FREE_SPACE, cannot_write, disk_errors_told, output_file, partial_name
 
-SEARCHED = 1 << 24  # bytes at a file's begin and end where the name of a format is looked for
+SEARCHED = 1 << 24  # bytes at a file's beginning and end in which the name of a format is looked for
 
 
 class HasFile(Protocol):
-    """What is read of a file."""
+    """An object with an open file."""
 
     @property
     def mapped(self) -> MappedFile:
@@ -40,7 +40,7 @@ T = TypeVar("T", bound=HasFile)
 
 
 def amount(nbytes: int) -> str:
-    """Bytes as a person reads them."""
+    """A number of bytes as a person reads it."""
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
@@ -68,7 +68,7 @@ class Unfinished(Generic[T]):
         os.pwrite(self._descriptor, content, self._arrays[name].offset + len(content) * row)
 
     def seal(self, name: str, rows: Sequence[int] | None = None) -> None:
-        """Write the checksums of an array's rows, which are as they will stay; None: of all rows."""
+        """Write the checksums of an array's rows, which must not change any more; None: of all rows."""
         array, sums = self.writable(name), self.writable(self._arrays[name].row_checksums)
         for row in range(len(array)) if rows is None else rows:
             sums[row] = row_checksum(array[row])
@@ -78,7 +78,7 @@ class Unfinished(Generic[T]):
         os.fsync(self._descriptor)
 
     def finish(self, fingerprint: str) -> None:
-        """Put checksums and fingerprint in place; rows with a checksum each were sealed before."""
+        """Put checksums and fingerprint in place; rows with a checksum each must have been sealed before."""
         _finish(self._descriptor, self.file.mapped.index, fingerprint)
 
 
@@ -93,14 +93,14 @@ def unfinished(
     read: Callable[[Path], T],
     done: Callable[[T], str],
 ) -> Iterator[Unfinished[T]]:
-    """Begin a file or go on with one; it gets its name when the block ends without an exception.
+    """Begin a file or resume one; it gets its name when the block ends without an exception.
 
     After an exception it is left for the next run, if anything in it is done.
 
     Args:
         output: its name when it is complete; one that exists is replaced only then.
-        attributes: what the file is made of and how; a file that was begun with others is refused.
-        arrays: all of its arrays, but for checksums.
+        attributes: what the file is made from and how; a file that was begun with others is refused.
+        arrays: all of its arrays, except for checksums.
         read: opens a file, finished or not.
         done: says how much of a file is done ("12 of 24 photos are done"); "" where nothing is.
 
@@ -127,7 +127,7 @@ def unfinished(
         else:
             _check_attributes(output, partial, file.mapped.index.attributes, attributes, done(file))
             _check_room(output, descriptor, os.fstat(descriptor).st_size)
-        # All of it now: where the disk is full a mapped page cannot be written, and the process is killed.
+        # All of it now: if the disk is full later, a mapped page cannot be written, and the process is killed.
         os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
         yield Unfinished(file, partial, descriptor)
 
@@ -170,7 +170,7 @@ def write_h5(output: str | Path, *, format: str, version: int) -> Iterator[Calla
 
 
 def _as_arrays(columns: Mapping[str, npt.NDArray[Any] | list[str]]) -> dict[str, npt.NDArray[Any]]:
-    """Columns as arrays: strings are their bytes, and where each begins in them."""
+    """Columns as arrays: strings become their bytes, and where each begins in these."""
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name, column in columns.items():
         if isinstance(column, np.ndarray):
@@ -183,7 +183,7 @@ def _as_arrays(columns: Mapping[str, npt.NDArray[Any] | list[str]]) -> dict[str,
 
 
 def _is_ours(output: Path, format: str) -> Callable[[bytes], bool]:
-    """Whether a file may be written over that begins so: it is of the same format, of this version or the first."""
+    """A check, by its first bytes, that a file may be overwritten: it has the same format, of any version."""
 
     def ours(head: bytes) -> bool:
         if head.startswith(HDF5):
@@ -215,7 +215,7 @@ def _begun(partial: Path, read: Callable[[Path], T], done: Callable[[T], str]) -
     """What an earlier run left, if anything in it is done."""
     try:
         file = read(partial)
-    except FileFormatError:  # killed when the file itself was being made
+    except FileFormatError:  # killed while the file itself was being made
         return None
     return file if done(file) else None
 

@@ -39,7 +39,7 @@ ATTEMPTS = 1000  # at a photo that has what was asked for
 MOST_OVERLAP = 0.3  # of two things, as a share of the smaller one's box
 LEAST_VISIBLE = 0.5  # a thing of which less can be seen is never described
 GREY_PHOTOS = 0.03
-SOLID = 170  # of 255: what counts as covered. Two thirds, as Pillow draws polygons some tenths of a subpixel fat
+SOLID = 170  # of 255: what counts as covered. Two thirds, as Pillow draws polygons a few tenths of a subpixel too wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def make_photo(
     distractors: tuple[int, int] = (0, 3),
     expressions: Mapping[str, float] | None = None,
 ) -> Photo:
-    """Make the photo with that number; what is referred to has that many distractors (both ends included).
+    """Make photo ``number``; what is referred to has a number of distractors in the given range (both ends included).
 
     A distractor is another thing of the same kind that shares its colour or its size. ``expressions``: see
     ``synthesize``.
@@ -102,7 +102,7 @@ def _lay_out(random: Random, alike: int) -> Scene:
         corners = np.concatenate(outlines(kind, 0, 0, half, tilt, mirror))
         box = np.concatenate([corners.min(0), corners.max(0)])  # x0, y0, x1, y1 around the centre
         top, bottom = (0.0, horizon + 0.3 * half) if floats else (horizon + 0.08 * height, float(height))
-        for _ in range(60):  # tries; where there is no room, the thing stays away
+        for _ in range(60):  # tries; if there is no room, the thing is left out
             x = random.uniform(1 - box[0], width - 1 - box[2])
             y = random.uniform(top + 1 - box[1] if floats else max(top - box[3], 1 - box[1]), bottom - 1 - box[3])
             here = box + np.array((x, y, x, y))
@@ -228,8 +228,7 @@ def synthesize(
         distractors: the fewest and the most things like the referent (of its kind, sharing its colour or size).
         expressions: weights of the kinds of expression (attribute, place, zone, rank, relation) in sentences about one
             thing; a kind that is left out is never used. Each sentence's kind is drawn among those that tell its thing
-            from all others, and a thing that none does is not referred to. None: the shortest expression first, of any
-            kind.
+            from all others; a thing without any is not referred to. None: the shortest expression first, of any kind.
 
     Returns:
         How many "images", "refs", "sentences" and "annotations" were written.
@@ -261,7 +260,7 @@ def synthesize(
 
 
 def _checked_weights(expressions: Mapping[str, float]) -> dict[str, float]:
-    """Those of the kinds that are to be said, in the order of ``EXPRESSION_KINDS``."""
+    """The weights of the kinds that are to be used, in the order of ``EXPRESSION_KINDS``."""
     kinds = ", ".join(EXPRESSION_KINDS)
     if not isinstance(expressions, Mapping):
         raise ValueError(f"expressions ({short_repr(expressions)}) must be a mapping of weights, of {kinds}")
@@ -341,7 +340,7 @@ def _write(
     write_own(annotations / "instances.json", json.dumps(instances).encode())
     write_own(annotations / TRUTH_FILE, truth_content(photos_told, sentences_told))
     is_json = layout.refs_file.endswith(".json")
-    # Last: it says that the data set is complete.
+    # Last: its presence says that the data set is complete.
     write_own(annotations / layout.refs_file, json.dumps(refs).encode() if is_json else pickle.dumps(refs, protocol=2))
     return {
         "images": images,
@@ -359,9 +358,9 @@ def _jpeg(image: Image.Image, random: Random) -> bytes:
 
 
 def segmentation(photo: Photo, index: int) -> list[list[float]]:
-    """The mask of a thing as COCO stores that of anything but a crowd, as polygons: x, y, x, y, ... of each part.
+    """The mask of a thing as COCO stores those of anything but crowds, as polygons: x, y, x, y, ... of each part.
 
-    They are the thing's own shapes if nothing hides a part of it, and else follow the edges of the pixels that show it.
+    They are the thing's own shapes if nothing hides a part of it, or else follow the edges of the pixels that show it.
     """
     thing = photo.scene.things[index]
     if thing.visible == 1:

@@ -1,4 +1,4 @@
-"""Where generated photos take place: themes of an upper and a lower zone, painted with gradients and textures.
+"""The backdrops of generated photos: themes of an upper and a lower zone, painted with gradients and textures.
 
 Backdrops are painted at half size and enlarged, which is quick and looks like the depth of field of a camera.
 All randomness comes from a ``random.Random``.

@@ -9,8 +9,8 @@ Mask = npt.NDArray[np.bool_]  # [H, W]
 def traced(mask: Mask) -> list[list[float]]:
     """The mask as COCO's polygons: x, y, x, y, ... of each part.
 
-    Parts that touch only by a corner are apart. COCO's polygons have no holes: a part with one is cut in two where the
-    hole begins.
+    Parts that touch only at a corner are separate. COCO's polygons have no holes: a part with one is cut in two where
+    the hole begins.
     """
     loops = _loops(mask)
     hole = next((loop for loop in loops if _area(loop) < 0), None)
@@ -23,7 +23,7 @@ def traced(mask: Mask) -> list[list[float]]:
 
 
 def _loops(mask: Mask) -> list[list[tuple[int, int]]]:
-    """The corners of every closed line between the mask and the rest; the mask lies to the right of who walks it."""
+    """The corners of every closed line between the mask and the rest, in the order that keeps the mask on the right."""
     inside = np.pad(mask, 1)
     here, above, before = inside[1:, 1:], inside[:-1, 1:], inside[1:, :-1]
     ways: dict[tuple[int, int], set[tuple[int, int]]] = {}  # from a point, the steps to the next ones

@@ -15,7 +15,7 @@ from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene, as its speaker sees it and as the brush draws it."""
+    """One object of a scene, as a speaker sees it and as the brush draws it."""
 
     kind: str
     colour: str
@@ -41,7 +41,7 @@ class Scene:
     horizon: int  # the row at which the lower zone begins
     grey: bool
     things: tuple[Thing, ...]
-    hides: frozenset[tuple[int, int]] = frozenset()  # (i, j): thing i hides a part of thing j that one can see
+    hides: frozenset[tuple[int, int]] = frozenset()  # (i, j): thing i visibly hides a part of thing j
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Expression:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence as said, and what it says: of one thing or of none one expression, of two things one each."""
+    """A sentence as said, and what it says: one expression, or one for each of the two things that it joins."""
 
     raw: str
     says: tuple[Expression, ...]
@@ -88,7 +88,7 @@ ZONES = {
     "table": ("on the table",),
     "snow": ("in the snow", "on the snow"),
 }
-RANKS = {  # where in the box, and which way it grows; then the wordings before and after the noun
+RANKS = {  # the axis (0: x), and which way along it; then the wordings before and after the noun
     "leftmost": (0, -1, ("leftmost", "left most"), ("furthest left",)),
     "rightmost": (0, 1, ("rightmost", "right most"), ("furthest right",)),
     "highest": (1, -1, ("highest", "topmost"), ("furthest up",)),
@@ -110,7 +110,7 @@ YES, UNSURE, NO = 1, 0, -1
 
 
 def expression_kind(expression: Expression) -> str:
-    """One of ``EXPRESSION_KINDS``: whether an expression has attributes alone (kind, colour, size), or what besides."""
+    """One of ``EXPRESSION_KINDS``: whether an expression has only attributes (kind, colour, size), or what else."""
     where = expression.where
     if where is None:
         return "attribute"
@@ -194,8 +194,8 @@ def describe(
 ) -> list[Sentence]:
     """Sentences that mean one thing of the scene and no other.
 
-    Without weights, the first needs its every word to do so. With weights of the kinds of expression, the kind of each
-    is drawn among those that can do so, and the first of a kind is as short as that kind can be.
+    Without weights, the first needs every one of its words for that. With weights of the kinds of expression, the kind
+    of each is drawn among those that allow it, and the first of a kind is as short as that kind can be.
 
     Returns an empty list where no such sentence is found.
     """
@@ -206,7 +206,7 @@ def describe(
         return []
     least = min(map(_length, good))
     good = [e for e in good if _length(e) <= least + 2]
-    # The shortest first; then any, but mostly with a colour and without "leftmost", which would spare all the rest.
+    # The shortest first; then any, but mostly with a colour and without "leftmost", which needs no other words.
     liking = {e: random.random() + 0.5 * (e.where in RANKS) + 0.4 * (e.colour is None) for e in good}
     good.sort(key=lambda e: (_length(e) > least, liking[e]))
     sentences: dict[str, Sentence] = {}
@@ -257,7 +257,7 @@ def _of_drawn_kinds(good: list[Expression], random: Random, count: int, weights:
 def describe_several(
     scene: Scene, sentences: dict[int, list[Sentence]], shown: list[int], random: Random
 ) -> tuple[list[int], list[Sentence]] | None:
-    """Two things or more and sentences that mean just these; None where the scene has no such things.
+    """Two or more things, and sentences that mean exactly these; None if the scene has no such things.
 
     Args:
         sentences: of single things, that mean them and no other.
@@ -280,7 +280,7 @@ def describe_several(
 
 
 def describe_none(scene: Scene, random: Random) -> list[Sentence]:
-    """A sentence that surely fits nothing in the scene: of a kind, or of a kind and colour, that it does not hold."""
+    """A sentence that surely fits nothing in the scene: a kind, or a kind and colour, that the scene does not have."""
     kinds = list(KINDS)
     colours = [None] if scene.grey else [None, *PAINTS]
     said = [Expression(kind, colour) for kind in kinds for colour in colours]

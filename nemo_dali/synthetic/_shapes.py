@@ -34,7 +34,7 @@ class Part:
     """One filled polygon of a thing.
 
     ``tone`` is a fixed colour, or a factor on the thing's own paint: below 1 darker, above 1 as much nearer to white.
-    A part that is no ``body`` decorates the bodies beneath it and adds nothing to the outline.
+    A part that is not a ``body`` decorates the bodies beneath it and adds nothing to the outline.
     """
 
     points: Points
@@ -349,7 +349,7 @@ def sprite(
     """Draw one thing.
 
     Returns:
-        Its colours (RGB), its coverage (L, 0 to 255) and the photo's pixel (x, y) that their upper left corner is.
+        Its colours (RGB), its coverage (L, 0 to 255) and the photo's pixel (x, y) at their upper left corner.
     """
     turn = _turn(half, tilt, mirror)
     shapes = [(part, part.points @ turn + (x, y)) for part in KINDS[kind].parts]

@@ -1,7 +1,7 @@
-"""``truth.json``: what is in every photo, and what every sentence says. ``docs/datasets.md`` tells its keys.
+"""``truth.json``: what is in every photo, and what every sentence says. ``docs/datasets.md`` describes its keys.
 
-A sentence of one thing or of none has one expression. "every ball" has one, too, which fits all of its things, and "red
-cup and blue boat" has two: both are several.
+A sentence about one thing or none has one expression. "every ball" also has one, which fits all of its things, and "red
+cup and blue boat" has two: the kind of both is "several".
 """
 
 import json
@@ -34,7 +34,7 @@ COLOURS, SIZES = (*PAINTS, "grey"), ("small", "medium", "big")
 
 
 def photo_record(image_id: int, scene: Scene, ann_ids: Mapping[int, int]) -> dict[str, Any]:
-    """What the file says of a photo; ``ann_ids``: of those of its things that can be seen."""
+    """What the file says about a photo; ``ann_ids``: those of its things that can be seen, by their numbers."""
     return {
         "id": image_id,
         "theme": scene.theme,
@@ -59,7 +59,7 @@ def photo_record(image_id: int, scene: Scene, ann_ids: Mapping[int, int]) -> dic
 
 
 def sentence_record(sent_id: int, image_id: int, things: Sequence[int], sentence: Sentence) -> dict[str, Any]:
-    """What the file says of a sentence; ``things``: the numbers of those that it is about."""
+    """What the file says about a sentence; ``things``: the numbers of the things that it is about."""
     said = [asdict(one, dict_factory=_without_none) for one in sentence.says]
     return {
         "sent_id": sent_id,
@@ -72,7 +72,7 @@ def sentence_record(sent_id: int, image_id: int, things: Sequence[int], sentence
 
 
 def truth_content(images: list[dict[str, Any]], sentences: list[dict[str, Any]]) -> bytes:
-    """The file."""
+    """The content of the file."""
     return json.dumps({"format": FORMAT, "version": VERSION, "images": images, "sentences": sentences}).encode()
 
 
@@ -84,11 +84,11 @@ def _without_none(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Told(NamedTuple):
-    """What a file says, in its order; ``kinds`` are places in ``SENTENCE_KINDS``."""
+    """What a file says, in its order; ``kinds`` are indices into ``SENTENCE_KINDS``."""
 
     image_id: list[int]
     scenes: list[Scene]
-    seen: list[tuple[int, ...]]  # the places of the things of which anything can be seen
+    seen: list[tuple[int, ...]]  # the numbers of the things of which anything can be seen
     sent_id: list[int]
     sent: list[str]
     kinds: list[int]
@@ -99,7 +99,7 @@ def parse_truth(content: bytes) -> Told:
     """What a file says.
 
     Raises:
-        ValueError: it is none, of another version, or damaged; the text says which and where.
+        ValueError: it is not such a file, is of another version, or is damaged; the text says which and where.
     """
     try:
         told = json.loads(content)

@@ -1,6 +1,6 @@
 """How many of the negatives that training draws are false: they show what the sentence describes.
 
-On photos nobody has labelled so, and the share that shows the target's category bounds it from above at best. Of
+Nobody has labelled real photos for this, and the share that shows the target's category is an upper bound at best. For
 generated data the truth is known, so that tables, policies and rules of mining can be compared by what counts.
 """
 
@@ -22,11 +22,12 @@ from nemo_dali.plan.policy import MosaicPolicy
 from nemo_dali.synthetic._scenes import UNSURE, YES
 from nemo_dali.synthetic.truth import Truth
 
-# Were all negatives of a mosaic alike, and half of them false, a share's standard error would be 0.46 points of 100.
+# If all negatives of a mosaic were alike, and half of them false, a share's standard error would be 0.46 percentage
+# points.
 MOSAICS = 12_000
 SIZE = 64  # of the frames that are planned; the photos drawn do not depend on it
 
-Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # of negatives the sentences and the photos, by row
+Drawn = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # negatives: the rows of their sentences and photos
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Shares:
     """Shares of some negatives; NaN where there are none.
 
     Attributes:
-        negatives: how many they are.
+        negatives: how many there are.
         words: those with a thing that the sentence's kind, colour and size fit, wherever it is.
         fits: those with a thing that all of the sentence fits, as seen in their own frame.
         unsure: those where people would differ on that.
-        category: those that show the target's category, of the sentences whose target's category is known.
+        category: those that show the target's category, among sentences whose target has a known one.
     """
 
     negatives: int
@@ -82,8 +83,8 @@ def false_negatives(
     Args:
         dataset: a .ris.h5 file of generated data.
         table: its .neg.h5 file.
-        truth: of the data set, or of more than it.
-        policy: its window and its grids; all mosaics are mined here, and all random ones then.
+        truth: of the data set, or of a larger one.
+        policy: its window and its grids are used; all mosaics are mined first, and then all random.
         seed: of the draws.
         mosaics: how many are planned of each kind.
 
@@ -103,7 +104,7 @@ def false_negatives(
             p_mined=float(name == "mined"),
             p_random=float(name == "random"),
             mine_after_epoch=0,
-            jitter=0.0,  # where the target lies, and how large its cell is, does not change what is drawn
+            jitter=0.0,  # where the target is, and how large its cell is, does not change what is drawn
             target_cell="uniform",
         )
         planner = Planner([part.under(drawn, samples="refs")], drawn, seed=seed, size=SIZE)
@@ -122,7 +123,7 @@ def false_negatives(
 
 
 def _negatives(planner: Planner, mosaics: int) -> Drawn:
-    """Those of the first mosaics, epoch after epoch."""
+    """The negatives of the first mosaics, epoch after epoch."""
     sentences, photos = [], []
     for epoch, count in enumerate(_epochs(planner.length, mosaics)):
         rows = planner.plan(epoch, np.arange(count))
@@ -136,7 +137,7 @@ def _negatives(planner: Planner, mosaics: int) -> Drawn:
 
 
 def _epochs(length: int, count: int) -> Iterator[int]:
-    """How many samples of each epoch make so many in all."""
+    """How many samples of each epoch make ``count`` in all."""
     for first in itertools.count(0, length):
         if first >= count:
             return
@@ -156,7 +157,7 @@ class _Looked:
         self._category = dataset.shown_categories()[photos, category] & self._labelled
 
     def shares(self, some: Any = slice(None)) -> Shares:
-        """Of some of them, bool [n]; or of all."""
+        """The shares of some of them, bool [n]; or of all."""
         return Shares(
             negatives=len(self._words[some]),
             words=_mean(self._words[some]),

@@ -1,6 +1,6 @@
 """The file layouts of published data sets, as ``nemo-dali synth`` writes them.
 
-All but RefCOCO's are written from what their publishers' readers take from the files; no sample was at hand.
+All but RefCOCO's are based on what their publishers' readers take from the files; no sample was available.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set's files lie, and what its refs look like. Paths are below the data set's own folder."""
+    """Where a data set's files are, and what its refs look like. Paths are below the data set's own folder."""
 
     folder: str  # of the annotations
     refs_file: str

@@ -32,10 +32,10 @@ class Truth:
         path: the file.
         image_id: int64 [photos]. sent_id: int64 [sentences].
         scenes: of the photos.
-        seen: of each photo, the places of its things of which anything can be seen.
+        seen: for each photo, the numbers of its things of which anything can be seen.
         sent: the sentences.
-        kind: uint8 [sentences], the kind of expression: places in ``kind_names``.
-        said: int32 [sentences, 2], what a sentence says: places in ``expressions``, twice the same where it says one.
+        kind: uint8 [sentences], the kind of expression: indices into ``kind_names``.
+        said: int32 [sentences, 2], what a sentence says: indices into ``expressions``, the same twice if it says one.
         expressions: distinct ones.
     """
 
@@ -51,7 +51,7 @@ class Truth:
 
     @property
     def kind_names(self) -> tuple[str, ...]:
-        """The kinds of expression: attribute, place, zone, rank, relation; and several, of several things."""
+        """The kinds of expression: attribute, place, zone, rank, relation; and several, about several things."""
         return SENTENCE_KINDS
 
     @staticmethod
@@ -94,7 +94,7 @@ class Truth:
         """The same with the photos and sentences of a data set file as rows.
 
         Raises:
-            AnnotationError: some of them are not in the file, or are others there.
+            AnnotationError: some of them are not in the file, or are different there.
         """
         photos = self._found("photo", dataset, self.image_id, dataset.images.id)
         sentences = self._found("sentence", dataset, self.sent_id, dataset.sentences.sent_id)
@@ -129,7 +129,7 @@ class Truth:
             bool [n].
 
         Raises:
-            ValueError: rows that there are not.
+            ValueError: rows that do not exist.
         """
         _check_rows("sentences", sentences, len(self.said))
         _check_rows("photos", photos, len(self.scenes))
@@ -149,7 +149,7 @@ class Truth:
             int8 [n]: 1 yes, 0 unsure (people would differ), -1 no.
 
         Raises:
-            ValueError: rows that there are not.
+            ValueError: rows that do not exist.
         """
         answer = np.full(len(sentences), NO, np.int8)
         likely = np.flatnonzero(self.fits_words(sentences, photos))
@@ -205,7 +205,7 @@ _KIND, _COLOUR, _SIZE = ({name: i for i, name in enumerate(names)} for names in 
 
 
 def _word_row(kind: str, colour: str | None, size: str | None) -> int:
-    """The row of a description; the last colour and the last size are any."""
+    """The row of a description; the last colour and the last size stand for any."""
     its_colour = len(COLOURS) if colour is None else _COLOUR[colour]
     its_size = len(SIZES) if size is None else _SIZE[size]
     return (_KIND[kind] * (len(COLOURS) + 1) + its_colour) * (len(SIZES) + 1) + its_size

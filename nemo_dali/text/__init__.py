@@ -1,4 +1,4 @@
-"""Sentences as tokens: CLIP's and BERT's tokenizers, masked words, and words of position."""
+"""Sentences as tokens: CLIP's and BERT's tokenizers, masked words, and position words."""
 
 from typing import TYPE_CHECKING
 

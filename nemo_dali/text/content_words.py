@@ -11,7 +11,7 @@ _DENIALS = {"not", "no", "without", "nor", "except", "isn't", "aren't", "doesn't
 
 
 def content_words(sentence: str) -> frozenset[str] | None:
-    """The words but for places, articles and the like; None where there are none, or the sentence denies something."""
+    """The words without places, articles and so on; None if there are none, or the sentence denies something."""
     words = frozenset(_WORD.findall(sentence.lower()))
     left = words - _PLACES - _FUNCTION
     return None if words & _DENIALS or not left else left

@@ -106,8 +106,8 @@ def mask_nouns(
     """Mask one run of nouns per sentence as DMMI does: ``data/dataset.py`` and ``data/dataset_zom.py``.
 
     DMMI writes 0, which is [PAD], not [MASK], and leaves the attention mask as it was. It draws a sentence's run when
-    the data set is loaded and keeps it; with the plan's epoch and positions it is drawn again for every sample. For
-    DMMI's way, give ``epoch=0`` and the sentences' rows as ``positions``.
+    the data set is loaded and keeps it; with the plan's epoch and positions it is drawn again for every sample. To do
+    as DMMI does, give ``epoch=0`` and the sentences' rows as ``positions``.
 
     Args:
         tokens: integers [B, L].
@@ -115,7 +115,7 @@ def mask_nouns(
         runs: integers [B, R, 2], the batch's rows of what ``noun_runs`` returned.
         seed, epoch: integers in [0, 2**64).
         positions: integers [B], each sample's place in the epoch: a plan's ``position``.
-        mask: what takes the nouns' place.
+        mask: the token that replaces the nouns.
 
     Returns:
         int64 [B, L]. A sentence without nouns is unchanged.
@@ -156,8 +156,8 @@ def noun_runs(
         fingerprint: identifies exactly these sentences; None: the cache is neither read nor written.
 
     Returns:
-        int32 [S, R, 2]: the first place of every run and the place after its last, where R is that of the sentence with
-        the most runs; (0, 0) fills the rows of the others. May be a read-only view of a mapped file.
+        int32 [S, R, 2]: the first place of every run and the place after its last, where R is the most runs that any
+        sentence has; (0, 0) fills the rows of the others. May be a read-only view of a mapped file.
 
     Raises:
         ValueError: any string but "textblob", a bad context length, or places that do not ascend from 1 or more.
@@ -182,10 +182,10 @@ def noun_runs(
 
 
 def textblob_nouns(sentence: str) -> list[int]:
-    """The places that DMMI takes for nouns: words that TextBlob tags NN or NNS, the n-th of them for token n + 1.
+    """The places that DMMI takes for nouns: words that TextBlob tags NN or NNS, its n-th word standing for place n.
 
     TextBlob counts words, without punctuation, where BERT counts pieces of words and punctuation. So in a sentence
-    with either the wrong tokens are masked, in DMMI and here; a callable of one's own may do better.
+    with either, the wrong tokens are masked, in DMMI and here; a callable of your own may do better.
 
     Tried with TextBlob 0.20 and its PatternTagger. Its default tagger, DMMI's, needs data that must be downloaded and
     has not been tried.
@@ -231,7 +231,7 @@ def _runs(sentences: Sequence[str], nouns: Nouns, context_length: int) -> npt.ND
 
 
 def _check(tokens: Integers, seed: int, epoch: int, positions: Integers) -> Int64:
-    """A copy of the tokens, once all arguments are found to be as they must."""
+    """A copy of the tokens, after all arguments are checked."""
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.shape[1] > MAX_CONTEXT_LENGTH:
         raise ValueError(

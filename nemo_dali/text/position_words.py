@@ -1,27 +1,27 @@
 """Position words in a referring expression, and the mosaic cells in which the expression stays true.
 
-"left man" is false once his photo stands in the right half of a mosaic; "man left of the woman" is true in every cell,
-for the woman comes along. The rules:
+"left man" is false once his photo is in the right half of a mosaic; "man left of the woman" is true in every cell,
+because the woman comes along. The rules:
 
 1. Only whole words count: left, right, top, upper, bottom, lower, middle, center, with "leftmost", "bottomleft" and the
    misspellings people make, unless they are other words ("lift", "tight"). Depth (front, back, near) does not count,
    and neither does "up" or "high"; but "furthest up" is the top, as "highest" is.
-2. Uses that say nothing about a place in the photo are crossed out, a kind a line in the table below: clothing ("tank
-   top"), body parts ("in his left hand"), directions of looking and moving ("facing left"), the adverb ("right
-   behind"), the verb ("left over"), what is denied ("not the one on the left").
+2. Uses that say nothing about a place in the photo are crossed out, by kind in the table below: clothing ("tank top"),
+   body parts ("in his left hand"), directions of looking and moving ("facing left"), the adverb ("right behind"), the
+   verb ("left over"), what is denied ("not the one on the left").
 3. "<place> of <thing>" is relative to the thing and is crossed out ("left of the woman", "top back of the chair",
    "right half of the sandwich"), unless the thing is the photo ("left of pic") or a group that the target belongs to
    ("right of the two"), or the expression begins with it: "right of the left couple" is about the right one, but
-   "right of the woman's hat" is beside the hat. The "top" or "bottom part" is one of a thing as well.
-4. Of the words that are left the first decides, axis by axis: "left phone near the right man" is left. Words about
-   another thing count where none about the target does, as both are in the one photo: "man behind the left woman" is
-   left. "middle" yields to a side: "middle chair on the left" is in the left column.
+   "right of the woman's hat" is beside the hat. A "top part" or "bottom part" is relative to a thing as well.
+4. Of the remaining words the first decides, axis by axis: "left phone near the right man" is left. Words about another
+   thing count if none about the target does, as both are in the same photo: "man behind the left woman" is left.
+   "middle" yields to a side: "middle chair on the left" is in the left column.
 5. Counting starts at a side of the whole mosaic, however far it goes: "third from left" is left.
 
-Where a word may be read in two ways it is taken for a place: a narrower choice of cells keeps both readings true.
-Of 100 random expressions with such a word 2 were wrong, read by hand beside the boxes: "top" of a stack of things. They
-are of the val splits of RefCOCO and RefCOCOg, on which the rules were made: expect more elsewhere. Others seen there:
-glued words ("leftguy"), "not my puppy on right".
+A word that can be read in two ways is taken for a place: a narrower choice of cells keeps both readings true.
+Of 100 random expressions with such a word, checked by hand against the boxes, 2 were wrong: "top" of a stack of things.
+They are from the val splits of RefCOCO and RefCOCOg, on which the rules were made: expect more errors elsewhere. Others
+seen there: glued words ("leftguy"), "not my puppy on right".
 """
 
 import re
@@ -60,7 +60,7 @@ def _near(letter: str) -> str:
 
 
 def _slips(word: str) -> Iterator[str]:
-    """What a slip of a finger makes of a word: a letter missing, doubled, exchanged, hit beside or besides."""
+    """What a slip of a finger makes of a word: a letter missing, doubled, swapped, or a wrong one instead or added."""
     for i, letter in enumerate(word):
         before, behind = word[:i], word[i + 1 :]
         yield before + behind
@@ -74,11 +74,11 @@ def _slips(word: str) -> Iterator[str]:
             yield from (before + other + behind for other in "aeiou")
 
 
-# The words themselves, and slips of them that are words of another meaning.
+# The words themselves, and slips of them that are words with another meaning.
 _NO_SLIPS = _words("left eft lect lefty let lett lift loft right dight eight fight fright tight bottom")
 
-# Slips; written as one, superlatives, British, short and wrong spellings. Not "lt" (light) nor "bot" (often a boy).
-# "top" is too near to other words to have slips of its own.
+# Slips, words run together, superlatives, British, short and wrong spellings. Not "lt" (light) or "bot" (often a boy).
+# "top" is too close to other words to have slips of its own.
 _SPELLINGS = {
     **{slip: word for word in ("left", "right", "bottom") for slip in _slips(word) if slip not in _NO_SLIPS},
     **dict.fromkeys(_words("tpo topp ttop"), "top"),
@@ -140,7 +140,7 @@ _THE = _any(_words("the a an this that these those our my your whole entire very
 _ON_THE = "on to at in from the far very way front back down up top bottom upper lower".split()
 _INTRODUCED = "".join(rf"(?<!\b{w} )" for w in _ON_THE)
 
-# An "eft" that can be no newt: "bottom eft corner", "far eft", "eft side".
+# An "eft" that cannot be a newt: "bottom eft corner", "far eft", "eft side".
 _EFT = re.compile(rf"\b(far |{_any(_PLACES)} )eft\b|\beft(?= (?:most\b|of\b|{_any(_PART)}))")
 # "the kite furthest up"; not "furthest down the road", which is depth.
 _FURTHEST = re.compile(rf"\b(?:furthest|farthest) (up|down)\b(?! {_THE} (?!{_any(_PICTURE)}))")
@@ -156,7 +156,7 @@ _BEGINNING = re.compile(
     rf"|{_any(_BODY)}(?! (?:of|{_any(_PART)})))"
 )
 
-# Words without one of which a rule has nothing to do (so most rules cost nothing), and what it crosses out.
+# Words of which a rule needs at least one to apply (so most rules cost nothing), and what it crosses out.
 _RULES = [
     (words, re.compile(pattern))
     for words, pattern in [
@@ -267,12 +267,12 @@ def placement(sentence: str) -> tuple[int | None, int | None]:
 
 
 def placed_share(sentences: Sequence[str]) -> float:
-    """The share of the expressions that say where their target is; there must be one."""
+    """The share of the expressions that say where their target is; there must be at least one expression."""
     return sum(placement(sentence) != (None, None) for sentence in sentences) / len(sentences)
 
 
 def allowed_cells(sentences: Sequence[str], grid: int) -> npt.NDArray[np.uint16]:
-    """The cells of a grid x grid mosaic in which each expression stays true when its photo stands there.
+    """The cells of a grid x grid mosaic in which each expression stays true when its photo is there.
 
     Args:
         grid: cells along a side: 1, 2 or 3. Two have no middle: there "middle" allows both.

@@ -1,7 +1,7 @@
 """Tokenizers: a data set's sentences become one int32 array, made once and kept on disk.
 
-What is kept is int32 [sentences, context_length + 2]: behind the tokens their number, and a checksum of the row, which
-is compared when the row is first used, so that a start reads nothing of it; ``io.cache`` says where and how.
+What is kept is int32 [sentences, context_length + 2]: the tokens, then their number, and a checksum of the row, which
+is compared when the row is first used, so that a start reads none of it; ``io.cache`` says where and how.
 """
 
 import difflib
@@ -25,8 +25,8 @@ MAX_CONTEXT_LENGTH = 4096  # of any text encoder known; bounds the memory that a
 Tokenizer = Callable[[list[str]], npt.ArrayLike]
 Int32 = npt.NDArray[np.int32]
 
-BLOCK = 1 << 16  # rows looked at together
-_FIRST = np.uint32(0x9E3779B9)  # what a sum of nothing is, so that a row of zeros does not pass
+BLOCK = 1 << 16  # rows checked together
+_FIRST = np.uint32(0x9E3779B9)  # added to every sum, so that a row of zeros does not pass
 # Odd numbers, so that one changed number always changes the sum.
 _FACTORS = np.random.Philox(key=0).random_raw(MAX_CONTEXT_LENGTH + 1).astype(np.uint32) | np.uint32(1)
 
@@ -85,13 +85,13 @@ def tokenize(
 
 
 class TokenRows:
-    """Tokens of all sentences, each row looked at when it is first used. May be used by several threads.
+    """Tokens of all sentences, each row checked when it is first used. May be used by several threads.
 
-    Before you read rows call ``check``, which may replace both arrays: where a row is damaged all are made anew.
+    Before you read rows, call ``check``, which may replace both arrays: if a row is damaged, all are made again.
 
     Args:
         packed: int32 [S, L + 1], or with a checksum as a further column.
-        make: makes ``packed`` without that column again; None: it has none, and is trusted.
+        make: makes ``packed`` again, without that column; None: ``packed`` has none, and is trusted.
         name: of the array in the cache.
 
     Attributes:
@@ -106,17 +106,17 @@ class TokenRows:
     def _take(self, packed: Int32) -> None:
         columns = packed if self._make is None else packed[:, :-1]
         self.tokens, self.lengths = columns[:, :-1], columns[:, -1]
-        self._packed = packed  # the last: by then whoever finds its rows sound reads them, too
+        self._packed = packed  # last: a thread that finds its rows sound by then reads the new columns, too
 
     @classmethod
     def joined(cls, parts: "Sequence[TokenRows]") -> "TokenRows":
-        """Those of several data sets, one behind the other."""
+        """The rows of several data sets, one after the other."""
         for part in parts:
             part.check_all()
         return cls(np.concatenate([np.column_stack([part.tokens, part.lengths]) for part in parts]))
 
     def check(self, rows: npt.NDArray[np.integer[Any]]) -> None:
-        """Look at rows, each once; later it costs nothing.
+        """Check rows, each once; later calls cost nothing.
 
         Raises:
             NemoError: one is damaged, and the tokenizer now makes other tokens than those of the cache.
@@ -139,7 +139,7 @@ class TokenRows:
         sound[rows] = True
 
     def check_all(self) -> None:
-        """Look at all rows."""
+        """Check all rows."""
         for begin in range(0, len(self._packed), BLOCK):
             self.check(np.arange(begin, min(begin + BLOCK, len(self._packed))))
 
@@ -155,7 +155,7 @@ def _summed(packed: Int32) -> Int32:
 
 
 def _has_its_width(packed: Int32) -> bool:
-    """Whether the cache's header says how many columns there are, as far as the first row can tell."""
+    """Whether the cache's header gives the right number of columns, as far as the first row can tell."""
     if not 3 <= packed.shape[1] <= len(_FACTORS) + 1:
         return False
     first = packed[:1]
@@ -170,7 +170,7 @@ def token_rows(
     keep_end: bool = True,
     fingerprint: str | None = None,
 ) -> TokenRows:
-    """The same as ``tokenize``, rows of the cache being looked at when they are first used."""
+    """The same as ``tokenize``, but rows of the cache are checked when they are first used."""
     if context_length is not None:
         context_length = integer("context_length", context_length, least=3, most=MAX_CONTEXT_LENGTH)
     source: str | Tokenizer | Vocabulary = tokenizer

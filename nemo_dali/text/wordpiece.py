@@ -1,12 +1,12 @@
 """BERT's WordPiece: the vocabulary is found, checked, and made into a tokenizer.
 
-What a sentence becomes is what ``BertTokenizer.from_pretrained("bert-base-uncased")`` makes of it: control characters
-go, Chinese characters stand alone, capitals and accents are taken off, punctuation is split off, and each word is cut
+A sentence becomes what ``BertTokenizer.from_pretrained("bert-base-uncased")`` makes of it: control characters are
+removed, Chinese characters stand alone, words lose capitals and accents, punctuation is split off, and each word is cut
 greedily into the longest pieces that the vocabulary has. LAVT, CARIS, CGFormer, DMMI and MaskRIS bring an old copy of
-that class (``bert/tokenization_bert.py``), which leaves control characters, zero-width ones among them, in the words;
+that class (``bert/tokenization_bert.py``), which leaves control characters, including zero-width ones, in the words;
 these then become [UNK] there. The library used here differs from that class in the last letter of Greek words in
-capitals and in characters younger than its tables of Unicode; of the val sentences of RefCOCO and RefCOCOg, all 15,730
-give the same tokens.
+capitals and in characters newer than its Unicode tables; all 15,730 val sentences of RefCOCO and RefCOCOg give the same
+tokens.
 """
 
 import functools
@@ -28,10 +28,10 @@ _GET = "download vocab.txt of bert-base-uncased where there is a network and say
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A vocabulary file as it lies on the disk, not yet looked into.
+    """A vocabulary file as it is on disk, not yet parsed.
 
     Attributes:
-        path: a vocab.txt (a token a line) or tokenizer.json.
+        path: a vocab.txt (one token per line) or tokenizer.json.
         content: its bytes.
     """
 
@@ -98,12 +98,12 @@ class Vocabulary:
 
 
 def read_vocabulary(name: str) -> Vocabulary:
-    """Find and read a vocabulary; it is looked into when its ``ids`` are asked for.
+    """Find and read a vocabulary; it is parsed when its ``ids`` are asked for.
 
     Args:
         name: a vocab.txt, a tokenizer.json, a folder with one of them (vocab.txt first), or a name on the Hugging Face
-            hub such as ``bert-base-uncased``. Where a file or folder has that name, it is taken. The hub is asked only
-            for what its cache on this machine does not hold.
+            hub such as ``bert-base-uncased``. A file or folder with that name comes first. The hub is asked only for
+            what its cache on this machine does not hold.
 
     Raises:
         ValueError: an empty name, or a file that is neither .txt nor .json.
@@ -155,7 +155,7 @@ def _from_hub(name: str) -> Path:
 
 
 class WordPiece:
-    """A tokenizer with the methods that ``text`` uses of open_clip's.
+    """A tokenizer with those methods of open_clip's tokenizers that ``text`` uses.
 
     Attributes:
         context_length: tokens per sentence, [CLS] and [SEP] included.
@@ -163,7 +163,7 @@ class WordPiece:
     """
 
     def __init__(self, vocabulary: Vocabulary, context_length: int) -> None:
-        # Imported here, as a hit in the cache of tokens needs none of it.
+        # Imported here, as a hit in the token cache does not need it.
         from tokenizers import BertWordPieceTokenizer
 
         ids = vocabulary.ids

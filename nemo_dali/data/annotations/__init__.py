@@ -39,7 +39,7 @@ def read_annotations(
 
     Args:
         source: a folder for ``read_refer``, a ``.jsonl`` file for ``read_json_lines``, a ``.lmdb`` for
-            ``read_cris_lmdb``, or a ``.parquet`` file, or a folder of such, for ``read_parquet_mirror``.
+            ``read_cris_lmdb``, or a ``.parquet`` file, or a folder of them, for ``read_parquet_mirror``.
         images: the folder of photos, or several; the photos of an LMDB are written to it, and it must be one folder.
         dataset, split_by: for ``read_refer``, which needs them; not for the others.
         leave_out: for ``read_refer`` and ``read_parquet_mirror``.
@@ -54,14 +54,14 @@ def read_annotations(
     Raises:
         ValueError: an argument is missing, or does not fit the source.
         AnnotationError: the source cannot be used.
-        NemoError: something else is in the way: a photo, a package, the disk.
+        NemoError: something else fails: a photo, a package, the disk.
     """
     source = Path(source)
     if box_format is not None and source.suffix != ".jsonl":
         raise ValueError(f"box_format ({box_format}) must be left out with {source.name}, which is not a .jsonl file")
     if exif not in (None, *EXIF):
         raise ValueError(f"exif ({exif!r}) must be one of {EXIF}")
-    # A folder may have both Parquet and REFER's layout, which is asked for by name.
+    # A folder may have both Parquet files and REFER's layout; the latter is asked for by name.
     parquet = is_parquet(source) and (not source.is_dir() or (dataset is None and split_by is None))
     if source.suffix == ".jsonl" or is_lmdb(source) or parquet:
         given = [("dataset", dataset), ("split_by", split_by), ("leave_out", [] if parquet else list(leave_out))]

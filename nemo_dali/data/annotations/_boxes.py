@@ -1,6 +1,6 @@
-"""Boxes of JSON lines: what their four numbers are, and whether they can be that.
+"""Boxes of JSON lines: what their four numbers mean, and whether they can mean that.
 
-A box in another format than meant is a mask all the same, of other pixels. One box does not tell; a file's do.
+A box read in the wrong format still gives a mask, of other pixels. One box does not show that; a file's boxes do.
 """
 
 import logging
@@ -18,15 +18,15 @@ logger = logging.getLogger("nemo_dali")
 
 FORMATS: tuple[str, ...] = get_args(BoxFormat)
 NUMBERS = {"xywh": "[x, y, width, height]", "xyxy": "[x1, y1, x2, y2]"}
-BORDER = 2  # pixels that a box may reach beyond the photo by without being doubted: rounding, padding
+BORDER = 2  # pixels by which a box may extend beyond the photo without being doubted: rounding, padding
 REL_BORDER = 0.01  # the same as a share of the photo
 MOST_REL = 2  # values of a normalised box beyond this are pixels
-DOUBTED = 0.05  # of the boxes: more are no slip of some lines
-SLIPS = 0.01  # of the boxes: more do not fit by a mistake of their own
+DOUBTED = 0.05  # share of the boxes: more than that are not just slips in a few lines
+SLIPS = 0.01  # share of the boxes: up to that many can misfit because of mistakes of their own
 
 
 class Box(NamedTuple):
-    """A line's box, as it stands there, and its photo's size in pixels."""
+    """A line's box, as written there, and its photo's size in pixels."""
 
     where: str
     box: Any
@@ -35,14 +35,14 @@ class Box(NamedTuple):
 
 
 def stated_format(lines: Iterable[tuple[str, dict[str, Any]]], option: str | None) -> str | None:
-    """The format that the lines or the option say; None where nothing does.
+    """The format that the lines or the option state; None if neither does.
 
     Args:
-        lines: all of the file, each with the words for where it is.
+        lines: all lines of the file, each with the words for where it is.
         option: one of FORMATS.
 
     Raises:
-        AnnotationError: it is none that there is, or one says another than the others or nothing.
+        AnnotationError: the format does not exist, or one line states another than the rest, or none.
     """
     said, first, silent = option, "the option --box-format", None
     for where, record in lines:
@@ -63,20 +63,20 @@ def stated_format(lines: Iterable[tuple[str, dict[str, Any]]], option: str | Non
 
 
 def check_format(boxes: Sequence[Box], *, stated: str | None) -> None:
-    """Doubt boxes that are taken for ``xywh`` or ``rel_xywh`` and look otherwise, as a whole.
+    """Doubt boxes that are taken for ``xywh`` or ``rel_xywh`` but, as a whole, look like another format.
 
-    Boxes that fit in more than one way say nothing. What a file states is taken, with a warning.
+    Boxes that fit more than one format prove nothing. A stated format is used, with a warning.
 
     Raises:
-        AnnotationError: they look otherwise, and nothing states their format.
+        AnnotationError: they look like another format, and nothing states theirs.
     """
-    if stated not in (None, "xywh", "rel_xywh"):  # corners in the wrong order are told with their line
+    if stated not in (None, "xywh", "rel_xywh"):  # corners in the wrong order are reported with their line
         return
     sound = []
     for box in boxes:
         try:
             sound.append((box, _numbers(box.box, "xywh")))
-        except ValueError:  # told with its line, later
+        except ValueError:  # reported with its line, later
             continue
     if not sound:
         return
@@ -97,7 +97,7 @@ def check_format(boxes: Sequence[Box], *, stated: str | None) -> None:
 def _doubt(
     boxes: Sequence[Box], numbers: npt.NDArray[np.float64], *, rel: bool
 ) -> tuple[int, str, str, list[str]] | None:
-    """How many boxes look otherwise, where the first is, how they look, and what they may be instead.
+    """How many boxes look wrong, where the first is, how they look, and which formats they may have instead.
 
     Args:
         rel: they are said to be shares of the photo, not pixels.
@@ -121,11 +121,11 @@ def _doubt(
 def _readings(
     numbers: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64], border: float
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which boxes reach out of their photo as xywh, and which do not fit it as xyxy; bool [boxes] each."""
+    """Which boxes extend beyond their photo as xywh, and which do not fit it as xyxy; bool [boxes] each."""
     x, y, far_x, far_y = numbers.T
     width, height = (sizes + border).T
     before = (x < -border) | (y < -border)
-    with np.errstate(over="ignore", invalid="ignore"):  # of endless numbers, which are told with their line
+    with np.errstate(over="ignore", invalid="ignore"):  # of infinite numbers, which are reported with their line
         outside = before | (x + far_x > width) | (y + far_y > height)
     return outside, before | ~((x < far_x) & (y < far_y) & (far_x <= width) & (far_y <= height))
 
@@ -134,7 +134,7 @@ def outline(box: Any, box_format: str, *, width: int, height: int) -> list[float
     """The polygon of a box in a photo of this size, in pixels, as COCO has it.
 
     Raises:
-        ValueError: it is no box of that format.
+        ValueError: it is not a box of that format.
     """
     kind = box_format.removeprefix("rel_")
     left, top, right, bottom = _numbers(box, kind)

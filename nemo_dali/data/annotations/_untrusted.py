@@ -27,7 +27,7 @@ def read_bytes(path: Path) -> bytes:
     """The content of an annotation file.
 
     Raises:
-        AnnotationError: it cannot be read, is no regular file, or is far too large to be one.
+        AnnotationError: it cannot be read, is not a regular file, or is far too large to be an annotation file.
     """
     try:
         return read_regular(path, MAX_FILE_BYTES)
@@ -36,16 +36,16 @@ def read_bytes(path: Path) -> bytes:
 
 
 class RunBudget:
-    """How many run lengths the masks of annotation files may still have; a size in bytes gives them."""
+    """How many run lengths the masks of annotation files may still have; the files' size in bytes sets the total."""
 
     def __init__(self, size: int) -> None:
         self._left = FREE_RUNS + RUNS_PER_BYTE * size
 
     def take(self, runs: int, where: str) -> None:
-        """Count those of a mask, or of one that goes into a mask.
+        """Count the run lengths of a mask, or of one that is merged into a mask.
 
         Raises:
-            AnnotationError: they are too many.
+            AnnotationError: there are too many.
         """
         self._left -= runs
         if self._left < 0:
@@ -86,7 +86,7 @@ def photo_size(record: Any, where: str) -> tuple[int, int]:
 
 
 def photo_name(record: Any, key: str, where: str) -> str:
-    """A photo's file name in its normal form, which may not leave the folder of photos."""
+    """A photo's file name in its normal form, which must not leave the folder of photos."""
     name: str = field(record, key, str, where)
     if len(name) > MAX_NAME:
         raise AnnotationError(f"{where} has a file name of more than {MAX_NAME} characters. Check the file.")
@@ -98,9 +98,9 @@ def photo_name(record: Any, key: str, where: str) -> str:
 
 
 def normal_name(name: str) -> str:
-    """A file name with one slash between its parts, also where Windows wrote it; as it is if it cannot be one.
+    """A file name with one slash between its parts, even if Windows wrote it; unchanged if it cannot be one.
 
-    Parts that say nothing are left out: those of ``./a.jpg`` and ``a//b.jpg``.
+    Parts without meaning are left out, as in ``./a.jpg`` and ``a//b.jpg``.
     """
     parts = name.replace("\\", "/").split("/")
     if not parts[0] or parts[-1] in ("", "."):  # not relative; not a file
@@ -124,7 +124,7 @@ class EmptyTexts:
         """Whether a sentence has text.
 
         Raises:
-            AnnotationError: it has none, and is not to be skipped.
+            AnnotationError: it has none, and must not be skipped.
         """
         if text.strip():
             return True
@@ -137,10 +137,10 @@ class EmptyTexts:
         """Count a ref that has no sentence.
 
         Args:
-            always: its publisher says that such are to be skipped.
+            always: its publisher says that such refs are to be skipped.
 
         Raises:
-            AnnotationError: it is not to be skipped.
+            AnnotationError: it must not be skipped.
         """
         if not (self._skip or always):
             raise AnnotationError(f"{where} has no sentence. {self._remedy} Or skip all such with --skip-empty.")
@@ -158,7 +158,7 @@ class EmptyTexts:
 
 
 def no_split(path: Path, split: str, found: Iterable[str], unit: str) -> AnnotationError:
-    """The error that a file has no such split, with those it has."""
+    """The error for a file that lacks a split; it names those that the file has."""
     counts = [f"{repr(name[:40])[1:-1]} ({count} {unit})" for name, count in sorted(Counter(found).items())[:12]]
     return AnnotationError(f"{path} has no split '{split}'; it has {named(counts)}. Choose with --split.")
 

@@ -1,9 +1,9 @@
 """An LMDB of CRIS ▸ columns in memory, and its photos as files.
 
-``folder2lmdb.py`` writes one file a split: under the keys ``0``, ``1``, ... a ref each, with the photo's JPEG bytes
-(again for every ref), the mask as a PNG of 0 and 255 and the sentences; ``__keys__`` and ``__len__`` besides. Values
-are pickled, and not trusted. Early versions, and those of ETRIS, DETRIS and CGFormer to this day, write them by
-pyarrow's serialize instead, which may run code of the file's choice and which pyarrow dropped: those are refused.
+``folder2lmdb.py`` writes one file per split. Each of the keys ``0``, ``1``, ... has a ref, with the photo's JPEG bytes
+(again for every ref), the mask as a PNG of 0 and 255, and the sentences; there are also ``__keys__`` and ``__len__``.
+Values are pickled, and not trusted. Early versions, and those of ETRIS, DETRIS and CGFormer to this day, write them
+with pyarrow's serialize, which may run code of the file's choice and which pyarrow has dropped: those are refused.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ MAX_REFS = 100_000_000  # in one file; the published ones have 45,000 at most
 
 
 def is_lmdb(path: Path) -> bool:
-    """Whether a path looks like an LMDB: a file or folder called so, or a folder with its data."""
+    """Whether a path looks like an LMDB: a file or folder named ``*.lmdb``, or a folder with an LMDB's data."""
     return path.suffix == ".lmdb" or (path / "data.mdb").is_file()
 
 
@@ -45,14 +45,14 @@ def read_cris_lmdb(
     """Read an LMDB, and extract its photos.
 
     Args:
-        path: ``train.lmdb`` say, a file or a folder.
+        path: a file or a folder, such as ``train.lmdb``.
         images: the folder that the photos go to, made if need be. A photo is written once, under its name in the LMDB;
             where that name is taken by other content, with a part of its hash in the name. Nothing is overwritten.
         skip_empty: skip sentences without text, and refs without any, instead of refusing them.
         exif: what is done about EXIF's orientations, as in ``read_annotations``.
 
     Raises:
-        AnnotationError: it is no such LMDB, damaged, hostile, or written by pyarrow.
+        AnnotationError: it is not such an LMDB, or is damaged, hostile, or written by pyarrow.
         NemoError: a photo cannot be written.
         ValueError: ``images`` is not a folder.
     """
@@ -192,14 +192,14 @@ def _mask(content: bytes, size: tuple[int, int], where: str) -> npt.NDArray[np.u
 
 
 def _extract(root: Path, name: str, content: bytes) -> str:
-    """Write a photo unless it is there already; the name of its file below ``root``."""
+    """Write a photo unless it is there already; return the name of its file below ``root``."""
     stem, end = os.path.splitext(name)
     for candidate in (name, f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}{end}"):
         target = root / candidate
         target.parent.mkdir(parents=True, exist_ok=True)
         if not os.path.lexists(target):
             try:
-                # What an interrupted run left of this photo begins as it does.
+                # What an interrupted run left of this photo is the beginning of it.
                 write_bytes(target, content, is_ours=content.startswith, kind="this photo")
             except FileFormatError as error:
                 raise NemoError(str(error).removesuffix("-o.") + "--images.") from error
@@ -212,7 +212,7 @@ def _extract(root: Path, name: str, content: bytes) -> str:
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    """Whether a name is that of a regular file, not of a link to one, of this content."""
+    """Whether a path is a regular file, not a link to one, with this content."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -1,6 +1,6 @@
-"""One's own data as JSON lines ▸ columns in memory.
+"""Your own data as JSON lines ▸ columns in memory.
 
-A line is a ref: a photo, what is said of it, and the mask. ``docs/datasets.md`` describes the keys,
+A line is a ref: a photo, what is said about it, and the mask. ``docs/datasets.md`` describes the keys,
 ``nemo_dali/json_lines.schema.json`` is their JSON Schema.
 """
 
@@ -48,7 +48,7 @@ DEFAULT_SPLIT = "train"
 
 
 class _Line(NamedTuple):
-    """A line of the file, whose types are right; what it says of masks and sizes is still to be looked at."""
+    """A line of the file, whose types have been checked; its masks and sizes have not."""
 
     where: str
     record: dict[str, Any]
@@ -72,10 +72,10 @@ def read_json_lines(
     Every line is checked, whatever its split, so that ids do not depend on the split.
 
     Args:
-        path: UTF-8; blank lines are passed over.
+        path: UTF-8; blank lines are skipped.
         images: the folder, folders or address s3://bucket/prefix that photos are relative to; see ``locate``. The sizes
             of those without ``width`` and ``height`` are read from there.
-        split: lines whose ``split`` is this; a line without one is of ``train``.
+        split: lines with this ``split`` are read; a line without one belongs to ``train``.
         skip_empty: skip expressions without text, and lines without any, instead of refusing them.
         box_format: what the boxes are: ``xywh`` or ``xyxy`` in pixels, ``rel_xywh`` or ``rel_xyxy`` in shares of the
             photo's width and height; None: as the lines say, else ``xywh``.
@@ -188,7 +188,7 @@ def _line(record: Any, where: str, empty: EmptyTexts) -> _Line:
 
 
 def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
-    """The id of each line: as given, or else numbers from 1 on; as distinct as their owners."""
+    """The id of each line: as given, or else numbered from 1; each owner has one id of its own."""
     given = [key in line.record for line in lines]
     if not any(given):
         number = {owner: i for i, owner in enumerate(dict.fromkeys(owners), 1)}
@@ -213,10 +213,10 @@ def _ids(lines: list[_Line], key: str, owners: list[str]) -> list[int]:
 
 
 def _sizes(lines: list[_Line], images: PathLike | Sequence[PathLike], exif: Exif) -> dict[str, tuple[int, int]]:
-    """Width and height of every photo, as the lines say or as its header does.
+    """Width and height of every photo, from the lines or else from its header.
 
     Raises:
-        PhotoError: a header says that its photo is turned, though none may be. Its masks need not fit it then.
+        PhotoError: a header says that its photo is turned, though none may be. Its masks might not fit it.
     """
     sizes: dict[str, tuple[int, int]] = {}
     for line in lines:

@@ -1,7 +1,7 @@
-"""Mirrors of RefCOCO, RefCOCO+ and RefCOCOg as Parquet ▸ columns in memory: what REFER's files of them give, or nearly.
+"""Mirrors of RefCOCO, RefCOCO+ and RefCOCOg as Parquet ▸ columns in memory: nearly what REFER's files of them give.
 
-``jxu124/refcoco``, ``refcocoplus`` and ``refcocog`` have a row a ref, with the records of its annotation and its photo
-as JSON beside it. Nothing else of ``instances.json`` is there: no names of categories, no annotations of other objects.
+``jxu124/refcoco``, ``refcocoplus`` and ``refcocog`` have one row per ref, with the records of its annotation and its
+photo as JSON. Nothing else of ``instances.json`` is there: no names of categories, no annotations of other objects.
 """
 
 import json
@@ -17,13 +17,13 @@ from nemo_dali.io.files import check_regular
 from nemo_dali.io.parquet import parquet_pieces
 
 COLUMNS = ("ref_id", "ann_id", "image_id", "category_id", "split", "sentences", "raw_anns", "raw_image_info")
-ROWS = 1024  # of a piece, some kilobytes each
-# Bytes of all rows in memory: the published files have some 200 MB. What is compressed may be anything.
+ROWS = 1024  # of a piece, a few kilobytes each
+# Bytes of all rows in memory: the published files have about 200 MB. Compressed data may expand to any size.
 FREE_BYTES, BYTES_PER_BYTE = 4 << 30, 50
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether a path is that of a Parquet file by its name, or of a folder that holds some."""
+    """Whether a path is a Parquet file by its name, or a folder that holds some."""
     return path.suffix == ".parquet" or (path.is_dir() and next(path.glob("*.parquet"), None) is not None)
 
 
@@ -33,13 +33,13 @@ def read_parquet_mirror(
     """Read one split of a mirror.
 
     Args:
-        path: a file, ``train-00000-of-00001.parquet`` say, or a folder, whose ``*.parquet`` are read by their names.
+        path: a file, such as ``train-00000-of-00001.parquet``, or a folder, whose ``*.parquet`` are read in name order.
         split: ``train``, ``val``, ``test``, ``testA`` or ``testB``, by the column ``split``, matched as REFER does.
         leave_out, skip_empty: as for ``read_refer``.
 
     Raises:
         AnnotationError: a file cannot be read, the split does not exist, or a record cannot be used.
-        NemoError: pyarrow is not installed, or a file is no Parquet file or lacks a column.
+        NemoError: pyarrow is not installed, or a file is not a Parquet file or lacks a column.
     """
     path = Path(path)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -84,7 +84,7 @@ def _rows(files: list[Path], size: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _take(text: Any, table: dict[int, Any], own: dict[str, int], where: str) -> None:
-    """Put a record, which is given as JSON, under its id; ``own`` is what the row says of it."""
+    """Put a record, given as JSON, into the table under its id; ``own`` is what the row says about it."""
     try:
         record = json.loads(text) if type(text) is str else None
     except (ValueError, RecursionError):

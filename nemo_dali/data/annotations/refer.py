@@ -59,8 +59,8 @@ def read_refer(
     Args:
         root: the folder that holds ``<dataset>/instances.json`` and beside it the file of refs.
         dataset: ``refcoco``, ``refcoco+``, ``refcocog``, ``refclef``, ``grefcoco`` or ``ref-zom``, or another folder in
-            one of their layouts; which one is told by the file of refs.
-        split_by: what stands in brackets in the name of the file of refs: ``unc``, ``umd``, ``google``, ``berkeley`` or
+            one of their layouts; the file of refs shows which one.
+        split_by: what is in brackets in the name of the file of refs: ``unc``, ``umd``, ``google``, ``berkeley`` or
             ``final``.
         split: ``train``, ``val``, ``test``, ``testA``, ``testB`` or ``testC``.
         leave_out: file names of photos that are left out with their refs.
@@ -86,7 +86,7 @@ def read_refer(
 def refs_in_columns(
     refs: list[Any], path: Path, instances: "Instances", *, name: str, leave_out: Sequence[str], skip_empty: bool
 ) -> Annotations:
-    """The columns of refs as REFER's file has them, which was read from ``path``; the rest as for ``read_refer``."""
+    """The columns of refs in the form of REFER's file, read from ``path``; other arguments as for ``read_refer``."""
     refs = _without(refs, leave_out, path, instances)
     empty = EmptyTexts(skip=skip_empty, remedy="Remove it from the file.")
     columns = _columns(refs, path, instances, empty, name=name)
@@ -98,7 +98,7 @@ def refs_in_columns(
 
 
 def _refs_path(folder: Path, split_by: str) -> Path:
-    """The one file of refs with that in its brackets."""
+    """The one file of refs with ``split_by`` in brackets in its name."""
     kinds = (("refs", "p"), ("Ref-ZOM", "p"), ("grefs", "p"), ("grefs", "json"))  # the second as it is published
     found = [path for kind, end in kinds if (path := folder / f"{kind}({split_by}).{end}").is_file()]
     if not found:
@@ -171,7 +171,7 @@ def in_split(name: str, split: str) -> bool:
 
 
 def _without(refs: list[Any], names: Sequence[str], refs_path: Path, instances: Instances) -> list[Any]:
-    """The refs less those about photos with these file names."""
+    """The refs without those about photos with these file names."""
     if not names:
         return refs
     names = list(map(normal_name, names))
@@ -209,7 +209,7 @@ def _columns(refs: list[Any], refs_path: Path, instances: Instances, empty: Empt
             other,
         )
     twice = [ref_id for ref_id, count in Counter(record.ref_id for record in records).items() if count > 1]
-    if twice and (generalised or zom):  # their publishers' readers go on too
+    if twice and (generalised or zom):  # their publishers' readers continue too
         logger.warning("%s: %d ref ids occur more than once; every ref is kept", refs_path, len(twice))
     elif twice:
         raise AnnotationError(f"{refs_path} has ref {twice[0]} twice. Get the file again.")
@@ -262,7 +262,7 @@ def _ref(
 
 
 def _no_target(ref: Any, where: str) -> int:
-    """The ref's own field of that name, 0 or 1; -1 where it has none."""
+    """The ref's own field ``no_target``, 0 or 1; -1 if it has none."""
     if "no_target" not in ref:
         return -1
     said = ref["no_target"]
