@@ -97,10 +97,10 @@ def node_copy(arrays: Sequence[U8], *, together: bool, problem: str = "") -> Nod
                 opened.callback(os.close, made)
             except (NemoError, OSError) as error:
                 problem = str(error)
-        told = ranks.share((os.getpid(), made, len(chunks), problem))
-        _raise_first(problem for *_, problem in told)
-        owner, descriptor, *_ = told[peers[0]]
-        most = max(count for _, _, count, _ in told)  # with fewer ranks on a node, each copies more
+        shared = ranks.share((os.getpid(), made, len(chunks), problem))
+        _raise_first(problem for *_, problem in shared)
+        owner, descriptor, *_ = shared[peers[0]]
+        most = max(count for _, _, count, _ in shared)  # with fewer ranks on a node, each copies more
         for first in range(0, max(most, 1), ROUND):
             try:
                 if first == 0:

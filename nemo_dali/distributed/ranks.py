@@ -126,10 +126,10 @@ class Ranks:
             result = function()
         except Exception as raised:  # whatever it is, the others must not wait for this rank
             error = raised
-        told = self.share(None if error is None else str(error))
+        shared = self.share(None if error is None else str(error))
         if error is not None:
             raise error
-        for rank, text in enumerate(told):
+        for rank, text in enumerate(shared):
             if text is not None:
                 raise ToldElsewhere(f"Rank {rank} failed: {text}")
         return result

@@ -228,7 +228,7 @@ def _write(descriptor: int, content: bytes | memoryview) -> None:
 
 
 @contextmanager
-def disk_errors_told(path: Path) -> Iterator[None]:
+def disk_errors_reported(path: Path) -> Iterator[None]:
     """Report in one sentence that the disk does not take a large file.
 
     Raises:

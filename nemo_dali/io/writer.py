@@ -22,7 +22,7 @@ from nemo_dali.errors import FileFormatError
 from nemo_dali.io.h5 import HDF5, OFFSETS, MappedFile, read_index
 from nemo_dali.io.index import LARGEST_BLOCK, UNFINISHED, Entry, Index, Value, checksum, encode, row_checksum
 from nemo_dali.io.layout import PAGE, Layout, block_of, create, room_for
-from nemo_dali.io.output import FREE_SPACE, cannot_write, disk_errors_told, output_file, partial_name
+from nemo_dali.io.output import FREE_SPACE, cannot_write, disk_errors_reported, output_file, partial_name
 
 SEARCHED = 1 << 24  # bytes at a file's beginning and end in which the name of a format is looked for
 
@@ -115,7 +115,7 @@ def unfinished(
         return not looked or (file is not None and bool(done(file)))
 
     with (
-        disk_errors_told(output),
+        disk_errors_reported(output),
         output_file(output, is_ours=_is_ours(output, format), kind=kind, keep=keep) as descriptor,
     ):
         file = _begun(partial, read, done)
@@ -153,7 +153,7 @@ def write_h5(output: str | Path, *, format: str, version: int) -> Iterator[Calla
             writing it.
     """
     output, kind = Path(output), f"a file of format '{format}'"
-    with disk_errors_told(output), output_file(output, is_ours=_is_ours(output, format), kind=kind) as descriptor:
+    with disk_errors_reported(output), output_file(output, is_ours=_is_ours(output, format), kind=kind) as descriptor:
 
         def write(content: Content) -> None:
             arrays = _as_arrays(content.columns)

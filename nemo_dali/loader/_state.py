@@ -92,11 +92,11 @@ def _check_sampling(there: Any, here: list[str], *, strict: bool) -> None:
     differing = [name for name in old | new if not _say_the_same(old.get(name), new.get(name))]
     if not differing:
         return
-    told = []
+    differences = []
     for name in differing[:4]:
         values = shorten(*(repr(facts.get(name, "none"))[1:-1] for facts in (old, new)), longest=28)
-        told.append("{} {}, here {}".format(repr(name)[1:-1][:28], *values))
-    words = ", ".join(told)
+        differences.append("{} {}, here {}".format(repr(name)[1:-1][:28], *values))
+    words = ", ".join(differences)
     more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     if strict:
         raise StateError(

@@ -89,10 +89,10 @@ def mask(target: Target, geometry: Geometry, *, dtype: str) -> DataNode:
     runs = (dali.reshape(target[2], shape=[1, -1]), types.INT64, 2)  # the first input gives the first output's shape
     run_ends, verdict = call(callbacks.run_target, [runs, *target_inputs(target, geometry)], types.UINT32, 1)
 
-    def write(device: int, stream: int, ends: list[Any], told: list[Any]) -> "torch.Tensor":
+    def write(device: int, stream: int, ends: list[Any], numbers: list[Any]) -> "torch.Tensor":
         samples = len(ends)
         masks = _allocate((samples, size, size), dtype, device, stream)
-        targets, first = _targets(ends, told, geometry.resample)
+        targets, first = _targets(ends, numbers, geometry.resample)
         _owner, (address,) = upload([targets], device=device, stream=stream)
         mask_gpu.write_masks(
             address,
@@ -204,12 +204,12 @@ def _check_photos(batches: Sequence[list[Any]], sizes: npt.NDArray[np.int64]) ->
             raise NemoError(f"nemo_dali.fn.mosaic: images[{cell}] must be uint8, not numbers of {head.bits} bits.")
 
 
-def _targets(ends: list[Any], told: list[Any], resample: int) -> tuple[Targets, int]:
+def _targets(ends: list[Any], numbers: list[Any], resample: int) -> tuple[Targets, int]:
     """What the mask kernel reads of each sample, and the device address that ``ends_begin`` counts from."""
     addresses, _ = read_tensors(ends)
     targets = np.zeros(len(ends), TARGET)
     names = ("ends_count", "y0", "x0", "y1", "x1", "photo_height", "photo_width")  # as the callback orders them
-    for name, column in zip(names, _numbers(told).T, strict=True):
+    for name, column in zip(names, _numbers(numbers).T, strict=True):
         targets[name] = column
     targets["resample"] = resample
     shown = targets["ends_count"] > 0

@@ -83,7 +83,7 @@ def _without_none(items: list[tuple[str, Any]]) -> dict[str, Any]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-class Told(NamedTuple):
+class Parsed(NamedTuple):
     """What a file says, in its order; ``kinds`` are indices into ``SENTENCE_KINDS``."""
 
     image_id: list[int]
@@ -95,27 +95,27 @@ class Told(NamedTuple):
     says: list[tuple[Expression, ...]]  # one or two each
 
 
-def parse_truth(content: bytes) -> Told:
+def parse_truth(content: bytes) -> Parsed:
     """What a file says.
 
     Raises:
         ValueError: it is not such a file, is of another version, or is damaged; the text says which and where.
     """
     try:
-        told = json.loads(content)
+        truth = json.loads(content)
     except RecursionError as error:
         raise ValueError("it nests values too deeply") from error
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
+    if not isinstance(truth, dict) or truth.get("format") != FORMAT:
         raise ValueError("it is not the truth of a generated data set")
-    if told.get("version") != VERSION:
-        raise ValueError(f"it has version {short_repr(told.get('version'))}, and version {VERSION} is read")
-    image_id, scenes, seen, sent_id, sent, kinds, says = found = Told([], [], [], [], [], [], [])
-    for row, record in enumerate(_list(told, "images")):
+    if truth.get("version") != VERSION:
+        raise ValueError(f"it has version {short_repr(truth.get('version'))}, and version {VERSION} is read")
+    image_id, scenes, seen, sent_id, sent, kinds, says = found = Parsed([], [], [], [], [], [], [])
+    for row, record in enumerate(_list(truth, "images")):
         with _damage(f"image {row}"):
             image_id.append(_whole(record["id"]))
             scenes.append(_scene(record))
             seen.append(tuple(i for i, thing in enumerate(record["things"]) if thing["ann_id"] is not None))
-    for row, record in enumerate(_list(told, "sentences")):
+    for row, record in enumerate(_list(truth, "sentences")):
         with _damage(f"sentence {row}"):
             sent_id.append(_whole(record["sent_id"]))
             sent.append(_text(record["sent"]))
@@ -144,30 +144,30 @@ def _list(content: dict[str, Any], name: str) -> list[Any]:
 def _scene(record: dict[str, Any]) -> Scene:
     things = tuple(
         Thing(
-            kind=_one_of(told["kind"], KINDS),
-            colour=_one_of(told["colour"], COLOURS),
-            size=_one_of(told["size"], SIZES),
-            zone=_one_of(told["zone"], ZONES),
-            box=_box(told["box"]),
-            visible=float(told["visible"]),
+            kind=_one_of(thing["kind"], KINDS),
+            colour=_one_of(thing["colour"], COLOURS),
+            size=_one_of(thing["size"], SIZES),
+            zone=_one_of(thing["zone"], ZONES),
+            box=_box(thing["box"]),
+            visible=float(thing["visible"]),
         )
-        for told in record["things"]
+        for thing in record["things"]
     )
     width, height = (_whole(record[name], least=1) for name in ("width", "height"))
     hides = frozenset((_whole(i), _whole(j)) for i, j in record["hides"])
     return Scene(width, height, _text(record["theme"]), _whole(record["horizon"]), bool(record["grey"]), things, hides)
 
 
-def _expression(told: dict[str, Any], *, landmark: bool = False) -> Expression:
-    its_landmark = told.get("landmark")
-    if landmark and "where" in told:
+def _expression(record: dict[str, Any], *, landmark: bool = False) -> Expression:
+    its_landmark = record.get("landmark")
+    if landmark and "where" in record:
         raise ValueError("a landmark has no place")
     words = {} if landmark else RELATIONS if its_landmark is not None else PLACES | ZONES | RANKS
     return Expression(
-        kind=_one_of(told["kind"], KINDS),
-        colour=_one_of(told["colour"], PAINTS) if "colour" in told else None,
-        size=_one_of(told["size"], SIZES) if "size" in told else None,
-        where=_one_of(told["where"], words) if "where" in told or its_landmark is not None else None,
+        kind=_one_of(record["kind"], KINDS),
+        colour=_one_of(record["colour"], PAINTS) if "colour" in record else None,
+        size=_one_of(record["size"], SIZES) if "size" in record else None,
+        where=_one_of(record["where"], words) if "where" in record or its_landmark is not None else None,
         landmark=None if its_landmark is None else _expression(its_landmark, landmark=True),
     )
 

@@ -96,7 +96,7 @@ def false_negatives(
     corpus = Corpus([dataset], [table], [])
     (opened,) = corpus.datasets
     (part,) = corpus.parts()
-    told = truth.of(opened)
+    known = truth.of(opened)
     found = {}
     for name in ("mined", "random"):
         drawn = replace(
@@ -108,8 +108,8 @@ def false_negatives(
             target_cell="uniform",
         )
         planner = Planner([part.under(drawn, samples="refs")], drawn, seed=seed, size=SIZE)
-        found[name] = _Looked(told, opened, _negatives(planner, mosaics))
-    kinds = [(kind, name) for kind, name in enumerate(told.kind_names) if (told.kind == kind).any()]
+        found[name] = _Looked(known, opened, _negatives(planner, mosaics))
+    kinds = [(kind, name) for kind, name in enumerate(known.kind_names) if (known.kind == kind).any()]
     by_kind = {
         name: {kind_name: looked.shares(looked.kind == kind) for kind, kind_name in kinds}
         for name, looked in found.items()

@@ -72,21 +72,21 @@ class Truth:
             if not found:
                 raise AnnotationError(f"{given} has no {TRUTH_FILE} of a generated data set. {REMEDY}")
         try:
-            told = parse_truth(read_regular(found[0], MAX_FILE_BYTES))
+            parsed = parse_truth(read_regular(found[0], MAX_FILE_BYTES))
         except OSError as error:
             raise AnnotationError(f"{found[0]} cannot be read: {error.strerror}. {REMEDY}") from error
         except ValueError as error:
             raise AnnotationError(f"{found[0]} cannot be used: {error}. {REMEDY}") from error
-        place = {expression: i for i, expression in enumerate(dict.fromkeys(itertools.chain(*told.says)))}
+        place = {expression: i for i, expression in enumerate(dict.fromkeys(itertools.chain(*parsed.says)))}
         return Truth(
             path=found[0],
-            image_id=np.array(told.image_id, np.int64),
-            scenes=told.scenes,
-            seen=told.seen,
-            sent_id=np.array(told.sent_id, np.int64),
-            sent=told.sent,
-            kind=np.array(told.kinds, np.uint8),
-            said=np.array([(place[says[0]], place[says[-1]]) for says in told.says], np.int32),
+            image_id=np.array(parsed.image_id, np.int64),
+            scenes=parsed.scenes,
+            seen=parsed.seen,
+            sent_id=np.array(parsed.sent_id, np.int64),
+            sent=parsed.sent,
+            kind=np.array(parsed.kinds, np.uint8),
+            said=np.array([(place[says[0]], place[says[-1]]) for says in parsed.says], np.int32),
             expressions=[*place],
         )
 
@@ -103,8 +103,8 @@ class Truth:
         other = (sides != np.stack([dataset.images.width, dataset.images.height], axis=1)).any(axis=1)
         if other.any():
             raise self._another("photo", dataset, int(self.image_id[photos[other.argmax()]]))
-        for row, (told, text) in enumerate(zip(sent, dataset.sentences.text, strict=True)):
-            if told != text:
+        for row, (own, text) in enumerate(zip(sent, dataset.sentences.text, strict=True)):
+            if own != text:
                 raise self._another("sentence", dataset, int(self.sent_id[sentences[row]]))
         return replace(
             self,
@@ -173,8 +173,8 @@ class Truth:
         """bool [kinds x colours x sizes, photos]: which descriptions fit a thing that a photo shows."""
         every = enumerate(zip(self.scenes, self.seen, strict=True))
         things = [(scene.things[i], photo) for photo, (scene, seen) in every for i in seen]
-        told = [(_KIND[thing.kind], _COLOUR[thing.colour], _SIZE[thing.size], photo) for thing, photo in things]
-        kind, colour, size, photo = np.array(told, np.int64).reshape(-1, 4).T
+        rows = [(_KIND[thing.kind], _COLOUR[thing.colour], _SIZE[thing.size], photo) for thing, photo in things]
+        kind, colour, size, photo = np.array(rows, np.int64).reshape(-1, 4).T
         shown = np.zeros((len(KINDS), len(COLOURS) + 1, len(SIZES) + 1, len(self.scenes)), bool)
         any_colour, any_size = np.full_like(colour, len(COLOURS)), np.full_like(size, len(SIZES))
         for its_colour, its_size in itertools.product((colour, any_colour), (size, any_size)):
