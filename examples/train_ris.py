@@ -1,12 +1,12 @@
-"""Train a small model of referring image segmentation on a Loader: what a training of your own may begin with.
+"""Train a small model of referring image segmentation on a Loader: a starting point for your own training.
 
     python examples/train_ris.py train.ris.h5 train.neg.h5 --val val.ris.h5 --policy policy.json --out run
     torchrun --nproc-per-node 4 examples/train_ris.py ... --resume    # the same arguments
 
-On GPUs (NCCL, mixed precision) where there are some, else on the CPU (Gloo). The global batch stays the same whatever
-the number of ranks, and with it what every step is made of, so any number of ranks can go on where others stopped.
+Runs on GPUs (NCCL, mixed precision) if there are any, else on the CPU (Gloo). The global batch, and so the samples of
+every step, are the same for any number of ranks: any number of them can continue where others stopped.
 
-    run/checkpoint.pt                   all that a run goes on from, replaced every --save-every steps
+    run/checkpoint.pt                   the state that a run continues from, replaced every --save-every steps
     run/metrics.jsonl                   a line per evaluation: metrics of all samples, and by distractors and kind
     run/seen-from-STEP-rank-RANK.jsonl  the positions of the epoch, and the refs, that each step showed
 """
@@ -236,7 +236,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
         begins = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(ranks)]
         distributed.all_gather(begins, torch.tensor(training.step, device=device))
         if len({int(begin) for begin in begins}) > 1:  # a file system that shows a new file late, say
-            raise SystemExit(f"The ranks go on from different steps: {[int(begin) for begin in begins]}. Start again.")
+            raise SystemExit(f"Ranks continue from different steps: {[int(begin) for begin in begins]}. Start again.")
         training.model = DistributedDataParallel(training.segmenter)
     options.out.mkdir(parents=True, exist_ok=True)
     with open(options.out / f"seen-from-{training.step}-rank-{rank}.jsonl", "w", buffering=1) as seen:
@@ -267,16 +267,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="F.ris.h5")
     parser.add_argument("negatives", nargs="?", help="F.neg.h5; without it every sample is a single photo")
-    parser.add_argument("--val", help="a .ris.h5 that is evaluated after each epoch")
+    parser.add_argument("--val", help="a .ris.h5 to evaluate on after each epoch")
     parser.add_argument("--val-truth", help="its folder, if nemo-dali synth made it: metrics by kind of expression too")
     parser.add_argument("--policy", help="a policy file, as nemo-dali tune writes it")
-    parser.add_argument("--tiles", help="F.tiles.h5: photos are shown from there")
+    parser.add_argument("--tiles", help="F.tiles.h5: read photos from there")
     parser.add_argument("--out", type=Path, default=Path("run"))
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt, if it is there")
+    parser.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt, if it exists")
     parser.add_argument("--size", type=int, default=480)
-    parser.add_argument("--global-batch", type=int, default=16, help="samples of a step, over all ranks")
+    parser.add_argument("--global-batch", type=int, default=16, help="samples per step, over all ranks")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--steps", type=int, help="of the whole run, in place of --epochs")
+    parser.add_argument("--steps", type=int, help="steps of the whole run, instead of --epochs")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--warm-up", type=int, default=100, help="steps")
     parser.add_argument("--workers", type=int, help="threads of the loader (default: the cores of this rank)")
