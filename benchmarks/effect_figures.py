@@ -30,10 +30,9 @@ COLOURS = {
 def plot_summary(record: dict[str, Any], output: Path) -> None:
     """README's figure: every arm's P@0.5 on hard samples less that of single photos, with 95 % intervals."""
     rows = {arm: (record, arm) for arm in arms_of(record)}
-    for other in record["follow_ups"].values():
-        size, arms = other["study"]["size"], other["study"]["arms"]
-        rows |= {f"{arm}, {arms[arm]['share']:.0%} mosaics, {size} pixels": (other, arm) for arm in arms_of(other)}
-    rows = {label: found for label, found in rows.items() if found[1] != "single"}
+    for study, other in record["follow_ups"].items():
+        rows |= {arm if arm == study else f"{arm} ({study})": (other, arm) for arm in arms_of(other)}
+    rows = {label: row for label, row in rows.items() if row[1] != "single"}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.2, 0.6 + 0.22 * len(rows)), layout="constrained")
         axes.axvline(0, color=INK, linewidth=1)
@@ -44,7 +43,7 @@ def plot_summary(record: dict[str, Any], output: Path) -> None:
             axes.errorbar(mean, place, xerr=half, fmt="o", capsize=2, markersize=4, color=COLOURS[arm])
         axes.set_yticks(range(len(rows)), rows)
         axes.invert_yaxis()
-        axes.set_xlabel("P@0.5 on hard samples, points more than with single photos")
+        axes.set_xlabel("P@0.5 on hard samples, less that of single photos")
     save(figure, output)
 
 

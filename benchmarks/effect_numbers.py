@@ -61,9 +61,9 @@ def by_seed(record: dict[str, Any], arm: str, where: str, measure: str, **which:
     return {run["seed"]: value(chosen(run, where, **which), measure) for run in record["runs"] if run["arm"] == arm}
 
 
-def singles_of(record: dict[str, Any], main: dict[str, Any]) -> dict[int, float]:
-    """P@0.5 on hard samples of a study's single photos, or the main study's: the same seeds, steps and photos."""
-    return by_seed(record if "single" in arms_of(record) else main, "single", "single", "P@0.5", hard=True)
+def singles_of(record: dict[str, Any], main: dict[str, Any], measure: str = "P@0.5") -> dict[int, float]:
+    """A measure on hard samples of a study's single photos, or the main study's: the same seeds, steps and photos."""
+    return by_seed(record if "single" in arms_of(record) else main, "single", "single", measure, hard=True)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -139,39 +139,42 @@ def effort(record: dict[str, Any]) -> str:
     """How many runs there were, how long they took, and where."""
     runs, here = record["runs"], record["machine"]
     steps = sorted({run["steps"] for run in runs})
-    minutes = [run["seconds"] / 60 for run in runs]
+    hours = [run["seconds"] / 3600 for run in runs]
+    minutes = " to ".join(dict.fromkeys(f"{60 * end(hours):.0f}" for end in (min, max)))
     revisions = ", ".join(dict.fromkeys(run["revision"] for run in runs))
     cpus = " or ".join(dict.fromkeys(run.get("cpu", here["cpu"]) for run in runs))
     planned = len(record["study"]["arms"]) * len(record["study"]["seeds"])
     count = f"{planned} runs" if len(runs) == planned else f"{len(runs)} of {planned} runs so far"
     return (
-        f"{count}, of {' or '.join(f'{n:,}' for n in steps)} steps, {min(minutes):.0f} to {max(minutes):.0f} minutes "
-        f"each, {sum(minutes) / 60:.1f} hours in all, on {here['cores']} cores ({cpus}); revisions {revisions}.\n"
+        f"{count}, of {' or '.join(f'{n:,}' for n in steps)} steps, {minutes} minutes each, "
+        f"{sum(hours):.1f} hours in all, on {here['cores']} cores ({cpus}); revisions {revisions}.\n"
     )
 
 
 def follow_ups(record: dict[str, Any]) -> str:
     """The main study's tuned mosaics beside the follow-ups', with what they are compared with and where they ran."""
     lines = [
-        "| study | frames | in mosaics | pairs | single, hard | P@0.5, hard | less single | P@0.5 in mosaics |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| study | frames | arm | in mosaics | pairs | single | less single | misses less single | P@0.5 in mosaics |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     studies = {"main": record} | record["follow_ups"]
     for name, other in studies.items():
         for arm in arms_of(other) if name != "main" else ("tuned",):
             if arm == "single":
                 continue
-            one = by_seed(other, arm, "single", "P@0.5", hard=True)
-            single = {seed: found for seed, found in singles_of(other, record).items() if seed in one}
+            hits, misses = (by_seed(other, arm, "single", measure, hard=True) for measure in ("P@0.5", "misses"))
+            single = {seed: found for seed, found in singles_of(other, record).items() if seed in hits}
             mosaics = by_seed(other, arm, "mosaic", "P@0.5")
-            mean, half, pairs = difference(one, single)
+            mean, half, pairs = difference(hits, single)
             cells = [
                 name,
                 f"{other['study']['size']} pixels",
+                arm,
                 f"{other['study']['arms'][arm]['share']:.0%}",
                 str(pairs),
-                *(_points(*interval(np.array(list(values.values())))) for values in (single, one)),
+                _points(*interval(np.array(list(single.values())))),
                 _points(mean, half, signed=True),
+                _points(*difference(misses, singles_of(other, record, "misses"))[:2], signed=True),
                 _points(*interval(np.array(list(mosaics.values())))),
             ]
             lines.append(f"| {' | '.join(cells)} |")

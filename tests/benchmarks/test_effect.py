@@ -169,7 +169,7 @@ def test_tables_say_what_the_record_says():
     assert lines[2].startswith("| random | +0.0 ± 0.0 |")
     assert lines[3] == "| tuned | +13.3 ± 16.6 | +0.0 ± 0.0 | +20.0 ± 24.8 | +20.0 ± 24.8 |"
     assert "| tuned | +20.0 ± 24.8 | +20.0 ± 24.8 |" in report.kinds_table(record)
-    assert report.effort(record).startswith("9 runs, of 100 steps, 1 to 1 minutes each, 0.1 hours")
+    assert report.effort(record).startswith("9 runs, of 100 steps, 1 minutes each, 0.1 hours")
     del record["runs"][0]
     record["runs"][1]["cpu"] = "another"
     assert report.effort(record).startswith("8 of 9 runs so far, of 100 steps,")
@@ -197,9 +197,9 @@ def test_follow_ups_are_compared_with_single_photos_of_the_same_seeds():
     larger["study"]["size"] = 160
     lines = report.follow_ups(record | {"follow_ups": {"quarter": quarter, "larger": larger}}).splitlines()
     assert lines[2:5] == [
-        "| main | 128 pixels | 50% | 3 | 50.0 ± 24.8 | 70.0 ± 49.7 | +20.0 ± 24.8 | 50.0 ± 0.0 |",
-        "| quarter | 128 pixels | 25% | 2 | 45.0 ± 63.5 | 50.0 ± 0.0 | +5.0 ± 63.5 | 50.0 ± 0.0 |",
-        "| larger | 160 pixels | 50% | 2 | 70.0 ± 127.1 | 70.0 ± 254.1 | +0.0 ± 127.1 | 50.0 ± 0.0 |",
+        "| main | 128 pixels | tuned | 50% | 3 | 50.0 ± 24.8 | +20.0 ± 24.8 | -10.0 ± 12.4 | 50.0 ± 0.0 |",
+        "| quarter | 128 pixels | tuned | 25% | 2 | 45.0 ± 63.5 | +5.0 ± 63.5 | -2.5 ± 31.8 | 50.0 ± 0.0 |",
+        "| larger | 160 pixels | tuned | 50% | 2 | 70.0 ± 127.1 | +0.0 ± 127.1 | +0.0 ± 63.5 | 50.0 ± 0.0 |",
     ]
     assert lines[6].startswith("*quarter*: 2 runs, of 100 steps")
     assert lines[8].startswith("*larger*: 4 of 9 runs so far")
@@ -218,11 +218,12 @@ def test_the_page_is_made_of_the_record_alone():
 
 def test_figures_show_every_arm(tmp_path):
     record = record_of({"single": [4, 5, 6], "random": [4, 5, 6], "tuned": [5, 7, 9]})
-    quarter = record_of({"quarter": [5, 5]})
+    quarter, fewer = record_of({"quarter": [5, 5]}), record_of({"single": [5], "tuned": [5]})
     quarter["study"]["arms"] = {"quarter": {"share": 0.25}}
-    figures.plot_summary(record | {"follow_ups": {"quarter": quarter}}, tmp_path / "small.svg")
+    figures.plot_summary(record | {"follow_ups": {"quarter": quarter, "fewer": fewer}}, tmp_path / "small.svg")
     shown = (tmp_path / "small.svg").read_text()
-    assert ">quarter, 25% mosaics, 128 pixels<" in shown and ">tuned<" in shown and ">single<" not in shown
+    assert all(f">{row}<" in shown for row in ("random", "tuned", "quarter", "tuned (fewer)"))
+    assert ">single" not in shown
     figures.plot_distractors(record, tmp_path / "one.svg")
     figures.plot_false_negatives(record, tmp_path / "two.svg")
     for name in ("one.svg", "two.svg"):
