@@ -15,16 +15,16 @@ HARD = 2  # a sample with at least this many distractors is hard
 
 
 def recorded(study: str = "main") -> Path:
-    """Where the runs of one of ``STUDIES`` are kept."""
+    """Where the runs of one of ``STUDIES`` are kept, and what ``effect_cells.py`` found ("cells")."""
     return RESULTS / ("effect.json" if study == "main" else f"effect-{study}.json")
 
 
 def read() -> dict[str, Any]:
-    """The main study's record, with those of the follow-ups that exist."""
-    paths = {name: recorded(name) for name in FOLLOW_UPS}
+    """The main study's record, with those of the follow-ups that exist and what was found in cells."""
+    paths = {name: recorded(name) for name in (*FOLLOW_UPS, "cells")}
     found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
     record: dict[str, Any] = json.loads(recorded().read_text())
-    return record | {"follow_ups": found}
+    return record | {"cells": found.pop("cells", {"runs": []}), "follow_ups": found}
 
 
 def value(rows: list[dict[str, Any]], measure: str) -> float:

@@ -181,6 +181,20 @@ def follow_ups(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *(f"*{name}*: {effort(other)}" for name, other in record["follow_ups"].items())])
 
 
+def cells_table(record: dict[str, Any]) -> str:
+    """What models find of hard samples that are blurred, small, or small among others."""
+    ways = ["whole", "blurred", "small"]
+    lines = [f"| arm | models | {' | '.join(ways)} | in a mosaic |", "| --- | --- | --- | --- | --- | --- |"]
+    runs = record["cells"]["runs"]
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        its = [run for run in runs if run["arm"] == arm]
+        mosaic = by_seed(record["follow_ups"]["larger"], arm, "mosaic", "P@0.5", hard=True)
+        values = [[run[way] for run in its] for way in ways] + [[mosaic[run["seed"]] for run in its]]
+        cells = [arm, str(len(its)), *(_points(*interval(np.array(of_way))) for of_way in values)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 TABLES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("data", data_table),
     ("effort", effort),
@@ -189,6 +203,7 @@ TABLES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("differences", difference_table),
     ("kinds", kinds_table),
     ("follow-ups", follow_ups),
+    ("cells", cells_table),
 ]
 FIGURES: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "effect-summary.svg": plot_summary,

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from nemo_dali.synthetic.truth import Truth
 from tests.helpers.paths import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))  # where a script finds what it shares with others
-effect, effect_data, effect_study = map(importlib.import_module, ("effect", "effect_data", "effect_study"))
+effect, effect_cells, effect_data, effect_study, numbers, figures, report = (
+    importlib.import_module(f"effect{part}")
+    for part in ("", "_cells", "_data", "_study", "_numbers", "_figures", "_report")
+)
 
 SCENES = {"images": 40, "expressions": {"attribute": 3, "relation": 1}}
 STUDY = effect_study.Study(
@@ -101,12 +105,14 @@ def test_every_arm_takes_the_same_steps_and_a_killed_run_goes_on(files, tmp_path
     again = effect.train("tuned", 1, files, 1)
     for name in ("steps", "loss", "single", "mosaic", "masks"):
         assert again[name] == runs["tuned"][name]
+    # Looked at once more, in ways of which one is that of the run.
+    looked = effect_cells.found(files, "single", 1)
+    assert looked["whole"] == numbers.value(numbers.chosen(runs["single"], "single", hard=True), "P@0.5")
+    assert looked.keys() == {"whole", "blurred", "small"}
     torch.set_num_threads(threads)
 
 
 # --- what is made of a record ----------------------------------------------------------------------------------------
-
-numbers, figures, report = map(importlib.import_module, ("effect_numbers", "effect_figures", "effect_report"))
 
 
 def row(*, kind="attribute", distractors, hits, samples=10, misses=0):
@@ -138,7 +144,7 @@ def record_of(hits):
     }  # fmt: skip
     study = {"arms": {arm: {"share": 0.5} for arm in ("single", "random", "tuned")}, "seeds": [1, 2, 3], "size": 128}
     machine = {"cores": 2, "cpu": "a CPU"}
-    return {"runs": runs, "data": data, "study": study, "machine": machine, "follow_ups": {}}
+    return {"runs": runs, "data": data, "study": study, "machine": machine, "follow_ups": {}, "cells": {"runs": []}}
 
 
 def test_differences_are_paired_by_seed_with_t_intervals():
@@ -203,6 +209,31 @@ def test_follow_ups_are_compared_with_single_photos_of_the_same_seeds():
     ]
     assert lines[6].startswith("*quarter*: 2 runs, of 100 steps")
     assert lines[8].startswith("*larger*: 4 of 9 runs so far")
+
+
+def test_cells_are_shown_beside_the_mosaics_of_the_same_runs():
+    larger = record_of({"single": [4, 5]})
+    for run, value in zip(larger["runs"], (3, 5), strict=True):
+        run["mosaic"] = [row(distractors=2, hits=value), row(distractors=0, hits=9)]
+    cells = [{"arm": "single", "seed": seed, "whole": 40.0, "blurred": 30.0, "small": 10.0} for seed in (1, 2)]
+    record = record_of({"single": [4]}) | {"follow_ups": {"larger": larger}, "cells": {"runs": cells}}
+    assert report.cells_table(record).splitlines()[2:] == [
+        "| single | 2 | 40.0 ± 0.0 | 30.0 ± 0.0 | 10.0 ± 0.0 | 40.0 ± 127.1 |"
+    ]
+
+
+@pytest.mark.parametrize(("position", "corner"), [(0, (0, 0)), (1, (0, 8)), (2, (8, 0)), (7, (8, 8))])
+def test_a_small_photo_is_in_a_quarter_of_an_empty_frame(position, corner):
+    image, mask = torch.rand(1, 3, 16, 16) + 1, torch.ones(1, 16, 16, dtype=torch.uint8)
+    batch = SimpleNamespace(image=image, mask=mask, plan=np.array([(position,)], [("position", np.int64)]))
+    shown, target = effect_cells.small(batch)
+    y, x = corner
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[y : y + 8, x : x + 8] = True
+    assert torch.equal(target[0] > 0, inside) and torch.equal((shown[0] != 0).all(0), inside)
+    means = shown[0, :, y : y + 8, x : x + 8].mean((1, 2)), image[0].mean((1, 2))
+    torch.testing.assert_close(*means, rtol=0.05, atol=0)
+    assert torch.equal(effect_cells.blurred(batch)[1], mask)
 
 
 def test_the_page_is_made_of_the_record_alone():
