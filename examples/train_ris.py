@@ -25,9 +25,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from torch.nn.parallel import DistributedDataParallel
 
 from nemo_dali import Batch, Loader, MosaicPolicy
-from nemo_dali.data.dataset import Dataset
 from nemo_dali.metrics import Segmentation
-from nemo_dali.synthetic.truth import Truth
+from nemo_dali.synthetic import expression_kinds
 
 VOCABULARY, WORDS = 49408, 22  # CLIP's tokens, and how many of a sentence are kept, as CRIS does for RefCOCOg
 
@@ -221,8 +220,7 @@ def train(options: argparse.Namespace, device: torch.device) -> None:
     held_out = options.val and Loader(
         options.val, batch_size=options.global_batch // ranks, split_mode="eval", **common
     )
-    truth = held_out and options.val_truth and Truth.read(options.val_truth).of(Dataset.open(options.val))
-    kinds = [truth.kind_names[kind] for kind in truth.kind] if truth else None
+    kinds = expression_kinds(options.val_truth, options.val) if held_out and options.val_truth else None
     steps = options.steps or options.epochs * len(loader)
     training = Training(
         device, learning_rate=options.learning_rate, steps=steps, warm_up=options.warm_up, seed=options.seed

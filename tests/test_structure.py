@@ -53,7 +53,7 @@ PUBLIC = {
         "rela",
         "rmsin",
     ],
-    "nemo_dali.synthetic": ["synthesize"],
+    "nemo_dali.synthetic": ["expression_kinds", "synthesize"],
     "nemo_dali.text": ["mask_nouns", "mask_tokens", "noun_runs", "tokenize"],
     "nemo_dali.tiles": ["TileFile", "make_tiles"],
 }

@@ -29,8 +29,9 @@ from nemo_dali.synthetic._scenes import EXPRESSION_KINDS, Scene, Sentence, Thing
 from nemo_dali.synthetic._shapes import KINDS, PAINTS, RGB, outlines, sprite
 from nemo_dali.synthetic._truth_file import TRUTH_FILE, photo_record, sentence_record, truth_content
 from nemo_dali.synthetic.layouts import LAYOUTS, Layout, compressed
+from nemo_dali.synthetic.truth import expression_kinds
 
-__all__ = ["synthesize"]
+__all__ = ["expression_kinds", "synthesize"]
 
 SIZES = {"small": 0.64, "medium": 1.0, "big": 1.5}  # factors on a kind's usual size; nobody says "medium"
 MOST_DISTRACTORS = 5

@@ -24,6 +24,24 @@ REMEDY = "Give the folder that 'nemo-dali synth' wrote; with the same arguments 
 Rows = npt.NDArray[np.integer[Any]]
 
 
+def expression_kinds(folder: str | Path, dataset: str | Path) -> list[str]:
+    """The kind of expression of each sentence of generated data, for example to group metrics by.
+
+    Args:
+        folder: what ``synthesize`` wrote.
+        dataset: a .ris.h5 file indexed from it.
+
+    Returns:
+        By row of the data set's sentences, as ``plan["sentence"]`` counts them: "attribute", "place", "zone", "rank",
+        "relation", or "several" for expressions about several things.
+
+    Raises:
+        AnnotationError: the folder has no truth of generated data, or not of these photos and sentences.
+    """
+    truth = Truth.read(folder).of(Dataset.open(dataset))
+    return [truth.kind_names[kind] for kind in truth.kind]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Truth:
     """What is in photos, and what sentences say, by row: those of the file, or of a data set (``of``).

@@ -71,15 +71,15 @@ def test_tau_is_the_largest_that_lets_few_own_photos_pass(curves):
 def test_false_negatives_are_bounded_and_many_are_warned_of(curves, tmp_path):
     told = np.full(curves.shown.shape, 0.03)
     assert not any("false negatives:" in text for text in propose(curves).why)
-    few = propose(replace(curves, told=told)).why
+    few = propose(replace(curves, known_false=told)).why
     assert few[1].startswith(
         "At least 3% and at most 40% of the candidates are false negatives: for that many, another"
     )
     assert "Warning" not in few[1]
-    many = propose(replace(curves, told=told + 0.04)).why[1]
+    many = propose(replace(curves, known_false=told + 0.04)).why[1]
     assert many.startswith("At least 7% and at most 40%") and "Warning: that is more than 5%" in many
     assert "Lower --passing, or mine with --exclude-crops MARGIN, which leaves fewer at the same hardness" in many
-    unlabelled = replace(curves, told=np.full_like(told, np.nan))
+    unlabelled = replace(curves, known_false=np.full_like(told, np.nan))
     assert len(propose(unlabelled).why) == len(few) - 1
 
     def exclude(parts):
@@ -87,7 +87,7 @@ def test_false_negatives_are_bounded_and_many_are_warned_of(curves, tmp_path):
 
     path = tmp_path / "crops.neg.h5"
     forge(curves.table.path, exclude, path)
-    with_crops = replace(curves, told=told + 0.04, table=NegativeTable.open(path))
+    with_crops = replace(curves, known_false=told + 0.04, table=NegativeTable.open(path))
     assert "raise the margin of --exclude-crops" in propose(with_crops).why[1]
 
 

@@ -12,7 +12,7 @@ from nemo_dali.data.annotations import read_refer
 from nemo_dali.data.dataset import Dataset
 from nemo_dali.data.indexing import index_dataset
 from nemo_dali.errors import AnnotationError
-from nemo_dali.synthetic import make_photo, synthesize
+from nemo_dali.synthetic import expression_kinds, make_photo, synthesize
 from nemo_dali.synthetic._scenes import NO, UNSURE, YES, Expression, Scene, Sentence, Thing, fits, normalise
 from nemo_dali.synthetic._truth_file import photo_record, sentence_record, truth_content
 from nemo_dali.synthetic.layouts import LAYOUTS
@@ -215,6 +215,12 @@ def indexed(folders, tmp_path_factory):
         index_dataset(annotations, images=folders[name] / LAYOUTS[name].photos, output=out / f"{name}.ris.h5")
         made[name] = Dataset.open(out / f"{name}.ris.h5")
     return made
+
+
+def test_kinds_of_expression_are_those_of_the_truths_sentences(folders, indexed):
+    for name, dataset in indexed.items():
+        kinds = {sentence["sent_id"]: sentence["expression_kind"] for sentence in load(folders[name])[1]["sentences"]}
+        assert expression_kinds(folders[name], dataset.path) == [kinds[i] for i in dataset.sentences.sent_id.tolist()]
 
 
 @pytest.mark.parametrize("name", ["grefcoco", "ref-zom"])
