@@ -96,7 +96,8 @@ def test_every_source_is_in_the_wheel(wheel):
 
 def test_the_source_distribution_holds_the_kernels_where_python_looks(built, tmp_path):
     with tarfile.open(built[1]) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
+        archive.extractall(tmp_path)
     (unpacked,) = tmp_path.iterdir()
     package, kernel, _ = look(cwd=tmp_path, path=unpacked)
     assert package == unpacked / "nemo_dali/__init__.py" and kernel == unpacked / "nemo_dali/kernels/reference.py"

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -12,7 +13,7 @@ from nemo_dali.commands import examination, preparation
 from nemo_dali.commands.limits import raise_it_first
 from nemo_dali.commands.parser import Command, Group, UsageError
 from nemo_dali.errors import NemoError, ToldElsewhere
-from nemo_dali.io.terminal import open_closed_streams, say
+from nemo_dali.io.terminal import drop_unwritten, open_closed_streams, say
 
 LONGEST_NAME = 4096  # characters around one that is not UTF-8
 
@@ -82,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(reason: str) -> int:
-    say(f"nemo-dali: {reason}", error=True)
+    with suppress(OSError):  # stderr may be on the full disk too
+        say(f"nemo-dali: {reason}", error=True)
+    drop_unwritten()
     return 1
 
 

@@ -70,6 +70,18 @@ def _drop(stream: TextIO) -> None:
         os.close(nowhere)
 
 
+def drop_unwritten() -> None:
+    """Let standard streams that cannot be written, on a full disk say, lead nowhere from now on.
+
+    Otherwise Python tries again at exit to write what they still hold, and some versions then change the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _drop(stream)
+
+
 def open_closed_streams() -> None:
     """Open standard streams that the process was started without, and let them lead nowhere.
 

@@ -206,7 +206,7 @@ def expanded() -> bytes:
         ("pt", lambda content: archive(content, b"\x80\2]" + 2_000_000 * b"\x8f" + b"."), "more containers"),
         ("pt", lambda content: archive(content, b"\x80\2}N" + 1_000_000 * b"\x85" + b"K\1s."), "more containers"),
         ("pt", lambda _: DOUBLED_KEY * 5, "as the key of a dict"),
-        ("pt", lambda _: legacy()[:300] + DOUBLED_KEY * 5, "is damaged"),
+        ("pt", lambda _: legacy()[:60] + DOUBLED_KEY * 5, "is damaged"),  # in what is the same in every such file
         ("pt", lambda _: legacy(), "cannot be loaded"),
         ("pt", lambda _: b"\x80\x02]" + b"\x8f" * 100, "is damaged"),
         ("pt", lambda content: content[: len(content) // 2], "is damaged"),
