@@ -75,7 +75,8 @@ def drop_unwritten() -> None:
 
     Otherwise Python tries again at exit to write what they still hold, and some versions then change the exit code.
     """
-    for stream in (sys.stdout, sys.stderr):
+    streams: tuple[TextIO | None, ...] = (sys.stdout, sys.stderr)  # None: closed when the process started
+    for stream in filter(None, streams):
         try:
             stream.flush()
         except OSError:

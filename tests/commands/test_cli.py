@@ -346,6 +346,7 @@ def shell(command):
         pytest.param("$NEMO --help | head -0", 0, b"", marks=pytest.mark.slow),
         pytest.param("$NEMO --help >/dev/full", 1, b"No space left on device", marks=pytest.mark.slow),
         pytest.param("$NEMO --version >&-", 0, b"", marks=pytest.mark.slow),
+        pytest.param("$NEMO inspect nothing >&-", 1, b"nothing", marks=pytest.mark.slow),
         pytest.param("$NEMO inspect nothing 2>&-", 1, b"", marks=pytest.mark.slow),
         pytest.param("$NEMO inspect nothing 2>/dev/full", 1, b"", marks=pytest.mark.slow),
         pytest.param("$NEMO fly >&- 2>&- <&-", 2, b"", marks=pytest.mark.slow),
