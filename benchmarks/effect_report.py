@@ -147,7 +147,8 @@ def effort(record: dict[str, Any]) -> str:
     count = f"{planned} runs" if len(runs) == planned else f"{len(runs)} of {planned} runs so far"
     return (
         f"{count}, of {' or '.join(f'{n:,}' for n in steps)} steps, {minutes} minutes each, "
-        f"{sum(hours):.1f} hours in all, on {here['cores']} cores ({cpus}); revisions {revisions}.\n"
+        f"{sum(hours):.1f} hours in all, on {here['cores']} cores ({cpus}) that other work shared at times; "
+        f"revisions {revisions}.\n"
     )
 
 

@@ -137,7 +137,7 @@ def run_demo(out: str | Path, *, images: int = 600, steps: int = STEPS, loader_b
     preview(out / "train.ris.h5", out / "train.neg.h5", output=out / "mosaics.png", policy=shown)
     write_own(out / "index.html", page(said, NEXT))
     if kernels := cache_path(write_tile):
-        say(f"The compiled kernels are cached in {kernels}, where every later start finds them.")
+        say(f"Compiled kernels are cached, the mosaic's in {kernels}: later starts need not compile them.")
     say(f"The demo took {time.monotonic() - begin:.0f} s. Look at {out / 'index.html'} in a browser.")
     say("", "For your own data (here RefCOCO, photos in train2014/):", *(f"  {command}" for command in NEXT))
     say(

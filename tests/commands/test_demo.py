@@ -58,7 +58,7 @@ def test_a_demo_makes_everything_and_says_so(demo):
     assert all((out / name).exists() for name in re.findall(r'(?:src|href)="([^"]+)"', page)) and "mosaics.png" in page
     assert f"<li>Mined negatives for {len(dataset.sentences.ref)} expressions" in page and "median rank" in page
     assert all(command in page and f"  {command}\n" in said for command in module.NEXT)
-    cached = re.search("The compiled kernels are cached in (.*), where", said)[1]
+    cached = re.search("Compiled kernels are cached, the mosaic's in (.*): later", said)[1]
     assert any(Path(cached).glob("*.nbi"))
     assert f"Look at {out / 'index.html'} in a browser." in said and "benchmarks/effect.py" in said
 
